@@ -1,0 +1,50 @@
+"""The exception tree, and its form on the wire.
+
+    RefragError
+    ├── InvalidRequest     the caller must change the request        INVALID_ARG
+    ├── Overloaded         the same request may succeed later        UNAVAILABLE
+    ├── Cancelled          the caller asked for the end              CANCELLED
+    ├── DeadlineExceeded   the request's own deadline passed         CANCELLED
+    ├── CheckpointError    a checkpoint is missing or does not fit   INTERNAL
+    └── SetupError         this machine lacks something we need      INTERNAL
+
+A gRPC stream error carries neither a status code nor a request id, so the type travels in the
+message itself, as one JSON object that survives whatever prefix an ensemble puts before it.
+"""
+
+import json
+
+
+class RefragError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    triton_code = "INTERNAL"
+
+    def to_wire(self) -> str:
+        """The error as the JSON object clients parse: `{"type": …, "message": …}`."""
+        return json.dumps({"type": type(self).__name__, "message": str(self)})
+
+
+class InvalidRequest(RefragError):
+    triton_code = "INVALID_ARG"
+
+
+class Overloaded(RefragError):
+    triton_code = "UNAVAILABLE"
+
+
+class Cancelled(RefragError):
+    triton_code = "CANCELLED"
+
+
+class DeadlineExceeded(RefragError):
+    # Triton has no code of its own for a deadline; the type in the message tells them apart.
+    triton_code = "CANCELLED"
+
+
+class CheckpointError(RefragError):
+    pass
+
+
+class SetupError(RefragError):
+    pass
