@@ -1,0 +1,93 @@
+"""Token ids → chunks: k consecutive decoder tokens of one passage, the last one possibly shorter.
+
+Each passage is cut by itself (never the concatenation), so that a chunk's vector depends on nothing but the
+chunk and can be stored and reused under any neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from refrag.config import RefragConfig
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Up to k decoder tokens of passage number `passage`."""
+
+    token_ids: tuple[int, ...]
+    passage: int
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+def cut_into_chunks(token_ids: Sequence[int], chunk_size: int, passage: int = 0) -> list[Chunk]:
+    """Consecutive chunks of `chunk_size` tokens; the last may be shorter, and an empty passage has none."""
+    starts = range(0, len(token_ids), chunk_size)
+    return [Chunk(tuple(token_ids[start : start + chunk_size]), passage) for start in starts]
+
+
+class Chunker:
+    """Turns passages and questions into chunks, and chunks into what the encoder reads."""
+
+    def __init__(
+        self,
+        config: RefragConfig,
+        decoder_tokenizer: PreTrainedTokenizerBase,
+        encoder_tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.config = config
+        self.decoder_tokenizer = decoder_tokenizer
+        self.encoder_tokenizer = encoder_tokenizer
+
+    def context_chunks(self, passages: Sequence[str]) -> list[Chunk]:
+        """Chunks of all passages in order. An empty passage has none."""
+        return [
+            chunk
+            for number, passage in enumerate(passages)
+            for chunk in cut_into_chunks(self.passage_ids(passage), self.config.chunk_size, number)
+        ]
+
+    def passage_ids(self, passage: str) -> list[int]:
+        """Decoder tokens of a passage inside its template; none at all for an empty passage."""
+        if not passage:
+            return []
+        template = self.config.template
+        return self._tokenise(template.passage_prefix + passage + template.passage_suffix)
+
+    def question_ids(self, question: str) -> list[int]:
+        """Decoder tokens of everything after the context: the question inside its template."""
+        template = self.config.template
+        return self._tokenise(template.question_prefix + question + template.answer_prefix)
+
+    def question_chunks(self, question: str) -> list[Chunk]:
+        """The bare question, cut for the encoder: what a question-aware policy compares the context with."""
+        return cut_into_chunks(self._tokenise(self.config.template.passage_prefix + question), self.config.chunk_size)
+
+    def encoder_inputs(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+        """Padded encoder ids and attention mask of the chunks, both INT64 (C, encoder_length).
+
+        An encoder with its own tokenizer gets each chunk's text tokenised anew, cut off at encoder_length.
+        """
+        width = self.config.encoder_length
+        rows = [self._encoder_ids(chunk)[:width] for chunk in chunks]
+        tokenizer = self.encoder_tokenizer or self.decoder_tokenizer
+        ids = np.full((len(rows), width), tokenizer.pad_token_id or 0, np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for row, token_ids in enumerate(rows):
+            ids[row, : len(token_ids)] = token_ids
+            mask[row, : len(token_ids)] = 1
+        return ids, mask
+
+    def _encoder_ids(self, chunk: Chunk) -> Sequence[int]:
+        if self.encoder_tokenizer is None:
+            return chunk.token_ids
+        text = self.decoder_tokenizer.decode(chunk.token_ids)
+        # Special tokens are added, as the encoder was pre-trained with them.
+        return self.encoder_tokenizer(text).input_ids
+
+    def _tokenise(self, text: str) -> list[int]:
+        return self.decoder_tokenizer(text, add_special_tokens=False).input_ids

@@ -1,0 +1,95 @@
+"""What a checkpoint says about itself: the settings every part of the graph must agree on."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from refrag.errors import CheckpointError
+
+Pooling = Literal["mean", "cls"]
+T = TypeVar("T")
+
+CONFIG_NAME = "refrag.json"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The text around passages and question. It is trained, so it belongs to the checkpoint.
+
+    Each passage is tokenised by itself between `passage_prefix` and `passage_suffix`; both are part of its
+    chunks, so that a compressed passage costs no slot for a separator.
+    """
+
+    passage_prefix: str = " "
+    passage_suffix: str = "\n"
+    question_prefix: str = " Question: "
+    answer_prefix: str = "\n Answer:"
+
+
+@dataclass(frozen=True)
+class RefragConfig:
+    """The contents of `refrag.json`.
+
+    chunk_size: k, decoder tokens per chunk that the server uses.
+    trained_chunk_sizes: every k the encoder and the decoder were trained with.
+    pooling: how the encoder's token states become one chunk vector.
+    question_aware: whether the policy reads the question's chunk vectors besides the context's.
+    expand_fraction: share of the chunks to expand when a request does not say.
+    max_prompt_slots: the decoder's window, prompt and answer together.
+    encoder_length: tokens per chunk as the encoder sees it; more than k only for an encoder with its own tokenizer.
+    provenance: how the weights came to be; never read by code.
+    """
+
+    chunk_size: int
+    trained_chunk_sizes: list[int]
+    max_prompt_slots: int
+    encoder_length: int
+    pooling: Pooling = "mean"
+    question_aware: bool = True
+    expand_fraction: float = 0.1
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.chunk_size >= 1, f"chunk_size is {self.chunk_size}; it must be at least 1")
+        _require(
+            self.encoder_length >= self.chunk_size,
+            f"encoder_length is {self.encoder_length}, less than chunk_size {self.chunk_size}; no chunk would fit",
+        )
+        _require(self.max_prompt_slots >= 1, f"max_prompt_slots is {self.max_prompt_slots}; it must be at least 1")
+        _require(self.pooling in get_args(Pooling), f"pooling is {self.pooling!r}; allowed: {get_args(Pooling)}")
+        _require(0 <= self.expand_fraction <= 1, f"expand_fraction is {self.expand_fraction}; allowed: 0 to 1")
+
+    def save(self, directory: Path) -> None:
+        (directory / CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "RefragConfig":
+        """Read `refrag.json`, or raise CheckpointError that names the file and the fault."""
+        path = directory / CONFIG_NAME
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing; {directory} is not a REFRAG checkpoint") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} holds a {type(values).__name__}; it must hold one JSON object")
+        template = _from_dict(PromptTemplate, values.pop("template", {}), path)
+        return _from_dict(cls, {**values, "template": template}, path)
+
+
+def _from_dict(cls: type[T], values: dict[str, Any], source: Path) -> T:
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise CheckpointError(f"{source} has unknown settings {unknown}; known are {sorted(known)}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{source} does not fit: {error}") from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckpointError(message)

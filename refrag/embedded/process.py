@@ -1,0 +1,84 @@
+"""The server as a child process that cannot outlive us, and leaves no process and no shared memory behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+_BIND_TO_PARENT = Path(__file__).parent / "bind_to_parent.py"
+
+
+class ServerProcess:
+    """Runs one command in a process group of its own, and cleans up after it once it ends.
+
+    The kernel sends the parent-death signal when the *thread* that started the child ends. So a thread
+    that lives exactly as long as the child starts it, waits for it, and cleans up.
+    """
+
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str], log_path: Path, shared_memory_prefix: str
+    ) -> None:
+        self._command = [sys.executable, "-I", "-S", str(_BIND_TO_PARENT), str(os.getpid()), *command]
+        self._environment = dict(environment)
+        self._log_path = log_path
+        self._shared_memory_prefix = shared_memory_prefix
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="tritonserver keeper", daemon=True)
+        self.process_id: int | None = None
+        self.exit_code: int | None = None
+        self.start_error: OSError | None = None
+
+    def start(self) -> None:
+        self._keeper.start()
+        self._started.wait()
+        if self.start_error:
+            raise self.start_error
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Whether the process has ended, everything it left behind included, within the time given."""
+        return self._ended.wait(timeout_seconds)
+
+    def terminate(self, timeout_seconds: float) -> None:
+        """Ask it to end; after `timeout_seconds`, end its whole group."""
+        self._signal_server(signal.SIGTERM)
+        if not self.wait(timeout_seconds):
+            self._signal_server(signal.SIGKILL)
+            self.wait()
+
+    def _keep(self) -> None:
+        try:
+            with self._log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    self._command,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self.start_error = error
+            self._ended.set()
+            return
+        finally:
+            self._started.set() if self.start_error else None
+        self.process_id = process.pid
+        self._started.set()
+        # Not reaped yet, so its number still names our group and no one else's.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        os.killpg(process.pid, signal.SIGKILL)
+        self.exit_code = process.wait()
+        self._remove_shared_memory()
+        self._ended.set()
+
+    def _signal_server(self, number: signal.Signals) -> None:
+        pass
+
+    def _remove_shared_memory(self) -> None:
+        for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
+            region.unlink(missing_ok=True)

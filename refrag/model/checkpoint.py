@@ -1,0 +1,155 @@
+"""A REFRAG checkpoint on disk.
+
+    refrag.json              chunk size, pooling, prompt template, provenance
+    decoder/                 Hugging Face causal LM with its tokenizer
+    encoder/                 Hugging Face encoder; with a tokenizer only if it differs from the decoder's
+    projector.safetensors
+    policy.safetensors
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from refrag.chunking import Chunker
+from refrag.config import RefragConfig
+from refrag.errors import CheckpointError
+from refrag.model.decoder import Decoder
+from refrag.model.encoder import ChunkEncoder
+from refrag.model.policy import ExpansionPolicy
+from refrag.model.projector import Projector
+
+DECODER, ENCODER = "decoder", "encoder"
+PROJECTOR, POLICY = "projector.safetensors", "policy.safetensors"
+TOKENIZER_FILE = "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything of one trained REFRAG model, in evaluation mode after `load`."""
+
+    config: RefragConfig
+    encoder: ChunkEncoder
+    projector: Projector
+    policy: ExpansionPolicy
+    decoder: Decoder
+    decoder_tokenizer: PreTrainedTokenizerBase
+    encoder_tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def chunker(self) -> Chunker:
+        return Chunker(self.config, self.decoder_tokenizer, self.encoder_tokenizer)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {
+            "encoder": self.encoder,
+            "projector": self.projector,
+            "policy": self.policy,
+            "decoder": self.decoder,
+        }
+
+    def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the checkpoint with weights in `dtype`; float16 halves a file that is to be committed."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.config.save(directory)
+        _save_backbone(self.decoder, directory / DECODER, dtype)
+        _save_backbone(self.encoder, directory / ENCODER, dtype)
+        self.decoder_tokenizer.save_pretrained(directory / DECODER)
+        if self.encoder_tokenizer is not None:
+            self.encoder_tokenizer.save_pretrained(directory / ENCODER)
+        _save_weights(self.projector, directory / PROJECTOR, dtype)
+        _save_weights(self.policy, directory / POLICY, dtype)
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Load every part as float32 in evaluation mode, or raise CheckpointError naming what is missing or does not fit."""
+    config = RefragConfig.load(directory)
+    return Checkpoint(
+        config=config,
+        encoder=load_encoder(directory, config),
+        projector=load_projector(directory),
+        policy=load_policy(directory, config),
+        decoder=load_decoder(directory),
+        decoder_tokenizer=load_decoder_tokenizer(directory),
+        encoder_tokenizer=load_encoder_tokenizer(directory),
+    )
+
+
+def load_encoder(directory: Path, config: RefragConfig) -> ChunkEncoder:
+    return ChunkEncoder(_load_pretrained(AutoModel, directory / ENCODER), config.pooling).eval()
+
+
+def load_decoder(directory: Path) -> Decoder:
+    return Decoder(_load_pretrained(AutoModelForCausalLM, directory / DECODER)).eval()
+
+
+def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    return _load_pretrained(AutoTokenizer, directory / DECODER)
+
+
+def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    if not (directory / ENCODER / TOKENIZER_FILE).exists():
+        return None
+    return _load_pretrained(AutoTokenizer, directory / ENCODER)
+
+
+def load_projector(directory: Path) -> Projector:
+    weights = _load_weights(directory / PROJECTOR)
+    decoder_width, encoder_width = _shape(weights, "up.weight", directory / PROJECTOR)
+    return _fill(Projector(encoder_width, decoder_width), weights, directory / PROJECTOR)
+
+
+def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy:
+    weights = _load_weights(directory / POLICY)
+    width, encoder_width = _shape(weights, "question_in.weight", directory / POLICY)
+    policy = ExpansionPolicy(encoder_width, width, question_aware=config.question_aware)
+    return _fill(policy, weights, directory / POLICY)
+
+
+def _save_backbone(module: Decoder | ChunkEncoder, directory: Path, dtype: torch.dtype) -> None:
+    state = {name: weight.to(dtype) for name, weight in module.backbone.state_dict().items()}
+    module.backbone.save_pretrained(directory, state_dict=state)
+
+
+def _save_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    save_file({name: weight.to(dtype).contiguous() for name, weight in module.state_dict().items()}, path)
+
+
+def _load_pretrained(auto_class: type, directory: Path):  # type: ignore[no-untyped-def]
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
+    options = {} if auto_class is AutoTokenizer else {"dtype": torch.float32}
+    try:
+        return auto_class.from_pretrained(directory, local_files_only=True, **options)  # type: ignore[attr-defined]
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
+
+
+def _load_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; train or export the checkpoint again")
+    try:
+        return {name: weight.float() for name, weight in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _shape(weights: dict[str, torch.Tensor], name: str, path: Path) -> tuple[int, int]:
+    if name not in weights or weights[name].dim() != 2:
+        raise CheckpointError(f"{path} holds {sorted(weights)}; a matrix {name!r} is needed")
+    rows, columns = weights[name].shape
+    return rows, columns
+
+
+def _fill(module, weights: dict[str, torch.Tensor], path: Path):  # type: ignore[no-untyped-def]
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit: {error}") from None
+    return module.eval()

@@ -1,0 +1,48 @@
+"""Decoder: any Hugging Face causal language model, fed with token embeddings and chunk embeddings alike."""
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+# S slots, R rows of chunk embeddings, D decoder width, V vocabulary size
+
+
+class Decoder(nn.Module):
+    """A causal LM whose architecture is unchanged: a chunk embedding is one ordinary input position (paper §2)."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def width(self) -> int:
+        return self.backbone.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding matrix: the first id that cannot be a token and so marks a chunk embedding."""
+        return self.token_embeddings.num_embeddings
+
+    @property
+    def token_embeddings(self) -> nn.Embedding:
+        return self.backbone.get_input_embeddings()
+
+    def embed_prompt(self, input_ids: Tensor, chunk_embeddings: Tensor) -> Tensor:
+        """Token embeddings, and row (id − V) of `chunk_embeddings` (R, D) where id ≥ V.  (S,) -> (S, D)"""
+        is_chunk = input_ids >= self.vocab_size
+        embedded = self.token_embeddings(input_ids.masked_fill(is_chunk, 0))
+        rows = chunk_embeddings[input_ids[is_chunk] - self.vocab_size].to(embedded.dtype)
+        return embedded.masked_scatter(is_chunk.unsqueeze(-1), rows)
+
+    def prefill(self, inputs_embeds: Tensor) -> tuple[Tensor, Cache]:
+        """Run the whole prompt; the next token's logits (V,) and the cache to go on with.  (S, D) -> (V,)"""
+        cache = DynamicCache(config=self.backbone.config)
+        output = self.backbone(
+            inputs_embeds=inputs_embeds.unsqueeze(0), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return output.logits[0, -1], cache
+
+    def decode_one_token(self, token_id: int, cache: Cache) -> Tensor:
+        """Append one token to the cache and return the next one's logits (V,)."""
+        input_ids = torch.tensor([[token_id]], device=self.backbone.device)
+        return self.backbone(input_ids=input_ids, past_key_values=cache, use_cache=True).logits[0, -1]

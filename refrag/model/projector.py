@@ -1,0 +1,27 @@
+"""Projector: chunk vector → chunk embedding, a two-layer MLP whose hidden and output width is the decoder's (paper §2)."""
+
+import torch
+from torch import Tensor, nn
+
+# C chunks, E encoder width, D decoder width
+
+
+class Projector(nn.Module):
+    def __init__(self, encoder_width: int, decoder_width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(encoder_width, decoder_width)
+        self.down = nn.Linear(decoder_width, decoder_width)
+
+    def forward(self, chunk_vectors: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(chunk_vectors)))  # (C, E) -> (C, D)
+
+    @torch.no_grad()
+    def match_scale(self, chunk_vectors: Tensor, token_embeddings: Tensor) -> None:
+        """Rescale the output so that chunk embeddings of `chunk_vectors` start with the tokens' root mean square.
+
+        Token embeddings have a tiny norm; an input of another scale drowns them and is unlearned first.
+        """
+        self.down.bias.zero_()
+        target = token_embeddings.float().pow(2).mean().sqrt()
+        actual = self(chunk_vectors).float().pow(2).mean().sqrt()
+        self.down.weight.mul_(target / actual)

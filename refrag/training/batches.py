@@ -1,0 +1,119 @@
+"""Mixed prompts of many contexts as one padded batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refrag.chunking import Chunk, Chunker
+from refrag.prompt import lay_out_prompt
+from refrag.training.data import TokenisedContext
+
+# B sequences, S slots, N chunks of the whole batch, C chunks of the longest context, P (context, question) pairs
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of a predicted token in the loss: short answers would drown in context tokens at equal weight."""
+
+    answer: float = 3.0
+    other: float = 0.2
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """input_ids (B, S): an id ≥ vocab_size is row (id − vocab_size) of the batch's N chunk embeddings.
+    labels (B, S): the token that slot s must predict. weights (B, S): 0 where there is nothing to predict.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    weights: Tensor
+    is_answer: Tensor
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """One row for each question of each context; see ExpansionPolicy.forward. answers (P, C): 1 where a chunk holds it."""
+
+    chunk_rows: Tensor  # (P, C) rows of the batch's chunk vectors
+    passages: Tensor  # (P, C)
+    question_rows: Tensor  # (P, Q) rows of the batch's question vectors
+    question_mask: Tensor  # (P, Q)
+    answers: Tensor  # (P, C)
+
+
+def collate_mixed(
+    contexts: Sequence[TokenisedContext],
+    expanded: Sequence[set[int]],
+    vocab_size: int,
+    bos_id: int | None,
+    weights: LossWeights,
+) -> MixedBatch:
+    """Lay out each context with its expanded chunks and all its questions with their answers."""
+    rows, first_row = [], 0
+    for context, numbers in zip(contexts, expanded, strict=True):
+        rows.append(_lay_out_row(context, numbers, vocab_size, bos_id, weights, first_row))
+        first_row += len(context.chunks)
+    length = max(len(ids) for ids, _ in rows)
+    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+    token_weights = torch.zeros(len(rows), length)
+    for row, (ids, row_weights) in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        token_weights[row, : len(ids)] = torch.tensor(row_weights)
+    # Slot s predicts what stands in slot s + 1, unless that is a compressed chunk.
+    labels = input_ids.roll(-1, 1)
+    token_weights = token_weights.roll(-1, 1).masked_fill(labels >= vocab_size, 0.0)
+    token_weights[:, -1] = 0.0
+    return MixedBatch(input_ids, labels, token_weights, token_weights == weights.answer)
+
+
+def _lay_out_row(
+    context: TokenisedContext,
+    expanded: set[int],
+    vocab_size: int,
+    bos_id: int | None,
+    weights: LossWeights,
+    first_row: int,
+) -> tuple[list[int], list[float]]:
+    prompt = lay_out_prompt(context.chunks, expanded, [], vocab_size, bos_id)
+    rows = {vocab_size + place: vocab_size + first_row + number for place, number in enumerate(prompt.compressed)}
+    ids = [rows.get(i, i) for i in prompt.input_ids.tolist()]
+    token_weights = [weights.other] * len(ids)
+    for question in context.questions:
+        ids += question.prompt_ids + question.answer_ids
+        token_weights += [weights.other] * len(question.prompt_ids) + [weights.answer] * len(question.answer_ids)
+    return ids, token_weights
+
+
+def collate_policy(contexts: Sequence[TokenisedContext]) -> PolicyBatch:
+    pairs, first_row, question_row = [], 0, 0
+    for context in contexts:
+        for question in context.questions:
+            pairs.append((context, question, first_row, question_row))
+            question_row += len(question.chunks)
+        first_row += len(context.chunks)
+    width = max(len(context.chunks) for context in contexts)
+    question_width = max(len(question.chunks) for _, question, _, _ in pairs)
+    batch = PolicyBatch(
+        chunk_rows=torch.zeros(len(pairs), width, dtype=torch.long),
+        passages=torch.full((len(pairs), width), -1),
+        question_rows=torch.zeros(len(pairs), question_width, dtype=torch.long),
+        question_mask=torch.zeros(len(pairs), question_width, dtype=torch.bool),
+        answers=torch.zeros(len(pairs), width),
+    )
+    for row, (context, question, first, first_question) in enumerate(pairs):
+        count, question_count = len(context.chunks), len(question.chunks)
+        batch.chunk_rows[row, :count] = torch.arange(first, first + count)
+        batch.passages[row, :count] = torch.tensor([chunk.passage for chunk in context.chunks])
+        batch.question_rows[row, :question_count] = torch.arange(first_question, first_question + question_count)
+        batch.question_mask[row, :question_count] = True
+        batch.answers[row, question.answer_chunks] = 1.0
+    return batch
+
+
+def encoder_tensors(chunker: Chunker, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+    """Encoder ids and attention mask of the chunks, both (N, L)."""
+    ids, mask = chunker.encoder_inputs(chunks)
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,0 +1,230 @@
+"""The stages of the demo recipe: what each draws, feeds and minimises (paper §3, and where we differ).
+
+    plain         decoder alone, question answering over plain passages: there is no pretrained decoder here
+    reconstruct   decoder frozen; [e_1..e_L] then their tokens, few chunks first, many last (paper stage 1)
+    joint         everything; mixed prompts with questions, and the policy's warm start from labels
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from refrag.chunking import Chunk, Chunker
+from refrag.model.checkpoint import Checkpoint
+from refrag.training.batches import (
+    LossWeights,
+    MixedBatch,
+    PolicyBatch,
+    collate_mixed,
+    collate_policy,
+    encoder_tensors,
+)
+from refrag.training.data import TokenisedContext, draw_context
+
+# B sequences, S slots, N chunks of the batch, C chunks of the longest context, P (context, question) pairs
+
+Figures = dict[str, float]
+
+POLICY_LOSS_WEIGHT = 0.5
+QUESTIONS_PER_CONTEXT = 6
+# Context tokens per step. Few passages mean many contexts, so that a step costs about the same at any length.
+TOKENS_PER_STEP = 4096
+TOKENS_PER_PASSAGE = 56
+# Plain multi-passage contexts cost the most and teach the least; they stay short but for a few.
+PLAIN_PASSAGES = [1, 2, 3, 4, 6, 8, 12, 18]
+
+
+class PlainStage:
+    """Question answering over plain passages, one passage first, more as training proceeds."""
+
+    def __init__(self, checkpoint: Checkpoint, max_passages: int = 4) -> None:
+        self.checkpoint, self.max_passages = checkpoint, max_passages
+
+    def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
+        most = 1 if progress < 0.4 else max(1, round(self.max_passages * min(1.0, progress / 0.8)))
+        num_passages = rng.randint(1, most)
+        contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages)
+        everything = [set(range(len(context.chunks))) for context in contexts]
+        batch = collate(self.checkpoint, contexts, everything, LossWeights())
+        loss, figures = answer_loss(self.checkpoint, batch, chunk_embeddings=None)
+        return loss, {"loss": loss.item(), f"accuracy_{num_passages}": figures["accuracy"]}
+
+
+class ReconstructStage:
+    """[e_1..e_L][x_1..x_s], teacher-forced, with the decoder frozen (paper stage 1)."""
+
+    CURRICULUM = [1, 2, 4, 8, 16]
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        checkpoint.decoder.requires_grad_(False)
+
+    def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
+        num_chunks = self.draw_num_chunks(rng, progress)
+        chunker = with_chunk_size(self.checkpoint, rng)
+        chunk_size = chunker.config.chunk_size
+        runs = self.draw_runs(rng, chunker, num_chunks, max(1, TOKENS_PER_STEP // (2 * num_chunks * chunk_size)))
+        contexts = [TokenisedContext([], run, []) for run in runs]
+        vectors = encode_chunks(self.checkpoint, chunker, runs)
+        embeddings = self.checkpoint.projector(vectors)
+        loss, accuracy = self.reconstruction_loss(contexts, embeddings)
+        return loss, {"loss": loss.item(), f"accuracy_{num_chunks}x{chunk_size}": accuracy}
+
+    def draw_num_chunks(self, rng: random.Random, progress: float) -> int:
+        """Mostly the current step of the curriculum, sometimes an earlier one, as in the paper's geometric mixture."""
+        current = min(len(self.CURRICULUM) - 1, int(progress * 1.2 * len(self.CURRICULUM)))
+        return self.CURRICULUM[current if rng.random() < 0.7 else rng.randint(0, current)]
+
+    def draw_runs(self, rng: random.Random, chunker: Chunker, num_chunks: int, count: int) -> list[list[Chunk]]:
+        """`count` runs of `num_chunks` consecutive chunks."""
+        runs: list[list[Chunk]] = []
+        while len(runs) < count:
+            chunks = draw_context(rng, chunker, 1 + num_chunks // 2, 1, "train").chunks
+            runs += [chunks[i : i + num_chunks] for i in range(0, len(chunks) - num_chunks + 1, num_chunks)]
+        return runs[:count]
+
+    def reconstruction_loss(self, contexts: list[TokenisedContext], embeddings: Tensor) -> tuple[Tensor, float]:
+        decoder, tokenizer = self.checkpoint.decoder, self.checkpoint.decoder_tokenizer
+        compressed = collate_mixed(
+            contexts, [set() for _ in contexts], decoder.vocab_size, tokenizer.bos_token_id, LossWeights()
+        )
+        tokens = [[t for chunk in context.chunks for t in chunk.token_ids] for context in contexts]
+        width = max(map(len, tokens))
+        targets = torch.full((len(tokens), width), -100)
+        for row, ids in enumerate(tokens):
+            targets[row, : len(ids)] = torch.tensor(ids)
+        input_ids = torch.cat([compressed.input_ids, targets[:, :-1].clamp(min=0)], 1)
+        states = decoder.backbone.base_model(inputs_embeds=decoder.embed_prompt(input_ids, embeddings)).last_hidden_state
+        logits = decoder.backbone.get_output_embeddings()(states[:, -width:])
+        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        right = (logits.argmax(-1) == targets)[targets >= 0]
+        return loss, float(right.float().mean())
+
+
+class JointStage:
+    """Mixed prompts with questions; the expanded chunks are the policy's own picks, labels, or random ones.
+
+    Picks of the policy in training make the decoder meet the same distractors that serving will show it.
+    Unlike the paper's, the warm start of the policy shares the step and reaches the encoder, so that chunk
+    vectors learn to tell what a chunk is about.
+    """
+
+    EXPAND_FRACTIONS = [0.0, 0.05, 0.1, 0.1, 0.2, 0.5]
+
+    def __init__(self, checkpoint: Checkpoint, max_passages: int = 20) -> None:
+        self.checkpoint, self.max_passages = checkpoint, max_passages
+        checkpoint.decoder.requires_grad_(True)
+
+    def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
+        if rng.random() < 0.2:
+            return self.plain_step(rng, progress)
+        chunker = with_chunk_size(self.checkpoint, rng)
+        most = max(2, round(self.max_passages * min(1.0, progress / 0.6)))
+        contexts = draw_contexts(rng, chunker, rng.randint(1, most))
+        vectors = encode_chunks(self.checkpoint, chunker, [context.chunks for context in contexts])
+        policy_batch = collate_policy(contexts)
+        logits = self.policy_logits(chunker, contexts, policy_batch, vectors)
+        policy_loss, recall = selection_loss(logits, policy_batch)
+        expanded = choose_expanded(rng, contexts, logits.detach(), rng.choice(self.EXPAND_FRACTIONS))
+        batch = collate(self.checkpoint, contexts, expanded, LossWeights(other=0.1))
+        loss, figures = answer_loss(self.checkpoint, batch, self.checkpoint.projector(vectors))
+        share = sum(map(len, expanded)) / sum(len(context.chunks) for context in contexts)
+        figures = {"loss": loss.item(), "expanded": share, "policy": policy_loss.item(), "recall": recall, **figures}
+        return loss + POLICY_LOSS_WEIGHT * policy_loss, figures
+
+    def plain_step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
+        allowed = [n for n in PLAIN_PASSAGES if n <= max(4, self.max_passages * progress)]
+        num_passages = rng.choice(allowed)
+        contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages)
+        everything = [set(range(len(context.chunks))) for context in contexts]
+        loss, figures = answer_loss(
+            self.checkpoint, collate(self.checkpoint, contexts, everything, LossWeights()), chunk_embeddings=None
+        )
+        return loss, {f"plain_accuracy_{num_passages}": figures["accuracy"]}
+
+    def policy_logits(
+        self, chunker: Chunker, contexts: list[TokenisedContext], batch: PolicyBatch, vectors: Tensor
+    ) -> Tensor:
+        """One row of logits per question.  -> (P, C)"""
+        questions = [question.chunks for context in contexts for question in context.questions]
+        question_vectors = encode_chunks(self.checkpoint, chunker, questions)
+        return self.checkpoint.policy(
+            vectors[batch.chunk_rows], batch.passages, question_vectors[batch.question_rows], batch.question_mask
+        )
+
+
+def choose_expanded(
+    rng: random.Random, contexts: list[TokenisedContext], logits: Tensor, expand_fraction: float
+) -> list[set[int]]:
+    """For each context `expand_fraction` of its chunks: picked for its first question, labelled, or random.
+
+    The picks serve the first question, as in serving; the others must be answered from what happens to be there.
+    """
+    expanded, row = [], 0
+    for context in contexts:
+        num_chunks = len(context.chunks)
+        budget = round(expand_fraction * num_chunks)
+        order = logits[row, :num_chunks].argsort(descending=True).tolist()
+        source = rng.random()
+        if source < 0.25:
+            rng.shuffle(order)
+        elif source < 0.6:
+            labels = context.questions[0].answer_chunks
+            order = labels + [number for number in order if number not in labels]
+        expanded.append(set(order[:budget]))
+        row += len(context.questions)
+    return expanded
+
+
+def selection_loss(logits: Tensor, batch: PolicyBatch) -> tuple[Tensor, float]:
+    """Cross-entropy of the softmax over chunks against the chunks that hold the answer, and recall within 10%."""
+    log_probabilities = logits.log_softmax(-1).masked_fill(batch.passages < 0, 0.0)  # (P, C)
+    loss = -(log_probabilities * batch.answers).sum(1) / batch.answers.sum(1)
+    with torch.no_grad():
+        budget = (batch.passages >= 0).sum(1, keepdim=True).mul(0.1).clamp(min=1)  # (P, 1)
+        rank = logits.argsort(-1, descending=True).argsort(-1)
+        found = ((rank < budget) * batch.answers).sum() / batch.answers.sum()
+    return loss.mean(), float(found)
+
+
+def answer_loss(checkpoint: Checkpoint, batch: MixedBatch, chunk_embeddings: Tensor | None) -> tuple[Tensor, Figures]:
+    """Weighted next-token loss over the text of the batch, and the accuracy on answer tokens."""
+    decoder = checkpoint.decoder
+    if chunk_embeddings is None:
+        chunk_embeddings = torch.zeros(0, decoder.width)
+    embedded = decoder.embed_prompt(batch.input_ids, chunk_embeddings)  # (B, S, D)
+    states = decoder.backbone.base_model(inputs_embeds=embedded).last_hidden_state
+    counted = batch.weights > 0
+    logits = decoder.backbone.get_output_embeddings()(states[counted])  # only where there is something to predict
+    labels, weights = batch.labels[counted], batch.weights[counted]
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    right = (logits.argmax(-1) == labels)[batch.is_answer[counted]]
+    return (losses * weights).sum() / weights.sum(), {"accuracy": float(right.float().mean())}
+
+
+def draw_contexts(rng: random.Random, chunker: Chunker, num_passages: int) -> list[TokenisedContext]:
+    count = max(2, TOKENS_PER_STEP // (num_passages * TOKENS_PER_PASSAGE + 100))
+    return [draw_context(rng, chunker, num_passages, QUESTIONS_PER_CONTEXT, "train") for _ in range(count)]
+
+
+def collate(
+    checkpoint: Checkpoint, contexts: list[TokenisedContext], expanded: list[set[int]], weights: LossWeights
+) -> MixedBatch:
+    bos_id = checkpoint.decoder_tokenizer.bos_token_id
+    return collate_mixed(contexts, expanded, checkpoint.decoder.vocab_size, bos_id, weights)
+
+
+def encode_chunks(checkpoint: Checkpoint, chunker: Chunker, runs: Sequence[Sequence[Chunk]]) -> Tensor:
+    """Vectors of all chunks of all runs in order.  -> (N, E)"""
+    return checkpoint.encoder(*encoder_tensors(chunker, [chunk for run in runs for chunk in run]))
+
+
+def with_chunk_size(checkpoint: Checkpoint, rng: random.Random) -> Chunker:
+    """A chunker with one of the chunk sizes that the checkpoint is trained for."""
+    chunk_size = rng.choice(checkpoint.config.trained_chunk_sizes)
+    config = replace(checkpoint.config, chunk_size=chunk_size)
+    return Chunker(config, checkpoint.decoder_tokenizer, checkpoint.encoder_tokenizer)
