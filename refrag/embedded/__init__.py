@@ -1,10 +1,10 @@
 """Assembles and runs the real tritonserver that the nvidia-pytriton wheel carries: no Docker, no root.
 
-    requirements   what the machine must offer, checked before anything starts
-    runtime        the backend and cache directories the server is pointed at
-    process        the server as a child that cannot outlive us, nor leave anything behind
-    server         EmbeddedServer: start, wait until ready, stop; errors taken from the server's log
-    backends/      the ONNX Runtime backend the wheel lacks
+requirements   what the machine must offer, checked before anything starts
+runtime        the backend and cache directories the server is pointed at
+process        the server as a child that cannot outlive us, nor leave anything behind
+server         EmbeddedServer: start, wait until ready, stop; errors taken from the server's log
+backends/      the ONNX Runtime backend the wheel lacks
 """
 
 from refrag.embedded.server import EmbeddedServer

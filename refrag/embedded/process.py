@@ -28,6 +28,7 @@ class ServerProcess:
         self._shared_memory_prefix = shared_memory_prefix
         self._started = threading.Event()
         self._ended = threading.Event()
+        self._reaping = threading.Lock()
         self._keeper = threading.Thread(target=self._keep, name="tritonserver keeper", daemon=True)
         self.process_id: int | None = None
         self.exit_code: int | None = None
@@ -52,33 +53,40 @@ class ServerProcess:
 
     def _keep(self) -> None:
         try:
-            with self._log_path.open("ab") as log:
-                process = subprocess.Popen(
-                    self._command,
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            process = self._spawn()
         except OSError as error:
             self.start_error = error
             self._ended.set()
             return
         finally:
-            self._started.set() if self.start_error else None
-        self.process_id = process.pid
-        self._started.set()
-        # Not reaped yet, so its number still names our group and no one else's.
+            self._started.set()
+        # The server is not reaped yet, so its number still names our group and no one else's.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         os.killpg(process.pid, signal.SIGKILL)
-        self.exit_code = process.wait()
+        with self._reaping:
+            self.exit_code = process.wait()
         self._remove_shared_memory()
         self._ended.set()
 
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self._log_path.open("ab") as log:
+            process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.process_id = process.pid
+        return process
+
     def _signal_server(self, number: signal.Signals) -> None:
-        pass
+        with self._reaping:
+            if self.process_id is not None and self.exit_code is None:
+                os.kill(self.process_id, number)
 
     def _remove_shared_memory(self) -> None:
+        # The server removes its regions when it ends in order; a crash, and a busy port too, leaves them.
         for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
             region.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refrag.embedded.ports import is_port_free
+from refrag.embedded.process import SHARED_MEMORY
 from refrag.embedded.runtime import (
     Wheel,
     build_environment,
@@ -26,7 +27,6 @@ from refrag.embedded.settings import ServerSettings
 from refrag.errors import SetupError
 
 NEEDED_GLIBC = (2, 35)
-SHARED_MEMORY = Path("/dev/shm")
 # 16 MiB per model instance to begin with, grown when a request or an answer is larger.
 SHARED_MEMORY_BYTES_PER_MODEL = 64 * 2**20
 _MIB = 2**20

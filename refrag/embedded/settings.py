@@ -29,13 +29,13 @@ def parse_variable(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    model_repository: Path = option(Path("model_repository"), "folder that holds one folder per model", Path)
+    model_repository: Path = option(Path("model_repository"), "folder that holds one folder per model", Path)  # noqa: RUF009
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 serves other machines, without any access control")
     http_port: int = option(8000, "HTTP port; 0 picks a free one", int)
     grpc_port: int = option(8001, "gRPC port; 0 picks a free one", int)
     metrics_port: int = option(8002, "Prometheus port; 0 picks a free one", int)
     model_config_name: str | None = option(None, "use <model>/configs/NAME.pbtxt where a model has it")
-    log_path: Path | None = option(None, "append the server's log here; default: a temporary file", Path)
+    log_path: Path | None = option(None, "append the server's log here; default: a temporary file", Path)  # noqa: RUF009
     ready_timeout_seconds: float = option(120.0, "how long loading all models may take", float)
     drain_timeout_seconds: int = option(10, "how long running requests may take to finish when stopping", int)
     gpu_metrics: bool = option(False, "export NVIDIA GPU metrics (true or false)", parse_bool)

@@ -1,0 +1,262 @@
+"""Serves `backend: "onnxruntime"` models on ONNX Runtime, for a tritonserver without its own ONNX Runtime backend.
+
+Triton prefers a backend's shared library over its model.py. So one config.pbtxt and one model.onnx run here
+and, on NVIDIA's library, in the official container. Of that backend's settings this one follows:
+
+    parameters { key: "intra_op_thread_count" value: { string_value: "2" } }    default: cores / instances
+    parameters { key: "max_rows_per_run"      value: { string_value: "256" } }  our own: rows per graph run
+
+Accelerator blocks (TensorRT, CUDA graphs) are ignored. Tensors keep the type they came in: a type that
+config.pbtxt and the graph disagree on fails the load.
+
+    R requests of a dynamic batch, N rows in all of them together
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+Tensors = dict[str, np.ndarray]
+
+DEFAULT_MAX_ROWS_PER_RUN = 256
+# What the official backend sets for a graph that can be batched when the config does not say.
+DEFAULT_MAX_BATCH_SIZE = 4
+
+TRITON_TYPES = {
+    "tensor(float)": "TYPE_FP32",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(bool)": "TYPE_BOOL",
+    **{f"tensor(int{bits})": f"TYPE_INT{bits}" for bits in (8, 16, 32, 64)},
+    **{f"tensor(uint{bits})": f"TYPE_UINT{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        written = config.as_dict()
+        if not (written["input"] and written["output"]):
+            complete_config(config, Path(pb_utils.get_model_dir()) / file_name(written))
+        return config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        path = Path(args["model_repository"], args["model_version"], file_name(config))
+        session = open_session(path, config, args)
+        check_config(config, session)
+        self.input_names = [tensor["name"] for tensor in config["input"]]
+        self.graph = Graph(
+            session,
+            output_names=[tensor["name"] for tensor in config["output"]],
+            has_batches=config["max_batch_size"] > 0,
+            max_rows_per_run=int_parameter(config, "max_rows_per_run", DEFAULT_MAX_ROWS_PER_RUN),
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        feeds = [self._read_inputs(request) for request in requests]
+        return [to_response(result) for result in self.graph.run_each(feeds)]
+
+    def _read_inputs(self, request: Any) -> Tensors:
+        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names}
+
+
+class Graph:
+    """Runs many requests in few calls of an ONNX Runtime session."""
+
+    def __init__(self, session: Any, output_names: list[str], has_batches: bool, max_rows_per_run: int) -> None:
+        self.session = session
+        self.output_names = output_names
+        self.has_batches = has_batches
+        self.max_rows_per_run = max_rows_per_run
+
+    def run_each(self, feeds: list[Tensors]) -> list[Tensors | Exception]:
+        """One result per feed, in order: its outputs by name, or the exception that it alone caused."""
+        results: dict[int, Tensors | Exception] = {}
+        for indices in self._group(feeds):
+            results.update(zip(indices, self._run_group([feeds[index] for index in indices]), strict=True))
+        return [results[index] for index in range(len(feeds))]
+
+    def _group(self, feeds: list[Tensors]) -> list[list[int]]:
+        """Indices of the feeds that can share one run: equal in everything but their number of rows."""
+        if not self.has_batches:
+            return [[index] for index in range(len(feeds))]
+        groups: defaultdict[Any, list[int]] = defaultdict(list)
+        for index, feed in enumerate(feeds):
+            groups[tuple((name, array.shape[1:]) for name, array in feed.items())].append(index)
+        return list(groups.values())
+
+    def _run_group(self, feeds: list[Tensors]) -> Sequence[Tensors | Exception]:
+        try:
+            return self._run_together(feeds)
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            if len(feeds) == 1:
+                return [error]
+            # One of them is at fault; alone, it fails alone.
+            return [self._run_group([feed])[0] for feed in feeds]
+
+    def _run_together(self, feeds: list[Tensors]) -> list[Tensors]:
+        if not self.has_batches:
+            return [dict(zip(self.output_names, self._run(feed), strict=True)) for feed in feeds]
+        nums_rows = [len(next(iter(feed.values()))) for feed in feeds]  # (R,)
+        batch = feeds[0] if len(feeds) == 1 else {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
+        outputs = self._run_in_slices(batch, sum(nums_rows))  # each (N, …)
+        edges = np.cumsum([0, *nums_rows])  # (R + 1,)
+        return [
+            {name: output[start:stop] for name, output in zip(self.output_names, outputs, strict=True)}
+            for start, stop in pairwise(edges)
+        ]
+
+    def _run_in_slices(self, batch: Tensors, num_rows: int) -> list[np.ndarray]:
+        """Bounded memory: activations of at most `max_rows_per_run` rows exist at a time."""
+        runs = []
+        for start in range(0, num_rows, self.max_rows_per_run):
+            rows = slice(start, min(start + self.max_rows_per_run, num_rows))
+            runs.append(self._run({name: array[rows] for name, array in batch.items()}))
+            self._check_rows(runs[-1], rows.stop - rows.start)
+        return runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+
+    def _run(self, feed: Tensors) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = self.session.run(self.output_names, feed)
+        return outputs
+
+    def _check_rows(self, outputs: list[np.ndarray], num_rows: int) -> None:
+        for name, output in zip(self.output_names, outputs, strict=True):
+            if output.ndim == 0 or len(output) != num_rows:
+                raise ValueError(
+                    f"output {name!r} has shape {list(output.shape)} for {num_rows} input rows; "
+                    "a graph without one output row per input row needs max_batch_size: 0"
+                )
+
+
+def to_response(result: Tensors | Exception) -> Any:
+    if isinstance(result, Exception):
+        is_callers_fault = type(result).__name__ == "InvalidArgument"
+        code = pb_utils.TritonError.INVALID_ARG if is_callers_fault else pb_utils.TritonError.INTERNAL
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
+    tensors = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in result.items()]
+    return pb_utils.InferenceResponse(tensors)
+
+
+def open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise pb_utils.TritonModelException(f"{path} does not exist; export the model into its version folder")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int_parameter(config, "intra_op_thread_count", default_num_threads(config))
+    wants_gpu = args["model_instance_kind"] == "GPU"
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if wants_gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}))
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    # ONNX Runtime goes on without a provider that it cannot load, so ask what it really uses.
+    if wants_gpu and "CUDAExecutionProvider" not in session.get_providers():
+        pb_utils.Logger.log_warn(
+            f"{args['model_name']} asks for a GPU and runs on the CPU: install onnxruntime-gpu, or set KIND_CPU"
+        )
+    return session
+
+
+def default_num_threads(config: dict[str, Any]) -> int:
+    """The cores this process may use, shared out over the model's instances."""
+    num_instances = sum(group["count"] for group in config["instance_group"])
+    return max(1, len(os.sched_getaffinity(0)) // max(1, num_instances))
+
+
+def int_parameter(config: dict[str, Any], name: str, default: int) -> int:
+    text = config["parameters"].get(name, {}).get("string_value")
+    if text is None:
+        return default
+    if not text.isdecimal() or int(text) == 0:
+        raise pb_utils.TritonModelException(f"parameter {name} is {text!r}; it must be a whole number above 0")
+    return int(text)
+
+
+def file_name(config: dict[str, Any]) -> str:
+    return str(config["default_model_filename"] or "model.onnx")
+
+
+def check_config(config: dict[str, Any], session: Any) -> None:
+    """Raise TritonModelException where config.pbtxt and the graph disagree."""
+    graph_inputs = {tensor.name: tensor for tensor in session.get_inputs()}
+    graph_outputs = {tensor.name: tensor for tensor in session.get_outputs()}
+    for kind, tensors, graph in (("input", config["input"], graph_inputs), ("output", config["output"], graph_outputs)):
+        for tensor in tensors:
+            check_tensor(kind, tensor, graph, config["max_batch_size"] > 0)
+    unfed = sorted(set(graph_inputs) - {tensor["name"] for tensor in config["input"]})
+    if unfed:
+        raise pb_utils.TritonModelException(f"config.pbtxt lacks the graph's inputs {unfed}; add them")
+
+
+def check_tensor(kind: str, tensor: dict[str, Any], graph: dict[str, Any], has_batches: bool) -> None:
+    name = tensor["name"]
+    if name not in graph:
+        raise pb_utils.TritonModelException(f"config.pbtxt names {kind} {name!r}, the graph has {sorted(graph)}")
+    graph_type = TRITON_TYPES.get(graph[name].type)
+    if tensor["data_type"] != graph_type:
+        raise pb_utils.TritonModelException(
+            f"{kind} {name!r} is {tensor['data_type']} in config.pbtxt and {graph[name].type} in the graph; "
+            f"write {graph_type or 'a graph with another type, this one is not served'}"
+        )
+    graph_shape = [size if isinstance(size, int) else -1 for size in graph[name].shape]
+    if has_batches and graph_shape[:1] != [-1]:
+        raise pb_utils.TritonModelException(
+            f"{kind} {name!r} has shape {graph_shape} in the graph, whose first size must be free to batch; "
+            "export it with a dynamic first dimension, or set max_batch_size: 0"
+        )
+    dims = tensor.get("reshape", {}).get("shape", tensor["dims"])
+    shape = [int(size) for size in ([-1, *dims] if has_batches else dims)]
+    if not shapes_agree(shape, graph_shape):
+        raise pb_utils.TritonModelException(
+            f"{kind} {name!r} has shape {shape} by config.pbtxt (batch included) and {graph_shape} in the graph"
+        )
+
+
+def shapes_agree(first: list[int], second: list[int]) -> bool:
+    """Whether some tensor has both shapes; -1 stands for any size."""
+    return len(first) == len(second) and all(a == b or -1 in (a, b) for a, b in zip(first, second, strict=True))
+
+
+def complete_config(config: Any, path: Path) -> None:
+    """Add what config.pbtxt leaves out, read from the file alone: a session would hold a second set of weights."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    tensors = {
+        "input": [describe(value) for value in graph.input if value.name not in weights],
+        "output": [describe(value) for value in graph.output],
+    }
+    written = config.as_dict()
+    if not (written["input"] or written["output"] or written["max_batch_size"]) and can_batch(tensors):
+        config.set_max_batch_size(DEFAULT_MAX_BATCH_SIZE)
+        config.set_dynamic_batching()
+    has_batches = config.as_dict()["max_batch_size"] > 0
+    for kind, add in (("input", config.add_input), ("output", config.add_output)):
+        for tensor in [] if written[kind] else tensors[kind]:
+            add({**tensor, "dims": tensor["dims"][1:] if has_batches else tensor["dims"]})
+
+
+def can_batch(tensors: dict[str, list[dict[str, Any]]]) -> bool:
+    return all(tensor["dims"][:1] == [-1] for tensor in [*tensors["input"], *tensors["output"]])
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """An ONNX value as the input or output of a config, the batch dimension included."""
+    import onnx
+
+    tensor_type = value.type.tensor_type
+    onnx_name = onnx.TensorProto.DataType.Name(tensor_type.elem_type)  # FLOAT, FLOAT16, DOUBLE, INT32, …
+    triton_type = TRITON_TYPES.get(f"tensor({onnx_name.lower()})")
+    if triton_type is None:
+        raise pb_utils.TritonModelException(f"{value.name!r} has ONNX type {onnx_name}, which is not served")
+    dims = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor_type.shape.dim]
+    return {"name": value.name, "data_type": triton_type, "dims": dims}

@@ -1,0 +1,46 @@
+"""Takes from the server's log the few lines that say what went wrong.
+
+The server runs with --log-format=ISO8601, whose messages are JSON strings on one line each:
+`2026-01-31T12:00:00Z E 42 model_lifecycle.cc:642] "failed to load 'decoder' version 1: …"`.
+Everything else in the log is tables and what models print.
+"""
+
+import json
+import re
+
+_ENTRY = re.compile(r'^\S+Z (?P<level>[IWEF]) \d+ \S+\] (?P<message>".*")$', re.MULTILINE)
+_PROTOBUF_ERROR = re.compile(r"^\[libprotobuf ERROR [^\]]*\] (.*)$", re.MULTILINE)
+_HARMLESS = (
+    "CudaDriverHelper has not been initialized",
+    # Repeated, with the model's name, by the line that follows it.
+    "ERROR: Failed to create instance",
+)
+_NUM_LAST_LINES = 5
+
+
+def extract_errors(log: str) -> list[str]:
+    """The messages of the server's errors, or the log's last lines when it reported none."""
+    messages = _PROTOBUF_ERROR.findall(log)
+    messages += [_decode(entry["message"]) for entry in _ENTRY.finditer(log) if entry["level"] in "EF"]
+    errors = [message.strip() for message in messages if not message.startswith(_HARMLESS)]
+    return list(dict.fromkeys(errors)) or _last_lines(log)
+
+
+def find_loading_models(log: str) -> list[str]:
+    """The models whose loading has begun and not ended."""
+    messages = "\n".join(_decode(entry["message"]) for entry in _ENTRY.finditer(log))
+    begun = re.findall(r"^loading: (.+):\d+$", messages, re.MULTILINE)
+    ended = re.findall(r"^(?:successfully loaded|failed to load) '(.+?)'", messages, re.MULTILINE)
+    return [name for name in dict.fromkeys(begun) if name not in ended]
+
+
+def _decode(message: str) -> str:
+    try:
+        return str(json.loads(message))
+    except json.JSONDecodeError:
+        return message.strip('"')
+
+
+def _last_lines(log: str) -> list[str]:
+    lines = [line for line in log.splitlines() if line.strip() and not line.startswith(("+", "|"))]
+    return lines[-_NUM_LAST_LINES:]

@@ -1,0 +1,33 @@
+from refrag.embedded.log import extract_errors, find_loading_models
+
+NOISE = """\
+2026-01-31T12:00:00Z I 7 model_lifecycle.cc:472] "loading: decoder:1"
+2026-01-31T12:00:00Z I 7 model_lifecycle.cc:472] "loading: encoder:1"
+2026-01-31T12:00:00Z E 7 server.cc:241] "CudaDriverHelper has not been initialized."
++---------+--------+
+| decoder | READY  |
+"""
+FAILURE = r"""
+2026-01-31T12:00:02Z E 7 backend_model.cc:692] "ERROR: Failed to create instance: OSError: no \"weights\"\nhere"
+2026-01-31T12:00:02Z E 7 model_lifecycle.cc:642] "failed to load 'decoder' version 1: OSError: no \"weights\"\nhere"
+error: creating server: Internal - failed to load all models
+"""
+
+
+def test_only_the_failed_models_message_is_kept():
+    errors = extract_errors(NOISE + FAILURE)
+    assert errors == ["failed to load 'decoder' version 1: OSError: no \"weights\"\nhere"]
+
+
+def test_a_config_that_does_not_parse_shows_where():
+    line = '[libprotobuf ERROR /build/text_format.cc:337] Error parsing text-format: 1:7: no field named "bakend".'
+    assert extract_errors(NOISE + line) == ['Error parsing text-format: 1:7: no field named "bakend".']
+
+
+def test_without_errors_the_last_lines_speak():
+    assert extract_errors(NOISE + "tritonserver: unrecognized option '--nope'")[-1].endswith("'--nope'")
+
+
+def test_a_model_that_neither_loaded_nor_failed_is_still_loading():
+    assert find_loading_models(NOISE) == ["decoder", "encoder"]
+    assert find_loading_models(NOISE + FAILURE) == ["encoder"]
