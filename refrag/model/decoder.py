@@ -34,6 +34,13 @@ class Decoder(nn.Module):
         rows = chunk_embeddings[input_ids[is_chunk] - self.vocab_size].to(embedded.dtype)
         return embedded.masked_scatter(is_chunk.unsqueeze(-1), rows)
 
+    @property
+    def eos_ids(self) -> set[int]:
+        """Token ids that end an answer; a Hugging Face config has none, one or several."""
+        eos = self.backbone.generation_config.eos_token_id
+        return set(eos) if isinstance(eos, list) else {eos} - {None}
+
+    @torch.inference_mode()
     def prefill(self, inputs_embeds: Tensor) -> tuple[Tensor, Cache]:
         """Run the whole prompt; the next token's logits (V,) and the cache to go on with.  (S, D) -> (V,)"""
         cache = DynamicCache(config=self.backbone.config)
@@ -42,6 +49,7 @@ class Decoder(nn.Module):
         )
         return output.logits[0, -1], cache
 
+    @torch.inference_mode()
     def decode_one_token(self, token_id: int, cache: Cache) -> Tensor:
         """Append one token to the cache and return the next one's logits (V,)."""
         input_ids = torch.tensor([[token_id]], device=self.backbone.device)

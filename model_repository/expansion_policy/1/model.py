@@ -1,0 +1,13 @@
+"""Triton model `expansion_policy`: chunk vectors → the mixed prompt's layout."""
+
+from refrag.serving.expansion import Expansion, ExpansionSettings
+from refrag.serving.triton import reply_to_each, settings_from, version_folder
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        settings = settings_from(args, ExpansionSettings)
+        self.expansion = Expansion(version_folder(args) / "checkpoint", settings)
+
+    def execute(self, requests):
+        return reply_to_each(requests, self.expansion.run)

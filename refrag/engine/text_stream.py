@@ -1,0 +1,37 @@
+"""Token ids → text that is safe to send: whole UTF-8 characters, and nothing that a stop word may still swallow."""
+
+from collections.abc import Sequence
+
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+
+class TextStream:
+    """Push tokens, get the text that is now certain; `stopped` once a stop word has appeared."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_words: Sequence[str]) -> None:
+        self.tokenizer = tokenizer.backend_tokenizer
+        self.decode = DecodeStream(skip_special_tokens=True)
+        self.stop_words = stop_words
+        self.held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Text that can be sent after this token; "" while a character or a stop word is incomplete."""
+        text = self.held + (self.decode.step(self.tokenizer, token_id) or "")
+        if found := [text.index(word) for word in self.stop_words if word in text]:
+            self.stopped, self.held = True, ""
+            return text[: min(found)]
+        keep = self._possible_stop(text)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back in case it became a stop word. An incomplete character is never sent."""
+        text, self.held = self.held, ""
+        return text
+
+    def _possible_stop(self, text: str) -> int:
+        """Length of the longest end of the text with which a stop word begins."""
+        lengths = range(min(len(text), max(map(len, self.stop_words), default=1) - 1), 0, -1)
+        return next((n for n in lengths if any(word.startswith(text[-n:]) for word in self.stop_words)), 0)

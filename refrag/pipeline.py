@@ -1,0 +1,117 @@
+"""The whole request graph in one process: the reference that the served graph must equal, and what evaluation runs.
+
+    text → chunks → chunk vectors → which to expand → mixed prompt → tokens
+
+Each function here is one step of the graph; the Triton models call the same ones.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refrag.chunking import Chunk, Chunker
+from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate
+from refrag.model.checkpoint import Checkpoint
+from refrag.model.encoder import ChunkEncoder, encode_in_batches
+from refrag.prompt import Prompt, lay_out_prompt
+from refrag.request import ContextRequest, SamplingParams
+from refrag.selection import select_chunks
+
+# C context chunks, Q question chunks, R compressed chunks, E encoder width, D decoder width
+
+ENCODER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class PreparedContext:
+    """A request as tokens. question_ids go into the prompt; question_chunks to the encoder, for the policy."""
+
+    chunks: list[Chunk]
+    question_ids: list[int]
+    question_chunks: list[Chunk]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    prompt: Prompt
+    expanded: list[int]
+
+
+# Given the request, its chunks, and the vectors of context and question: which chunks to expand.
+Selector = Callable[[ContextRequest, Sequence[Chunk], Tensor, Tensor], Sequence[int]]
+
+
+class Pipeline:
+    """Answers questions with one checkpoint, step by step as the served graph does."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.chunker = checkpoint.chunker
+
+    def answer(self, request: ContextRequest, sampling: SamplingParams, selector: Selector | None = None) -> Answer:
+        """The whole answer. `selector` replaces the request's policy, for controls such as an oracle."""
+        context = prepare_context(request, self.chunker)
+        vectors, question_vectors = self.encode(context)
+        expanded = (selector or self._select)(request, context.chunks, vectors, question_vectors)
+        prompt, mixed = self.build_prompt(context, expanded, vectors)
+        deltas = list(self.generate(mixed, sampling))
+        return Answer(
+            text="".join(delta.text for delta in deltas),
+            token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+            finish_reason=deltas[-1].finish_reason,
+            prompt=prompt,
+            expanded=list(expanded),
+        )
+
+    def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
+        """Vectors of the context's chunks (C, E) and of the question's (Q, E)."""
+        vectors = encode_chunks(self.checkpoint.encoder, self.chunker, [*context.chunks, *context.question_chunks])
+        return vectors[: len(context.chunks)], vectors[len(context.chunks) :]
+
+    @torch.inference_mode()
+    def build_prompt(
+        self, context: PreparedContext, expanded: Sequence[int], vectors: Tensor
+    ) -> tuple[Prompt, MixedPrompt]:
+        """The layout, and the same as the decoder takes it: with chunk embeddings (R, D)."""
+        prompt = lay_out_prompt(
+            context.chunks,
+            expanded,
+            context.question_ids,
+            self.checkpoint.decoder.vocab_size,
+            self.checkpoint.decoder_tokenizer.bos_token_id,
+        )
+        embeddings = self.checkpoint.projector(vectors[prompt.compressed])
+        return prompt, MixedPrompt(torch.from_numpy(prompt.input_ids).long(), embeddings)
+
+    def generate(self, prompt: MixedPrompt, sampling: SamplingParams) -> Iterator[Delta]:
+        check_prompt(prompt, sampling, self.checkpoint.decoder, self.checkpoint.config.max_prompt_slots)
+        return generate(self.checkpoint.decoder, self.checkpoint.decoder_tokenizer, prompt, sampling)
+
+    def _select(
+        self, request: ContextRequest, chunks: Sequence[Chunk], vectors: Tensor, question_vectors: Tensor
+    ) -> list[int]:
+        return select_chunks(request, chunks, self.checkpoint.policy, vectors, question_vectors)
+
+
+def prepare_context(request: ContextRequest, chunker: Chunker) -> PreparedContext:
+    return PreparedContext(
+        chunks=chunker.context_chunks(request.passages),
+        question_ids=chunker.question_ids(request.question),
+        question_chunks=chunker.question_chunks(request.question),
+    )
+
+
+@torch.inference_mode()
+def encode_chunks(encoder: ChunkEncoder, chunker: Chunker, chunks: Sequence[Chunk]) -> Tensor:
+    """(C chunks) -> (C, E)"""
+    ids, mask = chunker.encoder_inputs(chunks)
+    return encode_in_batches(encoder, torch.from_numpy(ids), torch.from_numpy(mask), ENCODER_BATCH)

@@ -1,0 +1,72 @@
+"""What a caller asks for, checked once: the same types stand behind the server and the in-process pipeline."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from refrag.errors import InvalidRequest
+
+SelectionPolicy = Literal["learned", "random", "none", "all"]
+# Named in the interface already, served later: refused by name, so that nobody takes a silent default for them.
+LATER_POLICIES = ("attention", "similarity", "perplexity")
+
+
+@dataclass(frozen=True)
+class ContextRequest:
+    """A question over passages, and how much of them to read in full.
+
+    expand_fraction: share of the chunks to expand, 0 (none) to 1 (all: the plain decoder); always rounded down.
+    policy: which chunks. "none" and "all" expand nothing and everything whatever the fraction.
+    seed: of the random policy.
+    """
+
+    question: str
+    passages: Sequence[str] = ()
+    expand_fraction: float = 0.1
+    policy: SelectionPolicy = "learned"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise InvalidRequest("text_input is empty; it must hold the question")
+        if not (math.isfinite(self.expand_fraction) and 0 <= self.expand_fraction <= 1):
+            raise InvalidRequest(
+                f"expand_fraction is {self.expand_fraction:g}; allowed is 0 (compress every chunk) to 1 (expand every chunk)"
+            )
+        if self.policy in LATER_POLICIES:
+            raise InvalidRequest(f"policy {self.policy!r} is not served yet; available: {_listed(SelectionPolicy)}")
+        if self.policy not in get_args(SelectionPolicy):
+            raise InvalidRequest(f"policy is {self.policy!r}; allowed: {_listed(SelectionPolicy)}")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to pick tokens, and when to stop.
+
+    temperature: 0 takes the likeliest token. top_k, top_p, seed: None means no limit, and a fresh seed.
+    stop_words: generation ends before the first of them; they are not part of the answer.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop_words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidRequest(f"temperature is {self.temperature:g}; it must be 0 (greedy) or a positive number")
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidRequest(f"top_k is {self.top_k}; it must be at least 1; leave it out for no limit")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InvalidRequest(f"top_p is {self.top_p:g}; allowed is more than 0, up to 1; leave it out for no limit")
+        if "" in self.stop_words:
+            raise InvalidRequest("stop_words holds an empty word, which would stop every answer at once; remove it")
+
+
+def _listed(literal: object) -> str:
+    return ", ".join(get_args(literal))

@@ -1,0 +1,51 @@
+"""Which chunks to expand: a budget, and the selection policies that spend it."""
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from refrag.chunking import Chunk
+from refrag.model.policy import ExpansionPolicy, pick_in_turn
+from refrag.request import ContextRequest
+
+# C context chunks, Q question chunks, E encoder width
+
+
+def expansion_budget(expand_fraction: float, num_chunks: int) -> int:
+    """How many chunks may be expanded: rounded down, so never more than the fraction; 0 expands nothing."""
+    # A fraction travels as FP32: 0.7 arrives as 0.69999999, and six digits bring it back.
+    return math.floor(round(expand_fraction, 6) * num_chunks + 1e-9)
+
+
+def select_chunks(
+    request: ContextRequest,
+    chunks: Sequence[Chunk],
+    network: ExpansionPolicy,
+    chunk_vectors: Tensor,
+    question_vectors: Tensor,
+) -> list[int]:
+    """Numbers of the chunks to expand, in ascending order.
+
+    chunk_vectors: (C, E). question_vectors: (Q, E).
+    """
+    budget = expansion_budget(request.expand_fraction, len(chunks))
+    if request.policy == "none" or budget == 0 and request.policy != "all":
+        return []
+    if request.policy == "all" or budget == len(chunks):
+        return list(range(len(chunks)))
+    if request.policy == "random":
+        return sorted(random.Random(request.seed).sample(range(len(chunks)), budget))
+    return sorted(pick_in_turn(score_chunks(chunks, network, chunk_vectors, question_vectors), budget))
+
+
+@torch.inference_mode()
+def score_chunks(
+    chunks: Sequence[Chunk], network: ExpansionPolicy, chunk_vectors: Tensor, question_vectors: Tensor
+) -> Tensor:
+    """The policy network's logit for each chunk.  (C, E), (Q, E) -> (C,)"""
+    passages = torch.tensor([[chunk.passage for chunk in chunks]])
+    question_mask = torch.ones(1, len(question_vectors), dtype=torch.bool)
+    return network(chunk_vectors.unsqueeze(0), passages, question_vectors.unsqueeze(0), question_mask)[0]

@@ -1,0 +1,163 @@
+"""Last step of the graph: mixed prompt → streamed answer. Requests go to the engine's worker; execute() returns at once."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from refrag.config import RefragConfig
+from refrag.engine.engine import Engine, EngineSettings, Job
+from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate
+from refrag.errors import InvalidRequest, RefragError
+from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
+from refrag.request import SamplingParams
+from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, texts
+from refrag.serving.triton import ResponseStream
+
+# S slots, R rows of chunk embeddings, D decoder width
+
+PASS_THROUGH = ("context_tokens", "num_chunks", "expanded_chunks")
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """num_threads: CPU threads of the decoder, 0 for all cores.
+    default_max_tokens, default_deadline_ms: for requests that do not say.
+    max_active, max_waiting: see EngineSettings.
+    """
+
+    num_threads: int = 0
+    default_max_tokens: int = 64
+    default_deadline_ms: int = 60_000
+    max_active: int = 32
+    max_waiting: int = 256
+
+
+class DecoderService:
+    """Takes requests by their tensors, and sends their responses from the engine's worker."""
+
+    def __init__(self, checkpoint: Path, settings: DecoderSettings) -> None:
+        if settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+        self.settings = settings
+        self.max_prompt_slots = RefragConfig.load(checkpoint).max_prompt_slots
+        self.decoder = load_decoder(checkpoint)
+        self.tokenizer = load_decoder_tokenizer(checkpoint)
+        self.engine = Engine(EngineSettings(settings.max_active, settings.max_waiting))
+
+    def accept(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
+        """Queue the request, or act on a stop; any error goes into the stream."""
+        try:
+            if flag(inputs, "stop", default=False):
+                self.engine.stop(request_id)
+                stream.close()
+            else:
+                self.engine.submit(self._make_job(request_id, inputs, stream))
+        except Exception as error:
+            stream.fail(error)
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _make_job(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> Job:
+        prompt, sampling = read_prompt(inputs), self._read_sampling(inputs)
+        check_prompt(prompt, sampling, self.decoder, self.max_prompt_slots)
+        sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
+        statistics = {name: inputs.get(name, int32()) for name in PASS_THROUGH}
+        return Job(
+            request_id=request_id,
+            start=lambda: generate(self.decoder, self.tokenizer, prompt, sampling),
+            sink=sink_type(stream, Statistics(statistics, len(prompt.input_ids))),
+            deadline=self._read_deadline(inputs),
+        )
+
+    def _read_sampling(self, inputs: Tensors) -> SamplingParams:
+        max_tokens = integer(inputs, "request_output_len")
+        return SamplingParams(
+            max_tokens=self.settings.default_max_tokens if max_tokens is None else max_tokens,
+            temperature=scalar(inputs, "temperature") or 0.0,
+            top_k=integer(inputs, "runtime_top_k"),
+            top_p=scalar(inputs, "runtime_top_p"),
+            seed=integer(inputs, "random_seed"),
+            stop_words=tuple(texts(inputs, "stop_words")),
+        )
+
+    def _read_deadline(self, inputs: Tensors) -> float:
+        """On the monotonic clock; counted from the request's arrival in the graph."""
+        milliseconds = integer(inputs, "deadline_ms")
+        if milliseconds is None:
+            milliseconds = self.settings.default_deadline_ms
+        if milliseconds < 1:
+            raise InvalidRequest(f"deadline_ms is {milliseconds}; it must be at least 1")
+        arrival = integer(inputs, "arrival_time_ns")
+        spent_seconds = 0.0 if arrival is None else (time.time_ns() - arrival) / 1e9
+        return time.monotonic() + milliseconds / 1000 - spent_seconds
+
+
+class Statistics:
+    """What every response tells of its request besides the text."""
+
+    def __init__(self, passed_through: dict[str, np.ndarray], prompt_slots: int) -> None:
+        self.tensors = {
+            **passed_through,
+            "num_expanded_chunks": int32(passed_through["expanded_chunks"].size),
+            "prompt_slots": int32(prompt_slots),
+        }
+
+
+class StreamingSink:
+    """One response for each delta."""
+
+    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
+        self.stream, self.statistics = stream, statistics
+        self.index, self.num_tokens = 0, 0
+
+    def send(self, delta: Delta) -> None:
+        self.num_tokens += len(delta.token_ids)
+        response = {
+            "text_output": strings(delta.text),
+            "token_ids": int32(*delta.token_ids),
+            "index": int32(self.index),
+            "finish_reason": strings(delta.finish_reason or ""),
+            "num_output_tokens": int32(self.num_tokens),
+            **self.statistics.tensors,
+        }
+        self.index += 1
+        if delta.finish_reason is None:
+            self.stream.send(response)
+        else:
+            self.stream.finish(response)
+
+    def fail(self, error: RefragError) -> None:
+        self.stream.fail(error)
+
+    def is_abandoned(self) -> bool:
+        return self.stream.is_cancelled()
+
+
+class CollectingSink(StreamingSink):
+    """One response with the whole answer, for callers that cannot stream."""
+
+    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
+        super().__init__(stream, statistics)
+        self.deltas: list[Delta] = []
+
+    def send(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        if delta.finish_reason is not None:
+            text = "".join(delta.text for delta in self.deltas)
+            token_ids = [token_id for delta in self.deltas for token_id in delta.token_ids]
+            super().send(Delta(text, token_ids, delta.finish_reason))
+
+
+def read_prompt(inputs: Tensors) -> MixedPrompt:
+    """The neutral decoder contract: ids with placeholders, and the table of rows they point into."""
+    if "input_ids" not in inputs:
+        raise InvalidRequest("input_ids is missing; send a prompt, or stop=true with the id of the request to stop")
+    input_ids = torch.from_numpy(inputs["input_ids"].reshape(-1).astype(np.int64))
+    if "prompt_embedding_table" not in inputs:
+        return MixedPrompt(input_ids, torch.zeros(0, 0))
+    # A copy: the tensor's memory belongs to the request, which is gone once execute() has returned.
+    return MixedPrompt(input_ids, torch.tensor(inputs["prompt_embedding_table"]))

@@ -1,0 +1,105 @@
+"""First step of the graph: text → decoder ids and encoder inputs, everything the caller sent checked."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refrag.chunking import Chunk, Chunker
+from refrag.config import RefragConfig
+from refrag.errors import InvalidRequest
+from refrag.model.checkpoint import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.pipeline import PreparedContext, prepare_context
+from refrag.request import ContextRequest
+from refrag.serving.tensors import Tensors, flag, integer, scalar, strings, text, texts
+
+# C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
+
+NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class PreprocessingSettings:
+    """max_chunks: context and question chunks of one request; at most chunk_encoder's max_batch_size.
+    max_context_bytes: bytes of all passages together, refused before any of them is tokenised.
+    """
+
+    max_chunks: int = 4096
+    max_context_bytes: int = 4 * 1024 * 1024
+
+
+class Preprocessing:
+    def __init__(self, checkpoint: Path, settings: PreprocessingSettings) -> None:
+        self.settings = settings
+        self.config = RefragConfig.load(checkpoint)
+        self.chunker = Chunker(self.config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
+
+    def run(self, inputs: Tensors) -> Tensors:
+        arrival = time.time_ns()
+        self._refuse_unserved(inputs)
+        request = self._read_request(inputs)
+        context = prepare_context(request, self.chunker)
+        self._check_size(context)
+        ids, mask = self.chunker.encoder_inputs([*context.chunks, *context.question_chunks])
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "chunk_token_ids": pack_chunks(context.chunks, self.config.chunk_size),
+            "chunk_passages": np.array([chunk.passage for chunk in context.chunks], np.int32),
+            "question_ids": np.array(context.question_ids, np.int32),
+            "resolved_expand_fraction": np.array([request.expand_fraction], np.float32),
+            "resolved_policy": strings(request.policy),
+            "selection_seed": np.array([request.seed], np.uint64),
+            "arrival_time_ns": np.array([arrival], np.int64),
+        }
+
+    def _refuse_unserved(self, inputs: Tensors) -> None:
+        if "history" in inputs and inputs["history"].size:
+            raise InvalidRequest("history is not served yet; leave it out, or send earlier turns as passages")
+        if not flag(inputs, "exclude_input_in_output", default=True):
+            raise InvalidRequest(
+                "exclude_input_in_output is false; the prompt is never returned, so leave it out or send true"
+            )
+
+    def _read_request(self, inputs: Tensors) -> ContextRequest:
+        self._check_bytes(inputs)
+        expand_fraction = scalar(inputs, "expand_fraction")
+        return ContextRequest(
+            question=text(inputs, "text_input") or "",
+            passages=texts(inputs, "passages"),
+            expand_fraction=self.config.expand_fraction if expand_fraction is None else round(expand_fraction, 6),
+            policy=text(inputs, "policy") or "learned",  # type: ignore[arg-type]
+            seed=integer(inputs, "seed") or 0,
+        )
+
+    def _check_bytes(self, inputs: Tensors) -> None:
+        passages = inputs["passages"].reshape(-1) if "passages" in inputs else []
+        size, limit = sum(map(len, passages)), self.settings.max_context_bytes
+        if size > limit:
+            raise InvalidRequest(f"{len(passages)} passages hold {size} bytes, the limit is {limit}; send fewer or shorter ones")
+
+    def _check_size(self, context: PreparedContext) -> None:
+        count, limit = len(context.chunks) + len(context.question_chunks), self.settings.max_chunks
+        if count > limit:
+            raise InvalidRequest(
+                f"the passages hold {context.num_tokens} tokens in {len(context.chunks)} chunks of up to "
+                f"{self.config.chunk_size}; with the question's {len(context.question_chunks)} that is over the limit of "
+                f"{limit}; send fewer or shorter passages"
+            )
+
+
+def pack_chunks(chunks: list[Chunk], chunk_size: int) -> np.ndarray:
+    """Token ids INT32 (C, K), NO_TOKEN after the end of a short chunk."""
+    packed = np.full((len(chunks), chunk_size), NO_TOKEN, np.int32)
+    for row, chunk in enumerate(chunks):
+        packed[row, : len(chunk)] = chunk.token_ids
+    return packed
+
+
+def unpack_chunks(token_ids: np.ndarray, passages: np.ndarray) -> list[Chunk]:
+    """The inverse of pack_chunks, with the passage of each chunk."""
+    return [
+        Chunk(tuple(row[row != NO_TOKEN].tolist()), int(passage))
+        for row, passage in zip(token_ids, passages, strict=True)
+    ]

@@ -1,0 +1,66 @@
+"""Numpy tensors as they cross the wire → plain Python values, with errors that name the tensor."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from refrag.errors import InvalidRequest
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def scalar(tensors: Tensors, name: str) -> int | float | bool | None:
+    """The one element of an optional tensor; None where it is absent."""
+    if name not in tensors:
+        return None
+    return _only_element(tensors[name], name).item()
+
+
+def integer(tensors: Tensors, name: str) -> int | None:
+    value = scalar(tensors, name)
+    return None if value is None else int(value)
+
+
+def flag(tensors: Tensors, name: str, default: bool) -> bool:
+    value = scalar(tensors, name)
+    return default if value is None else bool(value)
+
+
+def text(tensors: Tensors, name: str) -> str | None:
+    """The one string of an optional BYTES tensor; None where it is absent."""
+    if name not in tensors:
+        return None
+    return _decode(_only_element(tensors[name], name), name)
+
+
+def texts(tensors: Tensors, name: str) -> list[str]:
+    """All strings of an optional BYTES tensor; none where it is absent."""
+    if name not in tensors:
+        return []
+    return [_decode(value, f"{name}[{index}]") for index, value in enumerate(tensors[name].reshape(-1))]
+
+
+def _only_element(tensor: np.ndarray, name: str):  # type: ignore[no-untyped-def]
+    if tensor.size != 1:
+        raise InvalidRequest(f"{name} has shape {list(tensor.shape)}; it must hold exactly one element")
+    return tensor.reshape(-1)[0]
+
+
+def _decode(value: bytes | str, name: str) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{name} is not valid UTF-8 (byte {value[error.start]:#04x} at offset {error.start}); send UTF-8 text"
+        ) from None
+
+
+def strings(*values: str) -> np.ndarray:
+    """A BYTES tensor of the values."""
+    return np.array([value.encode() for value in values], dtype=np.object_)
+
+
+def int32(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)

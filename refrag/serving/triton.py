@@ -1,0 +1,102 @@
+"""The one module that knows pb_utils: requests in, responses out, errors translated."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from refrag.errors import RefragError, SetupError
+from refrag.serving.tensors import Tensors
+
+Settings = TypeVar("Settings")
+
+
+def version_folder(args: Mapping[str, str]) -> Path:
+    """The folder of the model version that is being loaded."""
+    return Path(args["model_repository"]) / args["model_version"]
+
+
+def settings_from(args: Mapping[str, str], cls: type[Settings]) -> Settings:
+    """A frozen dataclass from the `parameters` of config.pbtxt, which are strings; unknown names are errors."""
+    parameters = json.loads(args["model_config"]).get("parameters", {})
+    given = {name: value["string_value"] for name, value in parameters.items()}
+    known = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(given) - set(known)):
+        raise SetupError(f"{args['model_name']}: unknown parameters {unknown}; known are {sorted(known)}")
+    return cls(**{name: _parse(args["model_name"], name, text, known[name]) for name, text in given.items()})
+
+
+def tensors_of(request: Any) -> dict[str, np.ndarray]:
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def response_of(tensors: Tensors) -> Any:
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
+
+
+def error_response(error: Exception) -> Any:
+    """The error as the client can parse it; one we did not foresee keeps its text and is logged."""
+    if not isinstance(error, RefragError):
+        pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
+        error = RefragError(f"{type(error).__name__}: {error}")
+    code = getattr(pb_utils.TritonError, error.triton_code)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_wire(), code))
+
+
+def reply_to_each(requests: Sequence[Any], handle: Callable[[Tensors], Tensors]) -> list[Any]:
+    """One response per request; a bad request never disturbs its neighbours."""
+    return [_reply(request, handle) for request in requests]
+
+
+class ResponseStream:
+    """The responses of one decoupled request; `close` sends the final flag exactly once."""
+
+    def __init__(self, request: Any) -> None:
+        self.sender = request.get_response_sender()
+        self.closed = False
+
+    def send(self, tensors: Tensors) -> None:
+        self.sender.send(response_of(tensors))
+
+    def finish(self, tensors: Tensors) -> None:
+        self._send_final(response_of(tensors))
+
+    def fail(self, error: Exception) -> None:
+        self._send_final(error_response(error))
+
+    def close(self) -> None:
+        """End without a further response."""
+        if not self.closed:
+            self.closed = True
+            self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def is_cancelled(self) -> bool:
+        return not self.closed and self.sender.is_cancelled()
+
+    def _send_final(self, response: Any) -> None:
+        # A sender must not be used after its final flag.
+        if not self.closed:
+            self.closed = True
+            self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _reply(request: Any, handle: Callable[[Tensors], Tensors]) -> Any:
+    try:
+        return response_of(handle(tensors_of(request)))
+    except Exception as error:
+        return error_response(error)
+
+
+def _parse(model: str, name: str, text: str, kind: Any) -> Any:
+    try:
+        if kind in (int, "int"):
+            return int(text)
+        if kind in (float, "float"):
+            return float(text)
+    except ValueError:
+        raise SetupError(f"{model}: parameter {name} is {text!r}; a number is needed") from None
+    return text
