@@ -32,7 +32,7 @@ def select_chunks(
     chunk_vectors: (C, E). question_vectors: (Q, E).
     """
     budget = expansion_budget(request.expand_fraction, len(chunks))
-    if request.policy == "none" or budget == 0 and request.policy != "all":
+    if request.policy == "none" or (budget == 0 and request.policy != "all"):
         return []
     if request.policy == "all" or budget == len(chunks):
         return list(range(len(chunks)))

@@ -48,7 +48,9 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, decoder: Decoder
         )
     rows, width = prompt.chunk_embeddings.shape
     if rows and width != decoder.width:
-        raise InvalidRequest(f"prompt_embedding_table has rows of width {width}; the decoder's width is {decoder.width}")
+        raise InvalidRequest(
+            f"prompt_embedding_table has rows of width {width}; the decoder's width is {decoder.width}"
+        )
     highest, lowest = int(prompt.input_ids.max()), int(prompt.input_ids.min())
     if lowest < 0 or highest >= decoder.vocab_size + rows:
         raise InvalidRequest(

@@ -1,12 +1,14 @@
 """A REFRAG checkpoint on disk.
 
-    refrag.json              chunk size, pooling, prompt template, provenance
-    decoder/                 Hugging Face causal LM with its tokenizer
-    encoder/                 Hugging Face encoder; with a tokenizer only if it differs from the decoder's
-    projector.safetensors
-    policy.safetensors
+refrag.json              chunk size, pooling, prompt template, provenance
+decoder/                 Hugging Face causal LM with its tokenizer
+encoder/                 Hugging Face encoder; with a tokenizer only if it differs from the decoder's
+projector.safetensors
+policy.safetensors
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from refrag.chunking import Chunker
 from refrag.config import RefragConfig
@@ -126,7 +129,8 @@ def _load_pretrained(auto_class: type, directory: Path):  # type: ignore[no-unty
         raise CheckpointError(f"{directory} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
     options = {} if auto_class is AutoTokenizer else {"dtype": torch.float32}
     try:
-        return auto_class.from_pretrained(directory, local_files_only=True, **options)  # type: ignore[attr-defined]
+        with _quiet_transformers():
+            return auto_class.from_pretrained(directory, local_files_only=True, **options)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
 
@@ -153,3 +157,17 @@ def _fill(module, weights: dict[str, torch.Tensor], path: Path):  # type: ignore
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit: {error}") from None
     return module.eval()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without progress bars, and without the report that an encoder's unused pooler has no weights."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -77,7 +77,9 @@ class Preprocessing:
         passages = inputs["passages"].reshape(-1) if "passages" in inputs else []
         size, limit = sum(map(len, passages)), self.settings.max_context_bytes
         if size > limit:
-            raise InvalidRequest(f"{len(passages)} passages hold {size} bytes, the limit is {limit}; send fewer or shorter ones")
+            raise InvalidRequest(
+                f"{len(passages)} passages hold {size} bytes, the limit is {limit}; send fewer or shorter ones"
+            )
 
     def _check_size(self, context: PreparedContext) -> None:
         count, limit = len(context.chunks) + len(context.question_chunks), self.settings.max_chunks

@@ -1,8 +1,8 @@
 """The stages of the demo recipe: what each draws, feeds and minimises (paper §3, and where we differ).
 
-    plain         decoder alone, question answering over plain passages: there is no pretrained decoder here
-    reconstruct   decoder frozen; [e_1..e_L] then their tokens, few chunks first, many last (paper stage 1)
-    joint         everything; mixed prompts with questions, and the policy's warm start from labels
+plain         decoder alone, question answering over plain passages: there is no pretrained decoder here
+reconstruct   decoder frozen; [e_1..e_L] then their tokens, few chunks first, many last (paper stage 1)
+joint         everything; mixed prompts with questions, and the policy's warm start from labels
 """
 
 import random
@@ -98,7 +98,9 @@ class ReconstructStage:
         for row, ids in enumerate(tokens):
             targets[row, : len(ids)] = torch.tensor(ids)
         input_ids = torch.cat([compressed.input_ids, targets[:, :-1].clamp(min=0)], 1)
-        states = decoder.backbone.base_model(inputs_embeds=decoder.embed_prompt(input_ids, embeddings)).last_hidden_state
+        states = decoder.backbone.base_model(
+            inputs_embeds=decoder.embed_prompt(input_ids, embeddings)
+        ).last_hidden_state
         logits = decoder.backbone.get_output_embeddings()(states[:, -width:])
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         right = (logits.argmax(-1) == targets)[targets >= 0]

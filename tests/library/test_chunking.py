@@ -1,0 +1,63 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from refrag.chunking import Chunker, cut_into_chunks
+from refrag.serving.preprocessing import pack_chunks, unpack_chunks
+from refrag.training.tokenizer import train_tokenizer
+
+TOKENS = st.lists(st.integers(0, 2000), max_size=100)
+
+
+@given(TOKENS, st.integers(1, 20))
+def test_chunks_joined_are_the_tokens(tokens, chunk_size):
+    chunks = cut_into_chunks(tokens, chunk_size)
+    assert [token for chunk in chunks for token in chunk.token_ids] == tokens
+
+
+@given(TOKENS, st.integers(1, 20))
+def test_only_the_last_chunk_may_be_short_and_none_is_empty(tokens, chunk_size):
+    lengths = [len(chunk) for chunk in cut_into_chunks(tokens, chunk_size)]
+    assert all(length == chunk_size for length in lengths[:-1])
+    assert all(1 <= length <= chunk_size for length in lengths)
+
+
+def test_a_chunk_never_spans_two_passages(tiny_checkpoint):
+    chunker = tiny_checkpoint.chunker
+    together = chunker.context_chunks(["Mara Tolen keeps a cat.", "", "Odo Marsk plays the flute every evening."])
+    assert [c.passage for c in together] == sorted(c.passage for c in together)
+    assert {c.passage for c in together} == {0, 2}
+
+
+def test_a_passage_has_the_same_chunks_under_any_neighbours(tiny_checkpoint):
+    chunker = tiny_checkpoint.chunker
+    alone = chunker.context_chunks(["Odo Marsk plays the flute."])
+    among = chunker.context_chunks(["Some other passage.", "Odo Marsk plays the flute."])
+    assert [c.token_ids for c in alone] == [c.token_ids for c in among if c.passage == 1]
+
+
+def test_an_empty_passage_has_no_chunk(tiny_checkpoint):
+    assert tiny_checkpoint.chunker.context_chunks(["", ""]) == []
+
+
+def test_encoder_inputs_are_padded_and_masked(tiny_checkpoint):
+    ids, mask = tiny_checkpoint.chunker.encoder_inputs(cut_into_chunks(list(range(5, 25)), 16))
+    assert ids.shape == mask.shape == (2, 16)
+    assert mask.sum(1).tolist() == [16, 4]
+    assert ids[1, :4].tolist() == [21, 22, 23, 24]
+
+
+def test_an_encoder_with_its_own_tokenizer_gets_the_text_of_the_chunk(tiny_checkpoint):
+    own: PreTrainedTokenizerFast = train_tokenizer(vocab_size=300, seed=1, num_contexts=50)
+    chunker = Chunker(tiny_checkpoint.config, tiny_checkpoint.decoder_tokenizer, own)
+    chunk = chunker.context_chunks(["a cat"])[0]
+    ids, mask = chunker.encoder_inputs([chunk])
+    assert own.decode(ids[0, : mask[0].sum()]) == " a cat\n"
+
+
+@given(st.lists(st.tuples(TOKENS.filter(len), st.integers(0, 9)), max_size=5))
+def test_packed_chunks_unpack_to_the_same(passages):
+    chunks = [chunk for tokens, passage in passages for chunk in cut_into_chunks(tokens, 16, passage)]
+    packed = pack_chunks(chunks, 16)
+    assert unpack_chunks(packed, np.array([chunk.passage for chunk in chunks], np.int32)) == chunks

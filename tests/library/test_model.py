@@ -1,0 +1,148 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from refrag.config import RefragConfig
+from refrag.engine.generation import MixedPrompt, check_prompt, generate
+from refrag.errors import CheckpointError, InvalidRequest
+from refrag.model.checkpoint import load_checkpoint
+from refrag.model.decoder import Decoder
+from refrag.model.encoder import ChunkEncoder
+from refrag.model.projector import Projector
+from refrag.request import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_checkpoint, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint.save(directory)
+    return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def test_a_saved_checkpoint_loads_to_the_same_weights(tiny_checkpoint, saved):
+    loaded = load_checkpoint(saved)
+    assert loaded.config == tiny_checkpoint.config
+    for name, module in tiny_checkpoint.modules.items():
+        for key, weight in module.state_dict().items():
+            assert torch.equal(loaded.modules[name].state_dict()[key], weight), (name, key)
+
+
+@pytest.mark.parametrize("part", ["refrag.json", "projector.safetensors", "policy.safetensors", "encoder", "decoder"])
+def test_a_missing_part_is_named(copy, part):
+    path = copy / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(CheckpointError, match=f"{part} is missing"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("part", ["refrag.json", "projector.safetensors", "policy.safetensors", "decoder/model.safetensors"])
+def test_a_corrupt_part_is_named(copy, part):
+    (copy / part).write_bytes(b"\x00garbage")
+    with pytest.raises(CheckpointError, match=part.split("/")[0]):
+        load_checkpoint(copy)
+
+
+def test_weights_that_do_not_fit_are_named(copy):
+    shutil.copy(copy / "projector.safetensors", copy / "policy.safetensors")
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors.*question_in"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [({"chunk_size": 0}, "chunk_size is 0"), ({"pooling": "max"}, "pooling is 'max'"), ({"k": 4}, "unknown settings")],
+)
+def test_a_config_that_makes_no_sense_is_refused(copy, change, named):
+    path = copy / "refrag.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=named):
+        RefragConfig.load(copy)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_padding_changes_no_chunk_vector(tiny_checkpoint, pooling):
+    encoder = ChunkEncoder(tiny_checkpoint.encoder.backbone, pooling)
+    short = torch.tensor([[5, 6, 7]])
+    padded = torch.tensor([[5, 6, 7, 0, 0]])
+    alone = encoder(short, torch.ones_like(short))
+    assert torch.allclose(encoder(padded, torch.tensor([[1, 1, 1, 0, 0]])), alone, atol=1e-5)
+
+
+def test_a_row_without_tokens_encodes_to_finite_numbers(tiny_checkpoint):
+    nothing = torch.zeros(1, 16, dtype=torch.long)
+    assert torch.isfinite(tiny_checkpoint.encoder(nothing, nothing)).all()
+
+
+def test_the_projector_starts_at_the_scale_of_the_tokens():
+    projector, tokens = Projector(8, 12), torch.randn(100, 12) * 0.02
+    vectors = torch.randn(50, 8) * 7
+    projector.match_scale(vectors, tokens)
+    assert projector(vectors).pow(2).mean().sqrt().item() == pytest.approx(tokens.pow(2).mean().sqrt().item(), rel=1e-4)
+
+
+def test_placeholders_take_the_rows_they_name(tiny_checkpoint):
+    decoder = tiny_checkpoint.decoder
+    rows = torch.randn(2, decoder.width)
+    embedded = decoder.embed_prompt(torch.tensor([7, decoder.vocab_size + 1, 8, decoder.vocab_size]), rows)
+    expected = torch.stack([decoder.token_embeddings.weight[7], rows[1], decoder.token_embeddings.weight[8], rows[0]])
+    assert torch.equal(embedded, expected)
+
+
+def test_cached_decoding_equals_a_full_forward(tiny_checkpoint):
+    decoder = tiny_checkpoint.decoder
+    ids = torch.tensor([5, 9, 13, 17])
+    _, cache = decoder.prefill(decoder.embed_prompt(ids[:3], torch.zeros(0, 0)))
+    step = decoder.decode_one_token(17, cache)
+    full = decoder.backbone(input_ids=ids[None]).logits[0, -1]
+    assert torch.allclose(step, full, atol=1e-5)
+
+
+def test_our_tokens_equal_those_of_hugging_face_generate(tiny_checkpoint):
+    decoder, ids = tiny_checkpoint.decoder, torch.arange(10, 40)
+    prompt = MixedPrompt(torch.cat([ids, torch.tensor([decoder.vocab_size])]), torch.randn(1, decoder.width))
+    ours = generate(decoder, tiny_checkpoint.decoder_tokenizer, prompt, SamplingParams(max_tokens=20))
+    embeds = decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings)[None]
+    theirs = decoder.backbone.generate(
+        inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), max_new_tokens=20, do_sample=False
+    )
+    expected = [i for i in theirs[0].tolist() if i not in decoder.eos_ids]
+    assert [i for delta in ours for i in delta.token_ids] == expected
+
+
+@pytest.mark.parametrize("eos, ids", [(2, {2}), ([2, 3], {2, 3}), (None, set())])
+def test_a_decoder_may_have_one_several_or_no_end_tokens(eos, ids):
+    config = LlamaConfig(vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    backbone = LlamaForCausalLM(config)
+    backbone.generation_config.eos_token_id = eos
+    assert Decoder(backbone).eos_ids == ids
+
+
+@pytest.mark.parametrize(
+    "ids, rows, max_tokens, named",
+    [
+        ([], (0, 0), 4, "no slots"),
+        ([5], (0, 0), 100, "needs 1 slots and max_tokens 100"),
+        ([512], (0, 0), 4, "allowed is 0 to 511"),
+        ([-1], (0, 0), 4, "range from -1"),
+        ([514], (2, 48), 4, "allowed is 0 to 513"),
+        ([512], (1, 47), 4, "width 47"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused(tiny_checkpoint, ids, rows, max_tokens, named):
+    prompt = MixedPrompt(torch.tensor(ids, dtype=torch.long), torch.zeros(rows))
+    with pytest.raises(InvalidRequest, match=named):
+        check_prompt(prompt, SamplingParams(max_tokens=max_tokens), tiny_checkpoint.decoder, max_prompt_slots=100)
+
+
+def test_embeddings_that_are_not_finite_are_refused(tiny_checkpoint):
+    prompt = MixedPrompt(torch.tensor([512]), torch.full((1, 48), float("nan")))
+    with pytest.raises(InvalidRequest, match="NaN"):
+        check_prompt(prompt, SamplingParams(), tiny_checkpoint.decoder, max_prompt_slots=100)

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from refrag.errors import InvalidRequest
+from refrag.pipeline import encode_chunks
+from refrag.request import ContextRequest, SamplingParams
+
+PASSAGES = ["Mara Tolen keeps a parrot. Tolen was born in 1962 and likes rain.", "Odo Marsk plays the harp."]
+SAMPLING = SamplingParams(max_tokens=12)
+
+
+def ask(pipeline, **options):
+    return pipeline.answer(ContextRequest("What does Mara Tolen keep?", PASSAGES, **options), SAMPLING)
+
+
+def test_expanding_everything_equals_the_plain_decoder_on_the_plain_text(pipeline, tiny_checkpoint):
+    tokenizer, template = tiny_checkpoint.decoder_tokenizer, tiny_checkpoint.config.template
+    context = "".join(template.passage_prefix + passage + template.passage_suffix for passage in PASSAGES)
+    text = f"{context}{template.question_prefix}What does Mara Tolen keep?{template.answer_prefix}"
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text).input_ids]])
+    plain = tiny_checkpoint.decoder.backbone.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+    )
+    eos_ids = tiny_checkpoint.decoder.eos_ids
+    assert ask(pipeline, expand_fraction=1).token_ids == [i for i in plain[0, ids.shape[1] :].tolist() if i not in eos_ids]
+
+
+def test_the_policy_all_is_expanding_everything(pipeline):
+    assert ask(pipeline, policy="all").token_ids == ask(pipeline, expand_fraction=1).token_ids
+
+
+def test_expanding_nothing_takes_a_slot_for_each_chunk(pipeline):
+    answer = ask(pipeline, expand_fraction=0)
+    assert answer.expanded == []
+    question = pipeline.chunker.question_ids("What does Mara Tolen keep?")
+    assert answer.prompt.num_slots == 1 + len(pipeline.chunker.context_chunks(PASSAGES)) + len(question)
+
+
+def test_no_passages_leave_the_question(pipeline):
+    answer = pipeline.answer(ContextRequest("Who?", []), SAMPLING)
+    assert answer.prompt.num_slots == 1 + len(pipeline.chunker.question_ids("Who?"))
+
+
+def test_a_prompt_over_the_window_is_refused_before_it_runs(pipeline):
+    with pytest.raises(InvalidRequest, match="the decoder's window is 4096"):
+        pipeline.answer(ContextRequest("Who?", ["word " * 5000], expand_fraction=1), SAMPLING)
+
+
+def test_chunk_vectors_do_not_depend_on_the_batch(pipeline):
+    chunks = pipeline.chunker.context_chunks(PASSAGES)
+    together = encode_chunks(pipeline.checkpoint.encoder, pipeline.chunker, chunks)
+    alone = [encode_chunks(pipeline.checkpoint.encoder, pipeline.chunker, [chunk]) for chunk in chunks]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
