@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refrag.engine.text_stream import TextStream
+from refrag.training.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer(vocab_size=300, seed=0, num_contexts=50)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+def push_all(text, stop_words=()):
+    """Pieces until the end of the text or a stop word."""
+    stream, pieces = TextStream(TOKENIZER, stop_words), []
+    for token_id in TOKENIZER(text).input_ids:
+        pieces.append(stream.push(token_id))
+        if stream.stopped:
+            return pieces
+    return [*pieces, stream.flush()]
+
+
+@given(TEXT)
+def test_pieces_joined_are_the_text_whatever_its_characters(text):
+    assert "".join(push_all(text)) == text
+
+
+@given(TEXT)
+def test_no_piece_holds_half_a_character(text):
+    assert all("\ufffd" not in piece for piece in push_all(text.replace("\ufffd", "")))
+
+
+@given(TEXT, st.lists(TEXT.filter(len), max_size=3))
+def test_the_text_ends_before_the_first_stop_word(text, stop_words):
+    found = [text.index(word) for word in stop_words if word in text]
+    shown = "".join(push_all(text, stop_words))
+    assert text.startswith(shown)
+    assert len(shown) <= min(found, default=len(text))
+    assert all(word not in shown for word in stop_words)
+
+
+@pytest.mark.parametrize("stop_word", ["s ever", "evening.", "evening", "."])
+def test_a_stop_word_across_token_borders_is_never_sent(stop_word):
+    text = "Odo Marsk plays every evening."
+    assert "".join(push_all(text, [stop_word])) == text[: text.index(stop_word)]
+
+
+def test_text_that_only_looked_like_a_stop_word_is_sent():
+    assert "".join(push_all("a cat and", ["cats"])) == "a cat and"
+
+
+def test_an_unfinished_stop_word_is_flushed_at_the_end():
+    assert "".join(push_all("a ca", ["cats"])) == "a ca"
