@@ -1,0 +1,176 @@
+"""The client for asyncio: the same calls as `refrag_client.client`, awaited."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from refrag_client.answer import Answer, Piece
+from refrag_client.base_client import READY_PAUSE_SECONDS, READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, BaseClient
+from refrag_client.exchange import Exchange
+from refrag_client.request import GenerateOptions
+from refrag_client.settings import CHANNEL_OPTIONS, ClientSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+
+class AsyncRefragClient(BaseClient):
+    """Asks one model of one server, from one event loop; best used in an `async with` block."""
+
+    async def generate(
+        self, question: str, passages: Iterable[str] = (), **options: "Unpack[GenerateOptions]"
+    ) -> Answer:
+        """The whole answer to `question` from `passages`; GenerateRequest lists the options."""
+        async with self.stream(question, passages, **options) as stream:
+            async for _ in stream:
+                pass
+            return stream.answer
+
+    def stream(
+        self, question: str, passages: Iterable[str] = (), **options: "Unpack[GenerateOptions]"
+    ) -> "AsyncStream":
+        """The same answer piece by piece, as the server generates it."""
+        stream = AsyncStream(self._stub, self._exchange(question, passages, options), self.settings)
+        self._streams.add(stream)
+        return stream
+
+    async def is_ready(self, timeout_seconds: float = READY_TIMEOUT_SECONDS) -> bool:
+        """Whether the server answers and the model is loaded; never raises."""
+        try:
+            answer = await self._stub.ModelReady(
+                self._ready_request(), timeout=timeout_seconds, metadata=self.settings.metadata
+            )
+        except grpc.RpcError:
+            return False
+        return answer.ready
+
+    async def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
+        """Return once the model can be asked, or raise ServerUnavailable after `timeout_seconds`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            return await asyncio.wait_for(self._poll_until_ready(), timeout_seconds)
+        raise self._never_ready(timeout_seconds)
+
+    async def close(self) -> None:
+        """Cancel what is still streaming and close the connection; the client must not be used afterwards."""
+        await asyncio.gather(*(stream.cancel() for stream in self._streams))
+        await self._channel.close()
+
+    async def __aenter__(self) -> "Self":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _prepare(self) -> None:
+        self._streams: WeakSet[AsyncStream] = WeakSet()
+
+    async def _poll_until_ready(self) -> None:
+        while not await self.is_ready():
+            await asyncio.sleep(READY_PAUSE_SECONDS)
+
+    # On first use, since a channel belongs to the event loop that runs when it is made.
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        if self.settings.tls is None:
+            return grpc.aio.insecure_channel(self.settings.url, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.settings.url, self.settings.tls.credentials(), options=CHANNEL_OPTIONS)
+
+    @cached_property
+    def _stub(self) -> Any:
+        return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+
+class AsyncStream:
+    """One answer on its way: iterate over its pieces, in an `async with` block or to the end.
+
+    Leaving early, by an exception, the task's cancellation or `cancel()`, makes the server stop generating.
+    A bare `break` does so only when Python collects the iterator: use `async with`.
+    """
+
+    def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
+        self._stub = stub
+        self._exchange = exchange
+        self._metadata = settings.metadata
+        self._is_cancelled = False
+        self._call = stub.ModelStreamInfer(
+            iter([exchange.message]), timeout=settings.timeout_seconds, metadata=self._metadata
+        )
+
+    @property
+    def request_id(self) -> str:
+        return self._exchange.request_id
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer once the stream was read to its end; RefragError before."""
+        return self._exchange.answer()
+
+    async def cancel(self) -> None:
+        """Make the server stop; a pending or later read raises Cancelled. Nothing happens after the end."""
+        if self._is_cancelled or self._exchange.is_over:
+            return
+        self._is_cancelled = True
+        # First the call, so that no further step of the ensemble starts, then the step that runs already.
+        self._call.cancel()
+        await self._send_stop()
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        try:
+            while (piece := await self._receive()) is not None:
+                yield piece
+        finally:
+            await self.cancel()
+
+    async def __anext__(self) -> Piece:
+        piece = await self._receive()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def __aenter__(self) -> "Self":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cancel()
+
+    async def _receive(self) -> Piece | None:
+        """The next piece, or None at the end."""
+        if self._is_cancelled:
+            raise self._exchange.cancelled()
+        piece = None
+        while piece is None and not self._exchange.is_over:
+            piece = await self._receive_response()
+        return piece
+
+    async def _receive_response(self) -> Piece | None:
+        try:
+            response = await self._call.read()
+            if response is grpc.aio.EOF:
+                raise self._exchange.cut_off()
+            return self._exchange.receive(response)
+        except grpc.RpcError as error:
+            failure = self._exchange.failure(error)
+            await self.cancel()
+            raise failure from error
+        except asyncio.CancelledError:
+            # Our own cancel() ends a pending read with the same exception as a cancelled task.
+            if self._is_cancelled:
+                raise self._exchange.cancelled() from None
+            await self.cancel()
+            raise
+        except BaseException:
+            await self.cancel()
+            raise
+
+    async def _send_stop(self) -> None:
+        """Tell the decoder, and wait until it has heard or the time is up."""
+        with contextlib.suppress(Exception):
+            messages = iter([self._exchange.stop_message])
+            async for _ in self._stub.ModelStreamInfer(messages, timeout=STOP_TIMEOUT_SECONDS, metadata=self._metadata):
+                pass

@@ -1,0 +1,52 @@
+"""What the two clients have in common: how they are made, and how a call becomes an exchange."""
+
+from collections.abc import Iterable, Mapping
+
+from tritonclient.grpc import service_pb2
+
+from refrag_client.errors import RefragError, ServerUnavailable
+from refrag_client.exchange import Exchange
+from refrag_client.request import GenerateOptions, GenerateRequest
+from refrag_client.settings import ClientSettings, Tls
+
+# A caller who leaves waits this long at most for the server to hear of it.
+STOP_TIMEOUT_SECONDS = 2.0
+READY_TIMEOUT_SECONDS = 5.0
+READY_PAUSE_SECONDS = 0.1
+
+
+class BaseClient:
+    def __init__(
+        self,
+        url: str = "127.0.0.1:8001",
+        *,
+        model: str = "refrag",
+        timeout_seconds: float | None = 60.0,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        decoder_model: str = "decoder",
+    ) -> None:
+        self.settings = ClientSettings(
+            url=url,
+            model=model,
+            decoder_model=decoder_model,
+            timeout_seconds=timeout_seconds,
+            tls=tls,
+            headers=headers or {},
+        )
+        self._prepare()
+
+    def _prepare(self) -> None:
+        raise NotImplementedError
+
+    def _exchange(self, question: str, passages: Iterable[str], options: GenerateOptions) -> Exchange:
+        return Exchange(GenerateRequest(question, passages, **options), self.settings)
+
+    def _ready_request(self) -> service_pb2.ModelReadyRequest:
+        return service_pb2.ModelReadyRequest(name=self.settings.model)
+
+    def _never_ready(self, timeout_seconds: float) -> RefragError:
+        return ServerUnavailable(
+            f"model {self.settings.model!r} at {self.settings.url} is not ready after {timeout_seconds} s; "
+            "is the server running there, and did all its models load?"
+        )

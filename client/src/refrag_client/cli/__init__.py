@@ -1,0 +1,1 @@
+"""The `refrag` command: one module per sub-command."""

@@ -1,0 +1,100 @@
+"""`refrag ask`: one question, its answer as it arrives, and what it took."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from refrag_client.answer import Answer
+from refrag_client.cli.options import add_request_options, request_options
+from refrag_client.cli.passages import read_passages
+from refrag_client.client import RefragClient
+from refrag_client.request import GenerateOptions
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser("ask", help="ask a question about passages", description=__doc__)
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument(
+        "--passages", metavar="FILE", help="JSON lines, or plain text with blank lines between passages; - is stdin"
+    )
+    parser.add_argument("--url", default="127.0.0.1:8001", help="Triton's gRPC endpoint (default: %(default)s)")
+    parser.add_argument("--model", default="refrag", help="name of the model (default: %(default)s)")
+    parser.add_argument("--timeout-seconds", type=float, default=60.0, help="give up after (default: %(default)s)")
+    add_request_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
+    parser.add_argument("--compare", action="store_true", help="ask the plain decoder too (--expand-fraction 1)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    passages = read_passages(arguments.passages) if arguments.passages else []
+    options = request_options(arguments)
+    with RefragClient(arguments.url, model=arguments.model, timeout_seconds=arguments.timeout_seconds) as client:
+        if arguments.compare:
+            _compare(client, arguments, passages, options)
+        else:
+            _ask(client, arguments, passages, options)
+
+
+def _ask(client: RefragClient, arguments: argparse.Namespace, passages: list[str], options: GenerateOptions) -> None:
+    answer = _stream_answer(client, arguments, passages, options)
+    if arguments.json:
+        _print_json(asdict(answer))
+
+
+def _compare(
+    client: RefragClient, arguments: argparse.Namespace, passages: list[str], options: GenerateOptions
+) -> None:
+    _head(arguments, "compressed:")
+    compressed = _stream_answer(client, arguments, passages, options)
+    _head(arguments, "\nplain decoder:")
+    plain = _stream_answer(client, arguments, passages, {**options, "expand_fraction": 1.0})
+    ratio = _ttft_ratio(compressed, plain)
+    if arguments.json:
+        _print_json({"compressed": asdict(compressed), "plain": asdict(plain), "ttft_ratio": ratio})
+    print(f"TTFT plain / compressed: {_format(ratio, '{:.2f}x')}", file=sys.stderr)
+
+
+def _stream_answer(
+    client: RefragClient, arguments: argparse.Namespace, passages: list[str], options: GenerateOptions
+) -> Answer:
+    """Ask, show the text as it comes unless it is to be JSON, then sum up on stderr."""
+    with client.stream(arguments.question, passages, **options) as stream:
+        for piece in stream:
+            if not arguments.json:
+                print(piece.text, end="", flush=True)
+    if not arguments.json:
+        print(flush=True)
+    print(_summary(stream.answer), file=sys.stderr)
+    return stream.answer
+
+
+def _summary(answer: Answer) -> str:
+    statistics = answer.statistics
+    ttft_ms = None if answer.ttft_seconds is None else 1000 * answer.ttft_seconds
+    return (
+        f"{statistics.num_output_tokens} output tokens · {statistics.context_tokens} context tokens"
+        f" · {statistics.num_chunks} chunks, {statistics.num_expanded_chunks} expanded"
+        f" · {statistics.prompt_slots} prompt slots · TTFT {_format(ttft_ms, '{:.1f} ms')}"
+    )
+
+
+def _ttft_ratio(compressed: Answer, plain: Answer) -> float | None:
+    if compressed.ttft_seconds is None or plain.ttft_seconds is None:
+        return None
+    return plain.ttft_seconds / compressed.ttft_seconds
+
+
+def _head(arguments: argparse.Namespace, title: str) -> None:
+    if not arguments.json:
+        print(title, flush=True)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _format(value: float | None, pattern: str) -> str:
+    return "unknown" if value is None else pattern.format(value)

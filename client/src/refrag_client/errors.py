@@ -1,0 +1,109 @@
+"""The exception tree, and how the words of a server become one of its members.
+
+    RefragError
+    ├── InvalidRequest     the caller must change the request
+    ├── Overloaded         the same request may succeed later
+    ├── Cancelled          somebody asked for the end
+    ├── DeadlineExceeded   the request's deadline or the client's timeout passed
+    ├── ServerUnavailable  no server answers at this address
+    └── ServerError        the server failed, or the two sides do not fit
+
+The server sends its own errors as one JSON object inside the message. What has no such object was
+written by Triton itself and is recognised by its wording.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+
+class RefragError(Exception):
+    """Base of every error this package raises; `request_id` names the request, where there is one."""
+
+    request_id: str | None = None
+
+
+class InvalidRequest(RefragError):
+    pass
+
+
+class Overloaded(RefragError):
+    pass
+
+
+class Cancelled(RefragError):
+    pass
+
+
+class DeadlineExceeded(RefragError):
+    pass
+
+
+class ServerUnavailable(RefragError):
+    pass
+
+
+class ServerError(RefragError):
+    pass
+
+
+def error_from_message(message: str) -> RefragError:
+    """The typed error a server's error message stands for."""
+    for wire in _json_objects(message):
+        if isinstance(wire.get("type"), str) and isinstance(wire.get("message"), str):
+            return _error_from_wire(wire["type"], wire["message"])
+    return _error_from_wording(message)
+
+
+def error_from_rpc(error: grpc.RpcError) -> RefragError:
+    """The typed error a failed gRPC call stands for."""
+    details = error.details() or "no details"
+    known = _FROM_STATUS.get(error.code())
+    return known(details) if known else error_from_message(details)
+
+
+_FROM_WIRE = {error.__name__: error for error in (InvalidRequest, Overloaded, Cancelled, DeadlineExceeded)}
+
+_FROM_STATUS = {
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
+}
+
+_FROM_WORDING = (
+    (re.compile(r"exceeds maximum queue size", re.IGNORECASE), Overloaded),
+    (re.compile(r"request timeout expired", re.IGNORECASE), DeadlineExceeded),
+    # A complaint about inputs from inside the ensemble is a fault of the deployment, not of the caller.
+    (
+        re.compile(
+            r"^(?!.*in ensemble ).*(unexpected inference input|expected \d+ inputs|^inference input|\binference input '"
+            r"|unexpected shape for input|byte size mismatch for input|missing required input)",
+            re.IGNORECASE | re.DOTALL,
+        ),
+        InvalidRequest,
+    ),
+)
+
+
+def _error_from_wire(name: str, message: str) -> RefragError:
+    known = _FROM_WIRE.get(name)
+    return known(message) if known else ServerError(f"{name}: {message}")
+
+
+def _error_from_wording(message: str) -> RefragError:
+    for wording, error in _FROM_WORDING:
+        if wording.search(message):
+            return error(message)
+    return ServerError(message)
+
+
+def _json_objects(message: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in `message`; Triton may put any prefix before it."""
+    for brace in re.finditer(r"\{", message):
+        try:
+            yield json.JSONDecoder().raw_decode(message, brace.start())[0]
+        except json.JSONDecodeError:
+            continue

@@ -1,0 +1,90 @@
+"""One question with all its options: each is written once, here, with its tensor and its help."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Literal, TypedDict, get_args
+from uuid import uuid4
+
+from refrag_client.errors import InvalidRequest
+
+Policy = Literal["learned", "random", "none", "all", "attention", "similarity", "perplexity"]
+Datatype = Literal["BYTES", "INT32", "UINT64", "FP32", "BOOL"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """How an option travels, and its help; `name` is the option's own unless the server has another."""
+
+    datatype: Datatype
+    help: str
+    name: str | None = None
+
+
+def _sent_as(datatype: Datatype, help: str, name: str | None = None) -> dict[str, Tensor]:
+    return {"tensor": Tensor(datatype, help, name)}
+
+
+_POLICIES = ", ".join(get_args(Policy))
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """All of one request; what is None or empty is not sent, and the server's default holds.
+
+    Only what cannot be written down as a tensor is refused here; limits are the server's to judge.
+    """
+
+    question: str = field(metadata=_sent_as("BYTES", "what to ask", name="text_input"))
+    passages: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "the retrieved passages, best first"))
+    history: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "earlier turns, oldest first"))
+    max_tokens: int | None = field(default=None, metadata=_sent_as("INT32", "tokens to generate at most"))
+    expand_fraction: float | None = field(
+        default=None, metadata=_sent_as("FP32", "share of chunks to expand: 0 compresses all, 1 is the plain decoder")
+    )
+    policy: Policy | None = field(default=None, metadata=_sent_as("BYTES", f"what picks them: {_POLICIES}"))
+    temperature: float | None = field(default=None, metadata=_sent_as("FP32", "0 is greedy, more is more random"))
+    top_k: int | None = field(default=None, metadata=_sent_as("INT32", "sample from this many likeliest tokens"))
+    top_p: float | None = field(default=None, metadata=_sent_as("FP32", "sample from this much probability mass"))
+    seed: int | None = field(default=None, metadata=_sent_as("UINT64", "makes sampling repeatable"))
+    stop_words: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "texts that end the answer"))
+    deadline_ms: int | None = field(default=None, metadata=_sent_as("INT32", "the server gives up after this time"))
+    stream: bool = field(default=True, metadata=_sent_as("BOOL", "answer token by token, not all at once"))
+    exclude_input_in_output: bool | None = field(
+        default=None, metadata=_sent_as("BOOL", "leave the question out of the answer")
+    )
+    request_id: str = field(default_factory=lambda: str(uuid4()))
+
+    def __post_init__(self) -> None:
+        for name in ("passages", "history", "stop_words"):
+            object.__setattr__(self, name, _to_texts(name, getattr(self, name)))
+        if not isinstance(self.request_id, str) or not self.request_id:
+            raise InvalidRequest(f"request_id is {self.request_id!r}; give a unique, non-empty str or leave it out")
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The keyword arguments of `generate` and `stream`: a GenerateRequest without question and passages."""
+
+    history: Iterable[str]
+    max_tokens: int | None
+    expand_fraction: float | None
+    policy: Policy | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    stop_words: Iterable[str]
+    deadline_ms: int | None
+    stream: bool
+    exclude_input_in_output: bool | None
+    request_id: str
+
+
+def tensors_by_option() -> dict[str, Tensor]:
+    """The tensor of every option that travels."""
+    return {option.name: option.metadata["tensor"] for option in fields(GenerateRequest) if option.metadata}
+
+
+def _to_texts(name: str, texts: Iterable[str] | None) -> tuple[str, ...]:
+    if isinstance(texts, (str, bytes)):
+        raise InvalidRequest(f"{name} is a single {type(texts).__name__}; give a list of str")
+    return tuple(texts or ())

@@ -1,0 +1,120 @@
+"""Requests as Triton messages, and the tensors of a response as Python values."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.utils import serialize_byte_tensor
+
+from refrag_client.errors import InvalidRequest, ServerError
+from refrag_client.request import GenerateRequest, Tensor, tensors_by_option
+
+
+def encode_request(request: GenerateRequest, model: str) -> service_pb2.ModelInferRequest:
+    """The message that asks `model` for an answer, or InvalidRequest for a value no tensor can hold."""
+    message = _new_message(model, request.request_id)
+    for option, tensor in tensors_by_option().items():
+        value = getattr(request, option)
+        if value is not None and value != ():
+            _add_tensor(message, tensor.name or option, tensor.datatype, _encode(option, tensor, value))
+    return message
+
+
+def encode_stop(request_id: str, model: str) -> service_pb2.ModelInferRequest:
+    """The message that makes the decoder `model` give up the request of this id."""
+    message = _new_message(model, request_id)
+    _add_tensor(message, "stop", "BOOL", np.array([True]))
+    return message
+
+
+class Response:
+    """The outputs of one response, by name."""
+
+    def __init__(self, message: service_pb2.ModelInferResponse) -> None:
+        self._result = InferResult(message)
+
+    def text(self, name: str) -> str:
+        return self._array(name)[0].decode("utf-8", errors="replace")
+
+    def number(self, name: str) -> int:
+        return int(self._array(name)[0])
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        return tuple(self._array(name).tolist())
+
+    def _array(self, name: str) -> np.ndarray:
+        array = self._result.as_numpy(name)
+        if array is None:
+            raise ServerError(f"the response has no tensor {name!r}; client and server are of different releases")
+        return array
+
+
+def _new_message(model: str, request_id: str) -> service_pb2.ModelInferRequest:
+    message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    # Without it a stream whose last response carries data never says that it was the last.
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    return message
+
+
+def _add_tensor(message: service_pb2.ModelInferRequest, name: str, datatype: str, array: np.ndarray) -> None:
+    message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+    message.raw_input_contents.append(serialize_byte_tensor(array).item() if datatype == "BYTES" else array.tobytes())
+
+
+def _encode(option: str, tensor: Tensor, value: Any) -> np.ndarray:
+    values = value if isinstance(value, tuple) else (value,)
+    to_item, dtype = _ITEMS[tensor.datatype]
+    return np.array([to_item(option, each) for each in values], dtype=dtype)
+
+
+def _to_utf8(option: str, value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{option} holds a {type(value).__name__}; give str")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{option} has a lone surrogate at character {error.start}, which UTF-8 cannot hold; decode the text again"
+        ) from None
+
+
+def _to_int(option: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InvalidRequest(f"{option} is {value!r}; give an int")
+    if not low <= value <= high:
+        raise InvalidRequest(f"{option} is {value}, allowed is {low} to {high}; give a number within")
+    return int(value)
+
+
+def _to_int32(option: str, value: Any) -> int:
+    return _to_int(option, value, -(2**31), 2**31 - 1)
+
+
+def _to_uint64(option: str, value: Any) -> int:
+    return _to_int(option, value, 0, 2**64 - 1)
+
+
+def _to_float32(option: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+        raise InvalidRequest(f"{option} is {value!r}; give a number")
+    number, limit = float(value), float(np.finfo(np.float32).max)
+    if math.isfinite(number) and abs(number) > limit:
+        raise InvalidRequest(f"{option} is {value}, allowed is up to ±{limit:.3g}; give a number within")
+    return number
+
+
+def _to_bool(option: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidRequest(f"{option} is {value!r}; give True or False")
+    return bool(value)
+
+
+_ITEMS: dict[str, tuple[Callable[[str, Any], Any], Any]] = {
+    "BYTES": (_to_utf8, np.object_),
+    "INT32": (_to_int32, np.int32),
+    "UINT64": (_to_uint64, np.uint64),
+    "FP32": (_to_float32, np.float32),
+    "BOOL": (_to_bool, np.bool_),
+}

@@ -1,0 +1,155 @@
+"""A Triton gRPC service without models: `reply` decides what the model `refrag` answers.
+
+A reply is a function from (fake, request) to an iterator of responses; the model `decoder` only notes
+who was stopped. So every test runs over a real socket, and none needs a server.
+"""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
+
+WAIT_SECONDS = 10
+WORDS = ("Ada", " built", " it.")
+
+Response = service_pb2.ModelStreamInferResponse
+Reply = Callable[["FakeTriton", service_pb2.ModelInferRequest], Iterator[Response]]
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self) -> None:
+        self.reply: Reply = answer_in_pieces
+        self.is_model_ready = True
+        self.requests: list[service_pb2.ModelInferRequest] = []
+        self.stopped_ids: list[str] = []
+        self.metadata: dict[str, str] = {}
+        self._stopped = threading.Condition()
+
+    def ModelReady(self, request, context):
+        return service_pb2.ModelReadyResponse(ready=self.is_model_ready and request.name == "refrag")
+
+    def ModelStreamInfer(self, request_iterator, context):
+        request = next(request_iterator)
+        self.metadata = dict(context.invocation_metadata())
+        if request.model_name == "decoder":
+            assert bool(read_inputs(request)["stop"][0])
+            with self._stopped:
+                self.stopped_ids.append(request.id)
+                self._stopped.notify_all()
+            yield final_response()
+        else:
+            self.requests.append(request)
+            yield from self.reply(self, request)
+
+    def wait_for_stop(self, request_id: str) -> None:
+        with self._stopped:
+            assert self._stopped.wait_for(lambda: request_id in self.stopped_ids, WAIT_SECONDS), "nobody sent stop"
+
+
+def answer_in_pieces(fake, request):
+    for index, word in enumerate(WORDS):
+        yield piece_response(word, index, "stop" if index == len(WORDS) - 1 else "")
+    yield final_response()
+
+
+def answer_with_final_flag_on_data(fake, request):
+    yield piece_response("Ada", 0)
+    yield final_response(piece_response(" built it.", 1, "length"))
+
+
+def answer_until_stopped(fake, request):
+    yield piece_response("Ada", 0)
+    fake.wait_for_stop(request.id)
+    yield error_response("Cancelled", "the request was stopped")
+
+
+def answer_nothing_until_stopped(fake, request):
+    fake.wait_for_stop(request.id)
+    yield error_response("Cancelled", "the request was stopped")
+
+
+def interrupt_the_caller(fake, request):
+    yield piece_response("Ada", 0)
+    interrupt_the_main_thread()
+    yield from answer_nothing_until_stopped(fake, request)
+
+
+def interrupt_the_main_thread() -> None:
+    # A signal, as the keyboard sends it: only that wakes a thread that waits in C.
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def answer_with_question(fake, request):
+    yield piece_response(read_inputs(request)["text_input"][0].decode(), 0, "stop")
+    yield final_response()
+
+
+def fail_with(message: str) -> Reply:
+    def reply(fake, request):
+        yield Response(error_message=message)
+
+    return reply
+
+
+def piece_response(text: str, index: int, finish_reason: str = "") -> Response:
+    response = Response()
+    outputs = {
+        "text_output": [text],
+        "token_ids": [100 + index],
+        "index": [index],
+        "finish_reason": [finish_reason],
+        "context_tokens": [64],
+        "num_chunks": [4],
+        "num_expanded_chunks": [1],
+        "prompt_slots": [27],
+        "num_output_tokens": [index + 1],
+        "expanded_chunks": [2],
+    }
+    for name, values in outputs.items():
+        _add_output(response.infer_response, name, values)
+    return response
+
+
+def final_response(response: Response | None = None) -> Response:
+    response = response or Response()
+    response.infer_response.parameters["triton_final_response"].bool_param = True
+    return response
+
+
+def error_response(name: str, message: str) -> Response:
+    return Response(error_message="in ensemble 'refrag', " + json.dumps({"type": name, "message": message}))
+
+
+def read_inputs(request: service_pb2.ModelInferRequest) -> dict[str, np.ndarray]:
+    arrays = {}
+    for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True):
+        arrays[tensor.name] = _read_content(tensor.datatype, content).reshape(tuple(tensor.shape))
+    return arrays
+
+
+def start(fake: FakeTriton) -> tuple[grpc.Server, str]:
+    """The running server and its url."""
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=48))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+def _read_content(datatype: str, content: bytes) -> np.ndarray:
+    if datatype == "BYTES":
+        return deserialize_bytes_tensor(content)
+    return np.frombuffer(content, triton_to_np_dtype(datatype))
+
+
+def _add_output(response: service_pb2.ModelInferResponse, name: str, values: list) -> None:
+    is_text = isinstance(values[0], str)
+    array = np.array([value.encode() if is_text else value for value in values], np.object_ if is_text else np.int32)
+    response.outputs.add(name=name, datatype="BYTES" if is_text else "INT32", shape=array.shape)
+    response.raw_output_contents.append(serialize_byte_tensor(array).item() if is_text else array.tobytes())

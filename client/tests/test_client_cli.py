@@ -1,0 +1,104 @@
+import io
+import json
+import sys
+
+import fake_triton_service as service
+import pytest
+from refrag_client import InvalidRequest
+from refrag_client.cli.main import main
+from refrag_client.cli.passages import read_passages
+
+
+@pytest.fixture
+def ask(url):
+    def run(*arguments):
+        return main(["ask", "who?", "--url", url, *arguments])
+
+    return run
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_json_lines_hold_strings_or_objects(tmp_path):
+    lines = '"a b"\n{"id": 1, "text": "c"}\n\n{"passage": "d"}\n{"content": "e"}\n'
+    assert read_passages(write(tmp_path, "p.txt", lines)) == ["a b", "c", "d", "e"]
+
+
+def test_plain_text_is_split_at_blank_lines(tmp_path):
+    text = '"Hello," he said,\nand left.\n \n\nThe end.\n'
+    assert read_passages(write(tmp_path, "p.txt", text)) == ['"Hello," he said,\nand left.', "The end."]
+
+
+def test_a_dash_is_stdin(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Zoë.\n\nBob.".encode())))
+    assert read_passages("-") == ["Zoë.", "Bob."]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [('"a"\nb', "line 2: not JSON"), ('{"title": "a"}', "line 1: no passage"), ("[1]", "no passage")]
+)
+def test_bad_lines_are_named(tmp_path, text, what):
+    with pytest.raises(InvalidRequest, match=what):
+        read_passages(write(tmp_path, "p.jsonl", text))
+
+
+def test_ask_prints_text_then_summary(ask, capsys, fake, tmp_path):
+    assert ask("--passages", write(tmp_path, "p.txt", "a\n\nb"), "--expand-fraction", "0.25", "--seed", "3") == 0
+    out, err = capsys.readouterr()
+    assert out == "Ada built it.\n"
+    assert "3 output tokens · 64 context tokens · 4 chunks, 1 expanded · 27 prompt slots · TTFT" in err
+    inputs = service.read_inputs(fake.requests[0])
+    assert (inputs["passages"].tolist(), inputs["seed"][0]) == ([b"a", b"b"], 3)
+    assert "policy" not in inputs and "stop_words" not in inputs
+
+
+def test_compare_asks_the_plain_decoder_too(ask, capsys, fake):
+    assert ask("--compare", "--expand-fraction", "0.25") == 0
+    fractions = [service.read_inputs(request)["expand_fraction"][0] for request in fake.requests]
+    assert fractions == [0.25, 1.0]
+    out, err = capsys.readouterr()
+    assert out == "compressed:\nAda built it.\n\nplain decoder:\nAda built it.\n"
+    assert "TTFT plain / compressed: " in err
+
+
+def test_json_prints_one_object(ask, capsys):
+    assert ask("--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], answer["statistics"]["prompt_slots"]) == ("Ada built it.", 27)
+
+
+def test_json_comparison_holds_both(ask, capsys):
+    assert ask("--json", "--compare") == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"compressed", "plain", "ttft_ratio"}
+
+
+def test_a_bad_request_exits_2(ask, capsys, fake):
+    fake.reply = service.fail_with('{"type": "InvalidRequest", "message": "expand_fraction is -0.1"}')
+    assert ask("--expand-fraction", "-0.1") == 2
+    assert capsys.readouterr().err == "refrag: expand_fraction is -0.1\n"
+
+
+def test_a_missing_file_exits_2(ask, capsys):
+    assert ask("--passages", "no/such/file") == 2
+    assert "cannot read passages from no/such/file" in capsys.readouterr().err
+
+
+def test_no_server_exits_1(capsys):
+    assert main(["ask", "who?", "--url", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.startswith("refrag: no answer from 127.0.0.1:1")
+
+
+def test_control_c_stops_the_request_and_exits_130(ask, capsys, fake):
+    fake.reply = service.interrupt_the_caller
+    assert ask() == 130
+    assert fake.stopped_ids == [fake.requests[0].id]
+
+
+def test_unknown_options_exit_2():
+    with pytest.raises(SystemExit) as caught:
+        main(["ask", "who?", "--expand", "1", "--no-such"])
+    assert caught.value.code == 2
