@@ -110,7 +110,7 @@ class EmbeddedServer:
     def _launch(self, wheel: Wheel) -> None:
         self._runtime = Path(tempfile.mkdtemp(prefix="refrag-server-"))
         assemble_runtime(wheel, self._runtime)
-        self.log_path = self.settings.log_path or self._runtime.with_suffix(".log")
+        self.log_path = Path(self.settings.log_path or self._runtime.with_suffix(".log"))
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         # Unique, so that cleaning up can never touch the memory of another server.

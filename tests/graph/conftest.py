@@ -1,0 +1,51 @@
+"""One real tritonserver for the whole tier, serving a repository exported from the committed checkpoint."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from export.repository import export_repository
+from refrag.embedded import EmbeddedServer
+from refrag.model.checkpoint import Checkpoint, load_checkpoint
+from refrag.pipeline import Pipeline
+from refrag.training.world import Context, make_context
+from refrag_client import RefragClient
+
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "demo"
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Checkpoint:
+    return load_checkpoint(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def reference(demo_checkpoint) -> Pipeline:
+    return Pipeline(demo_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("repository")
+    export_repository(CHECKPOINT, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(repository):
+    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    with RefragClient(server.grpc_address) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def heldout() -> list[Context]:
+    """Fifty contexts of one to twelve passages about entities that training never saw."""
+    rng = random.Random("graph tests")
+    return [make_context(rng, 1 + index % 12, 1, "heldout") for index in range(50)]

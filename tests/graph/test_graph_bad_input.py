@@ -1,0 +1,183 @@
+"""Bad input through the real server: a typed error that says what to do, and a server that goes on."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from refrag.embedded import EmbeddedServer
+from refrag.errors import SetupError
+from refrag_client import InvalidRequest, RefragError
+
+pytestmark = pytest.mark.server
+
+GOOD = ("What does Mara Tolen keep?", ["Mara Tolen keeps a parrot."])
+
+
+@pytest.fixture(autouse=True)
+def the_server_is_alive_and_right_afterwards(client):
+    before = client.generate(*GOOD, max_tokens=4).token_ids
+    yield
+    assert client.generate(*GOOD, max_tokens=4).token_ids == before
+
+
+def raw_request(server, inputs):
+    """Responses or the error message of hand-made inputs, as {name: array}."""
+    results = []
+    with triton.InferenceServerClient(server.grpc_address) as raw:
+        tensors = []
+        for name, (array, datatype) in inputs.items():
+            tensors.append(triton.InferInput(name, list(array.shape), datatype))
+            tensors[-1].set_data_from_numpy(array)
+        raw.start_stream(lambda result, error: results.append(error.message() if error else result))
+        raw.async_stream_infer("refrag", tensors)
+        raw.stop_stream()
+    return results
+
+
+def as_bytes(*values):
+    return np.array(values, dtype=np.object_), "BYTES"
+
+
+@pytest.mark.parametrize("question", ["", "   "])
+def test_an_empty_question_is_refused(client, question):
+    with pytest.raises(InvalidRequest, match="text_input is empty"):
+        client.generate(question, ["Mara keeps a parrot."])
+
+
+@pytest.mark.parametrize("passages", [[], [""], ["", ""]])
+def test_without_passages_the_question_alone_is_answered(client, passages):
+    answer = client.generate("What does Mara Tolen keep?", passages, max_tokens=4)
+    assert answer.statistics.num_chunks == answer.statistics.context_tokens == 0
+    assert answer.finish_reason in ("stop", "length")
+
+
+def test_an_empty_passage_among_others_changes_nothing(client):
+    with_empty = client.generate(GOOD[0], ["", *GOOD[1], ""], max_tokens=4)
+    assert with_empty.token_ids == client.generate(*GOOD, max_tokens=4).token_ids
+
+
+def test_ten_thousand_passages_are_refused_with_their_number_and_the_limit(client):
+    with pytest.raises(InvalidRequest, match=r"10000 chunks .* limit of 4096; send fewer"):
+        client.generate(GOOD[0], ["Mara keeps a cat."] * 10_000)
+
+
+def test_a_passage_of_one_megabyte_is_refused(client):
+    with pytest.raises(InvalidRequest, match="over the limit of 4096; send fewer or shorter"):
+        client.generate(GOOD[0], ["Mara keeps a cat. " * 60_000])
+
+
+def test_more_bytes_than_the_limit_are_refused_before_tokenising(client):
+    with pytest.raises(InvalidRequest, match="the limit is 4194304"):
+        client.generate(GOOD[0], ["x" * 5_000_000])
+
+
+@pytest.mark.parametrize("name, count", [("text_input", 1), ("passages", 2)])
+def test_invalid_utf8_is_refused_by_name_and_offset(server, name, count):
+    inputs = {"text_input": as_bytes(b"Who?"), name: as_bytes(*[b"ab\xff\xfe"] * count)}
+    (message,) = raw_request(server, inputs)
+    assert "not valid UTF-8 (byte 0xff at offset 2)" in message
+    assert '"type": "InvalidRequest"' in message
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan"), float("inf")])
+def test_an_impossible_fraction_is_refused(client, fraction):
+    with pytest.raises(InvalidRequest, match=r"expand_fraction is .*allowed is 0 .* to 1"):
+        client.generate(*GOOD, expand_fraction=fraction)
+
+
+@pytest.mark.parametrize("max_tokens", [0, -1])
+def test_less_than_one_token_is_refused(client, max_tokens):
+    with pytest.raises(InvalidRequest, match=f"max_tokens is {max_tokens}; it must be at least 1"):
+        client.generate(*GOOD, max_tokens=max_tokens)
+
+
+def test_more_tokens_than_the_window_are_refused(client):
+    with pytest.raises(InvalidRequest, match="max_tokens 2000000000 more, the decoder's window is 4096"):
+        client.generate(*GOOD, max_tokens=2_000_000_000)
+
+
+def test_a_prompt_over_the_window_is_refused(client):
+    with pytest.raises(InvalidRequest, match="slots .* window is 4096; send fewer passages"):
+        client.generate(GOOD[0], ["Mara keeps a cat and a dog. " * 800], expand_fraction=1)
+
+
+@pytest.mark.parametrize("policy, named", [("best", "allowed: learned"), ("attention", "not served yet")])
+def test_an_unknown_policy_is_refused_with_the_known_ones(client, policy, named):
+    with pytest.raises(InvalidRequest, match=named):
+        client.generate(*GOOD, policy=policy)
+
+
+def test_history_is_refused_until_it_is_served(client):
+    with pytest.raises(InvalidRequest, match="history is not served yet"):
+        client.generate(*GOOD, history=["Earlier turn."])
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"deadline_ms": 0}, "deadline_ms is 0"),
+        ({"stop_words": ["a", ""]}, "empty word"),
+        ({"exclude_input_in_output": False}, "exclude_input_in_output is false"),
+    ],
+)
+def test_bad_options_are_refused_by_name(client, options, named):
+    with pytest.raises(InvalidRequest, match=named):
+        client.generate(*GOOD, **options)
+
+
+def test_a_wrong_type_is_refused(server):
+    inputs = {"text_input": as_bytes(b"Who?"), "max_tokens": (np.array([4.0], np.float32), "FP32")}
+    (message,) = raw_request(server, inputs)
+    assert "max_tokens" in message
+    assert "data-type" in message
+
+
+def test_a_wrong_rank_is_refused(server):
+    inputs = {"text_input": as_bytes(b"Who?"), "max_tokens": (np.array([[4]], np.int32), "INT32")}
+    (message,) = raw_request(server, inputs)
+    assert "max_tokens" in message
+    assert "shape" in message
+
+
+def test_an_id_in_flight_is_refused_and_its_owner_finishes(client):
+    options = {"max_tokens": 200, "temperature": 5.0, "seed": 1}
+    expected = client.generate(*GOOD, **options).token_ids
+    with client.stream(*GOOD, request_id="twice", **options) as first:
+        next(first)
+        with pytest.raises(InvalidRequest, match="in flight already"):
+            client.generate(*GOOD, request_id="twice")
+        for _ in first:
+            pass
+        assert first.answer.token_ids == expected
+
+
+def test_a_missing_checkpoint_stops_the_start_and_is_named(repository, tmp_path):
+    broken = shutil.copytree(repository, tmp_path / "missing")
+    (broken / "expansion_policy" / "1" / "checkpoint" / "policy.safetensors").unlink()
+    with (
+        pytest.raises(SetupError, match=r"policy\.safetensors is missing"),
+        EmbeddedServer(broken, http_port=0, grpc_port=0, metrics_port=0),
+    ):
+        pass
+
+
+def test_a_corrupt_checkpoint_stops_the_start_and_is_named(repository, tmp_path):
+    broken = shutil.copytree(repository, tmp_path / "corrupt")
+    (broken / "decoder" / "1" / "checkpoint" / "decoder" / "model.safetensors").write_bytes(b"garbage")
+    with (
+        pytest.raises(SetupError, match="decoder cannot be loaded"),
+        EmbeddedServer(broken, http_port=0, grpc_port=0, metrics_port=0),
+    ):
+        pass
+
+
+def test_errors_carry_the_type_that_the_server_raised(client):
+    with pytest.raises(RefragError) as caught:
+        client.generate("")
+    assert type(caught.value) is InvalidRequest

@@ -1,0 +1,113 @@
+"""The end of a request before its answer is complete: by its caller, by its deadline, by a killed client."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from refrag_client import Cancelled, DeadlineExceeded, InvalidRequest, RefragClient
+
+pytestmark = pytest.mark.server
+
+QUESTION, PASSAGES = "What does Mara Tolen keep?", ["Mara Tolen keeps a parrot."]
+# At this temperature no end token is likely: the answer goes on until somebody ends it.
+ENDLESS = {"max_tokens": 4000, "temperature": 50.0, "seed": 1}
+
+
+@pytest.fixture
+def busy_decoder(server):
+    """Other streams, so that a decoding step takes much longer than a message."""
+    with RefragClient(server.grpc_address) as client:
+        streams = [client.stream(QUESTION, PASSAGES, **ENDLESS) for _ in range(12)]
+        for stream in streams:
+            next(stream)
+        yield
+        for stream in streams:
+            stream.cancel()
+
+
+def send_stop(server, request_id):
+    """Ask the decoder to end a request, and wait for its word that it heard."""
+    heard = threading.Event()
+    with triton.InferenceServerClient(server.grpc_address) as raw:
+        stop = triton.InferInput("stop", [1], "BOOL")
+        stop.set_data_from_numpy(np.array([True]))
+        raw.start_stream(lambda result, error: heard.set())
+        raw.async_stream_infer("decoder", [stop], request_id=request_id, enable_empty_final_response=True)
+        assert heard.wait(30)
+        raw.stop_stream()
+
+
+def wait_until_free(client, request_id, seconds):
+    """Time until the id is no longer in flight."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        try:
+            client.generate(QUESTION, PASSAGES, max_tokens=1, request_id=request_id)
+            return time.monotonic() - started
+        except InvalidRequest as error:
+            assert "in flight already" in str(error)
+    pytest.fail(f"request {request_id} still runs after {seconds} seconds")
+
+
+def test_a_stopped_stream_gets_at_most_two_more_tokens(client, server, busy_decoder):
+    stream = client.stream(QUESTION, PASSAGES, request_id="stop-me", **ENDLESS)
+    received, ended = [], threading.Event()
+
+    def read():
+        with pytest.raises(Cancelled):
+            for piece in stream:
+                received.append(piece)
+        ended.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    while len(received) < 3:
+        time.sleep(0)
+    send_stop(server, "stop-me")
+    count_at_stop = len(received)
+    assert ended.wait(30)
+    assert len(received) - count_at_stop <= 2
+    assert len(received) < ENDLESS["max_tokens"]
+
+
+def test_leaving_a_stream_stops_the_decoder(client):
+    with client.stream(QUESTION, PASSAGES, request_id="left", **ENDLESS) as stream:
+        next(stream)
+    wait_until_free(client, "left", seconds=2)
+
+
+def test_a_deadline_ends_the_answer(client):
+    with pytest.raises(DeadlineExceeded, match="deadline"):
+        client.generate(QUESTION, PASSAGES, deadline_ms=150, **ENDLESS)
+
+
+def test_a_client_that_is_killed_is_stopped_by_its_deadline(client, server):
+    script = (
+        "import sys; from refrag_client import RefragClient\n"
+        f"stream = RefragClient({server.grpc_address!r}).stream("
+        f"{QUESTION!r}, {PASSAGES!r}, request_id='killed', deadline_ms=3000, **{ENDLESS!r})\n"
+        "next(stream); print('running', flush=True)\n"
+        "for piece in stream: pass\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "running\n"
+    process.kill()
+    process.wait()
+    wait_until_free(client, "killed", seconds=10)
+
+
+def test_neighbours_of_a_stopped_stream_are_undisturbed(client, heldout):
+    context = heldout[3]
+    options = {"max_tokens": 60, "temperature": 5.0, "seed": 9}
+    alone = client.generate(context.questions[0].text, context.passages, **options).token_ids
+    with client.stream(QUESTION, PASSAGES, **ENDLESS) as doomed:
+        next(doomed)
+        neighbour = client.stream(context.questions[0].text, context.passages, **options)
+        next(neighbour)
+    for _ in neighbour:
+        pass
+    assert neighbour.answer.token_ids == alone

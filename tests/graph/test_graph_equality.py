@@ -1,0 +1,108 @@
+"""The served graph gives the tokens of the in-process reference."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from refrag.request import ContextRequest, SamplingParams
+
+pytestmark = pytest.mark.server
+
+MAX_TOKENS = 12
+
+
+@pytest.mark.parametrize("expand_fraction", [0, 0.1, 0.5, 1])
+def test_served_tokens_equal_the_reference_on_fifty_heldout_questions(client, reference, heldout, expand_fraction):
+    for context in heldout:
+        question = context.questions[0].text
+        request = ContextRequest(question, context.passages, expand_fraction=expand_fraction)
+        expected = reference.answer(request, SamplingParams(MAX_TOKENS))
+        served = client.generate(
+            question, context.passages, expand_fraction=expand_fraction, max_tokens=MAX_TOKENS
+        )
+        assert list(served.token_ids) == expected.token_ids
+        assert list(served.statistics.expanded_chunks) == expected.expanded
+        assert served.statistics.prompt_slots == expected.prompt.num_slots
+        assert (served.text, served.finish_reason) == (expected.text, expected.finish_reason)
+
+
+def test_expanding_everything_equals_hugging_face_generate_on_the_plain_text(client, demo_checkpoint, heldout):
+    tokenizer, template = demo_checkpoint.decoder_tokenizer, demo_checkpoint.config.template
+    decoder = demo_checkpoint.decoder
+    for context in heldout:
+        passages = [template.passage_prefix + passage + template.passage_suffix for passage in context.passages]
+        question = context.questions[0].text
+        text = "".join(passages) + template.question_prefix + question + template.answer_prefix
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text).input_ids]])
+        plain = decoder.backbone.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False
+        )
+        served = client.generate(question, context.passages, expand_fraction=1, max_tokens=MAX_TOKENS)
+        expected = [i for i in plain[0, ids.shape[1] :].tolist() if i not in decoder.eos_ids]
+        assert list(served.token_ids) == expected
+
+
+def test_the_random_policy_picks_by_the_seed_that_was_sent(client, reference, heldout):
+    context = heldout[11]
+    request = ContextRequest(context.questions[0].text, context.passages, 0.3, "random", seed=5)
+    expected = reference.answer(request, SamplingParams(MAX_TOKENS, seed=5))
+    served = client.generate(
+        request.question, request.passages, expand_fraction=0.3, policy="random", seed=5, max_tokens=MAX_TOKENS
+    )
+    assert list(served.statistics.expanded_chunks) == expected.expanded
+    assert list(served.token_ids) == expected.token_ids
+
+
+def test_a_sampled_answer_equals_the_reference_with_the_same_seed(client, reference):
+    sampling = SamplingParams(MAX_TOKENS, temperature=1.5, top_k=50, top_p=0.95, seed=2**63 + 11)
+    expected = reference.answer(ContextRequest("Who keeps a parrot?", ["Mara keeps a parrot."]), sampling)
+    served = client.generate(
+        "Who keeps a parrot?",
+        ["Mara keeps a parrot."],
+        max_tokens=MAX_TOKENS,
+        temperature=1.5,
+        top_k=50,
+        top_p=0.95,
+        seed=2**63 + 11,
+    )
+    assert list(served.token_ids) == expected.token_ids
+
+
+def test_an_unstreamed_answer_equals_the_streamed_one(client, heldout):
+    question, passages = heldout[5].questions[0].text, heldout[5].passages
+    options = {"max_tokens": MAX_TOKENS, "temperature": 1.2, "seed": 3}
+    streamed = client.generate(question, passages, **options)
+    whole = client.generate(question, passages, stream=False, **options)
+    assert (whole.text, whole.token_ids) == (streamed.text, streamed.token_ids)
+
+
+def test_stop_words_end_the_answer_as_in_the_reference(client, reference):
+    request = ContextRequest("What does Mara keep?", ["Mara keeps a parrot."])
+    whole = reference.answer(request, SamplingParams(MAX_TOKENS, temperature=2.0, seed=1)).text
+    assert len(whole) > 8
+    word = whole[4:7]
+    sampling = SamplingParams(MAX_TOKENS, temperature=2.0, seed=1, stop_words=(word,))
+    served = client.generate(
+        request.question, request.passages, max_tokens=MAX_TOKENS, temperature=2.0, seed=1, stop_words=[word]
+    )
+    assert served.text == reference.answer(request, sampling).text
+    assert word not in served.text
+    assert served.finish_reason == "stop"
+
+
+def test_thirty_two_concurrent_streams_equal_their_solo_runs(client, heldout):
+    def ask(index):
+        context = heldout[index]
+        return client.generate(
+            context.questions[0].text,
+            context.passages,
+            expand_fraction=[0, 0.1, 0.5, 1][index % 4],
+            max_tokens=MAX_TOKENS,
+            temperature=0.7,
+            seed=index,
+        ).token_ids
+
+    alone = [ask(index) for index in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(ask, range(32))) == alone
