@@ -1,34 +1,60 @@
-"""Keeps gRPC's waiting out of the caller's thread.
+"""Keeps gRPC out of the caller's thread.
 
 A KeyboardInterrupt inside gRPC's Python code can leave a lock taken that the channel's own thread needs,
 and every call on the channel then hangs. `SimpleQueue` waits in C and has nothing to leave behind.
 """
 
+import _thread
 import contextlib
-import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
-
-import grpc
-
 
 # A signal that comes just before a wait in C begins is noticed only when that wait ends.
 WAKE_SECONDS = 0.25
 
 
-def read_in_background(call: Any) -> SimpleQueue:
-    """A queue of what `call` receives, ended by its RpcError, or by None when it ended well."""
-    received: SimpleQueue = SimpleQueue()
-    _start(lambda: _read(call, received))
-    return received
+class Reader:
+    """Opens a streaming call and reads it, both in a thread of its own."""
 
+    def __init__(self, open_call: Callable[[], Any]) -> None:
+        self._open_call = open_call
+        self._received: SimpleQueue = SimpleQueue()
+        self._call: Any = None
+        self._is_cancelled = False
 
-def take(received: SimpleQueue) -> Any:
-    """The next item of the queue; waits for it, and lets an interrupt through."""
-    while True:
-        with contextlib.suppress(Empty):
-            return received.get(timeout=WAKE_SECONDS)
+    def start(self) -> None:
+        _start(self._read)
+
+    def take(self) -> Any:
+        """The next message, or None at the end; raises what ended the call."""
+        received = self._wait()
+        if isinstance(received, Exception):
+            raise received
+        return received
+
+    def cancel(self) -> None:
+        # Whichever of this and `_read` comes second finds what the first has set.
+        self._is_cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def _wait(self) -> Any:
+        while True:
+            with contextlib.suppress(Empty):
+                return self._received.get(timeout=WAKE_SECONDS)
+
+    def _read(self) -> None:
+        try:
+            self._call = self._open_call()
+            if self._is_cancelled:
+                self._call.cancel()
+            for message in self._call:
+                self._received.put(message)
+        except Exception as error:
+            self._received.put(error)
+        else:
+            self._received.put(None)
 
 
 def run_in_background(work: Callable[[], None], timeout_seconds: float) -> None:
@@ -40,18 +66,8 @@ def run_in_background(work: Callable[[], None], timeout_seconds: float) -> None:
 
 
 def _start(work: Callable[[], None]) -> None:
-    # Daemons, since a server that never answers must not keep the program alive.
-    threading.Thread(target=work, daemon=True).start()
-
-
-def _read(call: Any, received: SimpleQueue) -> None:
-    try:
-        for response in call:
-            received.put(response)
-    except grpc.RpcError as error:
-        received.put(error)
-    else:
-        received.put(None)
+    # Not threading.Thread, whose start() waits on a lock that an interrupt could leave taken as well.
+    _thread.start_new_thread(work, ())
 
 
 def _run(work: Callable[[], None], done: SimpleQueue) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import grpc
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from refrag_client.answer import Answer, Piece
-from refrag_client.background import read_in_background, run_in_background, take
+from refrag_client.background import Reader, run_in_background
 from refrag_client.base_client import READY_PAUSE_SECONDS, READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, BaseClient
 from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions
@@ -90,9 +90,8 @@ class Stream:
         self._stub = stub
         self._exchange = exchange
         self._metadata = settings.metadata
-        self._timeout_seconds = settings.timeout_seconds
         self._is_cancelled = False
-        self._call: Any = None
+        self._reader = Reader(lambda: self._open_call(exchange.message, settings.timeout_seconds))
 
     @property
     def request_id(self) -> str:
@@ -132,10 +131,7 @@ class Stream:
 
     def _send(self) -> None:
         try:
-            self._call = self._stub.ModelStreamInfer(
-                iter([self._exchange.message]), timeout=self._timeout_seconds, metadata=self._metadata
-            )
-            self._received = read_in_background(self._call)
+            self._reader.start()
         except BaseException:  # an interrupt may come when the request is on its way already
             self.cancel()
             raise
@@ -151,22 +147,25 @@ class Stream:
 
     def _receive_response(self) -> Piece | None:
         try:
-            received = take(self._received)
-            if isinstance(received, grpc.RpcError):
-                raise self._exchange.failure(received) from received
-            if received is None:
+            response = self._reader.take()
+            if response is None:
                 raise self._exchange.cut_off()
-            return self._exchange.receive(received)
+            return self._exchange.receive(response)
+        except grpc.RpcError as error:
+            failure = self._exchange.failure(error)
+            self.cancel()
+            raise failure from error
         except BaseException:  # a KeyboardInterrupt ends the wait, and must end the work as well
             self.cancel()
             raise
 
     def _stop(self) -> None:
         # First the call, so that no further step of the ensemble starts, then the step that runs already.
-        if self._call is not None:
-            self._call.cancel()
-        messages = iter([self._exchange.stop_message])
-        list(self._stub.ModelStreamInfer(messages, timeout=STOP_TIMEOUT_SECONDS, metadata=self._metadata))
+        self._reader.cancel()
+        list(self._open_call(self._exchange.stop_message, STOP_TIMEOUT_SECONDS))
+
+    def _open_call(self, message: service_pb2.ModelInferRequest, timeout_seconds: float | None) -> Any:
+        return self._stub.ModelStreamInfer(iter([message]), timeout=timeout_seconds, metadata=self._metadata)
 
 
 def _open_channel(settings: ClientSettings) -> grpc.Channel:
