@@ -1,0 +1,1 @@
+"""Checkpoint → a model repository that Triton serves as it stands."""

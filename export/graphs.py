@@ -1,0 +1,164 @@
+"""Chunk encoder and projector as ONNX graphs that one hand-written config.pbtxt fits, whatever their widths."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import torch
+from onnxscript import ir
+from torch import Tensor, nn
+
+from refrag.errors import CheckpointError
+from refrag.model.encoder import ChunkEncoder
+from refrag.model.projector import Projector
+
+# C chunks, L encoder tokens per chunk, E encoder width, D decoder width
+
+Precision = Literal["fp32", "fp16"]
+
+# The newest opset that TensorRT 10 and the ONNX Runtime of Triton 24.10 both know.
+OPSET = 18
+BATCH, LENGTH, ENCODER_WIDTH, DECODER_WIDTH = "batch", "length", "encoder_width", "decoder_width"
+TRACED_NUM_CHUNKS, TRACED_LENGTH = 3, 8
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Names and axes of one graph; config.pbtxt repeats them."""
+
+    name: str
+    inputs: dict[str, tuple[str, str]]
+    output: str
+    output_axes: tuple[str, str]
+
+
+CHUNK_ENCODER = Graph(
+    name="chunk_encoder",
+    inputs={"input_ids": (BATCH, LENGTH), "attention_mask": (BATCH, LENGTH)},
+    output="chunk_vectors",
+    output_axes=(BATCH, ENCODER_WIDTH),
+)
+PROJECTOR = Graph(
+    name="projector",
+    inputs={"chunk_vectors": (BATCH, ENCODER_WIDTH)},
+    output="chunk_embeddings",
+    output_axes=(BATCH, DECODER_WIDTH),
+)
+
+
+def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: Precision) -> None:
+    """Write INT64 `input_ids`, `attention_mask` (C, L) → FP32 `chunk_vectors` (C, E), or raise CheckpointError."""
+    ids = torch.zeros(TRACED_NUM_CHUNKS, TRACED_LENGTH, dtype=torch.int64)
+    _export(CHUNK_ENCODER, ServedEncoder(_in_precision(encoder, precision)), (ids, torch.ones_like(ids)), path)
+
+
+def export_projector(projector: Projector, path: Path, precision: Precision) -> None:
+    """Write FP32 `chunk_vectors` (C, E) → FP32 `chunk_embeddings` (C, D), or raise CheckpointError."""
+    vectors = torch.zeros(TRACED_NUM_CHUNKS, projector.up.in_features)
+    _export(PROJECTOR, ServedProjector(_in_precision(projector, precision)), (vectors,), path)
+
+
+class ServedEncoder(nn.Module):
+    """The encoder with FP32 output, and zeros for a row that is all padding."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        is_empty = attention_mask.sum(1, keepdim=True) == 0  # (C, 1)
+        vectors = self.encoder(input_ids, attention_mask).float()  # (C, L) -> (C, E)
+        # Filled, not multiplied: where every position is masked, half precision can overflow to NaN.
+        return vectors.masked_fill(is_empty, 0.0)
+
+
+class ServedProjector(nn.Module):
+    """The projector with FP32 at both ends."""
+
+    def __init__(self, projector: nn.Module) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, chunk_vectors: Tensor) -> Tensor:
+        dtype = next(self.projector.parameters()).dtype
+        return self.projector(chunk_vectors.to(dtype)).float()  # (C, E) -> (C, D)
+
+
+def _in_precision(module: nn.Module, precision: Precision) -> nn.Module:
+    """Half precision is written into the graph: newer TensorRT takes types from there and no longer chooses them."""
+    if precision == "fp32":
+        return module
+    return copy.deepcopy(module).half()
+
+
+def _export(graph: Graph, module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+    program = _trace(graph, module.eval(), example)
+    _open_widths(program.model, graph)
+    # One file, unless it would be larger than the 2 GB that one protobuf message can hold.
+    program.save(path)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _trace(graph: Graph, module: nn.Module, example: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram:
+    try:
+        with _without_torch_chatter():
+            # The dynamo exporter: it guards attention against fully masked rows, and the older one is deprecated.
+            program = torch.onnx.export(
+                module,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(graph.inputs),
+                output_names=[graph.output],
+                dynamic_shapes={name: _dynamic_axes(axes) for name, axes in graph.inputs.items()},
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise CheckpointError(f"{graph.name} cannot be exported to ONNX: {error}") from error
+    assert program is not None  # the dynamo exporter always returns one
+    return program
+
+
+def _dynamic_axes(axes: tuple[str, str]) -> dict[int, torch.export.Dim]:
+    return {axis: torch.export.Dim(name) for axis, name in enumerate(axes) if name in (BATCH, LENGTH)}
+
+
+def _open_widths(model: ir.Model, graph: Graph) -> None:
+    """Make the feature widths symbolic.
+
+    Triton's own ONNX Runtime backend compares each size with config.pbtxt, where -1 matches only an open one.
+    """
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(graph.inputs[str(value.name)])
+    fixed = model.graph.outputs[0]
+    fixed.name = f"{graph.output}_of_fixed_width"
+    # A symbolic name alone would not do: ONNX Runtime infers the width from the weights and writes it back.
+    # It cannot infer a reshape to (number of rows, rest).
+    num_rows = ir.node("Shape", [fixed], {"start": 0, "end": 1})
+    rest = ir.node("Constant", [], {"value_ints": [-1]})
+    sizes = ir.node("Concat", [num_rows.outputs[0], rest.outputs[0]], {"axis": 0})
+    reshape = ir.node("Reshape", [fixed, sizes.outputs[0]])
+    model.graph.extend([num_rows, rest, sizes, reshape])
+    opened = reshape.outputs[0]
+    opened.name, opened.dtype, opened.shape = graph.output, ir.DataType.FLOAT, ir.Shape(graph.output_axes)
+    model.graph.outputs[0] = opened
+
+
+@contextmanager
+def _without_torch_chatter() -> Iterator[None]:
+    """Hide the exporter's notes on its own deprecations and on torchvision, which nobody here can act on."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,74 @@
+"""The part of a checkpoint that each Python model of the repository reads, copied into its version folder.
+
+preprocessing      refrag.json, the tokenizers
+expansion_policy   refrag.json, policy.safetensors, decoder/ without weights
+decoder            refrag.json, decoder/
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from refrag.config import RefragConfig
+from refrag.errors import CheckpointError
+from refrag.model.checkpoint import DECODER, ENCODER, POLICY, TOKENIZER_FILE
+
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
+
+
+def choose_chunk_size(config: RefragConfig, chunk_size: int | None, encoder_has_tokenizer: bool) -> RefragConfig:
+    """The config to deploy; raise CheckpointError for a chunk size that the checkpoint was not trained with."""
+    if chunk_size is None:
+        return config
+    if chunk_size not in config.trained_chunk_sizes:
+        raise CheckpointError(
+            f"chunk size {chunk_size} is not one the checkpoint was trained with; "
+            f"choose from {sorted(config.trained_chunk_sizes)}"
+        )
+    # An encoder that reads the decoder's tokens needs exactly k of them; wider rows would be padding to compute.
+    encoder_length = config.encoder_length if encoder_has_tokenizer else chunk_size
+    return replace(config, chunk_size=chunk_size, encoder_length=encoder_length)
+
+
+def build_preprocessing(checkpoint: Path, config: RefragConfig, target: Path) -> None:
+    _start(config, target)
+    _copy(_non_weights(checkpoint / DECODER), target / DECODER)
+    if (checkpoint / ENCODER / TOKENIZER_FILE).exists():
+        _copy(_non_weights(checkpoint / ENCODER), target / ENCODER)
+
+
+def build_expansion_policy(checkpoint: Path, config: RefragConfig, target: Path) -> None:
+    _start(config, target)
+    shutil.copy(checkpoint / POLICY, target / POLICY)
+    # Of the decoder only what lays out a prompt: the vocabulary's size and the special tokens.
+    _copy(_non_weights(checkpoint / DECODER), target / DECODER)
+
+
+def build_decoder(checkpoint: Path, config: RefragConfig, target: Path) -> None:
+    source = checkpoint / DECODER
+    if not any(_is_weights(path) for path in source.iterdir()):
+        raise CheckpointError(f"{source} holds no weights; train the checkpoint again or copy it whole")
+    _start(config, target)
+    shutil.copytree(source, target / DECODER)
+
+
+def _start(config: RefragConfig, target: Path) -> None:
+    target.mkdir(parents=True)
+    config.save(target)
+
+
+def _copy(files: Iterable[Path], target: Path) -> None:
+    target.mkdir()
+    for path in files:
+        shutil.copy(path, target)
+
+
+def _non_weights(directory: Path) -> list[Path]:
+    """Everything but weights: tokenizers come in too many files to list, and some need the model's config.json."""
+    return [path for path in sorted(directory.iterdir()) if path.is_file() and not _is_weights(path)]
+
+
+def _is_weights(path: Path) -> bool:
+    # Also the index of a sharded file, such as model.safetensors.index.json.
+    return bool(WEIGHT_SUFFIXES.intersection(path.suffixes))

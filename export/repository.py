@@ -1,0 +1,190 @@
+"""Build a deployable model repository: `python -m export.repository --checkpoint checkpoints/demo`.
+
+    checkpoint ──► graphs (ONNX) ──► parity with torch ──► <repository>/<model>/1/
+               └─► parts (refrag.json, tokenizers, policy, decoder) ──┘
+
+Everything is built in a temporary folder first, so that a failed export leaves the repository as it was.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from transformers import AutoConfig
+
+from export.graphs import CHUNK_ENCODER, PROJECTOR, Precision, export_chunk_encoder, export_projector
+from export.parity import Parity, check_chunk_encoder, check_projector
+from export.parts import build_decoder, build_expansion_policy, build_preprocessing, choose_chunk_size
+from refrag.config import RefragConfig
+from refrag.errors import CheckpointError, RefragError
+from refrag.model.checkpoint import (
+    DECODER,
+    load_decoder_tokenizer,
+    load_encoder,
+    load_encoder_tokenizer,
+    load_policy,
+    load_projector,
+)
+from refrag.model.encoder import ChunkEncoder
+from refrag.model.projector import Projector
+
+PROJECT_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
+VERSION = "1"
+# Of a version folder, what people write; the rest is built.
+WRITTEN_IN_VERSION = ("model.py", ".gitkeep")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported from a checkpoint, every part checked against the others."""
+
+    directory: Path
+    config: RefragConfig
+    encoder: ChunkEncoder
+    projector: Projector
+
+
+def export_repository(
+    checkpoint: Path, repository: Path, precision: Precision = "fp32", chunk_size: int | None = None
+) -> list[Parity]:
+    """Fill `repository` from `checkpoint` and return each graph's distance from torch.
+
+    Models that the repository lacks are added as the project ships them. Raises CheckpointError, and leaves an
+    earlier export as it was, if the checkpoint does not fit or a graph fails its parity check.
+    """
+    source = load_source(checkpoint, chunk_size)
+    add_missing_models(repository)
+    # In a model's folder Triton reads numbered sub-folders only; and a rename needs both ends on one file system.
+    with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
+        built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
+        parities = build_graphs(source, built, precision)
+        build_parts(source, built)
+        place(built, repository, replaced)
+    return parities
+
+
+def load_source(directory: Path, chunk_size: int | None) -> Source:
+    """Load all but the decoder's weights, which are copied as they are and may fill the memory."""
+    config = RefragConfig.load(directory)
+    load_decoder_tokenizer(directory)
+    config = choose_chunk_size(config, chunk_size, load_encoder_tokenizer(directory) is not None)
+    source = Source(directory, config, load_encoder(directory, config), load_projector(directory))
+    _check_widths(source)
+    return source
+
+
+def add_missing_models(repository: Path) -> None:
+    """Copy what people write of a model (config.pbtxt, configs/, model.py) where `repository` lacks the model."""
+    for model in sorted(PROJECT_REPOSITORY.glob("*/config.pbtxt")):
+        if not (repository / model.parent.name / "config.pbtxt").exists():
+            shutil.copytree(
+                model.parent, repository / model.parent.name, ignore=_ignore_built_files, dirs_exist_ok=True
+            )
+    (repository / CHUNK_ENCODER.name).mkdir(parents=True, exist_ok=True)
+
+
+def build_graphs(source: Source, built: Path, precision: Precision) -> list[Parity]:
+    encoder_path = _version_folder(built, CHUNK_ENCODER.name) / "model.onnx"
+    projector_path = _version_folder(built, PROJECTOR.name) / "model.onnx"
+    export_chunk_encoder(source.encoder, encoder_path, precision)
+    export_projector(source.projector, projector_path, precision)
+    length = source.config.encoder_length
+    return [
+        check_chunk_encoder(encoder_path, source.encoder, length, precision),
+        check_projector(projector_path, source.projector, source.encoder, length, precision),
+    ]
+
+
+def build_parts(source: Source, built: Path) -> None:
+    builders = {
+        "preprocessing": build_preprocessing,
+        "expansion_policy": build_expansion_policy,
+        "decoder": build_decoder,
+    }
+    for model, build in builders.items():
+        build(source.directory, source.config, _version_folder(built, model) / "checkpoint")
+
+
+def place(built: Path, repository: Path, replaced: Path) -> None:
+    """Move each built file or folder to its place, and what it replaces to `replaced`: renames only, so it is quick."""
+    for entry in sorted(built.glob(f"*/{VERSION}/*")):
+        target = repository / entry.relative_to(built)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            aside = replaced / entry.relative_to(built)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            target.rename(aside)
+        entry.rename(target)
+
+
+def _check_widths(source: Source) -> None:
+    encoder_width, decoder_width = source.projector.up.in_features, source.projector.down.out_features
+    policy_width = load_policy(source.directory, source.config).question_in.in_features
+    decoder_config = AutoConfig.from_pretrained(source.directory / DECODER, local_files_only=True)
+    found = {
+        "encoder": (source.encoder.width, encoder_width),
+        "policy": (policy_width, encoder_width),
+        "decoder": (decoder_config.get_text_config().hidden_size, decoder_width),
+    }
+    for part, (width, expected) in found.items():
+        if width != expected:
+            raise CheckpointError(
+                f"the {part} of {source.directory} is {width} wide and the projector needs {expected}; "
+                "they are not of one training run"
+            )
+
+
+def _version_folder(root: Path, model: str) -> Path:
+    folder = root / model / VERSION
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _ignore_built_files(folder: str, names: list[str]) -> list[str]:
+    if Path(folder).name == VERSION:
+        return [name for name in names if name not in WRITTEN_IN_VERSION]
+    return [name for name in names if name == "__pycache__" or name.startswith(".export-")]
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder that holds refrag.json")
+    parser.add_argument(
+        "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s; may be a new folder"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="arithmetic inside the graphs (default: %(default)s); their inputs and outputs are FP32 either way",
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=int,
+        help="deploy another of the checkpoint's trained_chunk_sizes (default: its chunk_size)",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        parities = export_repository(options.checkpoint, options.repository, options.precision, options.chunk_size)
+    except (RefragError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    for parity in parities:
+        print(parity)
+    print(f"{options.repository} is ready to serve ({options.precision})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
