@@ -19,7 +19,8 @@ def test_json_errors_keep_type_and_message_behind_any_prefix(error, prefix):
     "message",
     [
         "[request id: 7] unexpected inference input 'txt' for model 'refrag'",
-        "[request id: 7] expected 1 inputs but got 0 inputs for model 'refrag'. Got input(s) []",
+        "[request id: 7] expected number of inputs between 1 and 14 but got 0 inputs for model 'refrag'. Got input(s) "
+        "[], but missing required input(s) ['text_input']. Please provide all required input(s).",
         "[request id: 7] inference input 'max_tokens' data-type is 'FP32', but model 'refrag' expects 'INT32'",
         "unexpected shape for input 'max_tokens' for model 'refrag'. Expected [1], got [2].",
     ],

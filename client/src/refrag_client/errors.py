@@ -79,8 +79,8 @@ _FROM_WORDING = (
     # A complaint about inputs from inside the ensemble is a fault of the deployment, not of the caller.
     (
         re.compile(
-            r"^(?!.*in ensemble ).*(unexpected inference input|expected \d+ inputs|^inference input|\binference input '"
-            r"|unexpected shape for input|byte size mismatch for input|missing required input)",
+            r"^(?!.*in ensemble ).*(unexpected inference input|missing required input|inference input '"
+            r"|unexpected shape for input|byte size mismatch for input)",
             re.IGNORECASE | re.DOTALL,
         ),
         InvalidRequest,
