@@ -40,7 +40,7 @@ def build_preprocessing(checkpoint: Path, config: RefragConfig, target: Path) ->
 
 def build_expansion_policy(checkpoint: Path, config: RefragConfig, target: Path) -> None:
     _start(config, target)
-    shutil.copy(checkpoint / POLICY, target / POLICY)
+    shutil.copyfile(checkpoint / POLICY, target / POLICY)
     # Of the decoder only what lays out a prompt: the vocabulary's size and the special tokens.
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)
 
@@ -50,7 +50,8 @@ def build_decoder(checkpoint: Path, config: RefragConfig, target: Path) -> None:
     if not any(_is_weights(path) for path in source.iterdir()):
         raise CheckpointError(f"{source} holds no weights; train the checkpoint again or copy it whole")
     _start(config, target)
-    shutil.copytree(source, target / DECODER)
+    # Contents without modes, as everywhere here: safetensors files are private, and the server is another user.
+    shutil.copytree(source, target / DECODER, copy_function=shutil.copyfile)
 
 
 def _start(config: RefragConfig, target: Path) -> None:
@@ -61,7 +62,7 @@ def _start(config: RefragConfig, target: Path) -> None:
 def _copy(files: Iterable[Path], target: Path) -> None:
     target.mkdir()
     for path in files:
-        shutil.copy(path, target)
+        shutil.copyfile(path, target / path.name)
 
 
 def _non_weights(directory: Path) -> list[Path]:

@@ -82,6 +82,10 @@ def test_an_encoders_own_tokenizer_travels_without_its_weights(changed_checkpoin
     assert not list((tmp_path / "built").rglob("*.safetensors"))
 
 
+def test_a_server_of_another_user_can_read_every_file(exported):
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported.rglob("*") if path.is_file())
+
+
 def test_an_export_leaves_nothing_behind_but_the_repository(exported):
     assert not [path for path in exported.rglob(".*") if path.name != ".gitkeep"]
 
