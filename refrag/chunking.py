@@ -85,7 +85,7 @@ class Chunker:
     def _encoder_ids(self, chunk: Chunk) -> Sequence[int]:
         if self.encoder_tokenizer is None:
             return chunk.token_ids
-        text = self.decoder_tokenizer.decode(chunk.token_ids)
+        text = self.decoder_tokenizer.decode(list(chunk.token_ids))
         # Special tokens are added, as the encoder was pre-trained with them.
         return self.encoder_tokenizer(text).input_ids
 

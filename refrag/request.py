@@ -32,7 +32,8 @@ class ContextRequest:
             raise InvalidRequest("text_input is empty; it must hold the question")
         if not (math.isfinite(self.expand_fraction) and 0 <= self.expand_fraction <= 1):
             raise InvalidRequest(
-                f"expand_fraction is {self.expand_fraction:g}; allowed is 0 (compress every chunk) to 1 (expand every chunk)"
+                f"expand_fraction is {self.expand_fraction:g}; "
+                "allowed is 0 (compress every chunk) to 1 (expand every chunk)"
             )
         if self.policy in LATER_POLICIES:
             raise InvalidRequest(f"policy {self.policy!r} is not served yet; available: {_listed(SelectionPolicy)}")

@@ -1,5 +1,6 @@
 import fake_triton_service
 import pytest
+
 from refrag_client import RefragClient
 
 

@@ -2,6 +2,7 @@ import asyncio
 
 import fake_triton_service as service
 import pytest
+
 from refrag_client import (
     AsyncRefragClient,
     Cancelled,

@@ -4,6 +4,7 @@ import sys
 
 import fake_triton_service as service
 import pytest
+
 from refrag_client import InvalidRequest
 from refrag_client.cli.main import main
 from refrag_client.cli.passages import read_passages

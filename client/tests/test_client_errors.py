@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from refrag_client import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, ServerError
 from refrag_client.errors import error_from_message
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from fake_triton_service import read_inputs
+
 from refrag_client import GenerateOptions, GenerateRequest, InvalidRequest
 from refrag_client.tensors import encode_request
 

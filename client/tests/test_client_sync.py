@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fake_triton_service as service
 import pytest
+
 from refrag_client import (
     Cancelled,
     DeadlineExceeded,

@@ -29,5 +29,7 @@ class Sampler:
         """(V,) -> token id"""
         if self.greedy:
             return int(logits.argmax())
-        warped = self.warpers(torch.empty(1, 0, dtype=torch.long), logits.float().unsqueeze(0))[0]
+        # The warpers of transformers look at the scores alone, not at the tokens so far.
+        no_tokens = torch.LongTensor([[]])
+        warped = self.warpers(no_tokens, logits.float().unsqueeze(0))[0]
         return int(torch.multinomial(warped.softmax(-1), 1, generator=self.generator))

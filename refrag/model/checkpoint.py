@@ -71,7 +71,7 @@ class Checkpoint:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """Load every part as float32 in evaluation mode, or raise CheckpointError naming what is missing or does not fit."""
+    """Load every part as float32 in evaluation mode, or raise CheckpointError naming what is missing or misfits."""
     config = RefragConfig.load(directory)
     return Checkpoint(
         config=config,

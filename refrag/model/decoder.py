@@ -25,7 +25,9 @@ class Decoder(nn.Module):
 
     @property
     def token_embeddings(self) -> nn.Embedding:
-        return self.backbone.get_input_embeddings()
+        embeddings = self.backbone.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        return embeddings
 
     def embed_prompt(self, input_ids: Tensor, chunk_embeddings: Tensor) -> Tensor:
         """Token embeddings, and row (id − V) of `chunk_embeddings` (R, D) where id ≥ V.  (S,) -> (S, D)"""

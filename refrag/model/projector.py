@@ -1,4 +1,4 @@
-"""Projector: chunk vector → chunk embedding, a two-layer MLP whose hidden and output width is the decoder's (paper §2)."""
+"""Projector: chunk vector → chunk embedding, a two-layer MLP as wide as the decoder (paper §2)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Last step of the graph: mixed prompt → streamed answer. Requests go to the engine's worker; execute() returns at once."""
+"""Last step of the graph: mixed prompt → streamed answer, from the engine's worker while execute() returns at once."""
 
 import time
 from dataclasses import dataclass

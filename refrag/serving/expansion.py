@@ -1,4 +1,4 @@
-"""Middle of the graph: chunk vectors → which chunks to expand → the prompt's layout, and the vectors left to project."""
+"""Middle of the graph: chunk vectors → which chunks to expand → the prompt's layout, and the vectors to project."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,6 +1,7 @@
 """First step of the graph: text → decoder ids and encoder inputs, everything the caller sent checked."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ class Preprocessing:
         )
 
     def _check_bytes(self, inputs: Tensors) -> None:
-        passages = inputs["passages"].reshape(-1) if "passages" in inputs else []
+        passages: Sequence[bytes] = inputs["passages"].reshape(-1).tolist() if "passages" in inputs else []
         size, limit = sum(map(len, passages)), self.settings.max_context_bytes
         if size > limit:
             raise InvalidRequest(
@@ -86,8 +87,8 @@ class Preprocessing:
         if count > limit:
             raise InvalidRequest(
                 f"the passages hold {context.num_tokens} tokens in {len(context.chunks)} chunks of up to "
-                f"{self.config.chunk_size}; with the question's {len(context.question_chunks)} that is over the limit of "
-                f"{limit}; send fewer or shorter passages"
+                f"{self.config.chunk_size}; with the question's {len(context.question_chunks)} that is over "
+                f"the limit of {limit}; send fewer or shorter passages"
             )
 
 

@@ -35,7 +35,10 @@ class MixedBatch:
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """One row for each question of each context; see ExpansionPolicy.forward. answers (P, C): 1 where a chunk holds it."""
+    """One row for each question of each context, as ExpansionPolicy.forward takes them.
+
+    answers: 1 where a chunk holds the answer.
+    """
 
     chunk_rows: Tensor  # (P, C) rows of the batch's chunk vectors
     passages: Tensor  # (P, C)

@@ -9,7 +9,7 @@ from refrag.training.world import Context, Question, Split, make_context
 
 @dataclass(frozen=True)
 class TokenisedQuestion:
-    """prompt_ids: the templated question. answer_ids end with EOS. answer_chunks: numbers of the chunks it stands in."""
+    """prompt_ids: the templated question. answer_ids: with EOS. answer_chunks: numbers of the chunks that hold it."""
 
     text: str
     answer: str

@@ -7,7 +7,7 @@ import argparse
 import json
 import random
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -37,9 +37,9 @@ class DemoSettings:
     policy_width: int = 192
     max_prompt_slots: int = 4096
     learning_rate: float = 3e-3
-    plain: Budget = Budget(minutes=22)
-    reconstruct: Budget = Budget(minutes=12)
-    joint: Budget = Budget(minutes=55)
+    plain: Budget = field(default_factory=lambda: Budget(minutes=22))
+    reconstruct: Budget = field(default_factory=lambda: Budget(minutes=12))
+    joint: Budget = field(default_factory=lambda: Budget(minutes=55))
     seed: int = 0
 
 
@@ -135,7 +135,9 @@ def make_encoder(settings: DemoSettings, tokenizer: PreTrainedTokenizerBase) -> 
 @torch.no_grad()
 def prepare_encoder(checkpoint: Checkpoint, settings: DemoSettings) -> None:
     """Start the encoder from the decoder's token embeddings, and the projector at their scale."""
-    checkpoint.encoder.backbone.get_input_embeddings().weight.copy_(checkpoint.decoder.token_embeddings.weight)
+    embeddings = checkpoint.encoder.backbone.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    embeddings.weight.copy_(checkpoint.decoder.token_embeddings.weight)
     context = draw_contexts(random.Random(settings.seed), checkpoint.chunker, 4)[0]
     vectors = checkpoint.encoder(*encoder_tensors(checkpoint.chunker, context.chunks))
     checkpoint.projector.match_scale(vectors, checkpoint.decoder.token_embeddings.weight)

@@ -47,6 +47,7 @@ def run_stage(
     learning_rate: float,
     seed: int,
     directory: Path,
+    snapshot_seconds: float = SNAPSHOT_SECONDS,
 ) -> dict[str, float]:
     """Train `modules` until the budget is spent, resuming from a snapshot of the same stage if there is one.
 
@@ -55,7 +56,7 @@ def run_stage(
     directory.mkdir(parents=True, exist_ok=True)
     state = _Stage(name, modules, make_optimizers(modules.values(), learning_rate), random.Random(seed), directory)
     state.resume()
-    with (directory / f"{name}.jsonl").open("a") as log, tqdm(total=100, desc=name, unit="%") as bar:
+    with (directory / f"{name}.jsonl").open("a") as log, tqdm(total=100, desc=name, unit="%", disable=None) as bar:
         while (progress := budget.progress(state.step, state.elapsed)) < 1:
             started = time.monotonic()
             loss, figures = step_function(state.rng, progress)
@@ -65,7 +66,7 @@ def run_stage(
             print(json.dumps({"step": state.step, "progress": round(progress, 4), **figures}), file=log, flush=True)
             bar.update(round(100 * progress) - bar.n)
             bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items()})
-            state.snapshot_if_due()
+            state.snapshot_if_due(snapshot_seconds)
     state.snapshot()
     return {"num_steps": state.step, "minutes": round(state.elapsed / 60, 1), **state.closing_figures()}
 
@@ -96,8 +97,8 @@ class _Stage:
             optimizer.zero_grad()
         self.step += 1
 
-    def snapshot_if_due(self) -> None:
-        if time.monotonic() - self.saved_at > SNAPSHOT_SECONDS:
+    def snapshot_if_due(self, seconds: float) -> None:
+        if time.monotonic() - self.saved_at >= seconds:
             self.snapshot()
 
     def snapshot(self) -> None:

@@ -57,7 +57,7 @@ class PlainStage:
 class ReconstructStage:
     """[e_1..e_L][x_1..x_s], teacher-forced, with the decoder frozen (paper stage 1)."""
 
-    CURRICULUM = [1, 2, 4, 8, 16]
+    CURRICULUM = (1, 2, 4, 8, 16)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -115,7 +115,7 @@ class JointStage:
     vectors learn to tell what a chunk is about.
     """
 
-    EXPAND_FRACTIONS = [0.0, 0.05, 0.1, 0.1, 0.2, 0.5]
+    EXPAND_FRACTIONS = (0.0, 0.05, 0.1, 0.1, 0.2, 0.5)
 
     def __init__(self, checkpoint: Checkpoint, max_passages: int = 20) -> None:
         self.checkpoint, self.max_passages = checkpoint, max_passages

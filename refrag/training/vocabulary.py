@@ -1,18 +1,20 @@
 """The words of the small world: name parts and attribute values, all written for this project."""
 
 FIRST_NAMES = """
-Mara Odo Lina Bram Tessa Ivo Runa Falk Nela Oskar Dalia Piet Sunna Emil Zora Henk Alva Kiran Bela Joris Maren Tovi Ilse
-Ravi Greta Anso Petra Lucan Freya Milo Hanne Dario Selma Karel Wanda Nils Otti Basil Carla Enzo Dunja Filip Gerda Hugo
-Imke Jarek Katla Leon Minna Noor Orla Pavel Quinn Rosa Sven Tilda Ulrik Vera Wim Xenia Yara Zeno Agda Boris Cleo Dirk
-Edda Finn Gita Hilda Igor Jutta Knut Lotte Magda Nadia Olaf Pia Roald Sanne Theo Ursa Viggo Willa Yusuf Arno Berit
+Mara Odo Lina Bram Tessa Ivo Runa Falk Nela Oskar Dalia Piet Sunna Emil Zora Henk Alva Kiran Bela Joris Maren Tovi
+Ilse Ravi Greta Anso Petra Lucan Freya Milo Hanne Dario Selma Karel Wanda Nils Otti Basil Carla Enzo Dunja Filip Gerda
+Hugo Imke Jarek Katla Leon Minna Noor Orla Pavel Quinn Rosa Sven Tilda Ulrik Vera Wim Xenia Yara Zeno Agda Boris Cleo
+Dirk Edda Finn Gita Hilda Igor Jutta Knut Lotte Magda Nadia Olaf Pia Roald Sanne Theo Ursa Viggo Willa Yusuf Arno
+Berit
 """.split()
 
 LAST_NAMES = """
 Tolen Marsk Hedder Quill Vantor Brask Lindow Okker Pellan Strand Wexley Farrow Gosling Hartwin Ingram Jessop Kelder
-Lomax Merrin Norvik Ostler Pruitt Rendal Solberg Thackery Umber Vesper Whitlow Yarrow Zelder Ashdown Birk Corvin Drummond
-Elstad Fenwick Garrow Holloway Isherwood Jarvis Kestrel Lorne Mottram Nyberg Ormond Pascoe Quaid Rusk Sterling Tamsin
-Ulver Varga Wendell Yates Zimmer Alder Bostrom Crane Dunmore Egge Flint Granger Hobbs Irving Jansen Kroll Lund Moss
-Nash Orwin Penrose Rowan Sable Trent Upton Vance Warden Yorke Zander Abbot Becker Calder Dorsey Ekman Fisk Gale
+Lomax Merrin Norvik Ostler Pruitt Rendal Solberg Thackery Umber Vesper Whitlow Yarrow Zelder Ashdown Birk Corvin
+Drummond Elstad Fenwick Garrow Holloway Isherwood Jarvis Kestrel Lorne Mottram Nyberg Ormond Pascoe Quaid Rusk
+Sterling Tamsin Ulver Varga Wendell Yates Zimmer Alder Bostrom Crane Dunmore Egge Flint Granger Hobbs Irving Jansen
+Kroll Lund Moss Nash Orwin Penrose Rowan Sable Trent Upton Vance Warden Yorke Zander Abbot Becker Calder Dorsey Ekman
+Fisk Gale
 """.split()
 
 SHIP_FIRST = """
@@ -39,8 +41,8 @@ Laboratory Bureau Society Enterprise Factory Syndicate
 """.split()
 
 TOWNS = """
-Ellin Corrow Dunvale Hask Merribel Ostrava Pellworm Quentin Sarn Tarbek Ulmby Varden Wick Yarm Zennor Amsel Bergen Colby
-Dover Esker Fjord Galway Hythe Islay Jura Kelso Luxor Malmo Narvik Oban Porto Riga Skye Turin Umea Vigo
+Ellin Corrow Dunvale Hask Merribel Ostrava Pellworm Quentin Sarn Tarbek Ulmby Varden Wick Yarm Zennor Amsel Bergen
+Colby Dover Esker Fjord Galway Hythe Islay Jura Kelso Luxor Malmo Narvik Oban Porto Riga Skye Turin Umea Vigo
 """.split()
 
 JOBS = """

@@ -99,7 +99,7 @@ def test_more_tokens_than_the_window_are_refused(client):
 
 
 def test_a_prompt_over_the_window_is_refused(client):
-    with pytest.raises(InvalidRequest, match="slots .* window is 4096; send fewer passages"):
+    with pytest.raises(InvalidRequest, match=r"slots .* window is 4096; send fewer passages"):
         client.generate(GOOD[0], ["Mara keeps a cat and a dog. " * 800], expand_fraction=1)
 
 

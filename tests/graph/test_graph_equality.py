@@ -18,9 +18,7 @@ def test_served_tokens_equal_the_reference_on_fifty_heldout_questions(client, re
         question = context.questions[0].text
         request = ContextRequest(question, context.passages, expand_fraction=expand_fraction)
         expected = reference.answer(request, SamplingParams(MAX_TOKENS))
-        served = client.generate(
-            question, context.passages, expand_fraction=expand_fraction, max_tokens=MAX_TOKENS
-        )
+        served = client.generate(question, context.passages, expand_fraction=expand_fraction, max_tokens=MAX_TOKENS)
         assert list(served.token_ids) == expected.token_ids
         assert list(served.statistics.expanded_chunks) == expected.expanded
         assert served.statistics.prompt_slots == expected.prompt.num_slots

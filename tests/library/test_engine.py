@@ -176,7 +176,9 @@ def test_concurrent_answers_equal_those_alone(engine, pipeline):
     assert [sink.token_ids() for sink in together] == alone
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(5), SamplingParams(5, temperature=1.0, seed=3, top_k=20, top_p=0.9)])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(5), SamplingParams(5, temperature=1.0, seed=3, top_k=20, top_p=0.9)]
+)
 def test_the_same_seed_gives_the_same_answer(pipeline, sampling):
     request = ContextRequest("Who?", ["Mara Tolen keeps a parrot."])
     assert pipeline.answer(request, sampling).token_ids == pipeline.answer(request, sampling).token_ids

@@ -43,7 +43,9 @@ def test_a_missing_part_is_named(copy, part):
         load_checkpoint(copy)
 
 
-@pytest.mark.parametrize("part", ["refrag.json", "projector.safetensors", "policy.safetensors", "decoder/model.safetensors"])
+@pytest.mark.parametrize(
+    "part", ["refrag.json", "projector.safetensors", "policy.safetensors", "decoder/model.safetensors"]
+)
 def test_a_corrupt_part_is_named(copy, part):
     (copy / part).write_bytes(b"\x00garbage")
     with pytest.raises(CheckpointError, match=part.split("/")[0]):

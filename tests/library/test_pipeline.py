@@ -22,7 +22,9 @@ def test_expanding_everything_equals_the_plain_decoder_on_the_plain_text(pipelin
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
     )
     eos_ids = tiny_checkpoint.decoder.eos_ids
-    assert ask(pipeline, expand_fraction=1).token_ids == [i for i in plain[0, ids.shape[1] :].tolist() if i not in eos_ids]
+    assert ask(pipeline, expand_fraction=1).token_ids == [
+        i for i in plain[0, ids.shape[1] :].tolist() if i not in eos_ids
+    ]
 
 
 def test_the_policy_all_is_expanding_everything(pipeline):

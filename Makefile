@@ -1,0 +1,56 @@
+# Everything runs in a virtual environment, .venv; `make` alone lists the targets.
+PYTHON3 ?= python3
+PIP_OPTIONS ?=
+CHECKPOINT ?= checkpoints/demo
+REPOSITORY ?= model_repository
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve export test test-fast check format evaluate train-demo clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED) ## install everything into .venv
+
+$(INSTALLED): pyproject.toml client/pyproject.toml
+	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.10 to 3.12 needed; name another with make PYTHON3=python3.11")'
+	@$(PYTHON3) -c 'import ensurepip, venv' || { echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON3) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,dev]'
+	touch $@
+
+demo: export ## start Triton and answer five held-out questions, compressed and plain side by side
+	$(BIN)/python -m refrag.demo --repository $(REPOSITORY) --checkpoint $(CHECKPOINT)
+
+serve: export ## serve the checkpoint on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
+	$(BIN)/python -m refrag.embedded serve --model-repository $(REPOSITORY)
+
+export: install ## checkpoint → ONNX graphs and a deployable model repository
+	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY)
+
+test: install ## all tests, with a real tritonserver
+	$(BIN)/python -m pytest tests client/tests
+
+test-fast: install ## the tests that need no server
+	$(BIN)/python -m pytest tests client/tests -m 'not server and not slow'
+
+check: install ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+evaluate: install ## exact match on held-out questions → $(CHECKPOINT)/evaluation.json
+	$(BIN)/python -m refrag.evaluation.exact_match --checkpoint $(CHECKPOINT) --output $(CHECKPOINT)/evaluation.json
+
+train-demo: install ## train the demo checkpoint from nothing (about 90 minutes on two cores); resumes
+	$(BIN)/python -m refrag.training.demo --output checkpoints/demo
+
+clean: ## remove the environment and everything built
+	rm -rf .venv build runs model_repository/*/1/model.onnx model_repository/*/1/checkpoint

@@ -1,0 +1,147 @@
+"""The main job in one command: start Triton, ask held-out questions compressed and plain, show what each cost.
+
+    python -m refrag.demo
+
+Needs an exported repository (`python -m export.repository --checkpoint checkpoints/demo`). The questions are
+drawn with a fixed seed from the made-up world, about entities that training never saw.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from refrag.chunking import Chunker
+from refrag.config import RefragConfig
+from refrag.embedded import EmbeddedServer
+from refrag.errors import RefragError
+from refrag.model.checkpoint import load_decoder_tokenizer
+from refrag.training.world import Context, make_context
+from refrag_client import Answer, RefragClient
+
+MIN_CONTEXT_TOKENS = 1000
+MAX_ANSWER_TOKENS = 16
+LABEL_WIDTH = 12
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question answered twice."""
+
+    expected: str
+    compressed: Answer
+    plain: Answer
+
+
+def run_demo(repository: Path, checkpoint: Path, num_questions: int, seed: int) -> dict[str, object]:
+    """Serve `repository`, ask, print every answer as it streams, and return the medians."""
+    config = RefragConfig.load(checkpoint)
+    chunker = Chunker(config, load_decoder_tokenizer(checkpoint))
+    contexts = draw_contexts(chunker, num_questions + 1, seed)
+    print("Starting tritonserver …", flush=True)
+    with (
+        EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        RefragClient(server.grpc_address) as client,
+    ):
+        print(f"Serving on {server.grpc_address} (gRPC) and {server.http_address} (HTTP).")
+        warm_up(client, contexts.pop())
+        pairs = [ask_twice(client, context, number) for number, context in enumerate(contexts, start=1)]
+    return summarise(pairs, config)
+
+
+def draw_contexts(chunker: Chunker, count: int, seed: int) -> list[Context]:
+    """Held-out contexts, each of at least MIN_CONTEXT_TOKENS tokens, with one question."""
+    rng = random.Random(seed)
+    contexts = []
+    for _ in range(count):
+        num_passages = 16
+        while count_tokens(chunker, context := make_context(rng, num_passages, 1, "heldout")) < MIN_CONTEXT_TOKENS:
+            num_passages += 1
+        contexts.append(context)
+    return contexts
+
+
+def count_tokens(chunker: Chunker, context: Context) -> int:
+    return sum(len(chunker.passage_ids(passage)) for passage in context.passages)
+
+
+def warm_up(client: RefragClient, context: Context) -> None:
+    """One uncounted question each way: the first use of a shape costs memory that later ones reuse."""
+    for expand_fraction in (None, 1.0):
+        client.generate(context.questions[0].text, context.passages, expand_fraction=expand_fraction, max_tokens=2)
+
+
+def ask_twice(client: RefragClient, context: Context, number: int) -> Pair:
+    question = context.questions[0]
+    print(f"\n{number}. {question.text}   ({len(context.passages)} passages)")
+    print(f"   {'expected':{LABEL_WIDTH}} {question.answer}")
+    compressed = show(client, "compressed", context, expand_fraction=None)
+    plain = show(client, "plain", context, expand_fraction=1.0)
+    return Pair(question.answer, compressed, plain)
+
+
+def show(client: RefragClient, label: str, context: Context, expand_fraction: float | None) -> Answer:
+    """Print one answer as it streams, then what it cost."""
+    question = context.questions[0]
+    print(f"   {label:{LABEL_WIDTH}}", end="", flush=True)
+    options = {"expand_fraction": expand_fraction, "max_tokens": MAX_ANSWER_TOKENS}
+    with client.stream(question.text, context.passages, **options) as stream:  # type: ignore[arg-type]
+        for piece in stream:
+            print(piece.text, end="", flush=True)
+    answer = stream.answer
+    mark = "right" if is_right(answer, question.answer) else "wrong"
+    figures = answer.statistics
+    print(
+        f"   [{mark}; {figures.context_tokens} context tokens in {figures.prompt_slots} prompt slots, "
+        f"{figures.num_expanded_chunks} of {figures.num_chunks} chunks expanded, "
+        f"first token after {1000 * (answer.ttft_seconds or 0):.0f} ms]"
+    )
+    return answer
+
+
+def is_right(answer: Answer, expected: str) -> bool:
+    return answer.text.strip() == expected
+
+
+def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, object]:
+    compressed, plain = [pair.compressed for pair in pairs], [pair.plain for pair in pairs]
+    return {
+        "num_questions": len(pairs),
+        "num_right_compressed": sum(is_right(pair.compressed, pair.expected) for pair in pairs),
+        "num_right_plain": sum(is_right(pair.plain, pair.expected) for pair in pairs),
+        "context_tokens": statistics.median(answer.statistics.context_tokens for answer in compressed),
+        "prompt_slots_compressed": statistics.median(answer.statistics.prompt_slots for answer in compressed),
+        "prompt_slots_plain": statistics.median(answer.statistics.prompt_slots for answer in plain),
+        "ttft_ms_compressed": median_ttft_ms(compressed),
+        "ttft_ms_plain": median_ttft_ms(plain),
+        "expand_fraction": config.expand_fraction,
+        "chunk_size": config.chunk_size,
+    }
+
+
+def median_ttft_ms(answers: list[Answer]) -> float | None:
+    times = [answer.ttft_seconds for answer in answers if answer.ttft_seconds is not None]
+    return round(1000 * statistics.median(times), 1) if times else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
+    parser.add_argument("--num-questions", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    try:
+        summary = run_demo(arguments.repository, arguments.checkpoint, arguments.num_questions, arguments.seed)
+    except RefragError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{json.dumps(summary)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+import json
+import random
+
+import pytest
+import torch
+
+from refrag.training.batches import LossWeights, collate_mixed, collate_policy
+from refrag.training.data import draw_context
+from refrag.training.demo import DemoSettings, make_checkpoint, train_demo
+from refrag.training.loop import Budget, run_stage
+from refrag.training.optimizer import learning_rate_factor
+from refrag.training.stages import JointStage, PlainStage, ReconstructStage, choose_expanded
+
+TINY = DemoSettings(vocab_size=400, width=32, num_decoder_layers=1, num_encoder_layers=1, num_heads=2, policy_width=32)
+
+
+@pytest.fixture
+def contexts(tiny_checkpoint):
+    rng = random.Random(0)
+    return [draw_context(rng, tiny_checkpoint.chunker, count, 3, "train") for count in (2, 3)]
+
+
+def test_a_label_is_what_stands_in_the_next_slot(contexts, tiny_checkpoint):
+    vocab_size = tiny_checkpoint.decoder.vocab_size
+    batch = collate_mixed(contexts, [{0}, {1, 2}], vocab_size, 1, LossWeights())
+    counted = batch.weights[:, :-1] > 0
+    assert torch.equal(batch.labels[:, :-1][counted], batch.input_ids[:, 1:][counted])
+    assert (batch.labels[batch.weights > 0] < vocab_size).all()
+
+
+def test_the_weighted_answers_are_the_answers(contexts, tiny_checkpoint):
+    batch = collate_mixed(contexts, [set(), set()], tiny_checkpoint.decoder.vocab_size, 1, LossWeights())
+    for row, context in enumerate(contexts):
+        expected = [token for question in context.questions for token in question.answer_ids]
+        assert batch.labels[row][batch.is_answer[row]].tolist() == expected
+
+
+def test_placeholders_number_the_chunks_of_the_whole_batch(contexts, tiny_checkpoint):
+    vocab_size = tiny_checkpoint.decoder.vocab_size
+    batch = collate_mixed(contexts, [{0}, {1}], vocab_size, 1, LossWeights())
+    first, second = len(contexts[0].chunks), len(contexts[1].chunks)
+    rows = (batch.input_ids[batch.input_ids >= vocab_size] - vocab_size).tolist()
+    assert rows == [*range(1, first), first, *range(first + 2, first + second)]
+
+
+def test_a_policy_row_points_at_the_chunks_of_its_context(contexts):
+    batch = collate_policy(contexts)
+    first = len(contexts[0].chunks)
+    assert batch.chunk_rows[3, : len(contexts[1].chunks)].tolist() == list(
+        range(first, first + len(contexts[1].chunks))
+    )
+    assert batch.answers[4].nonzero().flatten().tolist() == contexts[1].questions[1].answer_chunks
+
+
+def test_expanded_chunks_keep_to_the_budget(contexts):
+    logits = torch.randn(6, max(len(context.chunks) for context in contexts))
+    for seed in range(20):
+        for expanded, context in zip(
+            choose_expanded(random.Random(seed), contexts, logits, 0.3), contexts, strict=True
+        ):
+            assert len(expanded) == round(0.3 * len(context.chunks))
+            assert expanded <= set(range(len(context.chunks)))
+
+
+def test_the_rate_warms_up_and_falls_to_its_floor():
+    factors = [learning_rate_factor(progress / 100) for progress in range(100)]
+    assert max(factors) == factors[4] == 1
+    assert factors[0] < 0.1
+    assert factors[4:] == sorted(factors[4:], reverse=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_steps": 3, "minutes": 1.0}])
+def test_a_budget_is_steps_or_minutes(options):
+    with pytest.raises(ValueError, match="either num_steps or minutes"):
+        Budget(**options)
+
+
+def test_every_stage_learns(tmp_path):
+    torch.manual_seed(0)
+    checkpoint = make_checkpoint(TINY)
+    modules = checkpoint.modules
+    stages = {
+        "plain": (PlainStage, {"decoder": modules["decoder"]}),
+        "reconstruct": (ReconstructStage, {"encoder": modules["encoder"], "projector": modules["projector"]}),
+        "joint": (JointStage, modules),
+    }
+    for name, (stage_type, trained) in stages.items():
+        run_stage(name, stage_type(checkpoint).step, trained, Budget(num_steps=60), 3e-3, 0, tmp_path)
+    for name, most in [("plain", 0.8), ("reconstruct", 0.95), ("joint", 0.9)]:
+        logged = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        losses = [figures["loss"] for figures in logged if "loss" in figures]
+        assert sum(losses[-8:]) < most * sum(losses[:8]), name
+
+
+def test_reconstruction_leaves_the_decoder_as_it_was(tmp_path):
+    checkpoint = make_checkpoint(TINY)
+    before = {name: weight.clone() for name, weight in checkpoint.decoder.state_dict().items()}
+    modules = {"encoder": checkpoint.encoder, "projector": checkpoint.projector}
+    run_stage("r", ReconstructStage(checkpoint).step, modules, Budget(num_steps=2), 3e-3, 0, tmp_path)
+    assert all(torch.equal(before[name], weight) for name, weight in checkpoint.decoder.state_dict().items())
+
+
+def test_a_resumed_stage_ends_with_the_weights_of_an_unbroken_one(tmp_path):
+    whole, broken = (
+        _train_plain(tmp_path / "whole", interrupt_at=None),
+        _train_plain(tmp_path / "broken", interrupt_at=2),
+    )
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def _train_plain(directory, interrupt_at):
+    """Weights after four steps; interrupted, the process ends after a snapshot and another takes over."""
+    budget = Budget(num_steps=4)
+    if interrupt_at:
+        _run_plain(directory, budget, interrupt_at)
+    return _run_plain(directory, budget, None)
+
+
+def _run_plain(directory, budget, interrupt_at):
+    torch.manual_seed(0)
+    checkpoint = make_checkpoint(TINY)
+    stage = PlainStage(checkpoint)
+
+    def step(rng, progress):
+        if interrupt_at is not None and progress >= interrupt_at / 4:
+            raise KeyboardInterrupt
+        return stage.step(rng, progress)
+
+    try:
+        run_stage("plain", step, {"decoder": checkpoint.decoder}, budget, 3e-3, 0, directory, snapshot_seconds=0)
+    except KeyboardInterrupt:
+        assert interrupt_at is not None
+    return checkpoint.decoder.state_dict()
+
+
+def test_the_whole_recipe_yields_a_checkpoint_that_tells_its_cost(tmp_path):
+    short = Budget(num_steps=2)
+    settings = DemoSettings(**{**TINY.__dict__, "plain": short, "reconstruct": short, "joint": short})
+    checkpoint = train_demo(settings, tmp_path)
+    stages = checkpoint.config.provenance["stages"]
+    assert [stage["num_steps"] for stage in stages.values()] == [2, 2, 2]
