@@ -13,10 +13,12 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from refrag.chunking import Chunker
 from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
+from refrag.environment import describe_environment
 from refrag.errors import RefragError
 from refrag.model.checkpoint import load_decoder_tokenizer
 from refrag.training.world import Context, make_context
@@ -36,7 +38,7 @@ class Pair:
     plain: Answer
 
 
-def run_demo(repository: Path, checkpoint: Path, num_questions: int, seed: int) -> dict[str, object]:
+def run_demo(repository: Path, checkpoint: Path, num_questions: int, seed: int) -> dict[str, Any]:
     """Serve `repository`, ask, print every answer as it streams, and return the medians."""
     config = RefragConfig.load(checkpoint)
     chunker = Chunker(config, load_decoder_tokenizer(checkpoint))
@@ -106,7 +108,7 @@ def is_right(answer: Answer, expected: str) -> bool:
     return answer.text.strip() == expected
 
 
-def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, object]:
+def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, Any]:
     compressed, plain = [pair.compressed for pair in pairs], [pair.plain for pair in pairs]
     return {
         "num_questions": len(pairs),
@@ -122,6 +124,26 @@ def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, object]:
     }
 
 
+def markdown_table(summary: dict[str, Any]) -> str:
+    """The medians as a Markdown table with machine, commit and command."""
+    lines = [
+        f"| {summary['num_questions']} held-out questions, medians | context tokens | prompt slots "
+        "| first token | right answers |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for way, title in [("plain", "plain decoder"), ("compressed", _compressed_title(summary))]:
+        lines.append(
+            f"| {title} | {summary['context_tokens']:.0f} | {summary[f'prompt_slots_{way}']:.0f} "
+            f"| {summary[f'ttft_ms_{way}']:.0f} ms | {summary[f'num_right_{way}']} of {summary['num_questions']} |"
+        )
+    lines += ["", f"`make demo` on {summary['machine']}, commit {summary['commit']}."]
+    return "\n".join(lines)
+
+
+def _compressed_title(summary: dict[str, Any]) -> str:
+    return f"compressed, k = {summary['chunk_size']}, {100 * summary['expand_fraction']:.0f}% of the chunks expanded"
+
+
 def median_ttft_ms(answers: list[Answer]) -> float | None:
     times = [answer.ttft_seconds for answer in answers if answer.ttft_seconds is not None]
     return round(1000 * statistics.median(times), 1) if times else None
@@ -133,12 +155,15 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
     parser.add_argument("--num-questions", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also write the last line, with machine and commit, to this file")
     arguments = parser.parse_args()
     try:
         summary = run_demo(arguments.repository, arguments.checkpoint, arguments.num_questions, arguments.seed)
     except RefragError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    if arguments.output:
+        arguments.output.write_text(json.dumps({**summary, **describe_environment()}, indent=2) + "\n")
     print(f"\n{json.dumps(summary)}")
     return 0
 

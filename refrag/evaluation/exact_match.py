@@ -8,8 +8,8 @@ All conditions answer the same questions. A question counts as right if the whol
 import argparse
 import json
 import math
-import platform
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,12 +19,13 @@ import torch
 from tqdm import tqdm
 
 from refrag.chunking import Chunk, Chunker
+from refrag.environment import describe_environment
+from refrag.evaluation.report import markdown_table
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.pipeline import Pipeline, encode_chunks, prepare_context
 from refrag.request import ContextRequest, SamplingParams, SelectionPolicy
 from refrag.selection import expansion_budget, select_chunks
 from refrag.training.data import TokenisedContext, draw_context
-from refrag.training.demo import current_commit
 
 Selection = Literal["learned", "random", "oracle", "none", "all"]
 
@@ -175,27 +176,14 @@ def main() -> None:
         for condition in tqdm(listed, desc=f"{num_passages} passages", disable=None)
     ]
     report = {
-        "machine": {"cpu": cpu_name(), "torch_threads": torch.get_num_threads()},
-        "commit": current_commit(),
+        "command": " ".join(["python -m refrag.evaluation.exact_match", *sys.argv[1:]]),
+        **describe_environment(),
         "seed": arguments.seed,
         "results": [asdict(result) for result in results],
     }
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    for result in results:
-        low, high = result.interval_95
-        print(
-            f"{result.num_passages:3} passages  {result.condition.name:24} {result.exact_match:.3f} "
-            f"[{low:.3f}, {high:.3f}]  {result.mean_prompt_slots:7.1f} slots"
-        )
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    print(markdown_table(report))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Stages keep snapshots under --run and resume from them; delete that folder to st
 import argparse
 import json
 import random
-import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,14 +13,16 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from refrag.config import RefragConfig
+from refrag.environment import describe_environment
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
 from refrag.training.batches import encoder_tensors
+from refrag.training.data import draw_context
 from refrag.training.loop import Budget, run_stage
-from refrag.training.stages import JointStage, PlainStage, ReconstructStage, draw_contexts
+from refrag.training.stages import JointStage, PlainStage, ReconstructStage
 from refrag.training.tokenizer import train_tokenizer
 
 
@@ -74,7 +75,7 @@ def train_demo(settings: DemoSettings, run: Path) -> Checkpoint:
     costs["joint"] = run_stage(
         "joint", joint.step, modules, settings.joint, settings.learning_rate / 2, settings.seed, run
     )
-    provenance = {"recipe": "python -m refrag.training.demo", "stages": costs, "commit": current_commit()}
+    provenance = {"recipe": "python -m refrag.training.demo", "stages": costs, **describe_environment()}
     return replace(checkpoint, config=replace(checkpoint.config, provenance=provenance))
 
 
@@ -138,14 +139,9 @@ def prepare_encoder(checkpoint: Checkpoint, settings: DemoSettings) -> None:
     embeddings = checkpoint.encoder.backbone.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     embeddings.weight.copy_(checkpoint.decoder.token_embeddings.weight)
-    context = draw_contexts(random.Random(settings.seed), checkpoint.chunker, 4)[0]
+    context = draw_context(random.Random(settings.seed), checkpoint.chunker, 4, 1, "train")
     vectors = checkpoint.encoder(*encoder_tensors(checkpoint.chunker, context.chunks))
     checkpoint.projector.match_scale(vectors, checkpoint.decoder.token_embeddings.weight)
-
-
-def current_commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -41,13 +41,13 @@ PLAIN_PASSAGES = [1, 2, 3, 4, 6, 8, 12, 18]
 class PlainStage:
     """Question answering over plain passages, one passage first, more as training proceeds."""
 
-    def __init__(self, checkpoint: Checkpoint, max_passages: int = 4) -> None:
-        self.checkpoint, self.max_passages = checkpoint, max_passages
+    def __init__(self, checkpoint: Checkpoint, max_passages: int = 4, tokens_per_step: int = TOKENS_PER_STEP) -> None:
+        self.checkpoint, self.max_passages, self.tokens_per_step = checkpoint, max_passages, tokens_per_step
 
     def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
         most = 1 if progress < 0.4 else max(1, round(self.max_passages * min(1.0, progress / 0.8)))
         num_passages = rng.randint(1, most)
-        contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages)
+        contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages, self.tokens_per_step)
         everything = [set(range(len(context.chunks))) for context in contexts]
         batch = collate(self.checkpoint, contexts, everything, LossWeights())
         loss, figures = answer_loss(self.checkpoint, batch, chunk_embeddings=None)
@@ -59,15 +59,15 @@ class ReconstructStage:
 
     CURRICULUM = (1, 2, 4, 8, 16)
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, tokens_per_step: int = TOKENS_PER_STEP) -> None:
+        self.checkpoint, self.tokens_per_step = checkpoint, tokens_per_step
         checkpoint.decoder.requires_grad_(False)
 
     def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
         num_chunks = self.draw_num_chunks(rng, progress)
         chunker = with_chunk_size(self.checkpoint, rng)
         chunk_size = chunker.config.chunk_size
-        runs = self.draw_runs(rng, chunker, num_chunks, max(1, TOKENS_PER_STEP // (2 * num_chunks * chunk_size)))
+        runs = self.draw_runs(rng, chunker, num_chunks, max(1, self.tokens_per_step // (2 * num_chunks * chunk_size)))
         contexts = [TokenisedContext([], run, []) for run in runs]
         vectors = encode_chunks(self.checkpoint, chunker, runs)
         embeddings = self.checkpoint.projector(vectors)
@@ -117,8 +117,8 @@ class JointStage:
 
     EXPAND_FRACTIONS = (0.0, 0.05, 0.1, 0.1, 0.2, 0.5)
 
-    def __init__(self, checkpoint: Checkpoint, max_passages: int = 20) -> None:
-        self.checkpoint, self.max_passages = checkpoint, max_passages
+    def __init__(self, checkpoint: Checkpoint, max_passages: int = 20, tokens_per_step: int = TOKENS_PER_STEP) -> None:
+        self.checkpoint, self.max_passages, self.tokens_per_step = checkpoint, max_passages, tokens_per_step
         checkpoint.decoder.requires_grad_(True)
 
     def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
@@ -126,7 +126,7 @@ class JointStage:
             return self.plain_step(rng, progress)
         chunker = with_chunk_size(self.checkpoint, rng)
         most = max(2, round(self.max_passages * min(1.0, progress / 0.6)))
-        contexts = draw_contexts(rng, chunker, rng.randint(1, most))
+        contexts = draw_contexts(rng, chunker, rng.randint(1, most), self.tokens_per_step)
         vectors = encode_chunks(self.checkpoint, chunker, [context.chunks for context in contexts])
         policy_batch = collate_policy(contexts)
         logits = self.policy_logits(chunker, contexts, policy_batch, vectors)
@@ -141,7 +141,7 @@ class JointStage:
     def plain_step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
         allowed = [n for n in PLAIN_PASSAGES if n <= max(4, self.max_passages * progress)]
         num_passages = rng.choice(allowed)
-        contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages)
+        contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages, self.tokens_per_step)
         everything = [set(range(len(context.chunks))) for context in contexts]
         loss, figures = answer_loss(
             self.checkpoint, collate(self.checkpoint, contexts, everything, LossWeights()), chunk_embeddings=None
@@ -208,8 +208,9 @@ def answer_loss(checkpoint: Checkpoint, batch: MixedBatch, chunk_embeddings: Ten
     return (losses * weights).sum() / weights.sum(), {"accuracy": float(right.float().mean())}
 
 
-def draw_contexts(rng: random.Random, chunker: Chunker, num_passages: int) -> list[TokenisedContext]:
-    count = max(2, TOKENS_PER_STEP // (num_passages * TOKENS_PER_PASSAGE + 100))
+def draw_contexts(rng: random.Random, chunker: Chunker, num_passages: int, num_tokens: int) -> list[TokenisedContext]:
+    """As many contexts as make up about `num_tokens`, two at least."""
+    count = max(2, num_tokens // (num_passages * TOKENS_PER_PASSAGE + 100))
     return [draw_context(rng, chunker, num_passages, QUESTIONS_PER_CONTEXT, "train") for _ in range(count)]
 
 

@@ -1,3 +1,4 @@
+import itertools
 import random
 import re
 
@@ -11,7 +12,7 @@ ENTITY_NAMES = {(first, last) for kind in KINDS for first in kind.first_names fo
 
 def word_pairs(text):
     words = re.findall(r"\w+", text)
-    return set(zip(words, words[1:], strict=False))
+    return set(itertools.pairwise(words))
 
 
 @pytest.fixture(params=range(20))

@@ -1,0 +1,25 @@
+"""Where a result was measured: it goes into every result file."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+
+def describe_environment() -> dict[str, object]:
+    return {"machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores", "commit": current_commit()}
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def current_commit() -> str:
+    """The commit of the working tree, with a mark if it holds changes."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,32 @@
+"""What the README quotes is what the result files say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refrag.demo import markdown_table as demo_table
+from refrag.evaluation.report import markdown_table as evaluation_table
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def section(name):
+    return README.split(f"<!-- {name}:begin -->\n", 1)[1].split(f"\n<!-- {name}:end -->", 1)[0]
+
+
+@pytest.mark.parametrize(
+    "name, table, results",
+    [
+        ("demo", demo_table, "perf/results/demo.json"),
+        ("evaluation", evaluation_table, "checkpoints/demo/evaluation.json"),
+    ],
+)
+def test_a_quoted_table_is_its_result_file(name, table, results):
+    assert table(json.loads((ROOT / results).read_text())) in section(name)
+
+
+def test_the_committed_checkpoint_is_small():
+    size = sum(path.stat().st_size for path in (ROOT / "checkpoints").rglob("*") if path.is_file())
+    assert size <= 24 * 2**20
