@@ -3,7 +3,14 @@ import shutil
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from refrag.config import RefragConfig
 from refrag.engine.generation import MixedPrompt, check_prompt, generate
@@ -107,9 +114,22 @@ def test_cached_decoding_equals_a_full_forward(tiny_checkpoint):
     assert torch.allclose(step, full, atol=1e-5)
 
 
-def test_our_tokens_equal_those_of_hugging_face_generate(tiny_checkpoint):
-    decoder, ids = tiny_checkpoint.decoder, torch.arange(10, 40)
-    prompt = MixedPrompt(torch.cat([ids, torch.tensor([decoder.vocab_size])]), torch.randn(1, decoder.width))
+@pytest.mark.parametrize("config_type", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+def test_our_tokens_equal_those_of_hugging_face_generate(tiny_checkpoint, config_type):
+    torch.manual_seed(0)
+    config = config_type(
+        vocab_size=512,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    decoder = Decoder(AutoModelForCausalLM.from_config(config)).eval()
+    prompt = MixedPrompt(torch.tensor([*range(10, 40), 513, 7, 512]), torch.randn(2, decoder.width))
     ours = generate(decoder, tiny_checkpoint.decoder_tokenizer, prompt, SamplingParams(max_tokens=20))
     embeds = decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings)[None]
     theirs = decoder.backbone.generate(
