@@ -84,7 +84,7 @@ def test_every_stage_learns(tmp_path):
 
     def train(name, step, trained):
         run_stage(name, step, trained, Budget(num_steps=150), 6e-3, 0, tmp_path)
-        logged = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        logged = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         losses = [figures["loss"] for figures in logged if "loss" in figures]
         return sum(losses[-8:]) / sum(losses[:8])
 
