@@ -5,7 +5,8 @@ import re
 import pytest
 
 from refrag.training.data import draw_context
-from refrag.training.world import KINDS, make_context, split_of
+from refrag.training.kinds import KINDS
+from refrag.training.world import make_context, split_of
 
 ENTITY_NAMES = {(first, last) for kind in KINDS for first in kind.first_names for last in kind.last_names}
 
