@@ -80,7 +80,10 @@ def load_source(directory: Path, chunk_size: int | None) -> Source:
 
 def add_missing_models(repository: Path) -> None:
     """Copy what people write of a model (config.pbtxt, configs/, model.py) where `repository` lacks the model."""
-    for model in sorted(PROJECT_REPOSITORY.glob("*/config.pbtxt")):
+    models = sorted(PROJECT_REPOSITORY.glob("*/config.pbtxt"))
+    if not models:
+        raise CheckpointError(f"{PROJECT_REPOSITORY} holds no models; run the export from the project's source tree")
+    for model in models:
         if not (repository / model.parent.name / "config.pbtxt").exists():
             shutil.copytree(
                 model.parent, repository / model.parent.name, ignore=_ignore_built_files, dirs_exist_ok=True

@@ -73,7 +73,7 @@ class Chunker:
         An encoder with its own tokenizer gets each chunk's text tokenised anew, cut off at encoder_length.
         """
         width = self.config.encoder_length
-        rows = [self._encoder_ids(chunk)[:width] for chunk in chunks]
+        rows = [token_ids[:width] for token_ids in self._encoder_ids(chunks)]
         tokenizer = self.encoder_tokenizer or self.decoder_tokenizer
         ids = np.full((len(rows), width), tokenizer.pad_token_id or 0, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
@@ -82,12 +82,13 @@ class Chunker:
             mask[row, : len(token_ids)] = 1
         return ids, mask
 
-    def _encoder_ids(self, chunk: Chunk) -> Sequence[int]:
-        if self.encoder_tokenizer is None:
-            return chunk.token_ids
-        text = self.decoder_tokenizer.decode(list(chunk.token_ids))
+    def _encoder_ids(self, chunks: Sequence[Chunk]) -> list[Sequence[int]]:
+        if self.encoder_tokenizer is None or not chunks:
+            return [chunk.token_ids for chunk in chunks]
+        texts = [self.decoder_tokenizer.decode(list(chunk.token_ids)) for chunk in chunks]
         # Special tokens are added, as the encoder was pre-trained with them.
-        return self.encoder_tokenizer(text).input_ids
+        return self.encoder_tokenizer(texts, split_special_tokens=True).input_ids
 
     def _tokenise(self, text: str) -> list[int]:
-        return self.decoder_tokenizer(text, add_special_tokens=False).input_ids
+        # Callers' text may spell a special token; it stays text, or a passage could end the prompt.
+        return self.decoder_tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

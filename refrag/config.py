@@ -35,6 +35,7 @@ class RefragConfig:
     trained_chunk_sizes: every k the encoder and the decoder were trained with.
     pooling: how the encoder's token states become one chunk vector.
     question_aware: whether the policy reads the question's chunk vectors besides the context's.
+    policy_num_heads: attention heads of the policy, which its weights alone do not tell.
     expand_fraction: share of the chunks to expand when a request does not say.
     max_prompt_slots: the decoder's window, prompt and answer together.
     encoder_length: tokens per chunk as the encoder sees it; more than k only for an encoder with its own tokenizer.
@@ -47,6 +48,7 @@ class RefragConfig:
     encoder_length: int
     pooling: Pooling = "mean"
     question_aware: bool = True
+    policy_num_heads: int = 4
     expand_fraction: float = 0.1
     template: PromptTemplate = field(default_factory=PromptTemplate)
     provenance: dict[str, Any] = field(default_factory=dict)

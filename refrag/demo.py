@@ -20,12 +20,13 @@ from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
 from refrag.environment import describe_environment
 from refrag.errors import RefragError
+from refrag.evaluation.exact_match import MAX_ANSWER_TOKENS, is_exact_match
 from refrag.model.checkpoint import load_decoder_tokenizer
 from refrag.training.world import Context, make_context
 from refrag_client import Answer, RefragClient
+from refrag_client import RefragError as ClientError
 
 MIN_CONTEXT_TOKENS = 1000
-MAX_ANSWER_TOKENS = 16
 LABEL_WIDTH = 12
 
 
@@ -38,10 +39,11 @@ class Pair:
     plain: Answer
 
 
-def run_demo(repository: Path, checkpoint: Path, num_questions: int, seed: int) -> dict[str, Any]:
+def run_demo(repository: Path, num_questions: int, seed: int) -> dict[str, Any]:
     """Serve `repository`, ask, print every answer as it streams, and return the medians."""
-    config = RefragConfig.load(checkpoint)
-    chunker = Chunker(config, load_decoder_tokenizer(checkpoint))
+    deployed = repository / "preprocessing" / "1" / "checkpoint"
+    config = RefragConfig.load(deployed)
+    chunker = Chunker(config, load_decoder_tokenizer(deployed))
     contexts = draw_contexts(chunker, num_questions + 1, seed)
     print("Starting tritonserver …", flush=True)
     with (
@@ -94,7 +96,7 @@ def show(client: RefragClient, label: str, context: Context, expand_fraction: fl
         for piece in stream:
             print(piece.text, end="", flush=True)
     answer = stream.answer
-    mark = "right" if is_right(answer, question.answer) else "wrong"
+    mark = "right" if is_exact_match(answer.text, question.answer) else "wrong"
     figures = answer.statistics
     print(
         f"   [{mark}; {figures.context_tokens} context tokens in {figures.prompt_slots} prompt slots, "
@@ -104,16 +106,12 @@ def show(client: RefragClient, label: str, context: Context, expand_fraction: fl
     return answer
 
 
-def is_right(answer: Answer, expected: str) -> bool:
-    return answer.text.strip() == expected
-
-
 def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, Any]:
     compressed, plain = [pair.compressed for pair in pairs], [pair.plain for pair in pairs]
     return {
         "num_questions": len(pairs),
-        "num_right_compressed": sum(is_right(pair.compressed, pair.expected) for pair in pairs),
-        "num_right_plain": sum(is_right(pair.plain, pair.expected) for pair in pairs),
+        "num_right_compressed": sum(is_exact_match(pair.compressed.text, pair.expected) for pair in pairs),
+        "num_right_plain": sum(is_exact_match(pair.plain.text, pair.expected) for pair in pairs),
         "context_tokens": statistics.median(answer.statistics.context_tokens for answer in compressed),
         "prompt_slots_compressed": statistics.median(answer.statistics.prompt_slots for answer in compressed),
         "prompt_slots_plain": statistics.median(answer.statistics.prompt_slots for answer in plain),
@@ -152,14 +150,13 @@ def median_ttft_ms(answers: list[Answer]) -> float | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
     parser.add_argument("--num-questions", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also write the last line, with machine and commit, to this file")
     arguments = parser.parse_args()
     try:
-        summary = run_demo(arguments.repository, arguments.checkpoint, arguments.num_questions, arguments.seed)
-    except RefragError as error:
+        summary = run_demo(arguments.repository, arguments.num_questions, arguments.seed)
+    except (RefragError, ClientError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     if arguments.output:

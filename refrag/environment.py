@@ -21,5 +21,8 @@ def cpu_name() -> str:
 def current_commit() -> str:
     """The commit of the working tree, with a mark if it holds changes."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    except OSError:  # git is not installed
+        return "unknown"
     return result.stdout.strip() or "unknown"

@@ -5,36 +5,24 @@
 Each function here is one step of the graph; the Triton models call the same ones.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from refrag.chunking import Chunk, Chunker
+from refrag.context import PreparedContext, prepare_context
 from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.prompt import Prompt, lay_out_prompt
-from refrag.request import ContextRequest, SamplingParams
+from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
 from refrag.selection import select_chunks
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width, D decoder width
 
 ENCODER_BATCH = 256
-
-
-@dataclass(frozen=True)
-class PreparedContext:
-    """A request as tokens. question_ids go into the prompt; question_chunks to the encoder, for the policy."""
-
-    chunks: list[Chunk]
-    question_ids: list[int]
-    question_chunks: list[Chunk]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(chunk) for chunk in self.chunks)
 
 
 @dataclass(frozen=True)
@@ -46,10 +34,6 @@ class Answer:
     expanded: list[int]
 
 
-# Given the request, its chunks, and the vectors of context and question: which chunks to expand.
-Selector = Callable[[ContextRequest, Sequence[Chunk], Tensor, Tensor], Sequence[int]]
-
-
 class Pipeline:
     """Answers questions with one checkpoint, step by step as the served graph does."""
 
@@ -57,11 +41,10 @@ class Pipeline:
         self.checkpoint = checkpoint
         self.chunker = checkpoint.chunker
 
-    def answer(self, request: ContextRequest, sampling: SamplingParams, selector: Selector | None = None) -> Answer:
-        """The whole answer. `selector` replaces the request's policy, for controls such as an oracle."""
+    def answer(self, request: ContextRequest, sampling: SamplingParams) -> Answer:
         context = prepare_context(request, self.chunker)
         vectors, question_vectors = self.encode(context)
-        expanded = (selector or self._select)(request, context.chunks, vectors, question_vectors)
+        expanded = self.select(request.expansion, context, vectors, question_vectors)
         prompt, mixed = self.build_prompt(context, expanded, vectors)
         deltas = list(self.generate(mixed, sampling))
         return Answer(
@@ -69,13 +52,18 @@ class Pipeline:
             token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
             finish_reason=deltas[-1].finish_reason,
             prompt=prompt,
-            expanded=list(expanded),
+            expanded=expanded,
         )
 
     def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
         """Vectors of the context's chunks (C, E) and of the question's (Q, E)."""
         vectors = encode_chunks(self.checkpoint.encoder, self.chunker, [*context.chunks, *context.question_chunks])
         return vectors[: len(context.chunks)], vectors[len(context.chunks) :]
+
+    def select(
+        self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
+    ) -> list[int]:
+        return select_chunks(options, context.chunks, self.checkpoint.policy, vectors, question_vectors)
 
     @torch.inference_mode()
     def build_prompt(
@@ -95,19 +83,6 @@ class Pipeline:
     def generate(self, prompt: MixedPrompt, sampling: SamplingParams) -> Iterator[Delta]:
         check_prompt(prompt, sampling, self.checkpoint.decoder, self.checkpoint.config.max_prompt_slots)
         return generate(self.checkpoint.decoder, self.checkpoint.decoder_tokenizer, prompt, sampling)
-
-    def _select(
-        self, request: ContextRequest, chunks: Sequence[Chunk], vectors: Tensor, question_vectors: Tensor
-    ) -> list[int]:
-        return select_chunks(request, chunks, self.checkpoint.policy, vectors, question_vectors)
-
-
-def prepare_context(request: ContextRequest, chunker: Chunker) -> PreparedContext:
-    return PreparedContext(
-        chunks=chunker.context_chunks(request.passages),
-        question_ids=chunker.question_ids(request.question),
-        question_chunks=chunker.question_chunks(request.question),
-    )
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from refrag.errors import InvalidRequest
@@ -11,25 +11,26 @@ SelectionPolicy = Literal["learned", "random", "none", "all"]
 # Named in the interface already, served later: refused by name, so that nobody takes a silent default for them.
 LATER_POLICIES = ("attention", "similarity", "perplexity")
 
+# Below this, dividing by the temperature overflows.
+MIN_TEMPERATURE = 0.01
+# Every token is held against every stop word, on the thread that all requests share.
+MAX_STOP_WORDS, MAX_STOP_WORD_CHARACTERS = 16, 256
+
 
 @dataclass(frozen=True)
-class ContextRequest:
-    """A question over passages, and how much of them to read in full.
+class ExpansionOptions:
+    """How much of the context to read in full.
 
     expand_fraction: share of the chunks to expand, 0 (none) to 1 (all: the plain decoder); always rounded down.
     policy: which chunks. "none" and "all" expand nothing and everything whatever the fraction.
     seed: of the random policy.
     """
 
-    question: str
-    passages: Sequence[str] = ()
     expand_fraction: float = 0.1
     policy: SelectionPolicy = "learned"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.question.strip():
-            raise InvalidRequest("text_input is empty; it must hold the question")
         if not (math.isfinite(self.expand_fraction) and 0 <= self.expand_fraction <= 1):
             raise InvalidRequest(
                 f"expand_fraction is {self.expand_fraction:g}; "
@@ -39,6 +40,19 @@ class ContextRequest:
             raise InvalidRequest(f"policy {self.policy!r} is not served yet; available: {_listed(SelectionPolicy)}")
         if self.policy not in get_args(SelectionPolicy):
             raise InvalidRequest(f"policy is {self.policy!r}; allowed: {_listed(SelectionPolicy)}")
+
+
+@dataclass(frozen=True)
+class ContextRequest:
+    """A question over passages."""
+
+    question: str
+    passages: Sequence[str] = ()
+    expansion: ExpansionOptions = field(default_factory=ExpansionOptions)
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise InvalidRequest("text_input is empty; it must hold the question")
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,20 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {self.max_tokens}; it must be at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InvalidRequest(f"temperature is {self.temperature:g}; it must be 0 (greedy) or a positive number")
+        if self.temperature != 0 and not (math.isfinite(self.temperature) and self.temperature >= MIN_TEMPERATURE):
+            raise InvalidRequest(
+                f"temperature is {self.temperature:g}; it must be 0 (greedy) or at least {MIN_TEMPERATURE:g}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise InvalidRequest(f"top_k is {self.top_k}; it must be at least 1; leave it out for no limit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InvalidRequest(f"top_p is {self.top_p:g}; allowed is more than 0, up to 1; leave it out for no limit")
+        longest = max(map(len, self.stop_words), default=0)
+        if len(self.stop_words) > MAX_STOP_WORDS or longest > MAX_STOP_WORD_CHARACTERS:
+            raise InvalidRequest(
+                f"stop_words holds {len(self.stop_words)} words of up to {longest} characters; "
+                f"allowed are {MAX_STOP_WORDS} words of {MAX_STOP_WORD_CHARACTERS} characters"
+            )
         if "" in self.stop_words:
             raise InvalidRequest("stop_words holds an empty word, which would stop every answer at once; remove it")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refrag.chunking import Chunk
 from refrag.model.policy import ExpansionPolicy, pick_in_turn
-from refrag.request import ContextRequest
+from refrag.request import ExpansionOptions
 
 # C context chunks, Q question chunks, E encoder width
 
@@ -21,7 +21,7 @@ def expansion_budget(expand_fraction: float, num_chunks: int) -> int:
 
 
 def select_chunks(
-    request: ContextRequest,
+    options: ExpansionOptions,
     chunks: Sequence[Chunk],
     network: ExpansionPolicy,
     chunk_vectors: Tensor,
@@ -31,13 +31,13 @@ def select_chunks(
 
     chunk_vectors: (C, E). question_vectors: (Q, E).
     """
-    budget = expansion_budget(request.expand_fraction, len(chunks))
-    if request.policy == "none" or (budget == 0 and request.policy != "all"):
+    budget = expansion_budget(options.expand_fraction, len(chunks))
+    if options.policy == "none" or (budget == 0 and options.policy != "all"):
         return []
-    if request.policy == "all" or budget == len(chunks):
+    if options.policy == "all" or budget == len(chunks):
         return list(range(len(chunks)))
-    if request.policy == "random":
-        return sorted(random.Random(request.seed).sample(range(len(chunks)), budget))
+    if options.policy == "random":
+        return sorted(random.Random(options.seed).sample(range(len(chunks)), budget))
     return sorted(pick_in_turn(score_chunks(chunks, network, chunk_vectors, question_vectors), budget))
 
 

@@ -125,7 +125,7 @@ def _check_glibc(machine: Machine) -> Finding:
 
 def _check_wheel(machine: Machine) -> Finding:
     if machine.wheel is None:
-        problem = 'nvidia-pytriton, which carries the server, is not installed: pip install "refrag[server]"'
+        problem = "nvidia-pytriton, which carries the server, is not installed: make install"
         return Finding("server", "nvidia-pytriton not installed", problem)
     found = f"nvidia-pytriton {machine.wheel.version}"
     if machine.has_server_binary:

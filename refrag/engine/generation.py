@@ -69,9 +69,10 @@ def generate(
     with torch.inference_mode():
         inputs_embeds = decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings)
     logits, cache = decoder.prefill(inputs_embeds)
+    eos_ids = decoder.eos_ids
     for count in range(1, sampling.max_tokens + 1):
         token_id = sampler.pick(logits)
-        if token_id in decoder.eos_ids:
+        if token_id in eos_ids:
             yield Delta(text.flush(), [], "stop")
             return
         piece = text.push(token_id)

@@ -11,21 +11,23 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Literal
 
 import torch
 from tqdm import tqdm
 
 from refrag.chunking import Chunk, Chunker
+from refrag.context import prepare_context
 from refrag.environment import describe_environment
 from refrag.evaluation.report import markdown_table
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
-from refrag.pipeline import Pipeline, encode_chunks, prepare_context
-from refrag.request import ContextRequest, SamplingParams, SelectionPolicy
-from refrag.selection import expansion_budget, select_chunks
-from refrag.training.data import TokenisedContext, draw_context
+from refrag.pipeline import Pipeline, encode_chunks
+from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
+from refrag.selection import expansion_budget
+from refrag.training.data import TokenisedContext, TokenisedQuestion, draw_context
 
 Selection = Literal["learned", "random", "oracle", "none", "all"]
 
@@ -37,8 +39,9 @@ class Condition:
     """How the context reaches the decoder.
 
     selection: "oracle" expands the chunks that hold the answer first, then random ones up to the budget.
-    shuffled: the control. Every chunk vector comes from another question's context, so what the policy and the
-    decoder see as compressed is about something else; expanded chunks keep their own tokens.
+    shuffled: the control. The chunks to expand are chosen on the true vectors; then every compressed chunk's
+    embedding is that of another question's context. What is lost against the same condition unshuffled is what the
+    decoder reads from embeddings.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Condition:
     selection: Selection
     expand_fraction: float
     shuffled: bool = False
+    with_context: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,82 +60,87 @@ class Result:
     exact_match: float
     interval_95: tuple[float, float]
     mean_context_tokens: float
+    mean_expanded_chunks: float
     mean_prompt_slots: float
 
 
+@dataclass(frozen=True)
+class Outcome:
+    is_right: bool
+    num_expanded: int
+    num_slots: int
+
+
 def conditions(chunk_sizes: Sequence[int], expand_fraction: float) -> list[Condition]:
-    """The plain decoder, no context at all, then for each k everything compressed and each way of expanding."""
-    listed = [Condition("plain", chunk_sizes[-1], "all", 1.0)]
+    """No context, the plain decoder, then for each k everything compressed and each way of expanding."""
+    largest = max(chunk_sizes)
+    listed = [
+        Condition("no context", largest, "none", 0.0, with_context=False),
+        Condition("plain decoder", largest, "all", 1.0),
+    ]
     for k in chunk_sizes:
+        share = f"{100 * expand_fraction:.0f}%"
         listed += [
-            Condition(f"k={k} compressed", k, "none", 0.0),
-            Condition(f"k={k} compressed, shuffled", k, "none", 0.0, shuffled=True),
-            Condition(f"k={k} random", k, "random", expand_fraction),
-            Condition(f"k={k} learned", k, "learned", expand_fraction),
-            Condition(f"k={k} learned, shuffled", k, "learned", expand_fraction, shuffled=True),
-            Condition(f"k={k} oracle", k, "oracle", expand_fraction),
+            Condition(f"k={k}, all compressed", k, "none", 0.0),
+            Condition(f"k={k}, all compressed, shuffled", k, "none", 0.0, shuffled=True),
+            Condition(f"k={k}, {share} random", k, "random", expand_fraction),
+            Condition(f"k={k}, {share} learned", k, "learned", expand_fraction),
+            Condition(f"k={k}, {share} learned, shuffled", k, "learned", expand_fraction, shuffled=True),
+            Condition(f"k={k}, {share} oracle", k, "oracle", expand_fraction),
         ]
     return listed
 
 
 def evaluate(checkpoint: Checkpoint, condition: Condition, num_passages: int, num_questions: int, seed: int) -> Result:
     """Ask one question of each of `num_questions` held-out contexts."""
-    pipeline = with_chunk_size(checkpoint, condition.chunk_size)
+    pipeline = Pipeline(checkpoint.with_chunk_size(condition.chunk_size))
     contexts = draw_heldout(pipeline.chunker, num_passages, num_questions, seed)
-    right = slots = 0
-    for index, context in enumerate(contexts):
-        other = contexts[(index + 1) % len(contexts)]
-        answer, num_slots = ask(pipeline, context, other if condition.shuffled else None, condition, seed + index)
-        right += answer == context.questions[0].answer
-        slots += num_slots
+    outcomes = [
+        ask(pipeline, condition, context, contexts[(index + 1) % num_questions], seed + index)
+        for index, context in enumerate(contexts)
+    ]
+    right = sum(outcome.is_right for outcome in outcomes)
     return Result(
         condition=condition,
         num_passages=num_passages,
         num_questions=num_questions,
         exact_match=round(right / num_questions, 4),
         interval_95=wilson_interval(right, num_questions),
-        mean_context_tokens=round(sum(context.num_tokens for context in contexts) / num_questions, 1),
-        mean_prompt_slots=round(slots / num_questions, 1),
+        mean_context_tokens=round(mean(context.num_tokens for context in contexts), 1),
+        mean_expanded_chunks=round(mean(outcome.num_expanded for outcome in outcomes), 2),
+        mean_prompt_slots=round(mean(outcome.num_slots for outcome in outcomes), 1),
     )
 
 
 def ask(
-    pipeline: Pipeline,
-    context: TokenisedContext,
-    vectors_from: TokenisedContext | None,
-    condition: Condition,
-    seed: int,
-) -> tuple[str, int]:
-    """The answer to the context's first question, and the slots its prompt took."""
+    pipeline: Pipeline, condition: Condition, context: TokenisedContext, other: TokenisedContext, seed: int
+) -> Outcome:
+    """Answer the context's first question; `other` lends its vectors to the control."""
     question = context.questions[0]
-    prepared = prepare_context(ContextRequest(question.text, context.passages), pipeline.chunker)
+    passages = context.passages if condition.with_context else []
+    prepared = prepare_context(ContextRequest(question.text, passages), pipeline.chunker)
     vectors, question_vectors = pipeline.encode(prepared)
-    if vectors_from is not None:
-        vectors = borrowed_vectors(pipeline, vectors_from.chunks, len(vectors))
-    expanded = choose(pipeline, context, condition, vectors, question_vectors, seed)
+    if condition.selection == "oracle":
+        expanded = choose_oracle(question, len(prepared.chunks), condition.expand_fraction, seed)
+    else:
+        options = ExpansionOptions(condition.expand_fraction, condition.selection, seed)
+        expanded = pipeline.select(options, prepared, vectors, question_vectors)
+    if condition.shuffled:
+        vectors = borrowed_vectors(pipeline, other.chunks, len(vectors))
     prompt, mixed = pipeline.build_prompt(prepared, expanded, vectors)
     deltas = pipeline.generate(mixed, SamplingParams(max_tokens=MAX_ANSWER_TOKENS))
-    return "".join(delta.text for delta in deltas).strip(), prompt.num_slots
+    answer = "".join(delta.text for delta in deltas)
+    return Outcome(is_exact_match(answer, question.answer), len(expanded), prompt.num_slots)
 
 
-def choose(
-    pipeline: Pipeline,
-    context: TokenisedContext,
-    condition: Condition,
-    vectors: torch.Tensor,
-    question_vectors: torch.Tensor,
-    seed: int,
-) -> list[int]:
-    if condition.selection == "oracle":
-        labels = context.questions[0].answer_chunks
-        others = [number for number in range(len(context.chunks)) if number not in labels]
-        random.Random(seed).shuffle(others)
-        return sorted([*labels, *others][: expansion_budget(condition.expand_fraction, len(context.chunks))])
-    policy: SelectionPolicy = condition.selection
-    request = ContextRequest(
-        context.questions[0].text, expand_fraction=condition.expand_fraction, policy=policy, seed=seed
-    )
-    return select_chunks(request, context.chunks, pipeline.checkpoint.policy, vectors, question_vectors)
+def is_exact_match(answer: str, expected: str) -> bool:
+    return answer.strip() == expected
+
+
+def choose_oracle(question: TokenisedQuestion, num_chunks: int, expand_fraction: float, seed: int) -> list[int]:
+    others = [number for number in range(num_chunks) if number not in question.answer_chunks]
+    random.Random(seed).shuffle(others)
+    return sorted([*question.answer_chunks, *others][: expansion_budget(expand_fraction, num_chunks)])
 
 
 def borrowed_vectors(pipeline: Pipeline, chunks: Sequence[Chunk], count: int) -> torch.Tensor:
@@ -144,10 +153,6 @@ def draw_heldout(chunker: Chunker, num_passages: int, num_contexts: int, seed: i
     """Contexts about held-out entities; the same for every condition, since only the chunks depend on k."""
     rng = random.Random(f"heldout {seed} {num_passages}")
     return [draw_context(rng, chunker, num_passages, 1, "heldout") for _ in range(num_contexts)]
-
-
-def with_chunk_size(checkpoint: Checkpoint, chunk_size: int) -> Pipeline:
-    return Pipeline(replace(checkpoint, config=replace(checkpoint.config, chunk_size=chunk_size)))
 
 
 def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -163,11 +168,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, help="JSON file to write (default: standard output only)")
     parser.add_argument("--num-questions", type=int, default=200, help="per condition and number of passages")
-    parser.add_argument("--num-passages", type=int, nargs="+", default=[1, 4, 20])
+    parser.add_argument("--num-passages", type=int, nargs="+", default=[1, 5, 20])
     parser.add_argument("--expand-fraction", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
+    if arguments.num_questions < 2:
+        parser.error("the control borrows another question's vectors; ask at least 2")
+
+    environment = describe_environment()
     checkpoint = load_checkpoint(arguments.checkpoint)
     listed = conditions(checkpoint.config.trained_chunk_sizes, arguments.expand_fraction)
     results = [
@@ -177,7 +186,7 @@ def main() -> None:
     ]
     report = {
         "command": " ".join(["python -m refrag.evaluation.exact_match", *sys.argv[1:]]),
-        **describe_environment(),
+        **environment,
         "seed": arguments.seed,
         "results": [asdict(result) for result in results],
     }

@@ -28,6 +28,8 @@ def _heading(num_passages: int, tokens: float) -> str:
 
 
 def _cell(row: Row) -> str:
+    if row["condition"]["expand_fraction"] > 0 and row["mean_expanded_chunks"] < 1:
+        return "–"  # too few chunks for the budget to reach one: the same as all compressed
     low, high = row["interval_95"]
     return f"{100 * row['exact_match']:.1f} ({100 * low:.0f}–{100 * high:.0f})"
 

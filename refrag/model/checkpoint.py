@@ -9,14 +9,14 @@ policy.safetensors
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from refrag.chunking import Chunker
@@ -57,6 +57,10 @@ class Checkpoint:
             "decoder": self.decoder,
         }
 
+    def with_chunk_size(self, chunk_size: int) -> "Checkpoint":
+        """The same weights, cutting passages into chunks of another size."""
+        return replace(self, config=replace(self.config, chunk_size=chunk_size))
+
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the checkpoint with weights in `dtype`; float16 halves a file that is to be committed."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -92,8 +96,17 @@ def load_decoder(directory: Path) -> Decoder:
     return Decoder(_load_pretrained(AutoModelForCausalLM, directory / DECODER)).eval()
 
 
+def load_decoder_vocab_size(directory: Path) -> int:
+    """Rows of the decoder's embedding matrix, from its config alone."""
+    return _load_pretrained(AutoConfig, directory / DECODER).get_text_config().vocab_size
+
+
 def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    return _load_pretrained(AutoTokenizer, directory / DECODER)
+    """The decoder's tokenizer, which must be a fast one: answers are decoded token by token."""
+    tokenizer = _load_pretrained(AutoTokenizer, directory / DECODER)
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{directory / DECODER} has a slow tokenizer; save it with a tokenizer.json")
+    return tokenizer
 
 
 def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
@@ -111,7 +124,7 @@ def load_projector(directory: Path) -> Projector:
 def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy:
     weights = _load_weights(directory / POLICY)
     width, encoder_width = _shape(weights, "question_in.weight", directory / POLICY)
-    policy = ExpansionPolicy(encoder_width, width, question_aware=config.question_aware)
+    policy = ExpansionPolicy(encoder_width, width, config.policy_num_heads, config.question_aware)
     return _fill(policy, weights, directory / POLICY)
 
 
@@ -127,7 +140,7 @@ def _save_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
 def _load_pretrained(auto_class: type, directory: Path):  # type: ignore[no-untyped-def]
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
-    options = {} if auto_class is AutoTokenizer else {"dtype": torch.float32}
+    options = {"dtype": torch.float32} if auto_class in (AutoModel, AutoModelForCausalLM) else {}
     try:
         with _quiet_transformers():
             return auto_class.from_pretrained(directory, local_files_only=True, **options)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,23 +15,26 @@ from refrag.errors import InvalidRequest, RefragError
 from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
 from refrag.request import SamplingParams
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, texts
-from refrag.serving.triton import ResponseStream
+from refrag.serving.triton import Counter, ResponseStream, tensors_of
 
 # S slots, R rows of chunk embeddings, D decoder width
 
-PASS_THROUGH = ("context_tokens", "num_chunks", "expanded_chunks")
+# What the graph tells the client through the decoder, and what stands for it when the decoder is called directly.
+PASS_THROUGH = {"context_tokens": int32(0), "num_chunks": int32(0), "expanded_chunks": int32()}
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
     """num_threads: CPU threads of the decoder, 0 for all cores.
     default_max_tokens, default_deadline_ms: for requests that do not say.
+    max_deadline_ms: the longest that a request may ask for, so that none holds its place for ever.
     max_active, max_waiting: see EngineSettings.
     """
 
     num_threads: int = 0
     default_max_tokens: int = 64
     default_deadline_ms: int = 60_000
+    max_deadline_ms: int = 600_000
     max_active: int = 32
     max_waiting: int = 256
 
@@ -46,10 +50,13 @@ class DecoderService:
         self.decoder = load_decoder(checkpoint)
         self.tokenizer = load_decoder_tokenizer(checkpoint)
         self.engine = Engine(EngineSettings(settings.max_active, settings.max_waiting))
+        self.generated_tokens = Counter("refrag_generated_tokens", "Tokens that the decoder has generated")
 
-    def accept(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
-        """Queue the request, or act on a stop; any error goes into the stream."""
+    def accept(self, request: Any) -> None:
+        """Queue the request, or act on a stop; any error goes into its stream."""
+        stream = ResponseStream(request)
         try:
+            request_id, inputs = request.request_id(), tensors_of(request)
             if flag(inputs, "stop", default=False):
                 self.engine.stop(request_id)
                 stream.close()
@@ -65,11 +72,11 @@ class DecoderService:
         prompt, sampling = read_prompt(inputs), self._read_sampling(inputs)
         check_prompt(prompt, sampling, self.decoder, self.max_prompt_slots)
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
-        statistics = {name: inputs.get(name, int32()) for name in PASS_THROUGH}
+        statistics = {name: inputs.get(name, default) for name, default in PASS_THROUGH.items()}
         return Job(
             request_id=request_id,
             start=lambda: generate(self.decoder, self.tokenizer, prompt, sampling),
-            sink=sink_type(stream, Statistics(statistics, len(prompt.input_ids))),
+            sink=sink_type(stream, Statistics(statistics, len(prompt.input_ids)), self.generated_tokens),
             deadline=self._read_deadline(inputs),
         )
 
@@ -89,11 +96,12 @@ class DecoderService:
         milliseconds = integer(inputs, "deadline_ms")
         if milliseconds is None:
             milliseconds = self.settings.default_deadline_ms
-        if milliseconds < 1:
-            raise InvalidRequest(f"deadline_ms is {milliseconds}; it must be at least 1")
-        arrival = integer(inputs, "arrival_time_ns")
-        spent_seconds = 0.0 if arrival is None else (time.time_ns() - arrival) / 1e9
-        return time.monotonic() + milliseconds / 1000 - spent_seconds
+        if not 1 <= milliseconds <= self.settings.max_deadline_ms:
+            raise InvalidRequest(f"deadline_ms is {milliseconds}; allowed is 1 to {self.settings.max_deadline_ms}")
+        now = time.monotonic_ns()
+        # The graph runs on one machine, whose processes share this clock.
+        arrival = min(now, integer(inputs, "arrival_time_ns") or now)
+        return (arrival + milliseconds * 1_000_000) / 1e9
 
 
 class Statistics:
@@ -110,11 +118,15 @@ class Statistics:
 class StreamingSink:
     """One response for each delta."""
 
-    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
-        self.stream, self.statistics = stream, statistics
+    def __init__(self, stream: ResponseStream, statistics: Statistics, generated_tokens: Counter) -> None:
+        self.stream, self.statistics, self.generated_tokens = stream, statistics, generated_tokens
         self.index, self.num_tokens = 0, 0
 
     def send(self, delta: Delta) -> None:
+        self.generated_tokens.add(len(delta.token_ids))
+        self._respond(delta)
+
+    def _respond(self, delta: Delta) -> None:
         self.num_tokens += len(delta.token_ids)
         response = {
             "text_output": strings(delta.text),
@@ -140,16 +152,16 @@ class StreamingSink:
 class CollectingSink(StreamingSink):
     """One response with the whole answer, for callers that cannot stream."""
 
-    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
-        super().__init__(stream, statistics)
+    def __init__(self, stream: ResponseStream, statistics: Statistics, generated_tokens: Counter) -> None:
+        super().__init__(stream, statistics, generated_tokens)
         self.deltas: list[Delta] = []
 
-    def send(self, delta: Delta) -> None:
+    def _respond(self, delta: Delta) -> None:
         self.deltas.append(delta)
         if delta.finish_reason is not None:
             text = "".join(delta.text for delta in self.deltas)
             token_ids = [token_id for delta in self.deltas for token_id in delta.token_ids]
-            super().send(Delta(text, token_ids, delta.finish_reason))
+            super()._respond(Delta(text, token_ids, delta.finish_reason))
 
 
 def read_prompt(inputs: Tensors) -> MixedPrompt:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from refrag.config import RefragConfig
-from refrag.model.checkpoint import DECODER, load_decoder_tokenizer, load_policy
+from refrag.model.checkpoint import load_decoder_tokenizer, load_decoder_vocab_size, load_policy
 from refrag.prompt import lay_out_prompt
-from refrag.request import ContextRequest
+from refrag.request import ExpansionOptions
 from refrag.selection import select_chunks
 from refrag.serving.preprocessing import unpack_chunks
 from refrag.serving.tensors import Tensors, int32, integer, scalar, text
@@ -29,19 +28,18 @@ class Expansion:
     def __init__(self, checkpoint: Path, settings: ExpansionSettings) -> None:
         torch.set_num_threads(settings.num_threads)
         self.policy = load_policy(checkpoint, RefragConfig.load(checkpoint))
-        self.vocab_size = AutoConfig.from_pretrained(checkpoint / DECODER).vocab_size
+        self.vocab_size = load_decoder_vocab_size(checkpoint)
         self.bos_id = load_decoder_tokenizer(checkpoint).bos_token_id
 
     def run(self, inputs: Tensors) -> Tensors:
         chunks = unpack_chunks(inputs["chunk_token_ids"], inputs["chunk_passages"])
         vectors = torch.tensor(inputs["chunk_vectors"])  # (C + Q, E)
-        request = ContextRequest(
-            question="(tokenised already)",
+        options = ExpansionOptions(
             expand_fraction=round(scalar(inputs, "resolved_expand_fraction") or 0.0, 6),
             policy=text(inputs, "resolved_policy"),  # type: ignore[arg-type]
             seed=integer(inputs, "selection_seed") or 0,
         )
-        expanded = select_chunks(request, chunks, self.policy, vectors[: len(chunks)], vectors[len(chunks) :])
+        expanded = select_chunks(options, chunks, self.policy, vectors[: len(chunks)], vectors[len(chunks) :])
         prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.bos_id)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy()),

@@ -1,7 +1,6 @@
 """First step of the graph: text → decoder ids and encoder inputs, everything the caller sent checked."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,25 +8,26 @@ import numpy as np
 
 from refrag.chunking import Chunk, Chunker
 from refrag.config import RefragConfig
+from refrag.context import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
 from refrag.model.checkpoint import load_decoder_tokenizer, load_encoder_tokenizer
-from refrag.pipeline import PreparedContext, prepare_context
-from refrag.request import ContextRequest
+from refrag.request import ContextRequest, ExpansionOptions
 from refrag.serving.tensors import Tensors, flag, integer, scalar, strings, text, texts
 
 # C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
 
 NO_TOKEN = -1
+TEXT_INPUTS = ("text_input", "passages")
 
 
 @dataclass(frozen=True)
 class PreprocessingSettings:
     """max_chunks: context and question chunks of one request; at most chunk_encoder's max_batch_size.
-    max_context_bytes: bytes of all passages together, refused before any of them is tokenised.
+    max_text_bytes: bytes of question and passages together; more are refused before any of them is tokenised.
     """
 
     max_chunks: int = 4096
-    max_context_bytes: int = 4 * 1024 * 1024
+    max_text_bytes: int = 4 * 1024 * 1024
 
 
 class Preprocessing:
@@ -37,7 +37,7 @@ class Preprocessing:
         self.chunker = Chunker(self.config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
 
     def run(self, inputs: Tensors) -> Tensors:
-        arrival = time.time_ns()
+        arrival = time.monotonic_ns()
         self._refuse_unserved(inputs)
         request = self._read_request(inputs)
         context = prepare_context(request, self.chunker)
@@ -49,9 +49,9 @@ class Preprocessing:
             "chunk_token_ids": pack_chunks(context.chunks, self.config.chunk_size),
             "chunk_passages": np.array([chunk.passage for chunk in context.chunks], np.int32),
             "question_ids": np.array(context.question_ids, np.int32),
-            "resolved_expand_fraction": np.array([request.expand_fraction], np.float32),
-            "resolved_policy": strings(request.policy),
-            "selection_seed": np.array([request.seed], np.uint64),
+            "resolved_expand_fraction": np.array([request.expansion.expand_fraction], np.float32),
+            "resolved_policy": strings(request.expansion.policy),
+            "selection_seed": np.array([request.expansion.seed], np.uint64),
             "arrival_time_ns": np.array([arrival], np.int64),
         }
 
@@ -66,20 +66,19 @@ class Preprocessing:
     def _read_request(self, inputs: Tensors) -> ContextRequest:
         self._check_bytes(inputs)
         expand_fraction = scalar(inputs, "expand_fraction")
-        return ContextRequest(
-            question=text(inputs, "text_input") or "",
-            passages=texts(inputs, "passages"),
+        expansion = ExpansionOptions(
             expand_fraction=self.config.expand_fraction if expand_fraction is None else round(expand_fraction, 6),
             policy=text(inputs, "policy") or "learned",  # type: ignore[arg-type]
             seed=integer(inputs, "seed") or 0,
         )
+        return ContextRequest(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)
 
     def _check_bytes(self, inputs: Tensors) -> None:
-        passages: Sequence[bytes] = inputs["passages"].reshape(-1).tolist() if "passages" in inputs else []
-        size, limit = sum(map(len, passages)), self.settings.max_context_bytes
+        sent: list[bytes] = [value for name in TEXT_INPUTS if name in inputs for value in inputs[name].reshape(-1)]
+        size, limit = sum(map(len, sent)), self.settings.max_text_bytes
         if size > limit:
             raise InvalidRequest(
-                f"{len(passages)} passages hold {size} bytes, the limit is {limit}; send fewer or shorter ones"
+                f"text_input and passages hold {size} bytes, the limit is {limit}; send fewer or shorter passages"
             )
 
     def _check_size(self, context: PreparedContext) -> None:

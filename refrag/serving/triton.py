@@ -1,6 +1,8 @@
 """The one module that knows pb_utils: requests in, responses out, errors translated."""
 
 import json
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +15,8 @@ from refrag.errors import RefragError, SetupError
 from refrag.serving.tensors import Tensors
 
 Settings = TypeVar("Settings")
+
+CANCELLATION_CHECK_SECONDS = 0.1
 
 
 def version_folder(args: Mapping[str, str]) -> Path:
@@ -39,10 +43,10 @@ def response_of(tensors: Tensors) -> Any:
 
 
 def error_response(error: Exception) -> Any:
-    """The error as the client can parse it; one we did not foresee keeps its text and is logged."""
+    """The error as the client can parse it; one we did not foresee is logged with its traceback."""
     if not isinstance(error, RefragError):
-        pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
-        error = RefragError(f"{type(error).__name__}: {error}")
+        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+        error = RefragError(f"{type(error).__name__}: {error}; the server's log has the details")
     code = getattr(pb_utils.TritonError, error.triton_code)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_wire(), code))
 
@@ -53,11 +57,12 @@ def reply_to_each(requests: Sequence[Any], handle: Callable[[Tensors], Tensors])
 
 
 class ResponseStream:
-    """The responses of one decoupled request; `close` sends the final flag exactly once."""
+    """The responses of one decoupled request; the final flag is sent exactly once, and nothing after it."""
 
     def __init__(self, request: Any) -> None:
         self.sender = request.get_response_sender()
         self.closed = False
+        self.cancellation_checked = time.monotonic()
 
     def send(self, tensors: Tensors) -> None:
         self.sender.send(response_of(tensors))
@@ -71,17 +76,33 @@ class ResponseStream:
     def close(self) -> None:
         """End without a further response."""
         if not self.closed:
-            self.closed = True
             self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self.closed = True
 
     def is_cancelled(self) -> bool:
-        return not self.closed and self.sender.is_cancelled()
+        """Whether Triton knows that the caller is gone; asked rarely, as each answer is a round trip to the server."""
+        now = time.monotonic()
+        if self.closed or now - self.cancellation_checked < CANCELLATION_CHECK_SECONDS:
+            return False
+        self.cancellation_checked = now
+        return self.sender.is_cancelled()
 
     def _send_final(self, response: Any) -> None:
-        # A sender must not be used after its final flag.
+        # A sender must not be used after its final flag. One that failed to send it may try again.
         if not self.closed:
-            self.closed = True
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self.closed = True
+
+
+class Counter:
+    """A counter of this model among Triton's own metrics."""
+
+    def __init__(self, name: str, description: str) -> None:
+        self.family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+        self.metric = self.family.Metric(labels={})
+
+    def add(self, amount: int) -> None:
+        self.metric.increment(amount)
 
 
 def _reply(request: Any, handle: Callable[[Tensors], Tensors]) -> Any:

@@ -57,19 +57,23 @@ def collate_mixed(
     """Lay out each context with its expanded chunks and all its questions with their answers."""
     rows, first_row = [], 0
     for context, numbers in zip(contexts, expanded, strict=True):
-        rows.append(_lay_out_row(context, numbers, vocab_size, bos_id, weights, first_row))
+        rows.append(_lay_out_row(context, numbers, vocab_size, bos_id, first_row))
         first_row += len(context.chunks)
     length = max(len(ids) for ids, _ in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    token_weights = torch.zeros(len(rows), length)
-    for row, (ids, row_weights) in enumerate(rows):
+    is_text = torch.zeros(len(rows), length, dtype=torch.bool)
+    is_answer = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, (ids, answer_flags) in enumerate(rows):
         input_ids[row, : len(ids)] = torch.tensor(ids)
-        token_weights[row, : len(ids)] = torch.tensor(row_weights)
-    # Slot s predicts what stands in slot s + 1, unless that is a compressed chunk.
-    labels = input_ids.roll(-1, 1)
-    token_weights = token_weights.roll(-1, 1).masked_fill(labels >= vocab_size, 0.0)
+        is_text[row, : len(ids)] = torch.tensor(ids) < vocab_size
+        is_answer[row, : len(ids)] = torch.tensor(answer_flags)
+    token_weights = is_text * weights.other
+    token_weights[is_answer] = weights.answer
+    # Slot s predicts what stands in slot s + 1; behind the last slot stands nothing.
+    labels, token_weights, is_answer = (tensor.roll(-1, 1) for tensor in (input_ids, token_weights, is_answer))
     token_weights[:, -1] = 0.0
-    return MixedBatch(input_ids, labels, token_weights, token_weights == weights.answer)
+    is_answer[:, -1] = False
+    return MixedBatch(input_ids, labels, token_weights, is_answer)
 
 
 def _lay_out_row(
@@ -77,17 +81,17 @@ def _lay_out_row(
     expanded: set[int],
     vocab_size: int,
     bos_id: int | None,
-    weights: LossWeights,
     first_row: int,
-) -> tuple[list[int], list[float]]:
+) -> tuple[list[int], list[bool]]:
+    """Ids, with rows numbered from `first_row`, and which of them belong to an answer."""
     prompt = lay_out_prompt(context.chunks, expanded, [], vocab_size, bos_id)
     rows = {vocab_size + place: vocab_size + first_row + number for place, number in enumerate(prompt.compressed)}
     ids = [rows.get(i, i) for i in prompt.input_ids.tolist()]
-    token_weights = [weights.other] * len(ids)
+    answer_flags = [False] * len(ids)
     for question in context.questions:
         ids += question.prompt_ids + question.answer_ids
-        token_weights += [weights.other] * len(question.prompt_ids) + [weights.answer] * len(question.answer_ids)
-    return ids, token_weights
+        answer_flags += [False] * len(question.prompt_ids) + [True] * len(question.answer_ids)
+    return ids, answer_flags
 
 
 def collate_policy(contexts: Sequence[TokenisedContext]) -> PolicyBatch:

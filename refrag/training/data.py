@@ -68,6 +68,8 @@ def _token_positions(question: Question, passage: str, chunker: Chunker) -> list
     template = chunker.config.template
     shift = len(template.passage_prefix)
     text = template.passage_prefix + passage + template.passage_suffix
-    offsets = chunker.decoder_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    encoded = chunker.decoder_tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
     start, stop = question.start + shift, question.stop + shift
-    return [position for position, (left, right) in enumerate(offsets) if left < stop and right > start]
+    return [position for position, (left, right) in enumerate(encoded.offset_mapping) if left < stop and right > start]

@@ -49,6 +49,7 @@ def train_demo(settings: DemoSettings, run: Path) -> Checkpoint:
     torch.manual_seed(settings.seed)
     checkpoint = make_checkpoint(settings)
     modules = checkpoint.modules
+    environment = describe_environment()
     costs = {}
     plain = PlainStage(checkpoint)
     costs["plain"] = run_stage(
@@ -75,7 +76,7 @@ def train_demo(settings: DemoSettings, run: Path) -> Checkpoint:
     costs["joint"] = run_stage(
         "joint", joint.step, modules, settings.joint, settings.learning_rate / 2, settings.seed, run
     )
-    provenance = {"recipe": "python -m refrag.training.demo", "stages": costs, **describe_environment()}
+    provenance = {"recipe": "python -m refrag.training.demo", "stages": costs, **environment}
     return replace(checkpoint, config=replace(checkpoint.config, provenance=provenance))
 
 
@@ -93,7 +94,7 @@ def make_checkpoint(settings: DemoSettings) -> Checkpoint:
         config=config,
         encoder=ChunkEncoder(make_encoder(settings, tokenizer), config.pooling),
         projector=Projector(width, width),
-        policy=ExpansionPolicy(width, settings.policy_width, question_aware=config.question_aware),
+        policy=ExpansionPolicy(width, settings.policy_width, config.policy_num_heads, config.question_aware),
         decoder=Decoder(make_decoder(settings, tokenizer)),
         decoder_tokenizer=tokenizer,
     )

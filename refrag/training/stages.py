@@ -7,7 +7,6 @@ joint         everything; mixed prompts with questions, and the policy's warm st
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from refrag.chunking import Chunk, Chunker
 from refrag.model.checkpoint import Checkpoint
+from refrag.selection import expansion_budget
 from refrag.training.batches import (
     LossWeights,
     MixedBatch,
@@ -30,11 +30,13 @@ from refrag.training.data import TokenisedContext, draw_context
 Figures = dict[str, float]
 
 POLICY_LOSS_WEIGHT = 0.5
+# Recall is logged at the budget that serving has by default.
+RECALL_FRACTION = 0.1
 QUESTIONS_PER_CONTEXT = 6
 # Context tokens per step. Few passages mean many contexts, so that a step costs about the same at any length.
 TOKENS_PER_STEP = 4096
 TOKENS_PER_PASSAGE = 56
-# Plain multi-passage contexts cost the most and teach the least; they stay short but for a few.
+# Plain contexts of many passages cost the most and teach the least: half of the choices are short.
 PLAIN_PASSAGES = [1, 2, 3, 4, 6, 8, 12, 18]
 
 
@@ -65,7 +67,7 @@ class ReconstructStage:
 
     def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
         num_chunks = self.draw_num_chunks(rng, progress)
-        chunker = with_chunk_size(self.checkpoint, rng)
+        chunker = draw_chunker(self.checkpoint, rng)
         chunk_size = chunker.config.chunk_size
         runs = self.draw_runs(rng, chunker, num_chunks, max(1, self.tokens_per_step // (2 * num_chunks * chunk_size)))
         contexts = [TokenisedContext([], run, []) for run in runs]
@@ -124,7 +126,7 @@ class JointStage:
     def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
         if rng.random() < 0.2:
             return self.plain_step(rng, progress)
-        chunker = with_chunk_size(self.checkpoint, rng)
+        chunker = draw_chunker(self.checkpoint, rng)
         most = max(2, round(self.max_passages * min(1.0, progress / 0.6)))
         contexts = draw_contexts(rng, chunker, rng.randint(1, most), self.tokens_per_step)
         vectors = encode_chunks(self.checkpoint, chunker, [context.chunks for context in contexts])
@@ -169,7 +171,7 @@ def choose_expanded(
     expanded, row = [], 0
     for context in contexts:
         num_chunks = len(context.chunks)
-        budget = round(expand_fraction * num_chunks)
+        budget = expansion_budget(expand_fraction, num_chunks)
         order = logits[row, :num_chunks].argsort(descending=True).tolist()
         source = rng.random()
         if source < 0.25:
@@ -183,13 +185,13 @@ def choose_expanded(
 
 
 def selection_loss(logits: Tensor, batch: PolicyBatch) -> tuple[Tensor, float]:
-    """Cross-entropy of the softmax over chunks against the chunks that hold the answer, and recall within 10%."""
+    """Cross-entropy of the softmax over chunks against the chunks that hold the answer, and their recall."""
     log_probabilities = logits.log_softmax(-1).masked_fill(batch.passages < 0, 0.0)  # (P, C)
     loss = -(log_probabilities * batch.answers).sum(1) / batch.answers.sum(1)
     with torch.no_grad():
-        budget = (batch.passages >= 0).sum(1, keepdim=True).mul(0.1).clamp(min=1)  # (P, 1)
+        budgets = [expansion_budget(RECALL_FRACTION, count) for count in (batch.passages >= 0).sum(1).tolist()]
         rank = logits.argsort(-1, descending=True).argsort(-1)
-        found = ((rank < budget) * batch.answers).sum() / batch.answers.sum()
+        found = ((rank < torch.tensor(budgets).unsqueeze(1)) * batch.answers).sum() / batch.answers.sum()
     return loss.mean(), float(found)
 
 
@@ -226,8 +228,6 @@ def encode_chunks(checkpoint: Checkpoint, chunker: Chunker, runs: Sequence[Seque
     return checkpoint.encoder(*encoder_tensors(chunker, [chunk for run in runs for chunk in run]))
 
 
-def with_chunk_size(checkpoint: Checkpoint, rng: random.Random) -> Chunker:
+def draw_chunker(checkpoint: Checkpoint, rng: random.Random) -> Chunker:
     """A chunker with one of the chunk sizes that the checkpoint is trained for."""
-    chunk_size = rng.choice(checkpoint.config.trained_chunk_sizes)
-    config = replace(checkpoint.config, chunk_size=chunk_size)
-    return Chunker(config, checkpoint.decoder_tokenizer, checkpoint.encoder_tokenizer)
+    return checkpoint.with_chunk_size(rng.choice(checkpoint.config.trained_chunk_sizes)).chunker

@@ -9,6 +9,7 @@ import tritonclient.grpc as triton
 from refrag.embedded import EmbeddedServer
 from refrag.errors import SetupError
 from refrag_client import InvalidRequest, RefragError
+from refrag_client.errors import error_from_message
 
 pytestmark = pytest.mark.server
 
@@ -69,7 +70,7 @@ def test_a_passage_of_one_megabyte_is_refused(client):
 
 
 def test_more_bytes_than_the_limit_are_refused_before_tokenising(client):
-    with pytest.raises(InvalidRequest, match="the limit is 4194304"):
+    with pytest.raises(InvalidRequest, match=r"hold 500.* bytes, the limit is 4194304"):
         client.generate(GOOD[0], ["x" * 5_000_000])
 
 
@@ -121,7 +122,10 @@ def test_history_is_refused_until_it_is_served(client):
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"deadline_ms": 0}, "deadline_ms is 0"),
+        ({"deadline_ms": 0}, "deadline_ms is 0; allowed is 1 to 600000"),
+        ({"deadline_ms": 2**31 - 1}, "allowed is 1 to 600000"),
+        ({"temperature": 1e-42}, "temperature is 1e-42"),
+        ({"stop_words": ["a"] * 17}, "17 words"),
         ({"stop_words": ["a", ""]}, "empty word"),
         ({"exclude_input_in_output": False}, "exclude_input_in_output is false"),
     ],
@@ -133,48 +137,52 @@ def test_bad_options_are_refused_by_name(client, options, named):
 
 def test_a_wrong_type_is_refused(server):
     inputs = {"text_input": as_bytes(b"Who?"), "max_tokens": (np.array([4.0], np.float32), "FP32")}
-    (message,) = raw_request(server, inputs)
-    assert "max_tokens" in message
-    assert "data-type" in message
+    error = error_from_message(*raw_request(server, inputs))
+    assert isinstance(error, InvalidRequest)
+    assert "max_tokens" in str(error)
+    assert "data-type" in str(error)
 
 
 def test_a_wrong_rank_is_refused(server):
     inputs = {"text_input": as_bytes(b"Who?"), "max_tokens": (np.array([[4]], np.int32), "INT32")}
-    (message,) = raw_request(server, inputs)
-    assert "max_tokens" in message
-    assert "shape" in message
+    error = error_from_message(*raw_request(server, inputs))
+    assert isinstance(error, InvalidRequest)
+    assert "max_tokens" in str(error)
+    assert "shape" in str(error)
 
 
 def test_an_id_in_flight_is_refused_and_its_owner_finishes(client):
-    options = {"max_tokens": 200, "temperature": 5.0, "seed": 1}
-    expected = client.generate(*GOOD, **options).token_ids
+    # So hot that no end token is likely before the second request has come and gone.
+    options = {"max_tokens": 1000, "temperature": 50.0, "seed": 1}
     with client.stream(*GOOD, request_id="twice", **options) as first:
-        next(first)
+        received = list(next(first).token_ids)
         with pytest.raises(InvalidRequest, match="in flight already"):
             client.generate(*GOOD, request_id="twice")
-        for _ in first:
-            pass
-        assert first.answer.token_ids == expected
+        received += [token_id for piece in first for token_id in piece.token_ids]
+    assert received == list(client.generate(*GOOD, **options).token_ids)
 
 
-def test_a_missing_checkpoint_stops_the_start_and_is_named(repository, tmp_path):
-    broken = shutil.copytree(repository, tmp_path / "missing")
-    (broken / "expansion_policy" / "1" / "checkpoint" / "policy.safetensors").unlink()
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (lambda models: (models / "expansion_policy/1/checkpoint/policy.safetensors").unlink(), "policy.* is missing"),
+        (lambda models: (models / "decoder/1/checkpoint/refrag.json").write_text("{"), r"refrag\.json cannot be read"),
+        (lambda models: _overwrite(models / "decoder/1/checkpoint/decoder/model.safetensors"), "cannot be loaded"),
+        (lambda models: _overwrite(models / "chunk_encoder/1/model.onnx"), "failed to load 'chunk_encoder'"),
+    ],
+)
+def test_a_missing_or_corrupt_checkpoint_stops_the_start_and_is_named(repository, tmp_path, damage, named):
+    damaged = shutil.copytree(repository, tmp_path / "damaged")
+    damage(damaged)
     with (
-        pytest.raises(SetupError, match=r"policy\.safetensors is missing"),
-        EmbeddedServer(broken, http_port=0, grpc_port=0, metrics_port=0),
+        pytest.raises(SetupError, match=named),
+        EmbeddedServer(damaged, http_port=0, grpc_port=0, metrics_port=0),
     ):
         pass
 
 
-def test_a_corrupt_checkpoint_stops_the_start_and_is_named(repository, tmp_path):
-    broken = shutil.copytree(repository, tmp_path / "corrupt")
-    (broken / "decoder" / "1" / "checkpoint" / "decoder" / "model.safetensors").write_bytes(b"garbage")
-    with (
-        pytest.raises(SetupError, match="decoder cannot be loaded"),
-        EmbeddedServer(broken, http_port=0, grpc_port=0, metrics_port=0),
-    ):
-        pass
+def _overwrite(path):
+    path.write_bytes(b"garbage")
 
 
 def test_errors_carry_the_type_that_the_server_raised(client):

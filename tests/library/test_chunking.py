@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -35,6 +36,14 @@ def test_a_passage_has_the_same_chunks_under_any_neighbours(tiny_checkpoint):
     alone = chunker.context_chunks(["Odo Marsk plays the flute."])
     among = chunker.context_chunks(["Some other passage.", "Odo Marsk plays the flute."])
     assert [c.token_ids for c in alone] == [c.token_ids for c in among if c.passage == 1]
+
+
+@pytest.mark.parametrize("special", ["<|eos|>", "<|bos|>", "<|pad|>"])
+def test_a_special_token_spelt_out_by_a_caller_stays_text(tiny_checkpoint, special):
+    chunker, tokenizer = tiny_checkpoint.chunker, tiny_checkpoint.decoder_tokenizer
+    for ids in (chunker.passage_ids(f"a {special} b"), chunker.question_ids(special)):
+        assert not set(ids) & set(tokenizer.all_special_ids)
+        assert special in tokenizer.decode(ids)
 
 
 def test_an_empty_passage_has_no_chunk(tiny_checkpoint):

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from refrag.context import prepare_context
 from refrag.engine.engine import Engine, EngineSettings, Job
 from refrag.engine.generation import Delta, generate
 from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, RefragError
-from refrag.pipeline import prepare_context
 from refrag.request import ContextRequest, SamplingParams
 
 PATIENCE_SECONDS = 30.0
@@ -95,6 +95,12 @@ def test_a_stop_that_overtakes_its_request_still_holds(engine):
         submit(engine, count_for_ever, "early")
 
 
+def test_a_stop_that_comes_too_late_harms_no_later_request_of_that_id(engine):
+    assert submit(engine, count_to(2), "late").token_ids() == [1, 2]
+    engine.stop("late")
+    assert submit(engine, count_to(2), "late").token_ids() == [1, 2]
+
+
 def test_a_stop_without_an_id_is_refused(engine):
     with pytest.raises(InvalidRequest, match="without a request id"):
         engine.stop("")
@@ -151,6 +157,25 @@ def test_a_failing_step_fails_its_own_job_alone(engine, caplog):
     assert good.token_ids() == list(range(1, 51))
     assert bad.token_ids() == [1]
     assert "no such thing" in str(bad.error)
+
+
+def test_a_worker_that_fails_leaves_nobody_waiting(engine, caplog):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    running = submit(engine, count_for_ever)
+    engine._admit = fail
+    running.token_ids()
+    assert "must be restarted: out of memory" in str(running.error)
+    with pytest.raises(RefragError, match="must be restarted"):
+        submit(engine, count_to(1))
+
+
+def test_a_closed_engine_refuses_at_once():
+    engine = Engine(EngineSettings())
+    engine.close()
+    with pytest.raises(Cancelled, match="shutting down"):
+        submit(engine, count_to(1))
 
 
 def test_closing_cancels_what_is_left():

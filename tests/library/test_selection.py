@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from refrag.chunking import Chunk
 from refrag.errors import InvalidRequest
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
-from refrag.request import ContextRequest, SamplingParams
+from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
 from refrag.selection import expansion_budget, score_chunks, select_chunks
 
 CHUNKS = [Chunk((1, 2), passage=number // 3) for number in range(12)]
@@ -20,7 +20,7 @@ def network():
 
 
 def select(network, **options):
-    return select_chunks(ContextRequest("who?", **options), CHUNKS, network, VECTORS, QUESTION)
+    return select_chunks(ExpansionOptions(**options), CHUNKS, network, VECTORS, QUESTION)
 
 
 @given(st.floats(0, 1), st.integers(0, 5000))
@@ -59,7 +59,7 @@ def test_learned_picks_are_the_highest_logits(network):
 
 
 def test_no_chunks_need_no_selection(network):
-    assert select_chunks(ContextRequest("who?"), [], network, VECTORS[:0], QUESTION) == []
+    assert select_chunks(ExpansionOptions(), [], network, VECTORS[:0], QUESTION) == []
 
 
 def test_picking_in_turn_never_picks_twice_nor_what_is_absent():
@@ -107,7 +107,7 @@ def test_neighbours_stop_at_the_border_of_a_passage():
 )
 def test_a_bad_request_says_what_was_given(options, named):
     with pytest.raises(InvalidRequest, match=named):
-        ContextRequest("who?", **options)
+        ExpansionOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,9 @@ def test_a_bad_request_says_what_was_given(options, named):
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 1e-42}, r"temperature is 1e-42; it must be 0 \(greedy\) or at least 0.01"),
+        ({"stop_words": ("a",) * 17}, "17 words"),
+        ({"stop_words": ("a" * 257,)}, "257 characters"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"stop_words": ("",)}, "empty word"),
@@ -124,3 +127,9 @@ def test_a_bad_request_says_what_was_given(options, named):
 def test_bad_sampling_says_what_was_given(options, named):
     with pytest.raises(InvalidRequest, match=named):
         SamplingParams(**options)
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused(question):
+    with pytest.raises(InvalidRequest, match="text_input is empty"):
+        ContextRequest(question)

@@ -29,6 +29,13 @@ def test_no_piece_holds_half_a_character(text):
     assert all("\ufffd" not in piece for piece in push_all(text.replace("\ufffd", "")))
 
 
+@given(st.lists(st.integers(3, len(TOKENIZER) - 1), max_size=30))
+def test_tokens_that_make_no_valid_text_lose_at_most_their_unfinished_end(token_ids):
+    stream = TextStream(TOKENIZER, ())
+    text = "".join([*(stream.push(token_id) for token_id in token_ids), stream.flush()])
+    assert TOKENIZER.decode(token_ids).startswith(text.rstrip("\ufffd"))
+
+
 @given(TEXT, st.lists(TEXT.filter(len), max_size=3))
 def test_the_text_ends_before_the_first_stop_word(text, stop_words):
     found = [text.index(word) for word in stop_words if word in text]

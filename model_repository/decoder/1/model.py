@@ -1,7 +1,7 @@
 """Triton model `decoder`: mixed prompt → streamed answer. Decoupled: execute() queues and returns at once."""
 
 from refrag.serving.decoder import DecoderService, DecoderSettings
-from refrag.serving.triton import ResponseStream, settings_from, tensors_of, version_folder
+from refrag.serving.triton import settings_from, version_folder
 
 
 class TritonPythonModel:
@@ -11,7 +11,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            self.service.accept(request.request_id(), tensors_of(request), ResponseStream(request))
+            self.service.accept(request)
 
     def finalize(self):
         self.service.close()

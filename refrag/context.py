@@ -1,0 +1,27 @@
+"""A request as tokens: the chunks of its passages, and its question twice, for the prompt and for the policy."""
+
+from dataclasses import dataclass
+
+from refrag.chunking import Chunk, Chunker
+from refrag.request import ContextRequest
+
+
+@dataclass(frozen=True)
+class PreparedContext:
+    """question_ids go into the prompt; question_chunks to the encoder, for a policy that reads the question."""
+
+    chunks: list[Chunk]
+    question_ids: list[int]
+    question_chunks: list[Chunk]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+
+def prepare_context(request: ContextRequest, chunker: Chunker) -> PreparedContext:
+    return PreparedContext(
+        chunks=chunker.context_chunks(request.passages),
+        question_ids=chunker.question_ids(request.question),
+        question_chunks=chunker.question_chunks(request.question),
+    )
