@@ -1,11 +1,15 @@
 # Everything runs in a virtual environment, .venv; `make` alone lists the targets.
 PYTHON3 ?= python3
 PIP_OPTIONS ?=
+# cpu, or gpu for onnxruntime-gpu and tensorrt instead of onnxruntime: the two runtimes exclude each other.
+RUNTIME ?= cpu
 CHECKPOINT ?= checkpoints/demo
 REPOSITORY ?= model_repository
+EXPORT_OPTIONS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve export test test-fast check format evaluate train-demo clean
@@ -19,17 +23,21 @@ $(INSTALLED): pyproject.toml client/pyproject.toml
 	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.10 to 3.12 needed; name another with make PYTHON3=python3.11")'
 	@$(PYTHON3) -c 'import ensurepip, venv' || { echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON3) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,dev]'
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,$(RUNTIME),dev]'
 	touch $@
 
-demo: export ## start Triton and answer five held-out questions, compressed and plain side by side
-	$(BIN)/python -m refrag.demo --repository $(REPOSITORY) --checkpoint $(CHECKPOINT)
+demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side
+	$(BIN)/python -m refrag.demo --repository $(REPOSITORY)
 
-serve: export ## serve the checkpoint on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
+serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	$(BIN)/python -m refrag.embedded serve --model-repository $(REPOSITORY)
 
-export: install ## checkpoint → ONNX graphs and a deployable model repository
-	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY)
+export: install ## checkpoint → ONNX graphs and a deployable repository; EXPORT_OPTIONS="--precision fp16"
+	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+
+# What is exported already stays, with the options it was exported with, until the checkpoint changes.
+$(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
+	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 test: install ## all tests, with a real tritonserver
 	$(BIN)/python -m pytest tests client/tests
