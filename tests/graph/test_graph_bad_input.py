@@ -124,7 +124,7 @@ def test_history_is_refused_until_it_is_served(client):
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"deadline_ms": 0}, "deadline_ms is 0; allowed is 1 to 600000"),
         ({"deadline_ms": 2**31 - 1}, "allowed is 1 to 600000"),
-        ({"temperature": 1e-42}, "temperature is 1e-42"),
+        ({"temperature": 1e-3}, "temperature is 0.001; it must be 0"),
         ({"stop_words": ["a"] * 17}, "17 words"),
         ({"stop_words": ["a", ""]}, "empty word"),
         ({"exclude_input_in_output": False}, "exclude_input_in_output is false"),

@@ -111,10 +111,9 @@ def test_a_client_that_is_killed_is_stopped_by_its_deadline(client, server):
         "next(stream); print('running', flush=True)\n"
         "for piece in stream: pass\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "running\n"
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        process.kill()
     wait_until_free(client, "killed", seconds=10)
 
 
