@@ -35,6 +35,8 @@ class RefragConfig:
     trained_chunk_sizes: every k the encoder and the decoder were trained with.
     pooling: how the encoder's token states become one chunk vector.
     question_aware: whether the policy reads the question's chunk vectors besides the context's.
+    policy_confidence: the learned policy stops short of its budget once its picks hold this much of its probability;
+        1 always spends the budget, as the paper does.
     policy_num_heads: attention heads of the policy, which its weights alone do not tell.
     expand_fraction: share of the chunks to expand when a request does not say.
     max_prompt_slots: the decoder's window, prompt and answer together.
@@ -48,6 +50,7 @@ class RefragConfig:
     encoder_length: int
     pooling: Pooling = "mean"
     question_aware: bool = True
+    policy_confidence: float = 0.95
     policy_num_heads: int = 4
     expand_fraction: float = 0.1
     template: PromptTemplate = field(default_factory=PromptTemplate)
@@ -61,6 +64,7 @@ class RefragConfig:
         )
         _require(self.max_prompt_slots >= 1, f"max_prompt_slots is {self.max_prompt_slots}; it must be at least 1")
         _require(self.pooling in get_args(Pooling), f"pooling is {self.pooling!r}; allowed: {get_args(Pooling)}")
+        _require(0 < self.policy_confidence <= 1, f"policy_confidence is {self.policy_confidence}; allowed: 0 to 1")
         _require(0 <= self.expand_fraction <= 1, f"expand_fraction is {self.expand_fraction}; allowed: 0 to 1")
 
     def save(self, directory: Path) -> None:

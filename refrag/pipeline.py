@@ -63,7 +63,8 @@ class Pipeline:
     def select(
         self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
     ) -> list[int]:
-        return select_chunks(options, context.chunks, self.checkpoint.policy, vectors, question_vectors)
+        confidence = self.checkpoint.config.policy_confidence
+        return select_chunks(options, context.chunks, self.checkpoint.policy, vectors, question_vectors, confidence)
 
     @torch.inference_mode()
     def build_prompt(

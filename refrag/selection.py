@@ -26,8 +26,9 @@ def select_chunks(
     network: ExpansionPolicy,
     chunk_vectors: Tensor,
     question_vectors: Tensor,
+    confidence: float = 1.0,
 ) -> list[int]:
-    """Numbers of the chunks to expand, in ascending order.
+    """Numbers of the chunks to expand, in ascending order; `confidence` is that of the learned policy.
 
     chunk_vectors: (C, E). question_vectors: (Q, E).
     """
@@ -38,7 +39,8 @@ def select_chunks(
         return list(range(len(chunks)))
     if options.policy == "random":
         return sorted(random.Random(options.seed).sample(range(len(chunks)), budget))
-    return sorted(pick_in_turn(score_chunks(chunks, network, chunk_vectors, question_vectors), budget))
+    logits = score_chunks(chunks, network, chunk_vectors, question_vectors)
+    return sorted(pick_in_turn(logits, budget, confidence))
 
 
 @torch.inference_mode()

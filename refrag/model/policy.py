@@ -66,14 +66,17 @@ def with_neighbours(chunk_vectors: Tensor, passages: Tensor) -> Tensor:
     return torch.cat([before, chunk_vectors, after], -1)
 
 
-def pick_in_turn(logits: Tensor, budget: int, generator: torch.Generator | None = None) -> list[int]:
-    """Pick `budget` chunks one after another, each softmax masked by what is already picked (paper, appendix).
+def pick_in_turn(
+    logits: Tensor, budget: int, confidence: float = 1.0, generator: torch.Generator | None = None
+) -> list[int]:
+    """Pick up to `budget` chunks one after another, each softmax masked by what is already picked (paper, appendix).
 
-    The logits (C,) are computed once. With a generator the picks are sampled, as in training; without one each
-    pick is the likeliest, which is what serving does.
+    The logits (C,) are computed once. With a generator the picks are sampled, as in training by reinforcement;
+    without one each pick is the likeliest, which is what serving does. The paper always spends the budget; here
+    picking ends once the picks hold `confidence` of the probability, since what follows only distracts the decoder.
     """
     picked: list[int] = []
-    remaining = logits.clone()
+    probabilities, remaining = logits.softmax(-1), logits.clone()
     for _ in range(min(budget, int(torch.isfinite(logits).sum()))):
         if generator is None:
             pick = int(remaining.argmax())
@@ -81,4 +84,6 @@ def pick_in_turn(logits: Tensor, budget: int, generator: torch.Generator | None 
             pick = int(torch.multinomial(remaining.softmax(-1), 1, generator=generator))
         picked.append(pick)
         remaining[pick] = float("-inf")
+        if confidence < 1 and float(probabilities[picked].sum()) >= confidence:
+            break
     return picked

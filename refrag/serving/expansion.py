@@ -27,7 +27,8 @@ class ExpansionSettings:
 class Expansion:
     def __init__(self, checkpoint: Path, settings: ExpansionSettings) -> None:
         torch.set_num_threads(settings.num_threads)
-        self.policy = load_policy(checkpoint, RefragConfig.load(checkpoint))
+        self.config = RefragConfig.load(checkpoint)
+        self.policy = load_policy(checkpoint, self.config)
         self.vocab_size = load_decoder_vocab_size(checkpoint)
         self.bos_id = load_decoder_tokenizer(checkpoint).bos_token_id
 
@@ -39,7 +40,14 @@ class Expansion:
             policy=text(inputs, "resolved_policy"),  # type: ignore[arg-type]
             seed=integer(inputs, "selection_seed") or 0,
         )
-        expanded = select_chunks(options, chunks, self.policy, vectors[: len(chunks)], vectors[len(chunks) :])
+        expanded = select_chunks(
+            options,
+            chunks,
+            self.policy,
+            vectors[: len(chunks)],
+            vectors[len(chunks) :],
+            self.config.policy_confidence,
+        )
         prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.bos_id)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy()),

@@ -1,5 +1,6 @@
 """Mixed prompts of many contexts as one padded batch."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from refrag.chunking import Chunk, Chunker
 from refrag.prompt import lay_out_prompt
-from refrag.training.data import TokenisedContext
+from refrag.training.data import TokenisedContext, TokenisedQuestion
 
 # B sequences, S slots, N chunks of the whole batch, C chunks of the longest context, P (context, question) pairs
 
@@ -19,6 +20,19 @@ class LossWeights:
 
     answer: float = 3.0
     other: float = 0.2
+
+
+@dataclass(frozen=True)
+class MixedExample:
+    """One sequence: the chunks of a context, those to expand, and the questions to answer one after another.
+
+    first_row: row of the batch's chunk embeddings where those of these chunks start.
+    """
+
+    chunks: list[Chunk]
+    expanded: set[int]
+    questions: list[TokenisedQuestion]
+    first_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,17 +62,10 @@ class PolicyBatch:
 
 
 def collate_mixed(
-    contexts: Sequence[TokenisedContext],
-    expanded: Sequence[set[int]],
-    vocab_size: int,
-    bos_id: int | None,
-    weights: LossWeights,
+    examples: Sequence[MixedExample], vocab_size: int, bos_id: int | None, weights: LossWeights
 ) -> MixedBatch:
-    """Lay out each context with its expanded chunks and all its questions with their answers."""
-    rows, first_row = [], 0
-    for context, numbers in zip(contexts, expanded, strict=True):
-        rows.append(_lay_out_row(context, numbers, vocab_size, bos_id, first_row))
-        first_row += len(context.chunks)
+    """Lay out each example's mixed prompt, then its questions with their answers."""
+    rows = [_lay_out_row(example, vocab_size, bos_id) for example in examples]
     length = max(len(ids) for ids, _ in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     is_text = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -76,19 +83,19 @@ def collate_mixed(
     return MixedBatch(input_ids, labels, token_weights, is_answer)
 
 
-def _lay_out_row(
-    context: TokenisedContext,
-    expanded: set[int],
-    vocab_size: int,
-    bos_id: int | None,
-    first_row: int,
-) -> tuple[list[int], list[bool]]:
-    """Ids, with rows numbered from `first_row`, and which of them belong to an answer."""
-    prompt = lay_out_prompt(context.chunks, expanded, [], vocab_size, bos_id)
-    rows = {vocab_size + place: vocab_size + first_row + number for place, number in enumerate(prompt.compressed)}
+def first_rows(contexts: Sequence[TokenisedContext]) -> list[int]:
+    """Row of the batch's chunk vectors where those of each context start."""
+    return [0, *itertools.accumulate(len(context.chunks) for context in contexts)][:-1]
+
+
+def _lay_out_row(example: MixedExample, vocab_size: int, bos_id: int | None) -> tuple[list[int], list[bool]]:
+    """Ids, with rows numbered from the example's first one, and which of them belong to an answer."""
+    prompt = lay_out_prompt(example.chunks, example.expanded, [], vocab_size, bos_id)
+    first = vocab_size + example.first_row
+    rows = {vocab_size + place: first + number for place, number in enumerate(prompt.compressed)}
     ids = [rows.get(i, i) for i in prompt.input_ids.tolist()]
     answer_flags = [False] * len(ids)
-    for question in context.questions:
+    for question in example.questions:
         ids += question.prompt_ids + question.answer_ids
         answer_flags += [False] * len(question.prompt_ids) + [True] * len(question.answer_ids)
     return ids, answer_flags

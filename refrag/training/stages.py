@@ -5,6 +5,7 @@ reconstruct   decoder frozen; [e_1..e_L] then their tokens, few chunks first, ma
 joint         everything; mixed prompts with questions, and the policy's warm start from labels
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -14,14 +15,17 @@ from torch.nn import functional
 
 from refrag.chunking import Chunk, Chunker
 from refrag.model.checkpoint import Checkpoint
+from refrag.model.policy import pick_in_turn
 from refrag.selection import expansion_budget
 from refrag.training.batches import (
     LossWeights,
     MixedBatch,
+    MixedExample,
     PolicyBatch,
     collate_mixed,
     collate_policy,
     encoder_tensors,
+    first_rows,
 )
 from refrag.training.data import TokenisedContext, draw_context
 
@@ -50,8 +54,7 @@ class PlainStage:
         most = 1 if progress < 0.4 else max(1, round(self.max_passages * min(1.0, progress / 0.8)))
         num_passages = rng.randint(1, most)
         contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages, self.tokens_per_step)
-        everything = [set(range(len(context.chunks))) for context in contexts]
-        batch = collate(self.checkpoint, contexts, everything, LossWeights())
+        batch = collate(self.checkpoint, all_expanded(contexts), LossWeights())
         loss, figures = answer_loss(self.checkpoint, batch, chunk_embeddings=None)
         return loss, {"loss": loss.item(), f"accuracy_{num_passages}": figures["accuracy"]}
 
@@ -70,10 +73,12 @@ class ReconstructStage:
         chunker = draw_chunker(self.checkpoint, rng)
         chunk_size = chunker.config.chunk_size
         runs = self.draw_runs(rng, chunker, num_chunks, max(1, self.tokens_per_step // (2 * num_chunks * chunk_size)))
-        contexts = [TokenisedContext([], run, []) for run in runs]
+        examples = [
+            MixedExample(run, set(), [], first_row) for run, first_row in zip(runs, itertools.count(0, num_chunks))
+        ]
         vectors = encode_chunks(self.checkpoint, chunker, runs)
         embeddings = self.checkpoint.projector(vectors)
-        loss, accuracy = self.reconstruction_loss(contexts, embeddings)
+        loss, accuracy = self.reconstruction_loss(examples, embeddings)
         return loss, {"loss": loss.item(), f"accuracy_{num_chunks}x{chunk_size}": accuracy}
 
     def draw_num_chunks(self, rng: random.Random, progress: float) -> int:
@@ -89,12 +94,10 @@ class ReconstructStage:
             runs += [chunks[i : i + num_chunks] for i in range(0, len(chunks) - num_chunks + 1, num_chunks)]
         return runs[:count]
 
-    def reconstruction_loss(self, contexts: list[TokenisedContext], embeddings: Tensor) -> tuple[Tensor, float]:
+    def reconstruction_loss(self, examples: list[MixedExample], embeddings: Tensor) -> tuple[Tensor, float]:
         decoder, tokenizer = self.checkpoint.decoder, self.checkpoint.decoder_tokenizer
-        compressed = collate_mixed(
-            contexts, [set() for _ in contexts], decoder.vocab_size, tokenizer.bos_token_id, LossWeights()
-        )
-        tokens = [[t for chunk in context.chunks for t in chunk.token_ids] for context in contexts]
+        compressed = collate_mixed(examples, decoder.vocab_size, tokenizer.bos_token_id, LossWeights())
+        tokens = [[t for chunk in example.chunks for t in chunk.token_ids] for example in examples]
         width = max(map(len, tokens))
         targets = torch.full((len(tokens), width), -100)
         for row, ids in enumerate(tokens):
@@ -110,21 +113,22 @@ class ReconstructStage:
 
 
 class JointStage:
-    """Mixed prompts with questions; the expanded chunks are the policy's own picks, labels, or random ones.
+    """Everything trains: mixed prompts with questions, and the policy's warm start from labels.
 
-    Picks of the policy in training make the decoder meet the same distractors that serving will show it.
-    Unlike the paper's, the warm start of the policy shares the step and reaches the encoder, so that chunk
-    vectors learn to tell what a chunk is about.
+    Most steps have the form of serving: one question, and the chunks that the policy picks for it. The others keep
+    what that form does not need: reading compressed chunks, and the plain decoder. Unlike in the paper the
+    policy's loss reaches the encoder, so that chunk vectors learn to tell what a chunk is about.
     """
 
-    EXPAND_FRACTIONS = (0.0, 0.05, 0.1, 0.1, 0.2, 0.5)
+    PLAIN_SHARE, COMPRESSED_SHARE = 0.15, 0.2
 
     def __init__(self, checkpoint: Checkpoint, max_passages: int = 20, tokens_per_step: int = TOKENS_PER_STEP) -> None:
         self.checkpoint, self.max_passages, self.tokens_per_step = checkpoint, max_passages, tokens_per_step
         checkpoint.decoder.requires_grad_(True)
 
     def step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
-        if rng.random() < 0.2:
+        draw = rng.random()
+        if draw < self.PLAIN_SHARE:
             return self.plain_step(rng, progress)
         chunker = draw_chunker(self.checkpoint, rng)
         most = max(2, round(self.max_passages * min(1.0, progress / 0.6)))
@@ -133,21 +137,27 @@ class JointStage:
         policy_batch = collate_policy(contexts)
         logits = self.policy_logits(chunker, contexts, policy_batch, vectors)
         policy_loss, recall = selection_loss(logits, policy_batch)
-        expanded = choose_expanded(rng, contexts, logits.detach(), rng.choice(self.EXPAND_FRACTIONS))
-        batch = collate(self.checkpoint, contexts, expanded, LossWeights(other=0.1))
+        if draw < self.PLAIN_SHARE + self.COMPRESSED_SHARE:
+            form, examples = "compressed", all_questions_at_once(rng, contexts)
+        else:
+            confidence = self.checkpoint.config.policy_confidence
+            form, examples = "served", each_question_as_served(rng, contexts, logits.detach(), confidence)
+        batch = collate(self.checkpoint, examples, LossWeights(other=0.1))
         loss, figures = answer_loss(self.checkpoint, batch, self.checkpoint.projector(vectors))
-        share = sum(map(len, expanded)) / sum(len(context.chunks) for context in contexts)
-        figures = {"loss": loss.item(), "expanded": share, "policy": policy_loss.item(), "recall": recall, **figures}
+        figures = {
+            "loss": loss.item(),
+            "policy": policy_loss.item(),
+            "recall": recall,
+            f"{form}_accuracy": figures["accuracy"],
+        }
         return loss + POLICY_LOSS_WEIGHT * policy_loss, figures
 
     def plain_step(self, rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
         allowed = [n for n in PLAIN_PASSAGES if n <= max(4, self.max_passages * progress)]
         num_passages = rng.choice(allowed)
         contexts = draw_contexts(rng, self.checkpoint.chunker, num_passages, self.tokens_per_step)
-        everything = [set(range(len(context.chunks))) for context in contexts]
-        loss, figures = answer_loss(
-            self.checkpoint, collate(self.checkpoint, contexts, everything, LossWeights()), chunk_embeddings=None
-        )
+        batch = collate(self.checkpoint, all_expanded(contexts), LossWeights())
+        loss, figures = answer_loss(self.checkpoint, batch, chunk_embeddings=None)
         return loss, {f"plain_accuracy_{num_passages}": figures["accuracy"]}
 
     def policy_logits(
@@ -161,27 +171,43 @@ class JointStage:
         )
 
 
-def choose_expanded(
-    rng: random.Random, contexts: list[TokenisedContext], logits: Tensor, expand_fraction: float
-) -> list[set[int]]:
-    """For each context `expand_fraction` of its chunks: picked for its first question, labelled, or random.
+def all_expanded(contexts: Sequence[TokenisedContext]) -> list[MixedExample]:
+    """Plain prompts with all questions; no row of chunk embeddings is read."""
+    return [MixedExample(context.chunks, set(range(len(context.chunks))), context.questions) for context in contexts]
 
-    The picks serve the first question, as in serving; the others must be answered from what happens to be there.
-    """
-    expanded, row = [], 0
-    for context in contexts:
+
+def all_questions_at_once(rng: random.Random, contexts: Sequence[TokenisedContext]) -> list[MixedExample]:
+    """One sequence per context with a random share of its chunks expanded (paper stage 3), often none."""
+    examples = []
+    for context, first_row in zip(contexts, first_rows(contexts), strict=True):
         num_chunks = len(context.chunks)
-        budget = expansion_budget(expand_fraction, num_chunks)
-        order = logits[row, :num_chunks].argsort(descending=True).tolist()
-        source = rng.random()
-        if source < 0.25:
-            rng.shuffle(order)
-        elif source < 0.6:
-            labels = context.questions[0].answer_chunks
-            order = labels + [number for number in order if number not in labels]
-        expanded.append(set(order[:budget]))
-        row += len(context.questions)
-    return expanded
+        budget = expansion_budget(rng.choice([0.0, 0.0, 0.1, 0.3]), num_chunks)
+        expanded = set(rng.sample(range(num_chunks), budget))
+        examples.append(MixedExample(context.chunks, expanded, context.questions, first_row))
+    return examples
+
+
+def each_question_as_served(
+    rng: random.Random, contexts: Sequence[TokenisedContext], logits: Tensor, confidence: float
+) -> list[MixedExample]:
+    """One sequence per question, with the chunks expanded that the policy picks for it.
+
+    The picks of training are those of serving, with their distractors; some sequences get the whole budget, and some
+    the labelled chunks among random ones, so that the decoder learns to read before the policy can pick.
+    """
+    examples, row = [], 0
+    for context, first_row in zip(contexts, first_rows(contexts), strict=True):
+        num_chunks = len(context.chunks)
+        for question in context.questions:
+            budget = max(1, expansion_budget(rng.choice([0.1, 0.1, 0.2]), num_chunks))
+            source = rng.random()
+            if source < 0.2:
+                picks = [*question.answer_chunks, *rng.sample(range(num_chunks), min(2, num_chunks))]
+            else:
+                picks = pick_in_turn(logits[row, :num_chunks], budget, confidence if source < 0.8 else 1.0)
+            examples.append(MixedExample(context.chunks, set(picks), [question], first_row))
+            row += 1
+    return examples
 
 
 def selection_loss(logits: Tensor, batch: PolicyBatch) -> tuple[Tensor, float]:
@@ -216,11 +242,9 @@ def draw_contexts(rng: random.Random, chunker: Chunker, num_passages: int, num_t
     return [draw_context(rng, chunker, num_passages, QUESTIONS_PER_CONTEXT, "train") for _ in range(count)]
 
 
-def collate(
-    checkpoint: Checkpoint, contexts: list[TokenisedContext], expanded: list[set[int]], weights: LossWeights
-) -> MixedBatch:
+def collate(checkpoint: Checkpoint, examples: Sequence[MixedExample], weights: LossWeights) -> MixedBatch:
     bos_id = checkpoint.decoder_tokenizer.bos_token_id
-    return collate_mixed(contexts, expanded, checkpoint.decoder.vocab_size, bos_id, weights)
+    return collate_mixed(examples, checkpoint.decoder.vocab_size, bos_id, weights)
 
 
 def encode_chunks(checkpoint: Checkpoint, chunker: Chunker, runs: Sequence[Sequence[Chunk]]) -> Tensor:
