@@ -11,7 +11,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Literal
@@ -38,7 +38,8 @@ MAX_ANSWER_TOKENS = 16
 class Condition:
     """How the context reaches the decoder.
 
-    selection: "oracle" expands the chunks that hold the answer first, then random ones up to the budget.
+    selection: "oracle" expands just the chunks that hold the answer, as far as the budget goes.
+    whole_budget: the learned policy spends its budget however sure it is (the paper's rule).
     shuffled: the control. The chunks to expand are chosen on the true vectors; then every compressed chunk's
     embedding is that of another question's context. What is lost against the same condition unshuffled is what the
     decoder reads from embeddings.
@@ -49,6 +50,7 @@ class Condition:
     selection: Selection
     expand_fraction: float
     shuffled: bool = False
+    whole_budget: bool = False
     with_context: bool = True
 
 
@@ -85,6 +87,7 @@ def conditions(chunk_sizes: Sequence[int], expand_fraction: float) -> list[Condi
             Condition(f"k={k}, all compressed, shuffled", k, "none", 0.0, shuffled=True),
             Condition(f"k={k}, {share} random", k, "random", expand_fraction),
             Condition(f"k={k}, {share} learned", k, "learned", expand_fraction),
+            Condition(f"k={k}, {share} learned, whole budget", k, "learned", expand_fraction, whole_budget=True),
             Condition(f"k={k}, {share} learned, shuffled", k, "learned", expand_fraction, shuffled=True),
             Condition(f"k={k}, {share} oracle", k, "oracle", expand_fraction),
         ]
@@ -93,7 +96,9 @@ def conditions(chunk_sizes: Sequence[int], expand_fraction: float) -> list[Condi
 
 def evaluate(checkpoint: Checkpoint, condition: Condition, num_passages: int, num_questions: int, seed: int) -> Result:
     """Ask one question of each of `num_questions` held-out contexts."""
-    pipeline = Pipeline(checkpoint.with_chunk_size(condition.chunk_size))
+    confidence = 1.0 if condition.whole_budget else checkpoint.config.policy_confidence
+    config = replace(checkpoint.config, chunk_size=condition.chunk_size, policy_confidence=confidence)
+    pipeline = Pipeline(replace(checkpoint, config=config))
     contexts = draw_heldout(pipeline.chunker, num_passages, num_questions, seed)
     outcomes = [
         ask(pipeline, condition, context, contexts[(index + 1) % num_questions], seed + index)
@@ -121,7 +126,7 @@ def ask(
     prepared = prepare_context(ContextRequest(question.text, passages), pipeline.chunker)
     vectors, question_vectors = pipeline.encode(prepared)
     if condition.selection == "oracle":
-        expanded = choose_oracle(question, len(prepared.chunks), condition.expand_fraction, seed)
+        expanded = choose_oracle(question, len(prepared.chunks), condition.expand_fraction)
     else:
         options = ExpansionOptions(condition.expand_fraction, condition.selection, seed)
         expanded = pipeline.select(options, prepared, vectors, question_vectors)
@@ -137,10 +142,8 @@ def is_exact_match(answer: str, expected: str) -> bool:
     return answer.strip() == expected
 
 
-def choose_oracle(question: TokenisedQuestion, num_chunks: int, expand_fraction: float, seed: int) -> list[int]:
-    others = [number for number in range(num_chunks) if number not in question.answer_chunks]
-    random.Random(seed).shuffle(others)
-    return sorted([*question.answer_chunks, *others][: expansion_budget(expand_fraction, num_chunks)])
+def choose_oracle(question: TokenisedQuestion, num_chunks: int, expand_fraction: float) -> list[int]:
+    return question.answer_chunks[: expansion_budget(expand_fraction, num_chunks)]
 
 
 def borrowed_vectors(pipeline: Pipeline, chunks: Sequence[Chunk], count: int) -> torch.Tensor:

@@ -65,7 +65,15 @@ def test_no_chunks_need_no_selection(network):
 def test_picking_in_turn_never_picks_twice_nor_what_is_absent():
     logits = torch.tensor([0.0, float("-inf"), 1.0, 2.0])
     assert pick_in_turn(logits, 9) == [3, 2, 0]
-    assert sorted(pick_in_turn(logits, 3, torch.Generator().manual_seed(0))) == [0, 2, 3]
+    assert sorted(pick_in_turn(logits, 3, generator=torch.Generator().manual_seed(0))) == [0, 2, 3]
+
+
+def test_a_sure_policy_stops_short_of_its_budget():
+    logits = torch.tensor([5.0, 0.0, 4.0, 0.0, 0.0])  # 0.72 and 0.26 of the probability on chunks 0 and 2
+    assert pick_in_turn(logits, 4, confidence=0.7) == [0]
+    assert pick_in_turn(logits, 4, confidence=0.95) == [0, 2]
+    assert pick_in_turn(logits, 1, confidence=0.95) == [0]
+    assert len(pick_in_turn(logits, 4, confidence=1.0)) == 4
 
 
 def test_a_question_aware_policy_reads_the_question(network):

@@ -5,12 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from refrag.training.batches import LossWeights, collate_mixed, collate_policy
+from refrag.training.batches import LossWeights, MixedExample, collate_mixed, collate_policy, first_rows
 from refrag.training.data import draw_context
 from refrag.training.demo import DemoSettings, make_checkpoint, prepare_encoder, train_demo
 from refrag.training.loop import Budget, run_stage
 from refrag.training.optimizer import learning_rate_factor
-from refrag.training.stages import JointStage, PlainStage, ReconstructStage, choose_expanded
+from refrag.training.stages import (
+    JointStage,
+    PlainStage,
+    ReconstructStage,
+    all_questions_at_once,
+    each_question_as_served,
+)
 
 TINY = DemoSettings(vocab_size=400, width=32, num_decoder_layers=1, num_encoder_layers=1, num_heads=2, policy_width=32)
 
@@ -21,16 +27,23 @@ def contexts(tiny_checkpoint):
     return [draw_context(rng, tiny_checkpoint.chunker, count, 3, "train") for count in (2, 3)]
 
 
+def examples(contexts, expanded):
+    return [
+        MixedExample(context.chunks, numbers, context.questions, first_row)
+        for context, numbers, first_row in zip(contexts, expanded, first_rows(contexts), strict=True)
+    ]
+
+
 def test_a_label_is_what_stands_in_the_next_slot(contexts, tiny_checkpoint):
     vocab_size = tiny_checkpoint.decoder.vocab_size
-    batch = collate_mixed(contexts, [{0}, {1, 2}], vocab_size, 1, LossWeights())
+    batch = collate_mixed(examples(contexts, [{0}, {1, 2}]), vocab_size, 1, LossWeights())
     counted = batch.weights[:, :-1] > 0
     assert torch.equal(batch.labels[:, :-1][counted], batch.input_ids[:, 1:][counted])
     assert (batch.labels[batch.weights > 0] < vocab_size).all()
 
 
 def test_the_weighted_answers_are_the_answers(contexts, tiny_checkpoint):
-    batch = collate_mixed(contexts, [set(), set()], tiny_checkpoint.decoder.vocab_size, 1, LossWeights())
+    batch = collate_mixed(examples(contexts, [set(), set()]), tiny_checkpoint.decoder.vocab_size, 1, LossWeights())
     for row, context in enumerate(contexts):
         expected = [token for question in context.questions for token in question.answer_ids]
         assert batch.labels[row][batch.is_answer[row]].tolist() == expected
@@ -38,7 +51,7 @@ def test_the_weighted_answers_are_the_answers(contexts, tiny_checkpoint):
 
 def test_placeholders_number_the_chunks_of_the_whole_batch(contexts, tiny_checkpoint):
     vocab_size = tiny_checkpoint.decoder.vocab_size
-    batch = collate_mixed(contexts, [{0}, {1}], vocab_size, 1, LossWeights())
+    batch = collate_mixed(examples(contexts, [{0}, {1}]), vocab_size, 1, LossWeights())
     first, second = len(contexts[0].chunks), len(contexts[1].chunks)
     rows = (batch.input_ids[batch.input_ids >= vocab_size] - vocab_size).tolist()
     assert rows == [*range(1, first), first, *range(first + 2, first + second)]
@@ -53,14 +66,23 @@ def test_a_policy_row_points_at_the_chunks_of_its_context(contexts):
     assert batch.answers[4].nonzero().flatten().tolist() == contexts[1].questions[1].answer_chunks
 
 
-def test_expanded_chunks_keep_to_the_budget(contexts):
-    logits = torch.randn(6, max(len(context.chunks) for context in contexts))
+def test_each_question_as_served_has_a_sequence_with_its_own_picks(contexts):
+    width = max(len(context.chunks) for context in contexts)
+    logits = torch.randn(6, width) + 50 * collate_policy(contexts).answers
+    served = each_question_as_served(random.Random(0), contexts, logits, confidence=0.95)
+    questions = [question for context in contexts for question in context.questions]
+    assert [example.questions for example in served] == [[question] for question in questions]
+    assert all(
+        set(question.answer_chunks) & example.expanded for question, example in zip(questions, served, strict=True)
+    )
+    assert [example.first_row for example in served] == [0] * 3 + [len(contexts[0].chunks)] * 3
+
+
+def test_all_questions_at_once_share_one_sequence_and_its_random_chunks(contexts):
     for seed in range(20):
-        for expanded, context in zip(
-            choose_expanded(random.Random(seed), contexts, logits, 0.3), contexts, strict=True
-        ):
-            assert len(expanded) == int(0.3 * len(context.chunks))
-            assert expanded <= set(range(len(context.chunks)))
+        for example, context in zip(all_questions_at_once(random.Random(seed), contexts), contexts, strict=True):
+            assert example.questions == context.questions
+            assert len(example.expanded) <= 0.3 * len(context.chunks)
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
