@@ -40,7 +40,7 @@ class DemoSettings:
     learning_rate: float = 3e-3
     plain: Budget = field(default_factory=lambda: Budget(minutes=22))
     reconstruct: Budget = field(default_factory=lambda: Budget(minutes=12))
-    joint: Budget = field(default_factory=lambda: Budget(minutes=71))
+    joint: Budget = field(default_factory=lambda: Budget(minutes=66))
     seed: int = 0
 
 
