@@ -40,16 +40,16 @@ class Condition:
 
     selection: "oracle" expands just the chunks that hold the answer, as far as the budget goes.
     whole_budget: the learned policy spends its budget however sure it is (the paper's rule).
-    shuffled: the control. The chunks to expand are chosen on the true vectors; then every compressed chunk's
-    embedding is that of another question's context. What is lost against the same condition unshuffled is what the
-    decoder reads from embeddings.
+    shuffled: the control, in which chunk vectors come from another question's context. "embeddings": only those that
+    the decoder reads; the chunks to expand are chosen on the true ones. "vectors": those of the policy as well. What
+    is lost against the same condition unshuffled is what the decoder, or the policy too, learns from vectors.
     """
 
     name: str
     chunk_size: int
     selection: Selection
     expand_fraction: float
-    shuffled: bool = False
+    shuffled: Literal["embeddings", "vectors"] | None = None
     whole_budget: bool = False
     with_context: bool = True
 
@@ -84,11 +84,12 @@ def conditions(chunk_sizes: Sequence[int], expand_fraction: float) -> list[Condi
         share = f"{100 * expand_fraction:.0f}%"
         listed += [
             Condition(f"k={k}, all compressed", k, "none", 0.0),
-            Condition(f"k={k}, all compressed, shuffled", k, "none", 0.0, shuffled=True),
+            Condition(f"k={k}, all compressed, shuffled", k, "none", 0.0, shuffled="embeddings"),
             Condition(f"k={k}, {share} random", k, "random", expand_fraction),
             Condition(f"k={k}, {share} learned", k, "learned", expand_fraction),
             Condition(f"k={k}, {share} learned, whole budget", k, "learned", expand_fraction, whole_budget=True),
-            Condition(f"k={k}, {share} learned, shuffled", k, "learned", expand_fraction, shuffled=True),
+            Condition(f"k={k}, {share} learned, embeddings shuffled", k, "learned", expand_fraction, "embeddings"),
+            Condition(f"k={k}, {share} learned, vectors shuffled", k, "learned", expand_fraction, "vectors"),
             Condition(f"k={k}, {share} oracle", k, "oracle", expand_fraction),
         ]
     return listed
@@ -125,14 +126,14 @@ def ask(
     passages = context.passages if condition.with_context else []
     prepared = prepare_context(ContextRequest(question.text, passages), pipeline.chunker)
     vectors, question_vectors = pipeline.encode(prepared)
+    borrowed = borrowed_vectors(pipeline, other.chunks, len(vectors)) if condition.shuffled else vectors
     if condition.selection == "oracle":
         expanded = choose_oracle(question, len(prepared.chunks), condition.expand_fraction)
     else:
         options = ExpansionOptions(condition.expand_fraction, condition.selection, seed)
-        expanded = pipeline.select(options, prepared, vectors, question_vectors)
-    if condition.shuffled:
-        vectors = borrowed_vectors(pipeline, other.chunks, len(vectors))
-    prompt, mixed = pipeline.build_prompt(prepared, expanded, vectors)
+        seen_by_policy = borrowed if condition.shuffled == "vectors" else vectors
+        expanded = pipeline.select(options, prepared, seen_by_policy, question_vectors)
+    prompt, mixed = pipeline.build_prompt(prepared, expanded, borrowed)
     deltas = pipeline.generate(mixed, SamplingParams(max_tokens=MAX_ANSWER_TOKENS))
     answer = "".join(delta.text for delta in deltas)
     return Outcome(is_exact_match(answer, question.answer), len(expanded), prompt.num_slots)

@@ -1,8 +1,10 @@
 import pytest
 
+from refrag.context import prepare_context
 from refrag.evaluation.exact_match import (
     Condition,
     ask,
+    borrowed_vectors,
     choose_oracle,
     conditions,
     draw_heldout,
@@ -11,6 +13,7 @@ from refrag.evaluation.exact_match import (
     wilson_interval,
 )
 from refrag.evaluation.report import markdown_table
+from refrag.request import ContextRequest, ExpansionOptions
 from refrag.training.data import TokenisedQuestion
 
 
@@ -46,10 +49,22 @@ def test_every_condition_asks_the_same_questions(pipeline):
 def test_the_control_expands_the_same_chunks(pipeline):
     context, other = draw_heldout(pipeline.chunker, 6, 2, seed=0)
     true = Condition("", 16, "learned", 0.2)
-    shuffled = Condition("", 16, "learned", 0.2, shuffled=True)
+    shuffled = Condition("", 16, "learned", 0.2, shuffled="embeddings")
     outcomes = [ask(pipeline, condition, context, other, seed=0) for condition in (true, shuffled)]
     assert outcomes[0].num_expanded == outcomes[1].num_expanded > 0
     assert outcomes[0].num_slots == outcomes[1].num_slots
+
+
+def test_the_control_of_all_vectors_misleads_the_policy(pipeline):
+    context, other = draw_heldout(pipeline.chunker, 6, 2, seed=0)
+    prepared = prepare_context(ContextRequest(context.questions[0].text, context.passages), pipeline.chunker)
+    vectors, question_vectors = pipeline.encode(prepared)
+    borrowed = borrowed_vectors(pipeline, other.chunks, len(vectors))
+    options = ExpansionOptions(0.3)
+    assert borrowed.shape == vectors.shape
+    assert pipeline.select(options, prepared, borrowed, question_vectors) != pipeline.select(
+        options, prepared, vectors, question_vectors
+    )
 
 
 def test_no_context_leaves_the_question_alone(pipeline):
