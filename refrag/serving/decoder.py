@@ -27,7 +27,7 @@ PASS_THROUGH = {"context_tokens": int32(0), "num_chunks": int32(0), "expanded_ch
 class DecoderSettings:
     """num_threads: CPU threads of the decoder, 0 for all cores.
     default_max_tokens, default_deadline_ms: for requests that do not say.
-    max_deadline_ms: the longest that a request may ask for, so that none holds its place for ever.
+    max_deadline_ms: longer deadlines are cut to this, so that no request whose caller is gone holds its place for long.
     max_active, max_waiting: see EngineSettings.
     """
 
@@ -96,8 +96,9 @@ class DecoderService:
         milliseconds = integer(inputs, "deadline_ms")
         if milliseconds is None:
             milliseconds = self.settings.default_deadline_ms
-        if not 1 <= milliseconds <= self.settings.max_deadline_ms:
-            raise InvalidRequest(f"deadline_ms is {milliseconds}; allowed is 1 to {self.settings.max_deadline_ms}")
+        if milliseconds < 1:
+            raise InvalidRequest(f"deadline_ms is {milliseconds}; it must be at least 1")
+        milliseconds = min(milliseconds, self.settings.max_deadline_ms)
         now = time.monotonic_ns()
         # The graph runs on one machine, whose processes share this clock.
         arrival = min(now, integer(inputs, "arrival_time_ns") or now)

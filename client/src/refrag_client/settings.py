@@ -37,7 +37,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """What a client is built from; `timeout_seconds` None waits for ever."""
+    """What a client is built from; `timeout_seconds` None waits as long as the server works on a request."""
 
     url: str
     model: str
