@@ -28,7 +28,7 @@ from refrag.training.tokenizer import train_tokenizer
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Shape and budget of the demo model; minutes are of two CPU cores."""
+    """Shape and budget of the demo model; the steps took 100 minutes on two busy CPU cores."""
 
     vocab_size: int = 2048
     width: int = 192
@@ -38,9 +38,9 @@ class DemoSettings:
     policy_width: int = 192
     max_prompt_slots: int = 4096
     learning_rate: float = 3e-3
-    plain: Budget = field(default_factory=lambda: Budget(minutes=22))
-    reconstruct: Budget = field(default_factory=lambda: Budget(minutes=12))
-    joint: Budget = field(default_factory=lambda: Budget(minutes=66))
+    plain: Budget = field(default_factory=lambda: Budget(num_steps=530))
+    reconstruct: Budget = field(default_factory=lambda: Budget(num_steps=412))
+    joint: Budget = field(default_factory=lambda: Budget(num_steps=2115))
     seed: int = 0
 
 
