@@ -57,7 +57,7 @@ format: install ## format the code
 evaluate: install ## exact match on held-out questions → $(CHECKPOINT)/evaluation.json
 	$(BIN)/python -m refrag.evaluation.exact_match --checkpoint $(CHECKPOINT) --output $(CHECKPOINT)/evaluation.json
 
-train-demo: install ## train the demo checkpoint from nothing (about 90 minutes on two cores); resumes
+train-demo: install ## train the demo checkpoint from nothing (about 100 minutes on two cores); resumes
 	$(BIN)/python -m refrag.training.demo --output checkpoints/demo
 
 clean: ## remove the environment and everything built
