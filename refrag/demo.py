@@ -139,7 +139,7 @@ def markdown_table(summary: dict[str, Any]) -> str:
 
 
 def _compressed_title(summary: dict[str, Any]) -> str:
-    return f"compressed, k = {summary['chunk_size']}, {100 * summary['expand_fraction']:.0f}% of the chunks expanded"
+    return f"compressed, k = {summary['chunk_size']}, at most {100 * summary['expand_fraction']:.0f}% of the chunks expanded"
 
 
 def median_ttft_ms(answers: list[Answer]) -> float | None:
