@@ -139,7 +139,8 @@ def markdown_table(summary: dict[str, Any]) -> str:
 
 
 def _compressed_title(summary: dict[str, Any]) -> str:
-    return f"compressed, k = {summary['chunk_size']}, at most {100 * summary['expand_fraction']:.0f}% of the chunks expanded"
+    percent = f"{100 * summary['expand_fraction']:.0f}%"
+    return f"compressed, k = {summary['chunk_size']}, at most {percent} of the chunks expanded"
 
 
 def median_ttft_ms(answers: list[Answer]) -> float | None:
