@@ -1,10 +1,15 @@
 """Fixtures for every tier: a tiny checkpoint of random weights, and its in-process pipeline."""
 
 import pytest
+from hypothesis import settings
 
 from refrag.model.checkpoint import Checkpoint
 from refrag.pipeline import Pipeline
 from refrag.training.demo import DemoSettings, make_checkpoint
+
+# Tests do not time: a busy machine must not fail one.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
