@@ -12,7 +12,7 @@ INSTALLED := .venv/.installed
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve export test test-fast check format evaluate train-demo clean
+.PHONY: help install demo results serve export test test-fast check format evaluate train-demo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ $(INSTALLED): pyproject.toml client/pyproject.toml
 
 demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side
 	$(BIN)/python -m refrag.demo --repository $(REPOSITORY)
+
+results: $(EXPORTED) ## the figures that the README quotes from the demo → perf/results
+	$(BIN)/python -m refrag.demo --repository $(REPOSITORY) --output perf/results/demo.json > perf/results/demo.txt
 
 serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	$(BIN)/python -m refrag.embedded serve --model-repository $(REPOSITORY)

@@ -134,7 +134,7 @@ def markdown_table(summary: dict[str, Any]) -> str:
             f"| {title} | {summary['context_tokens']:.0f} | {summary[f'prompt_slots_{way}']:.0f} "
             f"| {summary[f'ttft_ms_{way}']:.0f} ms | {summary[f'num_right_{way}']} of {summary['num_questions']} |"
         )
-    lines += ["", f"`make demo` on {summary['machine']}, commit {summary['commit']}."]
+    lines += ["", f"`make results` on {summary['machine']}, commit {summary['commit']}."]
     return "\n".join(lines)
 
 

@@ -65,10 +65,10 @@ class Preprocessing:
 
     def _read_request(self, inputs: Tensors) -> ContextRequest:
         self._check_bytes(inputs)
-        expand_fraction = scalar(inputs, "expand_fraction")
+        expand_fraction, policy = scalar(inputs, "expand_fraction"), text(inputs, "policy")
         expansion = ExpansionOptions(
             expand_fraction=self.config.expand_fraction if expand_fraction is None else round(expand_fraction, 6),
-            policy=text(inputs, "policy") or "learned",  # type: ignore[arg-type]
+            policy="learned" if policy is None else policy,  # type: ignore[arg-type]
             seed=integer(inputs, "seed") or 0,
         )
         return ContextRequest(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)

@@ -6,7 +6,7 @@ Stages keep snapshots under --run and resume from them; delete that folder to st
 import argparse
 import json
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,14 +21,14 @@ from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
 from refrag.training.batches import encoder_tensors
 from refrag.training.data import draw_context
-from refrag.training.loop import Budget, run_stage
+from refrag.training.loop import run_stage
 from refrag.training.stages import JointStage, PlainStage, ReconstructStage
 from refrag.training.tokenizer import train_tokenizer
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Shape and budget of the demo model; the steps took 100 minutes on two busy CPU cores."""
+    """Shape and length of the demo's training; the steps took 100 minutes on two busy CPU cores."""
 
     vocab_size: int = 2048
     width: int = 192
@@ -38,9 +38,9 @@ class DemoSettings:
     policy_width: int = 192
     max_prompt_slots: int = 4096
     learning_rate: float = 3e-3
-    plain: Budget = field(default_factory=lambda: Budget(num_steps=530))
-    reconstruct: Budget = field(default_factory=lambda: Budget(num_steps=412))
-    joint: Budget = field(default_factory=lambda: Budget(num_steps=2115))
+    plain_steps: int = 530
+    reconstruct_steps: int = 412
+    joint_steps: int = 2115
     seed: int = 0
 
 
@@ -56,7 +56,7 @@ def train_demo(settings: DemoSettings, run: Path) -> Checkpoint:
         "plain",
         plain.step,
         {"decoder": modules["decoder"]},
-        settings.plain,
+        settings.plain_steps,
         settings.learning_rate,
         settings.seed,
         run,
@@ -67,14 +67,14 @@ def train_demo(settings: DemoSettings, run: Path) -> Checkpoint:
         "reconstruct",
         reconstruct.step,
         {"encoder": modules["encoder"], "projector": modules["projector"]},
-        settings.reconstruct,
+        settings.reconstruct_steps,
         settings.learning_rate,
         settings.seed,
         run,
     )
     joint = JointStage(checkpoint)
     costs["joint"] = run_stage(
-        "joint", joint.step, modules, settings.joint, settings.learning_rate / 2, settings.seed, run
+        "joint", joint.step, modules, settings.joint_steps, settings.learning_rate / 2, settings.seed, run
     )
     provenance = {"recipe": "python -m refrag.training.demo", "stages": costs, **environment}
     return replace(checkpoint, config=replace(checkpoint.config, provenance=provenance))

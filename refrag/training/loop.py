@@ -4,7 +4,6 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,24 +16,6 @@ SNAPSHOT_SECONDS = 120.0
 MAX_GRADIENT_NORM = 1.0
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a stage trains: a number of steps (reproducible) or minutes of wall clock (bounded)."""
-
-    num_steps: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.num_steps is None) == (self.minutes is None):
-            raise ValueError(f"give either num_steps or minutes, not {self.num_steps} and {self.minutes}")
-
-    def progress(self, step: int, elapsed_seconds: float) -> float:
-        if self.num_steps is not None:
-            return step / self.num_steps
-        assert self.minutes is not None
-        return elapsed_seconds / (60 * self.minutes)
-
-
 # A stage's step: given the random source and the progress from 0 to 1, a loss and named figures to log.
 Step = Callable[[random.Random, float], tuple[Tensor, dict[str, float]]]
 
@@ -43,13 +24,13 @@ def run_stage(
     name: str,
     step_function: Step,
     modules: dict[str, nn.Module],
-    budget: Budget,
+    num_steps: int,
     learning_rate: float,
     seed: int,
     directory: Path,
     snapshot_seconds: float = SNAPSHOT_SECONDS,
 ) -> dict[str, float]:
-    """Train `modules` until the budget is spent, resuming from a snapshot of the same stage if there is one.
+    """Train `modules` for `num_steps` steps in all, resuming from a snapshot of the same stage if there is one.
 
     Returns the cost: steps, minutes, and the means of the figures over the last twentieth of the stage.
     """
@@ -57,7 +38,7 @@ def run_stage(
     state = _Stage(name, modules, make_optimizers(modules.values(), learning_rate), random.Random(seed), directory)
     state.resume()
     with (directory / f"{name}.jsonl").open("a") as log, tqdm(total=100, desc=name, unit="%", disable=None) as bar:
-        while (progress := budget.progress(state.step, state.elapsed)) < 1:
+        while (progress := state.step / num_steps) < 1:
             started = time.monotonic()
             loss, figures = step_function(state.rng, progress)
             state.update(loss, learning_rate * learning_rate_factor(progress))

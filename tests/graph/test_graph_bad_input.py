@@ -104,7 +104,9 @@ def test_a_prompt_over_the_window_is_refused(client):
         client.generate(GOOD[0], ["Mara keeps a cat and a dog. " * 800], expand_fraction=1)
 
 
-@pytest.mark.parametrize("policy, named", [("best", "allowed: learned"), ("attention", "not served yet")])
+@pytest.mark.parametrize(
+    "policy, named", [("best", "allowed: learned"), ("", "policy is ''"), ("attention", "not served yet")]
+)
 def test_an_unknown_policy_is_refused_with_the_known_ones(client, policy, named):
     with pytest.raises(InvalidRequest, match=named):
         client.generate(*GOOD, policy=policy)

@@ -27,6 +27,15 @@ def test_a_quoted_table_is_its_result_file(name, table, results):
     assert table(json.loads((ROOT / results).read_text())) in section(name)
 
 
+def test_the_quickstart_shows_what_the_demo_printed():
+    transcript = (ROOT / "perf/results/demo.txt").read_text().splitlines()
+    shown = [line for line in section("quickstart").splitlines() if line not in ("```", "…")]
+    assert shown
+    assert set(shown) <= set(transcript)
+    result = json.loads((ROOT / "perf/results/demo.json").read_text())
+    assert json.loads(shown[-1]).items() <= result.items()
+
+
 def test_the_committed_checkpoint_is_small():
     size = sum(path.stat().st_size for path in (ROOT / "checkpoints").rglob("*") if path.is_file())
     assert size <= 24 * 2**20

@@ -8,7 +8,7 @@ import torch
 from refrag.training.batches import LossWeights, MixedExample, collate_mixed, collate_policy, first_rows
 from refrag.training.data import draw_context
 from refrag.training.demo import DemoSettings, make_checkpoint, prepare_encoder, train_demo
-from refrag.training.loop import Budget, run_stage
+from refrag.training.loop import run_stage
 from refrag.training.optimizer import learning_rate_factor
 from refrag.training.stages import (
     JointStage,
@@ -92,12 +92,6 @@ def test_the_rate_warms_up_and_falls_to_its_floor():
     assert factors[4:] == sorted(factors[4:], reverse=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_steps": 3, "minutes": 1.0}])
-def test_a_budget_is_steps_or_minutes(options):
-    with pytest.raises(ValueError, match="either num_steps or minutes"):
-        Budget(**options)
-
-
 @pytest.mark.slow
 def test_every_stage_learns(tmp_path):
     torch.manual_seed(0)
@@ -106,7 +100,7 @@ def test_every_stage_learns(tmp_path):
     modules = checkpoint.modules
 
     def train(name, step, trained):
-        run_stage(name, step, trained, Budget(num_steps=150), 6e-3, 0, tmp_path)
+        run_stage(name, step, trained, 150, 6e-3, 0, tmp_path)
         logged = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         losses = [figures["loss"] for figures in logged if "loss" in figures]
         return sum(losses[-8:]) / sum(losses[:8])
@@ -126,7 +120,7 @@ def test_reconstruction_leaves_the_decoder_as_it_was(tmp_path):
     checkpoint = make_checkpoint(TINY)
     before = {name: weight.clone() for name, weight in checkpoint.decoder.state_dict().items()}
     modules = {"encoder": checkpoint.encoder, "projector": checkpoint.projector}
-    run_stage("r", ReconstructStage(checkpoint).step, modules, Budget(num_steps=2), 3e-3, 0, tmp_path)
+    run_stage("r", ReconstructStage(checkpoint).step, modules, 2, 3e-3, 0, tmp_path)
     assert all(torch.equal(before[name], weight) for name, weight in checkpoint.decoder.state_dict().items())
 
 
@@ -140,13 +134,12 @@ def test_a_resumed_stage_ends_with_the_weights_of_an_unbroken_one(tmp_path):
 
 def _train_plain(directory, interrupt_at):
     """Weights after four steps; interrupted, the process ends after a snapshot and another takes over."""
-    budget = Budget(num_steps=4)
     if interrupt_at:
-        _run_plain(directory, budget, interrupt_at)
-    return _run_plain(directory, budget, None)
+        _run_plain(directory, interrupt_at)
+    return _run_plain(directory, None)
 
 
-def _run_plain(directory, budget, interrupt_at):
+def _run_plain(directory, interrupt_at):
     torch.manual_seed(0)
     checkpoint = make_checkpoint(TINY)
     stage = PlainStage(checkpoint)
@@ -157,15 +150,14 @@ def _run_plain(directory, budget, interrupt_at):
         return stage.step(rng, progress)
 
     try:
-        run_stage("plain", step, {"decoder": checkpoint.decoder}, budget, 3e-3, 0, directory, snapshot_seconds=0)
+        run_stage("plain", step, {"decoder": checkpoint.decoder}, 4, 3e-3, 0, directory, snapshot_seconds=0)
     except KeyboardInterrupt:
         assert interrupt_at is not None
     return checkpoint.decoder.state_dict()
 
 
 def test_the_whole_recipe_yields_a_checkpoint_that_tells_its_cost(tmp_path):
-    short = Budget(num_steps=2)
-    settings = replace(TINY, plain=short, reconstruct=short, joint=short)
+    settings = replace(TINY, plain_steps=2, reconstruct_steps=2, joint_steps=2)
     checkpoint = train_demo(settings, tmp_path)
     stages = checkpoint.config.provenance["stages"]
     assert [stage["num_steps"] for stage in stages.values()] == [2, 2, 2]
