@@ -6,7 +6,8 @@
     ├── Cancelled          the caller asked for the end              CANCELLED
     ├── DeadlineExceeded   the request's own deadline passed         CANCELLED
     ├── CheckpointError    a checkpoint is missing or does not fit   INTERNAL
-    └── SetupError         this machine lacks something we need      INTERNAL
+    ├── SetupError         this machine lacks something we need      INTERNAL
+    └── TrainingError      settings or data that cannot be trained   INTERNAL
 
 A gRPC stream error carries neither a status code nor a request id, so the type travels in the
 message itself, as one JSON object that survives whatever prefix an ensemble puts before it.
@@ -47,4 +48,8 @@ class CheckpointError(RefragError):
 
 
 class SetupError(RefragError):
+    pass
+
+
+class TrainingError(RefragError):
     pass

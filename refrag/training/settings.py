@@ -1,0 +1,237 @@
+"""What a preset says: the pair to train, and the runs of its recipe, each one stage with its settings.
+
+A preset is one YAML file; `python -m refrag.training run PRESET RUN` trains one of its runs. Unknown names and
+wrong types are refused with the place in the file. Each default is written once, here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from refrag.config import Pooling
+from refrag.errors import TrainingError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"]
+EncoderArchitecture = Literal["bert", "roberta", "modernbert"]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Backbone(Settings):
+    """A Hugging Face model: `pretrained` (a folder or a hub name), or random weights of an architecture and shape.
+
+    With both, the shape serves `estimate`, which downloads nothing.
+    """
+
+    pretrained: str | None = None
+    architecture: str | None = None
+    shape: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _is_given(self) -> "Backbone":
+        if self.pretrained is None and self.architecture is None:
+            raise ValueError("name a `pretrained` model, or an `architecture` with its `shape`")
+        return self
+
+
+class Pair(Settings):
+    """Decoder, encoder, and what stands between them. `vocab_size` is of the tokenizer that is trained where no
+    pretrained decoder brings one.
+    """
+
+    decoder: Backbone
+    encoder: Backbone
+    vocab_size: PositiveInt = 2048
+    chunk_size: PositiveInt = 16
+    trained_chunk_sizes: list[PositiveInt] = [16]
+    encoder_length: PositiveInt | None = None
+    pooling: Pooling = "mean"
+    policy_width: PositiveInt = 128
+    policy_num_heads: PositiveInt = 4
+    max_prompt_slots: PositiveInt = 4096
+    seed: int = 0
+
+
+class Optimisation(Settings):
+    """`final_fraction`: where the cosine ends, as a share of the peak learning rate. One step is
+    `accumulation_steps` batches per process.
+    """
+
+    num_steps: PositiveInt
+    learning_rate: PositiveFloat
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    warmup_fraction: Share = 0.04
+    final_fraction: Share = 0.02
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_gradient_norm: PositiveFloat = 1.0
+    accumulation_steps: PositiveInt = 1
+    mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    snapshot_seconds: Annotated[float, Field(ge=0)] = 120.0
+    seed: int = 0
+
+
+class TextSource(Settings):
+    """Documents: the made-up world, the standard library's documentation, files, or a Hugging Face data set."""
+
+    kind: Literal["world", "stdlib", "text", "jsonl", "dataset"]
+    path: str | None = None
+    text_field: str = "text"
+    split: str = "train"
+    weight: PositiveFloat = 1.0
+
+
+class Curriculum(Settings):
+    """Easy first, long last (paper §3 and its Table 8): in step j of `num_stages` the number of samples with
+    `num_chunks[i]` chunks is a·ratios[i]^j, where every i gets the same number in all. One entry is no curriculum.
+    """
+
+    num_chunks: list[PositiveInt] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    ratios: list[PositiveFloat] = [0.333, 0.895, 1.235, 1.744, 2.121, 2.613, 2.907, 2.907, 2.907]
+    num_stages: PositiveInt = 9
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Curriculum":
+        if not self.num_chunks or len(self.ratios) < len(self.num_chunks):
+            raise ValueError(f"{len(self.num_chunks)} numbers of chunks need as many ratios, not {len(self.ratios)}")
+        return self
+
+
+class Run(Settings):
+    """What every run has: the run whose checkpoint it starts from (none: the untrained pair), and its length.
+
+    tokens_per_step: slots and encoded tokens of one batch on one process, about.
+    """
+
+    start: str | None = None
+    optimisation: Optimisation
+    tokens_per_step: PositiveInt = 4096
+
+
+class Pretrain(Run):
+    """The decoder alone over plain text and plain question answering; only where there is no pretrained one."""
+
+    stage: Literal["pretrain"]
+    sources: list[TextSource]
+    window_tokens: PositiveInt = 256
+    text_share: Share = 0.3
+    max_passages: PositiveInt = 10
+
+
+class Reconstruct(Run):
+    """Paper stage 1: decoder frozen, [e_1..e_L] then their tokens."""
+
+    stage: Literal["reconstruct"]
+    sources: list[TextSource]
+    curriculum: Curriculum = Curriculum()
+
+
+class Continue(Run):
+    """Paper stages 2 and 3: chunk embeddings of a text, then its continuation; everything trains.
+
+    expand_fractions: one is drawn per batch; above 0 that share of the chunks, picked at random, stays tokens.
+    form: "plain" shows the context as tokens, which is the same training for the baseline.
+    """
+
+    stage: Literal["continue"]
+    sources: list[TextSource]
+    curriculum: Curriculum = Curriculum()
+    continuation_tokens: PositiveInt = 64
+    expand_fractions: list[Share] = [0.0]
+    form: Literal["mixed", "plain"] = "mixed"
+
+
+class Finetune(Run):
+    """Paper stage 5: question answering over retrieved passages, only answers in the loss.
+
+    form: "plain" gives the baseline the same questions over the same passages as plain text.
+    plain_share: mixed form only, the share of batches that stay plain, so that "expand everything" keeps working.
+    policy_loss_weight: of the policy's cross-entropy against the chunks that hold the answer, whose gradient
+        reaches the encoder too; 0 leaves the policy to reinforcement alone, as in the paper.
+    """
+
+    stage: Literal["finetune"]
+    form: Literal["mixed", "plain"] = "mixed"
+    max_passages: PositiveInt = 10
+    expand_fractions: list[Share] = [0.0, 0.1, 0.1, 0.2]
+    plain_share: Share = 0.1
+    policy_loss_weight: Annotated[float, Field(ge=0)] = 0.5
+    sources: list[TextSource] = []
+    text_share: Share = 0.0
+
+
+class Policy(Run):
+    """Paper stage 4: the expansion policy by GRPO, everything else frozen.
+
+    fresh: begin with new weights instead of those in the checkpoint.
+    """
+
+    stage: Literal["policy"]
+    question_aware: bool = True
+    fresh: bool = False
+    group_size: Annotated[int, Field(ge=2)] = 8
+    clip_range: PositiveFloat = 0.2
+    updates_per_batch: PositiveInt = 2
+    expand_fractions: list[Share] = [0.1]
+    max_passages: PositiveInt = 10
+
+
+AnyRun = Annotated[Pretrain | Reconstruct | Continue | Finetune | Policy, Field(discriminator="stage")]
+
+
+class Preset(Settings):
+    """`result`: the run whose checkpoint the recipe is for."""
+
+    description: str
+    pair: Pair
+    runs: dict[str, AnyRun]
+    result: str
+
+    @model_validator(mode="after")
+    def _runs_exist(self) -> "Preset":
+        seen: list[str] = []
+        for name, run in self.runs.items():
+            if run.start is not None and run.start not in seen:
+                raise ValueError(f"run {name!r} starts from {run.start!r}; runs above it are {seen}")
+            seen.append(name)
+        if self.result not in seen:
+            raise ValueError(f"result is {self.result!r}; the runs are {seen}")
+        return self
+
+
+def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
+    """A preset by name or path, with `a.b.c=value` overrides, or TrainingError that says where it does not fit."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
+        raise TrainingError(f"no preset {name!r}; known are {known}, or give the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+        for override in overrides or []:
+            _apply(override, values)
+        return Preset.model_validate(values)
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{path} is not YAML: {error}") from None
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise TrainingError(f"{path} does not fit: {faults}") from None
+
+
+def _apply(override: str, values: dict[str, Any]) -> None:
+    """Set one value in place; what it replaces need not be there, so that defaults can be overridden."""
+    place, equals, text = override.partition("=")
+    *path, last = place.split(".")
+    if not equals or not last:
+        raise TrainingError(f"override is {override!r}; the form is runs.finetune.optimisation.num_steps=100")
+    for key in path:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise TrainingError(f"override is {override!r}; {key!r} holds a single value")
+    values[last] = yaml.safe_load(text)
