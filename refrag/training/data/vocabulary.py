@@ -82,3 +82,12 @@ mirrors wheels locks ladders baskets gloves tents helmets spoons blankets radios
 """.split()
 
 YEARS = [str(year) for year in range(1850, 2000)]
+
+MONTHS = "January February March April May June July August September October November December".split()
+
+DAYS = [f"{day} {month}" for month in MONTHS for day in range(1, 29)]
+
+# Without letters that are easily taken for digits.
+LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
+
+DIGITS = "0123456789"
