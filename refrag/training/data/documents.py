@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from refrag.errors import TrainingError
-from refrag.training.data.world import Split, make_world
+from refrag.training.data.world import Split, make_document, make_world
 from refrag.training.settings import TextSource
 
 HELDOUT_ONE_IN = 10
@@ -163,8 +163,8 @@ def _read_worlds(source: TextSource) -> Iterator[Document]:
     """World n is made of names of the split that its own number falls into."""
     for number in itertools.count():
         identity = f"world {number}"
-        world = make_world(random.Random(identity), PASSAGES_PER_WORLD, split_of(identity))
-        yield Document(identity, "\n".join(world.passages))
+        rng = random.Random(identity)
+        yield Document(identity, make_document(rng, make_world(rng, PASSAGES_PER_WORLD, split_of(identity))))
 
 
 def _read_stdlib(source: TextSource) -> Iterator[Document]:
@@ -248,9 +248,9 @@ def _from_record(record: Any, source: TextSource, place: str) -> Document:
 def _import_datasets() -> Any:
     try:
         return importlib.import_module("datasets")
-    except ImportError:
+    except ImportError as error:
         raise TrainingError(
-            "a source of kind 'dataset' needs the package datasets: python -m pip install datasets"
+            f"a source of kind 'dataset' needs the package datasets ({error}): python -m pip install datasets"
         ) from None
 
 

@@ -1,17 +1,22 @@
 """The demo tokenizer: byte-level BPE, so that any text survives the round trip, with every digit a token of its own."""
 
 import random
+from collections.abc import Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from refrag.training.world import make_context
+from refrag.training.data.documents import open_documents
+from refrag.training.data.tasks import TASKS, ask
+from refrag.training.data.world import make_document, make_world
+from refrag.training.settings import TextSource
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
+NUM_ENTITIES, QUESTIONS_PER_TASK, PROSE_CHARACTERS = 10, 3, 8000
 
 
-def train_tokenizer(vocab_size: int, seed: int, num_contexts: int = 4000) -> PreTrainedTokenizerFast:
-    """Learn the merges from `num_contexts` training contexts and their questions."""
+def train_tokenizer(vocab_size: int, seed: int, num_documents: int = 800) -> PreTrainedTokenizerFast:
+    """Learn the merges from training documents of the made-up world, its questions, and the library's prose."""
     rng = random.Random(seed)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -24,7 +29,7 @@ def train_tokenizer(vocab_size: int, seed: int, num_contexts: int = 4000) -> Pre
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((_sample_text(rng) for _ in range(num_contexts)), trainer)
+    tokenizer.train_from_iterator(_texts(rng, num_documents), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -34,7 +39,16 @@ def train_tokenizer(vocab_size: int, seed: int, num_contexts: int = 4000) -> Pre
     )
 
 
-def _sample_text(rng: random.Random) -> str:
-    context = make_context(rng, num_passages=4, num_questions=8, split="train")
-    questions = [f" {question.text}\n {question.answer}" for question in context.questions]
-    return "\n".join(f" {text}" for text in context.passages + questions)
+def _texts(rng: random.Random, num_documents: int) -> Iterator[str]:
+    prose = open_documents(TextSource(kind="stdlib"), "train")
+    for _ in range(num_documents):
+        world = make_world(rng, NUM_ENTITIES, "train")
+        yield make_document(rng, world)
+        passages = range(NUM_ENTITIES)
+        yield "\n".join(
+            f" {question.text}\n {question.answer}"
+            for task in TASKS * QUESTIONS_PER_TASK
+            if (question := ask(rng, task, world, passages))
+        )
+        # The library's documents are many times as long; in full they would take most of the vocabulary.
+        yield prose.draw()[:PROSE_CHARACTERS]

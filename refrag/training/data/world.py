@@ -96,6 +96,32 @@ def draw_entities(rng: random.Random, count: int, split: Split) -> list[Entity]:
     return entities
 
 
+def make_document(rng: random.Random, world: World) -> str:
+    """All passages in groups of one to three, each group told once more in other words and another order.
+
+    So what comes next in the text often follows from what stands before it, as in a text about real things.
+    """
+    paragraphs: list[str] = []
+    numbers = list(range(len(world.passages)))
+    while numbers:
+        count = rng.randint(1, 3)
+        group, numbers = numbers[:count], numbers[count:]
+        paragraphs += [world.passages[number] for number in group]
+        paragraphs += [retell(rng, world, number) for number in rng.sample(group, len(group))]
+    return "".join(f" {paragraph}\n" for paragraph in paragraphs)
+
+
+def retell(rng: random.Random, world: World, number: int) -> str:
+    """The facts of one passage once more, in any order."""
+    name = world.entities[number].full_name
+    told = world.facts[number]
+    sentences = [
+        Phrasing().choose(rng, fact.attribute.statements).replace("{e}", name).replace("{v}", fact.value)
+        for fact in rng.sample(told, len(told))
+    ]
+    return " ".join(map(_capitalised, sentences))
+
+
 def _tell(rng: random.Random, entities: list[Entity], number: int, phrasing: Phrasing) -> tuple[str, list[Fact]]:
     entity = entities[number]
     text, told = "", []

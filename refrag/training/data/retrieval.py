@@ -1,0 +1,48 @@
+"""Passages for a question by BM25, as a strong or a weak retriever would give them (paper §5).
+
+strong: the best ones. weak: random ones among the best fifty. The best passage's sentences are queries too, one
+hop on, because what a multi-hop question asks for is named only in the passage that it leads to.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+import bm25s
+import numpy as np
+
+Strength = Literal["strong", "weak"]
+WEAK_POOL = 50
+
+
+class Retriever:
+    """A BM25 index over passages."""
+
+    def __init__(self, passages: Sequence[str]) -> None:
+        self.passages = passages
+        self.index = bm25s.BM25()
+        self.index.index(bm25s.tokenize(list(passages), stopwords="en", show_progress=False), show_progress=False)
+
+    def retrieve(self, rng: random.Random, query: str, count: int, strength: Strength = "strong") -> list[int]:
+        """Numbers of up to `count` passages, best first, or in random order from the weak retriever."""
+        if strength == "strong":
+            return self.rank(query, count)
+        pool = self.rank(query, WEAK_POOL)
+        return rng.sample(pool, min(count, len(pool)))
+
+    def rank(self, query: str, count: int) -> list[int]:
+        """By the query alone and by one hop in turn, so that both have their share of a short list."""
+        by_query = self._order(query)
+        hops = [self._hop(sentence, by_query[0]) for sentence in self.passages[by_query[0]].split(". ")]
+        merged = [number for pair in itertools.zip_longest(by_query, hops) for number in pair if number is not None]
+        return list(dict.fromkeys(merged))[:count]
+
+    def _hop(self, sentence: str, origin: int) -> int | None:
+        """The best passage for a sentence of passage `origin`, other than that passage itself."""
+        return next((number for number in self._order(sentence) if number != origin), None)
+
+    def _order(self, query: str) -> list[int]:
+        tokens = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)[0]
+        scores = self.index.get_scores(tokens) if tokens else np.zeros(len(self.passages))
+        return np.argsort(-scores, kind="stable").tolist()
