@@ -1,117 +1,347 @@
-"""The loop that every stage shares: schedule, gradient step, metrics as JSON lines, snapshots to resume from."""
+"""The loop of every stage, unchanged from one CPU process to an FSDP cluster (`accelerate launch`).
+
+One step: draw `accumulation_steps` batches per process, roll them out if the objective wants that, then
+`updates_per_batch` updates of the weights over those same batches. All random numbers come from the seed and the
+number of the draw, counted over all processes. So a resumed run continues as if unbroken, and two processes train
+like one that accumulates twice as much.
+"""
 
 import json
 import random
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
-from refrag.training.optimizer import learning_rate_factor, make_optimizers
+from refrag.errors import TrainingError
+from refrag.training.metrics import Figures, Metrics, mean_figures, step_figures
+from refrag.training.optimizer import learning_rate_factor, make_optimizer
+from refrag.training.settings import Optimisation
 
-SNAPSHOT_SECONDS = 120.0
-MAX_GRADIENT_NORM = 1.0
+# Settings that a resumed run may change: how long it is, how often it saves, and memory against time.
+FREE_SETTINGS = {"num_steps", "snapshot_seconds", "gradient_checkpointing"}
 
 
-# A stage's step: given the random source and the progress from 0 to 1, a loss and named figures to log.
-Step = Callable[[random.Random, float], tuple[Tensor, dict[str, float]]]
+class Outcome(NamedTuple):
+    """What an objective makes of a batch: the loss to minimise, and figures to log."""
+
+    # A tuple, because FSDP and autocast find tensors in tuples but not in dataclasses.
+    loss: Tensor
+    figures: Figures
+
+
+class Batch(Protocol):
+    def to(self, device: torch.device) -> Any: ...
+
+
+class BatchSource(Protocol):
+    """A stream of batches; each process has its own, and `state` is its position as plain JSON values."""
+
+    def draw(self, rng: random.Random, progress: float) -> Batch: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Objective(nn.Module):
+    """What a stage minimises; its submodules are exactly the parts it uses, the frozen ones without gradients.
+
+    Every trainable part takes part in every loss, and a rollout calls its parts equally often on every process:
+    processes that share weights wait for each other.
+    """
+
+    needs_rollout: ClassVar[bool] = False
+    updates_per_batch: int = 1
+
+    def forward(self, batch: Any, rollout_seed: int | None = None) -> Any:
+        """The `Outcome` of `batch`; given `rollout_seed`, instead a new batch with rollouts in it."""
+        raise NotImplementedError
 
 
 def run_stage(
-    name: str,
-    step_function: Step,
-    modules: dict[str, nn.Module],
-    num_steps: int,
-    learning_rate: float,
-    seed: int,
-    directory: Path,
-    snapshot_seconds: float = SNAPSHOT_SECONDS,
+    name: str, objective: Objective, source: BatchSource, optimisation: Optimisation, directory: Path
 ) -> dict[str, float]:
-    """Train `modules` for `num_steps` steps in all, resuming from a snapshot of the same stage if there is one.
+    """Train `objective` for `num_steps` steps in all, resuming from the newest snapshot in `directory`/snapshot.
 
-    Returns the cost: steps, minutes, and the means of the figures over the last twentieth of the stage.
+    Returns the cost: steps, minutes, and the means of the figures over the last twentieth of the steps. Raises
+    FloatingPointError before a loss or gradient that is not finite reaches the weights, and KeyboardInterrupt after a
+    snapshot when SIGTERM or SIGINT asks for the end. All processes share `directory`.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    state = _Stage(name, modules, make_optimizers(modules.values(), learning_rate), random.Random(seed), directory)
-    state.resume()
-    with (directory / f"{name}.jsonl").open("a") as log, tqdm(total=100, desc=name, unit="%", disable=None) as bar:
-        while (progress := state.step / num_steps) < 1:
-            started = time.monotonic()
-            loss, figures = step_function(state.rng, progress)
-            state.update(loss, learning_rate * learning_rate_factor(progress))
-            state.elapsed += time.monotonic() - started
-            state.figures.append(figures)
-            print(json.dumps({"step": state.step, "progress": round(progress, 4), **figures}), file=log, flush=True)
-            bar.update(round(100 * progress) - bar.n)
-            bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items()})
-            state.snapshot_if_due(snapshot_seconds)
-    state.snapshot()
-    return {"num_steps": state.step, "minutes": round(state.elapsed / 60, 1), **state.closing_figures()}
+    stage = _Stage(name, objective, source, optimisation, directory)
+    stage.resume()
+    with _stop_requests() as stop, stage.metrics() as metrics:
+        while stage.step < optimisation.num_steps:
+            figures = stage.take_step()
+            if metrics is not None:
+                metrics.write(stage.step, figures)
+            is_stopping, is_due = stage.anywhere(stop.is_set(), stage.snapshot_is_due())
+            if is_stopping or is_due:
+                stage.snapshot()
+            if is_stopping:
+                raise KeyboardInterrupt(f"stage {name} was stopped after step {stage.step}; run it again to resume")
+    stage.snapshot()
+    stage.hand_back_weights()
+    return stage.cost()
 
 
 class _Stage:
     def __init__(
-        self,
-        name: str,
-        modules: dict[str, nn.Module],
-        optimizers: list[torch.optim.Optimizer],
-        rng: random.Random,
-        directory: Path,
+        self, name: str, objective: Objective, source: BatchSource, optimisation: Optimisation, directory: Path
     ) -> None:
-        self.modules, self.optimizers, self.rng = modules, optimizers, rng
-        self.path = directory / f"{name}.snapshot.pt"
+        self.name, self.source, self.optimisation, self.directory = name, source, optimisation, directory
+        self.accelerator = Accelerator(mixed_precision=optimisation.mixed_precision)
+        self.original = objective
+        # Sharding replaces the parameters of a module, so FSDP gets a copy and the original stays whole.
+        self.objective = deepcopy(objective) if self._is_sharded else objective
+        self._prepare()
         self.step, self.elapsed = 0, 0.0
-        self.figures: list[dict[str, float]] = []
-        self.saved_at = time.monotonic()
+        self.closing_figures: deque[Figures] = deque(maxlen=max(1, optimisation.num_steps // 20))
+        self.saved_step, self.saved_at = -1, time.monotonic()
 
-    def update(self, loss: Tensor, learning_rate: float) -> None:
-        loss.backward()
-        for module in self.modules.values():
-            nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-            optimizer.zero_grad()
+    @property
+    def _is_sharded(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def _prepare(self) -> None:
+        if not any(parameter.requires_grad for parameter in self.objective.parameters()):
+            raise TrainingError(f"stage {self.name} trains nothing: every parameter of its objective is frozen")
+        if self._is_sharded:
+            self._prepare_sharding()
+        if self.optimisation.gradient_checkpointing:
+            recompute_activations(self.objective)
+        optimizer = make_optimizer(self.objective, self.optimisation)
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        train_what_trains(self.objective)
+
+    def _prepare_sharding(self) -> None:
+        if self.optimisation.optimizer == "muon":
+            raise TrainingError("Muon needs whole matrices and FSDP splits them; give the stage optimizer: adamw")
+        # Each stage has its own parts, and the plugin would keep the layers of the first stage.
+        self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(self.objective)
+
+    def take_step(self) -> Figures:
+        """Draw, roll out, update; the step's figures over all processes."""
+        started = time.monotonic()
+        progress = self.step / self.optimisation.num_steps
+        learning_rate = self._set_learning_rate(progress)
+        batches = [self._draw(number, progress) for number in self._draw_numbers()]
+        num_updates = self.objective.updates_per_batch
+        figures = [each for epoch in range(num_updates) for each in self._update(batches, epoch)]
+        merged = step_figures(gather_object(figures), num_updates)
         self.step += 1
+        self.closing_figures.append(merged)
+        seconds = time.monotonic() - started
+        self.elapsed += seconds
+        return {"progress": progress, "learning_rate": learning_rate, "seconds": seconds, **merged}
 
-    def snapshot_if_due(self, seconds: float) -> None:
-        if time.monotonic() - self.saved_at >= seconds:
-            self.snapshot()
+    def _draw_numbers(self) -> list[int]:
+        """The draws of this process among all of the step, in turns with the other processes."""
+        num_processes = self.accelerator.num_processes
+        first, end = self.accelerator.process_index, self.optimisation.accumulation_steps * num_processes
+        return list(range(first, end, num_processes))
+
+    def _set_learning_rate(self, progress: float) -> float:
+        settings = self.optimisation
+        factor = learning_rate_factor(progress, settings.warmup_fraction, settings.final_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * factor
+        return settings.learning_rate * factor
+
+    def _rng(self, draw: int, *purpose: object) -> random.Random:
+        return random.Random(" ".join(map(str, (self.optimisation.seed, self.name, self.step, draw, *purpose))))
+
+    def _draw(self, number: int, progress: float) -> Any:
+        batch = self.source.draw(self._rng(number), progress).to(self.accelerator.device)
+        return self._roll_out(batch, number) if self.objective.needs_rollout else batch
+
+    def _roll_out(self, batch: Any, number: int) -> Any:
+        seed = self._rng(number, "rollout").getrandbits(63)
+        torch.manual_seed(seed)
+        # Rollouts are generation: no dropout, and a cache, which gradient checkpointing forbids in training mode.
+        self.objective.eval()
+        with torch.no_grad():
+            rolled_out = self.model(batch, rollout_seed=seed)
+        train_what_trains(self.objective)
+        return rolled_out
+
+    def _update(self, batches: list[Any], epoch: int) -> list[Figures]:
+        """One update of the weights by the mean loss over `batches`; the figures of each batch."""
+        outcomes = [self._backward(batches, index, epoch) for index in range(len(batches))]
+        norm = self._clip_gradients()
+        loss = self.accelerator.reduce(torch.stack([loss for loss, _ in outcomes]).mean(), "mean")
+        self._refuse_non_finite(loss.item(), norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return [{"loss": loss.item(), "gradient_norm": norm, **figures} for loss, figures in outcomes]
+
+    def _backward(self, batches: list[Any], index: int, epoch: int) -> Outcome:
+        is_last = index == len(batches) - 1
+        torch.manual_seed(self._rng(self._draw_numbers()[index], epoch).getrandbits(63))
+        # Processes exchange gradients once, in the last backward pass.
+        with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            loss, figures = self.model(batches[index])
+            self.accelerator.backward(loss / len(batches))
+        return Outcome(loss.detach(), figures)
+
+    def _clip_gradients(self) -> float:
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.max_gradient_norm)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    def _refuse_non_finite(self, loss: float, norm: float) -> None:
+        if not torch.isfinite(torch.tensor([loss, norm])).all():
+            raise FloatingPointError(
+                f"stage {self.name}, step {self.step + 1}: the loss is {loss}, the gradient norm {norm}; the weights "
+                "are untouched: lower the learning rate and start again, or resume from the last snapshot"
+            )
+
+    def anywhere(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is up on any process: all must agree on when to save and when to stop."""
+        raised = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
+        return [count > 0 for count in self.accelerator.reduce(raised, "sum").tolist()]
+
+    @contextmanager
+    def metrics(self) -> Iterator[Metrics | None]:
+        """The run's metrics on the main process, None on all others."""
+        if not self.accelerator.is_main_process:
+            yield None
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with closing(Metrics(self.name, self.directory, self.step, self.optimisation.num_steps)) as metrics:
+            yield metrics
+
+    def snapshot_is_due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.optimisation.snapshot_seconds
 
     def snapshot(self) -> None:
-        state = {
+        """Save the run as `snapshot`/STEP, which appears whole or not at all, then remove older ones."""
+        if self.saved_step == self.step:
+            return
+        final = self.directory / "snapshot" / f"{self.step:08d}"
+        partial = final.with_suffix(".partial")
+        # Safetensors would part with tied weights, and warn of it at each snapshot.
+        self.accelerator.save_state(str(partial), safe_serialization=False)
+        (partial / self._source_file).write_text(json.dumps(self.source.state()))
+        if self.accelerator.is_main_process:
+            (partial / "run.json").write_text(json.dumps(self._run_state()))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            partial.rename(final)
+            for other in set(final.parent.iterdir()) - {final}:
+                shutil.rmtree(other)
+        self.accelerator.wait_for_everyone()
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+
+    @property
+    def _source_file(self) -> str:
+        return f"source_{self.accelerator.process_index}.json"
+
+    def _run_state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
-            "elapsed": self.elapsed,
-            "figures": self.figures,
-            "rng": self.rng.getstate(),
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "elapsed_seconds": self.elapsed,
+            "closing_figures": list(self.closing_figures),
+            "settings": self._settings(),
         }
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.rename(self.path)
-        self.saved_at = time.monotonic()
+
+    def _settings(self) -> dict[str, Any]:
+        """What a snapshot and the run that resumes from it must have in common."""
+        settings = self.optimisation.model_dump(mode="json", exclude=FREE_SETTINGS)
+        return {"stage": self.name, "num_processes": self.accelerator.num_processes, **settings}
 
     def resume(self) -> None:
-        if not self.path.exists():
+        """Continue from the newest snapshot, or raise TrainingError if it is of a run with other settings."""
+        snapshot = newest_snapshot(self.directory)
+        if snapshot is None:
             return
-        state = torch.load(self.path, weights_only=True)
-        self.step, self.elapsed, self.figures = state["step"], state["elapsed"], state["figures"]
-        self.rng.setstate(state["rng"])
-        for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        state = json.loads((snapshot / "run.json").read_text())
+        self._refuse_other_run(snapshot, state)
+        self.accelerator.load_state(str(snapshot))
+        self.source.restore(json.loads((snapshot / self._source_file).read_text()))
+        self.step = self.saved_step = state["step"]
+        self.elapsed = state["elapsed_seconds"]
+        self.closing_figures.extend(state["closing_figures"])
 
-    def closing_figures(self) -> dict[str, float]:
-        last = self.figures[-max(1, len(self.figures) // 20) :]
-        names = sorted({name for figures in last for name in figures})
-        return {
-            name: round(sum(values) / len(values), 4)
-            for name in names
-            if (values := [figures[name] for figures in last if name in figures])
-        }
+    def _refuse_other_run(self, snapshot: Path, state: dict[str, Any]) -> None:
+        saved, given = state["settings"], self._settings()
+        names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
+        if state["step"] > self.optimisation.num_steps:
+            saved, given, names = (
+                {"num_steps": state["step"]},
+                {"num_steps": self.optimisation.num_steps},
+                ["num_steps"],
+            )
+        if names:
+            differences = ", ".join(f"{name} {saved.get(name)} there and {given.get(name)} here" for name in names)
+            raise TrainingError(
+                f"the snapshot {snapshot} is of another run ({differences}); "
+                f"give the same settings to resume it, or remove {snapshot.parent} to start anew"
+            )
+
+    def hand_back_weights(self) -> None:
+        """Leave the trained weights in the objective that was given, with no trace of the wrapping."""
+        if not self._is_sharded:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            return
+        whole = self.original.state_dict(keep_vars=True)
+        with torch.no_grad():
+            # One tensor at a time, so that no process holds a second copy of the model on its device.
+            for name, value in self.model.state_dict().items():
+                whole[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+
+    def cost(self) -> dict[str, float]:
+        means = {name: round(value, 4) for name, value in sorted(mean_figures(self.closing_figures).items())}
+        return {"num_steps": self.step, "minutes": round(self.elapsed / 60, 1), **means}
+
+
+def newest_snapshot(directory: Path) -> Path | None:
+    whole = [path for path in (directory / "snapshot").glob("*") if path.suffix != ".partial"]
+    return max(whole, default=None)
+
+
+def train_what_trains(objective: nn.Module) -> None:
+    """Training mode for all but the modules whose every parameter is frozen: those must not drop anything out."""
+    objective.train()
+    for module in objective.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def recompute_activations(objective: nn.Module) -> None:
+    """Switch on gradient checkpointing in each Hugging Face model that trains."""
+    for module in objective.modules():
+        if isinstance(module, PreTrainedModel) and any(each.requires_grad for each in module.parameters()):
+            module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def layer_classes(objective: nn.Module) -> list[str]:
+    """The names of the layers to shard by: what the Hugging Face models in `objective` call indivisible and have."""
+    modules = list(objective.modules())
+    present = {type(module).__name__ for module in modules}
+    models = [module for module in modules if isinstance(module, PreTrainedModel)]
+    return sorted(present & {name for model in models for name in model._no_split_modules or ()})
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set instead of ending the process; only the main thread may catch them."""
+    stop = threading.Event()
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                stack.callback(signal.signal, number, signal.signal(number, lambda *_: stop.set()))
+        yield stop

@@ -1,0 +1,83 @@
+"""What a run leaves to look at: a line of JSON per step, TensorBoard's events, and a progress bar."""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+
+class Metrics:
+    """Writer of the steps after `step`; what a killed run wrote of them is cut off, so that none appears twice."""
+
+    def __init__(self, name: str, directory: Path, step: int, num_steps: int) -> None:
+        path = directory / "metrics.jsonl"
+        _cut_after(step, path)
+        self._lines = path.open("a")
+        self._board = _open_board(directory / "tensorboard", first_step=step + 1)
+        self._bar = tqdm(desc=name, total=num_steps, initial=step, unit="step", disable=None)
+
+    def write(self, step: int, figures: Figures) -> None:
+        self._lines.write(json.dumps({"step": step, **figures}) + "\n")
+        self._lines.flush()
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+        self._bar.update()
+        self._bar.set_postfix(loss=f"{figures['loss']:.3f}")
+
+    def close(self) -> None:
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+        self._bar.close()
+
+
+def mean_figures(figures: Iterable[Figures]) -> Figures:
+    """The mean of each figure over those that have it."""
+    values: dict[str, list[float]] = {}
+    for each in figures:
+        for name, value in each.items():
+            values.setdefault(name, []).append(float(value))
+    return {name: sum(several) / len(several) for name, several in values.items()}
+
+
+def step_figures(figures: Sequence[Figures], num_updates: int) -> Figures:
+    """One step's figures from those of its forward passes: means, except that tokens add up, each batch once."""
+    means = mean_figures(figures)
+    if "tokens" in means:
+        means["tokens"] = sum(each.get("tokens", 0) for each in figures) / num_updates
+    return means
+
+
+def _cut_after(step: int, path: Path) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+    shortened = path.with_suffix(".partial")
+    shortened.write_text("".join(kept))
+    shortened.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        # A kill can leave half a line, which is of a step that no snapshot holds.
+        return float("inf")
+
+
+def _open_board(directory: Path, first_step: int) -> Any:
+    """TensorBoard's writer, or None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning("tensorboard is not installed, so the run is written to metrics.jsonl alone")
+        return None
+    return SummaryWriter(str(directory), purge_step=first_step)
