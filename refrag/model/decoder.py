@@ -36,6 +36,20 @@ class Decoder(nn.Module):
         rows = chunk_embeddings[input_ids[is_chunk] - self.vocab_size].to(embedded.dtype)
         return embedded.masked_scatter(is_chunk.unsqueeze(-1), rows)
 
+    def read(self, inputs_embeds: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The last hidden states, without a cache; position ids that start anew within a row part it into prompts
+        that do not see each other.  (B, S, D) -> (B, S, D)
+        """
+        return self.backbone.base_model(
+            inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        """What the whole model says after these last hidden states.  (…, D) -> (…, V)"""
+        logits = self.backbone.get_output_embeddings()(states)
+        cap = getattr(self.backbone.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     @property
     def eos_ids(self) -> set[int]:
         """Token ids that end an answer; a Hugging Face config has none, one or several."""

@@ -87,3 +87,31 @@ def pick_in_turn(
         if confidence < 1 and float(probabilities[picked].sum()) >= confidence:
             break
     return picked
+
+
+def sample_in_turn(logits: Tensor, budgets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Several random selections for each context, drawn as `pick_in_turn` draws one.  (B, C) -> (B, G, T)
+
+    Row b has budgets[b] picks of different chunks in each of its G samples, then −1. Adding Gumbel noise to the
+    logits once and sorting is the same as drawing from the masked softmax again and again.
+    """
+    noise = torch.rand((num_samples, *logits.shape), generator=generator).clamp(min=1e-9).to(logits.device)
+    noisy = logits - (-noise.log()).log()  # (G, B, C)
+    width = max(1, int(budgets.max()))
+    picks = noisy.topk(width, -1).indices.transpose(0, 1)  # (B, G, T)
+    beyond = torch.arange(width, device=logits.device) >= budgets.unsqueeze(-1)  # (B, T)
+    return picks.masked_fill(beyond.unsqueeze(1), -1)
+
+
+def log_probabilities_in_turn(logits: Tensor, picks: Tensor) -> Tensor:
+    """Log-probability of each pick given those before it; 0 where there is none.  (B, C), (B, G, T) -> (B, G, T)"""
+    remaining = logits.unsqueeze(1).expand(-1, picks.shape[1], -1)  # (B, G, C)
+    steps = []
+    for pick in picks.unbind(-1):  # (B, G)
+        chosen = pick.clamp(min=0).unsqueeze(-1)
+        log_probability = remaining.log_softmax(-1).gather(-1, chosen).squeeze(-1)
+        steps.append(log_probability.masked_fill(pick < 0, 0.0))
+        is_chosen = torch.zeros_like(remaining, dtype=torch.bool).scatter(-1, chosen, (pick >= 0).unsqueeze(-1))
+        # A finite value: with all chunks picked, −inf everywhere would have no softmax.
+        remaining = remaining.masked_fill(is_chosen, torch.finfo(logits.dtype).min)
+    return torch.stack(steps, -1)

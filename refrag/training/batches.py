@@ -104,12 +104,13 @@ class PolicyBatch(Movable):
 
 @dataclass(frozen=True)
 class ContextBatch(Movable):
-    """Contexts with their questions, before anything is picked or laid out."""
+    """Contexts with their questions, before anything is picked or laid out; `seed` decides what is left to chance then."""
 
     contexts: list[TokenisedContext]
     chunks: EncoderBatch
     questions: EncoderBatch
     policy: PolicyBatch
+    seed: int
 
 
 def collate_mixed(
@@ -165,13 +166,14 @@ def encoder_batch(chunker: Chunker, chunks: Sequence[Chunk]) -> EncoderBatch:
     return EncoderBatch(torch.from_numpy(ids[:, :width].copy()), torch.from_numpy(mask[:, :width].copy()))
 
 
-def collate_contexts(chunker: Chunker, contexts: list[TokenisedContext]) -> ContextBatch:
+def collate_contexts(chunker: Chunker, contexts: list[TokenisedContext], seed: int = 0) -> ContextBatch:
     questions = [question for context in contexts for question in context.questions]
     return ContextBatch(
         contexts=contexts,
         chunks=encoder_batch(chunker, [chunk for context in contexts for chunk in context.chunks]),
         questions=encoder_batch(chunker, [chunk for question in questions for chunk in question.chunks]),
         policy=_collate_policy(contexts),
+        seed=seed,
     )
 
 
@@ -186,9 +188,7 @@ def question_segments(
     return [Segment(question.prompt_ids, question_weight), Segment(question.answer_ids, answer_weight, is_answer=True)]
 
 
-def _lay_out(
-    example: MixedExample, vocab_size: int, bos_id: int | None
-) -> tuple[list[int], list[float], list[bool]]:
+def _lay_out(example: MixedExample, vocab_size: int, bos_id: int | None) -> tuple[list[int], list[float], list[bool]]:
     """Ids, with rows numbered from the example's first one; weights; and which ids belong to an answer."""
     prompt = lay_out_prompt(example.chunks, example.expanded, [], vocab_size, bos_id)
     first = vocab_size + example.first_row

@@ -152,7 +152,7 @@ class Finetune(Run):
     """Paper stage 5: question answering over retrieved passages, only answers in the loss.
 
     form: "plain" gives the baseline the same questions over the same passages as plain text.
-    plain_share: mixed form only, the share of batches that stay plain, so that "expand everything" keeps working.
+    plain_share: mixed form only, the share of batches with every chunk expanded, so that this keeps working.
     policy_loss_weight: of the policy's cross-entropy against the chunks that hold the answer, whose gradient
         reaches the encoder too; 0 leaves the policy to reinforcement alone, as in the paper.
     """
@@ -163,8 +163,6 @@ class Finetune(Run):
     expand_fractions: list[Share] = [0.0, 0.1, 0.1, 0.2]
     plain_share: Share = 0.1
     policy_loss_weight: Annotated[float, Field(ge=0)] = 0.5
-    sources: list[TextSource] = []
-    text_share: Share = 0.0
 
 
 class Policy(Run):

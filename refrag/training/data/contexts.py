@@ -71,8 +71,10 @@ class ContextMaker:
         strength: Strength = "weak" if rng.random() < WEAK_SHARE else "strong"
         retrieved, question = self._retrieve_for(rng, task, num_passages, strength)
         questions, history = [question], question.history
-        if not history and rng.random() < FOLLOWUP_SHARE and (
-            turns := draw_turns(rng, self.world, retrieved, self.phrasing)
+        if (
+            not history
+            and rng.random() < FOLLOWUP_SHARE
+            and (turns := draw_turns(rng, self.world, retrieved, self.phrasing))
         ):
             questions.append(ask_after(rng, self.world, turns, self.phrasing))
             history = turns.texts

@@ -28,6 +28,8 @@ HELDOUT_ONE_IN = 10
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
 PASSAGES_PER_WORLD = 10
+# Alone, datasets brings releases of these two that refuse the NumPy 1 of this project.
+INSTALL_DATASETS = 'python -m pip install datasets "pyarrow<26" "pandas<3"'
 
 # What tests the library or is generated for its tests is not its documentation.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages"}
@@ -73,18 +75,20 @@ class Documents:
     def __init__(self, source: TextSource, split: Split):
         self.source = source
         self.split = split
-        self._position = 0
+        self.position = 0
         self._stream: Iterator[str] | None = None
 
     def read(self) -> Iterator[str]:
         """One pass over the documents; of worlds there is no last one."""
         num_others = num_read = 0
         for identity, text in READERS[self.source.kind](self.source):
-            if split_of(identity) != self.split:
-                num_others += 1
-            elif text.strip():
+            if not text.strip():
+                continue
+            if split_of(identity) == self.split:
                 num_read += 1
                 yield text
+            else:
+                num_others += 1
         if not num_read:
             raise TrainingError(
                 f"{_name(self.source)} has no {self.split} document and {num_others} of the other split; "
@@ -104,16 +108,16 @@ class Documents:
 
     def draw(self) -> str:
         if self._stream is None:
-            self._stream = self.stream(self._position)
+            self._stream = self.stream(self.position)
         text = next(self._stream)
-        self._position += 1
+        self.position += 1
         return text
 
     def state(self) -> dict[str, Any]:
-        return {"position": self._position}
+        return {"position": self.position}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._position = state["position"]
+        self.position = state["position"]
         self._stream = None
 
 
@@ -127,32 +131,24 @@ class MixedDocuments:
         if not sources:
             raise TrainingError("no text source is named; name at least one")
         self._parts = [open_documents(source, split) for source in sources]
-        self._weights = [source.weight for source in sources]
-        self._positions = [0] * len(sources)
 
     def draw(self) -> str:
-        part = self._next_part()
-        text = self._parts[part].draw()
-        self._positions[part] += 1
-        return text
+        return min(self._parts, key=lambda part: (part.position + 1) / part.source.weight).draw()
 
     def state(self) -> dict[str, Any]:
-        return {"positions": list(self._positions)}
+        return {"positions": [part.position for part in self._parts]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on at `state`, or raise TrainingError if it is of another number of sources."""
         if len(state["positions"]) != len(self._parts):
             raise TrainingError(f"the state is of {len(state['positions'])} text sources, not of {len(self._parts)}")
-        self._positions = list(state["positions"])
-        for part, position in zip(self._parts, self._positions, strict=True):
+        for part, position in zip(self._parts, state["positions"], strict=True):
             part.restore({"position": position})
-
-    def _next_part(self) -> int:
-        return min(range(len(self._parts)), key=lambda part: (self._positions[part] + 1) / self._weights[part])
 
 
 def split_of(identity: str) -> Split:
-    return "heldout" if zlib.crc32(identity.encode()) % HELDOUT_ONE_IN == 0 else "train"
+    # A file name whose bytes are not UTF-8 is a string that cannot be encoded strictly.
+    return "heldout" if zlib.crc32(identity.encode(errors="surrogatepass")) % HELDOUT_ONE_IN == 0 else "train"
 
 
 def _name(source: TextSource) -> str:
@@ -242,6 +238,10 @@ def _from_record(record: Any, source: TextSource, place: str) -> Document:
     if not isinstance(text, str):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise TrainingError(f"{place} has no text under {source.text_field!r}, only {found}; set text_field")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TrainingError(f"{place} has text that no tokenizer takes: {error}") from None
     return Document(text, text)
 
 
@@ -250,7 +250,7 @@ def _import_datasets() -> Any:
         return importlib.import_module("datasets")
     except ImportError as error:
         raise TrainingError(
-            f"a source of kind 'dataset' needs the package datasets ({error}): python -m pip install datasets"
+            f"a source of kind 'dataset' needs the package datasets ({error}): {INSTALL_DATASETS}"
         ) from None
 
 

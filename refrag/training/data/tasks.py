@@ -223,5 +223,3 @@ def _balanced(rng: random.Random, pairs: list[tuple[Fact, Fact]]) -> list[tuple[
 
 def _span(fact: Fact) -> Span:
     return Span(fact.passage, fact.start, fact.stop)
-
-

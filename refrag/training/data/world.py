@@ -136,9 +136,7 @@ def _tell(rng: random.Random, entities: list[Entity], number: int, phrasing: Phr
     return text, told
 
 
-def _draw_values(
-    rng: random.Random, entities: list[Entity], entity: Entity
-) -> list[tuple[Attribute, str, int | None]]:
+def _draw_values(rng: random.Random, entities: list[Entity], entity: Entity) -> list[tuple[Attribute, str, int | None]]:
     """Three to six attributes with their values; a relation is left out where the world has nobody for it."""
     drawn: list[tuple[Attribute, str, int | None]] = []
     for attribute in rng.sample(entity.kind.attributes, rng.randint(3, 6)):

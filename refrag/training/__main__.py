@@ -1,0 +1,50 @@
+"""Train a REFRAG checkpoint: `python -m refrag.training train demo`.
+
+    train PRESET [RUN …]    the preset's runs in order, or those named; what is over stays, what was begun goes on
+    save PRESET OUTPUT      write the preset's result as a checkpoint to deploy
+
+PRESET is a name in refrag/training/presets or the path of a YAML file, and `--set` changes single values of it:
+`--set runs.finetune.optimisation.num_steps=100`. On several GPUs: `accelerate launch -m refrag.training train …`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from refrag.training.recipe import load_result, train_all
+from refrag.training.settings import load_preset
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    preset = load_preset(arguments.preset, arguments.set)
+    runs = arguments.runs or Path("runs") / Path(arguments.preset).stem
+    if arguments.command == "train":
+        print(json.dumps(train_all(preset, runs, arguments.run)))
+    else:
+        load_result(preset, runs).save(arguments.output, dtype=getattr(torch, arguments.dtype))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m refrag.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("preset", metavar="PRESET", help="a preset's name, or the path of a YAML file")
+    common.add_argument("--runs", type=Path, help="folder of the runs (default: runs/PRESET)")
+    common.add_argument(
+        "--set", action="append", default=[], metavar="PLACE=VALUE", help="change a value of the preset"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", parents=[common], help="train runs of the preset")
+    train.add_argument("run", metavar="RUN", nargs="*", help="runs to train (default: all)")
+    save = commands.add_parser("save", parents=[common], help="write the result of the preset as a checkpoint")
+    save.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the checkpoint")
+    save.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

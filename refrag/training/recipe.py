@@ -1,0 +1,145 @@
+"""The runs of a preset, each from the checkpoint of the run it starts from, in a folder of its own.
+
+RUNS/settings.yaml              the preset as resolved
+RUNS/<run>/snapshot/            to resume from; metrics.jsonl and tensorboard/ beside it
+RUNS/<run>/checkpoint/          what the run made, a whole REFRAG checkpoint; where this is, the run is over
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+
+from refrag.environment import describe_environment
+from refrag.errors import TrainingError
+from refrag.model.checkpoint import Checkpoint, load_checkpoint
+from refrag.model.policy import ExpansionPolicy
+from refrag.training.loop import BatchSource, Objective, run_stage
+from refrag.training.pair import make_pair, match_projector, start_encoder_from_decoder
+from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct
+from refrag.training.stages.continuation import Continuation, ContinueSource
+from refrag.training.stages.finetune import Finetuning, FinetuneSource
+from refrag.training.stages.policy import PolicyOptimisation, PolicySource
+from refrag.training.stages.pretrain import Pretraining, PretrainSource
+from refrag.training.stages.reconstruct import Reconstruction, ReconstructSource
+
+CHECKPOINT, SETTINGS = "checkpoint", "settings.yaml"
+
+
+def train_all(preset: Preset, runs: Path, names: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Train the named runs (all, if none is named) in the preset's order; those that are over are left alone."""
+    if unknown := sorted(set(names or []) - set(preset.runs)):
+        raise TrainingError(f"no runs {unknown} in the preset; its runs are {list(preset.runs)}")
+    return {name: train_run(preset, name, runs) for name in preset.runs if not names or name in names}
+
+
+def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
+    """Train one run to its end, resuming it if it was begun; its cost, as kept in its checkpoint."""
+    _keep_settings(preset, runs)
+    directory = runs / name / CHECKPOINT
+    if not directory.exists():
+        run = preset.runs[name]
+        checkpoint = _starting_point(preset, run, runs)
+        source, objective = make_stage(checkpoint, run)
+        cost = {"stage": run.stage, **run_stage(name, objective, source, run.optimisation, runs / name)}
+        _save(_with_cost(checkpoint, name, cost), directory)
+    return load_checkpoint(directory).config.provenance["runs"][name]
+
+
+def load_result(preset: Preset, runs: Path) -> Checkpoint:
+    """The checkpoint of the run that the preset is for."""
+    return load_checkpoint(runs / preset.result / CHECKPOINT)
+
+
+def make_stage(checkpoint: Checkpoint, run: AnyRun) -> tuple[BatchSource, Objective]:
+    """What the run draws, and what it minimises, over the parts of `checkpoint`, which it trains in place."""
+    state = PartialState()
+    position = (state.process_index, state.num_processes)
+    if isinstance(run, Pretrain):
+        return PretrainSource(checkpoint, run, *position), Pretraining(checkpoint)
+    if isinstance(run, Reconstruct):
+        return ReconstructSource(checkpoint, run, *position), Reconstruction(checkpoint)
+    if isinstance(run, Continue):
+        return ContinueSource(checkpoint, run, *position), Continuation(checkpoint, run.form)
+    if isinstance(run, Finetune):
+        return FinetuneSource(checkpoint, run), Finetuning(checkpoint, run)
+    return PolicySource(checkpoint, run), PolicyOptimisation(checkpoint, run)
+
+
+def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
+    """The checkpoint that the run starts from, prepared for its stage."""
+    if run.start is None:
+        checkpoint = make_pair(preset.pair)
+    elif (directory := runs / run.start / CHECKPOINT).exists():
+        checkpoint = load_checkpoint(directory)
+    else:
+        raise TrainingError(f"{directory} is missing; train run {run.start!r} first")
+    return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
+
+
+def _unprepared(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
+    return checkpoint
+
+
+def _prepare_compression(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
+    """On the first compressed stage, an encoder of random weights starts from the decoder's token embeddings."""
+    is_first = not any(cost["stage"] != "pretrain" for cost in checkpoint.config.provenance.get("runs", {}).values())
+    if is_first and preset.pair.encoder.pretrained is None:
+        start_encoder_from_decoder(checkpoint)
+    if is_first:
+        match_projector(checkpoint, preset.pair.seed)
+    return checkpoint
+
+
+def _prepare_policy(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
+    assert isinstance(run, Policy)
+    if run.fresh:
+        torch.manual_seed(run.optimisation.seed)
+        policy = ExpansionPolicy(
+            checkpoint.encoder.width, preset.pair.policy_width, preset.pair.policy_num_heads, run.question_aware
+        )
+        config = replace(checkpoint.config, question_aware=run.question_aware)
+        return replace(checkpoint, policy=policy, config=config)
+    if run.question_aware != checkpoint.config.question_aware:
+        raise TrainingError(
+            f"the run wants question_aware: {run.question_aware}, and the policy it starts from is not; add fresh: true"
+        )
+    return checkpoint
+
+
+PREPARATIONS: dict[type, Callable[[Checkpoint, Any, Preset], Checkpoint]] = {
+    Reconstruct: _prepare_compression,
+    Continue: _prepare_compression,
+    Finetune: _prepare_compression,
+    Policy: _prepare_policy,
+}
+
+
+def _with_cost(checkpoint: Checkpoint, name: str, cost: dict[str, Any]) -> Checkpoint:
+    """The checkpoint with this run behind those that led to it."""
+    earlier = checkpoint.config.provenance.get("runs", {})
+    provenance = {"runs": {**earlier, name: {**cost, **describe_environment()}}}
+    return replace(checkpoint, config=replace(checkpoint.config, provenance=provenance))
+
+
+def _save(checkpoint: Checkpoint, directory: Path) -> None:
+    """Under another name first: a checkpoint that is there is whole."""
+    state = PartialState()
+    if state.is_main_process:
+        temporary = directory.with_name(f".{directory.name}")
+        checkpoint.save(temporary)
+        temporary.rename(directory)
+    state.wait_for_everyone()
+
+
+def _keep_settings(preset: Preset, runs: Path) -> None:
+    """Write the resolved preset beside its runs."""
+    if PartialState().is_main_process:
+        runs.mkdir(parents=True, exist_ok=True)
+        # Through JSON, so that the file holds plain values alone.
+        (runs / SETTINGS).write_text(yaml.safe_dump(json.loads(preset.model_dump_json()), sort_keys=False))

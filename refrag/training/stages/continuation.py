@@ -1,0 +1,79 @@
+"""Continual pre-training (paper §3, stages 2 and 3): a text as chunk embeddings, then its continuation as tokens.
+
+With an expand fraction above zero some of the chunks, picked at random, stay tokens (selective compression).
+The plain form shows the whole text as tokens: the same training for the decoder that we compare with.
+"""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from refrag.chunking import cut_into_chunks
+from refrag.model.checkpoint import Checkpoint
+from refrag.selection import expansion_budget
+from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
+from refrag.training.curriculum import draw_num_chunks
+from refrag.training.data.text import open_windows
+from refrag.training.decoding import encode, predict
+from refrag.training.loop import Objective, Outcome
+from refrag.training.settings import Continue
+
+
+class ContinueSource:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Continue, process_index: int = 0, num_processes: int = 1
+    ) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+        self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
+
+    def draw(self, rng: random.Random, progress: float) -> MixedBatch:
+        num_chunks = draw_num_chunks(rng, self.settings.curriculum, progress)
+        chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
+        length = num_chunks * chunk_size + self.settings.continuation_tokens
+        windows = [self.windows.draw(length) for _ in range(max(1, self.settings.tokens_per_step // length))]
+        fraction = 1.0 if self.settings.form == "plain" else rng.choice(self.settings.expand_fractions)
+        expanded = [rng.sample(range(num_chunks), expansion_budget(fraction, num_chunks)) for _ in windows]
+        return continuation_batch(self.checkpoint, windows, chunk_size, num_chunks, expanded)
+
+    def state(self) -> dict[str, Any]:
+        return self.windows.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.windows.restore(state)
+
+
+class Continuation(Objective):
+    """Everything but the policy trains; in the plain form the decoder alone."""
+
+    def __init__(self, checkpoint: Checkpoint, form: str) -> None:
+        super().__init__()
+        self.decoder = checkpoint.decoder
+        self.decoder.requires_grad_(True)
+        if form == "mixed":
+            self.encoder, self.projector = checkpoint.encoder, checkpoint.projector
+            self.encoder.requires_grad_(True)
+            self.projector.requires_grad_(True)
+
+    def forward(self, batch: MixedBatch, rollout_seed: int | None = None) -> Outcome:
+        embeddings = None if batch.chunks is None else self.projector(encode(self.encoder, batch.chunks))
+        prediction = predict(self.decoder, batch, embeddings)
+        return Outcome(prediction.loss, {"loss": prediction.loss.item(), "accuracy": prediction.accuracy})
+
+
+def continuation_batch(
+    checkpoint: Checkpoint, windows: list[list[int]], chunk_size: int, num_chunks: int, expanded: list[list[int]]
+) -> MixedBatch:
+    """The first `num_chunks` chunks of each window as context, the rest of it to be predicted.
+
+    Without a chunk to encode, because every one is expanded, the batch is plain.
+    """
+    runs, examples = [], []
+    for row, (window, numbers) in enumerate(zip(windows, expanded, strict=True)):
+        run = cut_into_chunks(window[: num_chunks * chunk_size], chunk_size)
+        runs.append(run)
+        rest = Segment(window[num_chunks * chunk_size :], 1.0)
+        examples.append(MixedExample(run, numbers, [rest], first_row=row * num_chunks))
+    batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id)
+    if all(len(numbers) == num_chunks for numbers in expanded):
+        return batch
+    return replace(batch, chunks=encoder_batch(checkpoint.chunker, [chunk for run in runs for chunk in run]))

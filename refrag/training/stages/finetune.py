@@ -1,0 +1,174 @@
+"""Supervised fine-tuning (paper §4, stage 5): questions over retrieved passages, only the answers in the loss.
+
+Most mixed batches have the form of serving, one question and the chunks that the policy picks for it. Unlike in
+the paper the policy may learn here already, from labels (which chunks hold what the answer needs), and its loss
+reaches the encoder, so that chunk vectors learn to tell what a chunk is about. The plain form gives a decoder
+without compression the same questions over the same passages.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refrag.model.checkpoint import Checkpoint
+from refrag.model.policy import pick_in_turn
+from refrag.selection import expansion_budget
+from refrag.training.batches import (
+    ContextBatch,
+    MixedBatch,
+    MixedExample,
+    PolicyBatch,
+    collate_contexts,
+    collate_mixed,
+    first_rows,
+    question_segments,
+)
+from refrag.training.curriculum import draw_num_passages
+from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.decoding import encode, predict
+from refrag.training.loop import Objective, Outcome
+from refrag.training.settings import Finetune
+from refrag.training.stages.pretrain import draw_contexts, plain_example
+
+# P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
+
+# Share of the batches not plain in which all questions of a context stand behind it, over random chunks.
+DENSE_SHARE = 0.25
+# As served: some sequences get the chunks that hold the answer whatever the policy says, so that the decoder learns
+# to read before the policy can pick; some the whole budget, however sure the policy is.
+LABELLED_SHARE, WHOLE_BUDGET_SHARE = 0.2, 0.3
+# Recall is logged at the budget that serving has by default.
+RECALL_FRACTION = 0.1
+
+
+class FinetuneSource:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Finetune, process_index: int = 0, num_processes: int = 1
+    ) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+
+    def draw(self, rng: random.Random, progress: float) -> MixedBatch | ContextBatch:
+        settings = self.settings
+        chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
+        chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
+        num_passages = draw_num_passages(rng, settings.max_passages, progress)
+        contexts = draw_contexts(ContextMaker.draw(rng, chunker), rng, num_passages, settings.tokens_per_step)
+        if settings.form == "plain":
+            examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
+            return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.bos_id)
+        return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Every step draws its own world: there is no position to go back to."""
+
+
+class Finetuning(Objective):
+    """Everything trains; in the plain form the decoder alone."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Finetune) -> None:
+        super().__init__()
+        self.settings = settings
+        plain = settings.plain_share
+        self.form_shares = (plain, (1 - plain) * DENSE_SHARE, (1 - plain) * (1 - DENSE_SHARE))
+        self.confidence = checkpoint.config.policy_confidence
+        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+        self.decoder = checkpoint.decoder
+        self.decoder.requires_grad_(True)
+        if settings.form == "mixed":
+            self.encoder, self.projector, self.policy = checkpoint.encoder, checkpoint.projector, checkpoint.policy
+            self.encoder.requires_grad_(True)
+            self.projector.requires_grad_(True)
+            self.policy.requires_grad_(settings.policy_loss_weight > 0)
+
+    def forward(self, batch: MixedBatch | ContextBatch, rollout_seed: int | None = None) -> Outcome:
+        return self.mixed(batch) if isinstance(batch, ContextBatch) else self.plain(batch)
+
+    def plain(self, batch: MixedBatch) -> Outcome:
+        prediction = predict(self.decoder, batch)
+        return Outcome(prediction.loss, {"loss": prediction.loss.item(), "plain_accuracy": prediction.accuracy})
+
+    def mixed(self, batch: ContextBatch) -> Outcome:
+        """One form per batch. The plain form trains the policy too: each batch must reach every part."""
+        rng = random.Random(batch.seed)
+        vectors = encode(self.encoder, batch.chunks)  # (N, E)
+        logits = self.policy_logits(batch, vectors)  # (P, C)
+        form = rng.choices(("plain", "dense", "served"), self.form_shares)[0]
+        if form == "plain":
+            examples = [plain_example(context, 0.0, 1.0, 0.0) for context in batch.contexts]
+        elif form == "dense":
+            examples = self.all_questions_at_once(rng, batch.contexts)
+        else:
+            examples = self.each_question_as_served(rng, batch.contexts, logits.detach())
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id).to(vectors.device)
+        prediction = predict(self.decoder, mixed, self.projector(vectors))
+        policy_loss, recall = selection_loss(logits, batch.policy)
+        figures = {
+            "loss": prediction.loss.item(),
+            f"{form}_accuracy": prediction.accuracy,
+            "policy_loss": policy_loss.item(),
+            "recall": recall,
+        }
+        return Outcome(prediction.loss + self.settings.policy_loss_weight * policy_loss, figures)
+
+    def policy_logits(self, batch: ContextBatch, vectors: Tensor) -> Tensor:
+        """One row of logits per question.  (N, E) -> (P, C)"""
+        return policy_logits(self.policy, batch, vectors, encode(self.encoder, batch.questions))
+
+    def all_questions_at_once(self, rng: random.Random, contexts: Sequence[TokenisedContext]) -> list[MixedExample]:
+        """One sequence per context with a random share of its chunks expanded, often none."""
+        examples = []
+        for context, first_row in zip(contexts, first_rows(c.chunks for c in contexts), strict=True):
+            num_chunks = len(context.chunks)
+            budget = expansion_budget(rng.choice(self.settings.expand_fractions), num_chunks)
+            segments = [segment for question in context.questions for segment in question_segments(question)]
+            examples.append(MixedExample(context.chunks, rng.sample(range(num_chunks), budget), segments, first_row))
+        return examples
+
+    def each_question_as_served(
+        self, rng: random.Random, contexts: Sequence[TokenisedContext], logits: Tensor
+    ) -> list[MixedExample]:
+        """One sequence per question, with the chunks expanded that the policy picks for it, distractors included."""
+        examples, row = [], 0
+        for context, first_row in zip(contexts, first_rows(c.chunks for c in contexts), strict=True):
+            num_chunks = len(context.chunks)
+            for question in context.questions:
+                budget = max(1, expansion_budget(rng.choice(self.settings.expand_fractions), num_chunks))
+                draw = rng.random()
+                if draw < LABELLED_SHARE:
+                    picks = [*question.evidence_chunks, *rng.sample(range(num_chunks), min(2, num_chunks))]
+                else:
+                    confidence = 1.0 if draw < LABELLED_SHARE + WHOLE_BUDGET_SHARE else self.confidence
+                    picks = pick_in_turn(logits[row, :num_chunks], budget, confidence)
+                examples.append(MixedExample(context.chunks, set(picks), question_segments(question), first_row))
+                row += 1
+        return examples
+
+
+def policy_logits(policy: torch.nn.Module, batch: ContextBatch, vectors: Tensor, question_vectors: Tensor) -> Tensor:
+    """The policy's logits for each question of the batch, from all chunk and question vectors.  -> (P, C)"""
+    rows = batch.policy
+    return policy(vectors[rows.chunk_rows], rows.passages, question_vectors[rows.question_rows], rows.question_mask)
+
+
+def selection_loss(logits: Tensor, batch: PolicyBatch) -> tuple[Tensor, float]:
+    """Cross-entropy of the softmax over chunks against the chunks that hold the evidence, and their recall.
+
+    Questions without evidence count for neither.
+    """
+    counts = batch.evidence.sum(1)
+    log_probabilities = logits.log_softmax(-1).masked_fill(batch.passages < 0, 0.0)  # (P, C)
+    losses = -(log_probabilities * batch.evidence).sum(1) / counts.clamp(min=1)  # (P,)
+    loss = losses.sum() / (counts > 0).sum().clamp(min=1)
+    with torch.no_grad():
+        num_chunks = (batch.passages >= 0).sum(1)
+        budgets = torch.tensor([expansion_budget(RECALL_FRACTION, n) for n in num_chunks.tolist()])
+        rank = logits.argsort(-1, descending=True).argsort(-1)
+        found = (rank < budgets.clamp(min=1).to(rank.device).unsqueeze(1)) * batch.evidence
+    return loss, float(found.sum() / counts.sum().clamp(min=1))

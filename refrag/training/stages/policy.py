@@ -1,0 +1,165 @@
+"""The expansion policy by reinforcement (paper §3 and appendix): GRPO, with everything but the policy frozen.
+
+For each question a group of selections is sampled, chunk after chunk from the masked softmax. The reward of each is
+minus the log-perplexity of the true answer, given the prompt with just these chunks expanded; the advantage is the
+reward against its group's, and every pick of a selection shares it in a PPO-clipped loss. The paper gives neither
+group size, clip range nor rate; `settings.Policy` has ours.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refrag.model.checkpoint import Checkpoint
+from refrag.model.policy import log_probabilities_in_turn, sample_in_turn
+from refrag.selection import expansion_budget
+from refrag.training.batches import (
+    ContextBatch,
+    MixedExample,
+    Movable,
+    collate_contexts,
+    collate_mixed,
+    first_rows,
+    question_segments,
+)
+from refrag.training.data.contexts import ContextMaker
+from refrag.training.data.tasks import TASKS
+from refrag.training.decoding import encode, predict
+from refrag.training.loop import Objective, Outcome
+from refrag.training.settings import Policy
+from refrag.training.stages.finetune import policy_logits
+
+# P questions, C chunks of the longest context, G selections per question, T picks of the largest budget
+
+
+@dataclass(frozen=True)
+class Rollouts(Movable):
+    """Sampled selections with their advantages, and all that the policy needs to judge them anew."""
+
+    batch: ContextBatch
+    chunk_vectors: Tensor  # (N, E)
+    question_vectors: Tensor
+    picks: Tensor  # (P, G, T), −1 beyond the budget
+    log_probabilities: Tensor  # (P, G, T) of each pick when it was sampled
+    advantages: Tensor  # (P, G)
+    mean_reward: float
+    accuracy: float
+
+
+class PolicySource:
+    """Questions of every task, each over passages of its own."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Policy, process_index: int = 0, num_processes: int = 1
+    ) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+
+    def draw(self, rng: random.Random, progress: float) -> ContextBatch:
+        chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
+        chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
+        maker = ContextMaker.draw(rng, chunker)
+        contexts, num_slots = [], 0
+        while num_slots < self.settings.tokens_per_step:
+            context = maker.ask_one(rng, rng.choice(TASKS), rng.randint(2, self.settings.max_passages))
+            contexts.append(context)
+            budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
+            num_slots += self.settings.group_size * (len(context.chunks) + budget * chunk_size)
+        return collate_contexts(chunker, contexts, seed=rng.getrandbits(32))
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Every step draws its own world: there is no position to go back to."""
+
+
+class PolicyOptimisation(Objective):
+    needs_rollout = True
+
+    def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
+        super().__init__()
+        self.settings = settings
+        self.updates_per_batch = settings.updates_per_batch
+        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+        self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
+        for frozen in (self.encoder, self.projector, self.decoder):
+            frozen.requires_grad_(False)
+        self.policy = checkpoint.policy
+        self.policy.requires_grad_(True)
+
+    def forward(self, batch: ContextBatch | Rollouts, rollout_seed: int | None = None) -> Outcome | Rollouts:
+        if isinstance(batch, Rollouts):
+            return self.improve(batch)
+        assert rollout_seed is not None
+        return self.roll_out(batch, rollout_seed)
+
+    def roll_out(self, batch: ContextBatch, seed: int) -> Rollouts:
+        vectors, question_vectors = encode(self.encoder, batch.chunks), encode(self.encoder, batch.questions)
+        logits = policy_logits(self.policy, batch, vectors, question_vectors)  # (P, C)
+        fraction = random.Random(seed).choice(self.settings.expand_fractions)
+        budgets = [max(1, expansion_budget(fraction, len(context.chunks))) for context in batch.contexts]
+        generator = torch.Generator().manual_seed(seed)
+        picks = sample_in_turn(logits, torch.tensor(budgets, device=logits.device), self.settings.group_size, generator)
+        rewards, accuracy = self.rewards(batch, vectors, picks)  # (P, G)
+        return Rollouts(
+            batch=batch,
+            chunk_vectors=vectors,
+            question_vectors=question_vectors,
+            picks=picks,
+            log_probabilities=log_probabilities_in_turn(logits, picks),
+            advantages=group_advantages(rewards),
+            mean_reward=float(rewards.mean()),
+            accuracy=accuracy,
+        )
+
+    def rewards(self, batch: ContextBatch, vectors: Tensor, picks: Tensor) -> tuple[Tensor, float]:
+        """Minus the log-perplexity of the answer under each selection (P, G), and the share answered rightly."""
+        num_questions, group_size, _ = picks.shape
+        examples = []
+        for context, first_row, group in zip(
+            batch.contexts, first_rows(c.chunks for c in batch.contexts), picks.tolist(), strict=True
+        ):
+            segments = question_segments(context.questions[0])
+            examples += [MixedExample(context.chunks, set(row) - {-1}, segments, first_row) for row in group]
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id).to(vectors.device)
+        prediction = predict(self.decoder, mixed, self.projector(vectors))
+        rewards = -prediction.mean_loss_per_example(len(examples)).view(num_questions, group_size)
+        return rewards, float(prediction.all_right_per_example(len(examples)).float().mean())
+
+    def improve(self, rollouts: Rollouts) -> Outcome:
+        """The clipped surrogate, averaged over all picks."""
+        logits = policy_logits(self.policy, rollouts.batch, rollouts.chunk_vectors, rollouts.question_vectors)
+        log_probabilities = log_probabilities_in_turn(logits, rollouts.picks)  # (P, G, T)
+        loss, clipped = clipped_loss(
+            log_probabilities - rollouts.log_probabilities,
+            rollouts.advantages,
+            rollouts.picks >= 0,
+            self.settings.clip_range,
+        )
+        figures = {
+            "loss": loss.item(),
+            "reward": rollouts.mean_reward,
+            "accuracy": rollouts.accuracy,
+            "clipped": clipped,
+        }
+        return Outcome(loss, figures)
+
+
+def group_advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """Each reward against its group's mean in units of its deviation; 0 where all are alike.  (P, G) -> (P, G)"""
+    deviation = rewards.std(1, keepdim=True)
+    return (rewards - rewards.mean(1, keepdim=True)) / (deviation + epsilon)
+
+
+def clipped_loss(log_ratios: Tensor, advantages: Tensor, is_pick: Tensor, clip_range: float) -> tuple[Tensor, float]:
+    """PPO's clipped loss over picks (P, G, T) with advantages (P, G), and the share of picks that were clipped."""
+    ratios = log_ratios.exp()
+    advantages = advantages.unsqueeze(-1)
+    clipped = ratios.clamp(1 - clip_range, 1 + clip_range)
+    gains = torch.minimum(ratios * advantages, clipped * advantages)
+    count = is_pick.sum().clamp(min=1)
+    loss = -(gains * is_pick).sum() / count
+    return loss, float((((ratios != clipped) & is_pick).sum() / count).detach())

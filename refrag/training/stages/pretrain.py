@@ -1,0 +1,92 @@
+"""Pretraining, where there is no pretrained decoder: plain text, and questions over plain passages.
+
+One passage first, more as training proceeds. Several questions stand one after another behind the same passages.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from refrag.model.checkpoint import Checkpoint
+from refrag.model.decoder import Decoder
+from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, question_segments
+from refrag.training.curriculum import draw_num_passages
+from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.data.text import open_windows
+from refrag.training.decoding import predict
+from refrag.training.loop import Objective, Outcome
+from refrag.training.settings import Pretrain
+
+# Short answers would drown in the tokens of passages at equal weight.
+ANSWER_WEIGHT, QUESTION_WEIGHT, CONTEXT_WEIGHT = 3.0, 0.2, 0.2
+QUESTIONS_PER_CONTEXT = 6
+TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION = 72, 28
+
+
+class PretrainSource:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Pretrain, process_index: int = 0, num_processes: int = 1
+    ) -> None:
+        self.settings = settings
+        self.chunker = checkpoint.chunker
+        self.vocab_size = checkpoint.decoder.vocab_size
+        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+        self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
+
+    def draw(self, rng: random.Random, progress: float) -> MixedBatch:
+        if rng.random() < self.settings.text_share:
+            examples = self.draw_text()
+        else:
+            contexts = draw_contexts(
+                ContextMaker.draw(rng, self.chunker),
+                rng,
+                draw_num_passages(rng, self.settings.max_passages, progress),
+                self.settings.tokens_per_step,
+            )
+            examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
+        return collate_mixed(examples, self.vocab_size, self.bos_id)
+
+    def draw_text(self) -> list[MixedExample]:
+        length = self.settings.window_tokens
+        windows = [self.windows.draw(length) for _ in range(max(1, self.settings.tokens_per_step // length))]
+        return [MixedExample([], [], [Segment(window, 1.0)]) for window in windows]
+
+    def state(self) -> dict[str, Any]:
+        return self.windows.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.windows.restore(state)
+
+
+class Pretraining(Objective):
+    """Next-token prediction with the decoder alone."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.decoder: Decoder = checkpoint.decoder
+        self.decoder.requires_grad_(True)
+
+    def forward(self, batch: MixedBatch, rollout_seed: int | None = None) -> Outcome:
+        prediction = predict(self.decoder, batch)
+        name = "answer_accuracy" if bool(prediction.is_answer.any()) else "text_accuracy"
+        return Outcome(prediction.loss, {"loss": prediction.loss.item(), name: prediction.accuracy})
+
+
+def plain_example(
+    context: TokenisedContext, context_weight: float, answer_weight: float, question_weight: float
+) -> MixedExample:
+    """The context as plain tokens, then all of its questions one after another."""
+    segments = [
+        segment
+        for question in context.questions
+        for segment in question_segments(question, answer_weight, question_weight)
+    ]
+    return MixedExample(context.chunks, range(len(context.chunks)), segments, context_weight=context_weight)
+
+
+def draw_contexts(
+    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int
+) -> Sequence[TokenisedContext]:
+    """As many contexts of one world as make up about `num_tokens` of plain text, two at least."""
+    each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
+    return [maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT) for _ in range(max(2, num_tokens // each))]

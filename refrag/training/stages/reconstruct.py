@@ -1,0 +1,67 @@
+"""Reconstruction (paper §3, stage 1): decoder frozen, [e_1..e_L] then their tokens, teacher-forced.
+
+Unlike in the paper the chunk size is drawn anew for every batch, so that one checkpoint serves several.
+"""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from refrag.chunking import cut_into_chunks
+from refrag.model.checkpoint import Checkpoint
+from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
+from refrag.training.curriculum import draw_num_chunks
+from refrag.training.data.text import open_windows
+from refrag.training.decoding import encode, predict
+from refrag.training.loop import Objective, Outcome
+from refrag.training.settings import Reconstruct
+
+
+class ReconstructSource:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Reconstruct, process_index: int = 0, num_processes: int = 1
+    ) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+        self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
+
+    def draw(self, rng: random.Random, progress: float) -> MixedBatch:
+        num_chunks = draw_num_chunks(rng, self.settings.curriculum, progress)
+        chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
+        # The encoder and the decoder each read every token once.
+        count = max(1, self.settings.tokens_per_step // (2 * num_chunks * chunk_size))
+        windows = [self.windows.draw(num_chunks * chunk_size) for _ in range(count)]
+        return reconstruction_batch(self.checkpoint, windows, chunk_size)
+
+    def state(self) -> dict[str, Any]:
+        return self.windows.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.windows.restore(state)
+
+
+class Reconstruction(Objective):
+    """Trains encoder and projector alone."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
+        self.encoder.requires_grad_(True)
+        self.projector.requires_grad_(True)
+        self.decoder.requires_grad_(False)
+
+    def forward(self, batch: MixedBatch, rollout_seed: int | None = None) -> Outcome:
+        assert batch.chunks is not None
+        embeddings = self.projector(encode(self.encoder, batch.chunks))
+        prediction = predict(self.decoder, batch, embeddings)
+        return Outcome(prediction.loss, {"loss": prediction.loss.item(), "accuracy": prediction.accuracy})
+
+
+def reconstruction_batch(checkpoint: Checkpoint, windows: list[list[int]], chunk_size: int) -> MixedBatch:
+    """Each window as chunk embeddings, then as the tokens to give back."""
+    runs = [cut_into_chunks(window, chunk_size) for window in windows]
+    first_row, examples = 0, []
+    for run, window in zip(runs, windows, strict=True):
+        examples.append(MixedExample(run, [], [Segment(window, 1.0)], first_row))
+        first_row += len(run)
+    batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id)
+    return replace(batch, chunks=encoder_batch(checkpoint.chunker, [chunk for run in runs for chunk in run]))
