@@ -42,10 +42,10 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Document(NamedTuple):
-    """identity: what alone decides the split."""
+    """identity: what alone decides the split. load: gives the text, which a skipped document never has to."""
 
     identity: str
-    text: str
+    load: Callable[[], str]
 
 
 class DocumentStream(Protocol):
@@ -80,31 +80,18 @@ class Documents:
 
     def read(self) -> Iterator[str]:
         """One pass over the documents; of worlds there is no last one."""
-        num_others = num_read = 0
-        for identity, text in READERS[self.source.kind](self.source):
-            if not text.strip():
-                continue
-            if split_of(identity) == self.split:
-                num_read += 1
-                yield text
-            else:
-                num_others += 1
-        if not num_read:
-            raise TrainingError(
-                f"{_name(self.source)} has no {self.split} document and {num_others} of the other split; "
-                f"one in {HELDOUT_ONE_IN} is held out, so more documents give both splits some"
-            )
+        return (document.load() for document in self._select())
 
     def stream(self, skip: int = 0) -> Iterator[str]:
         """Pass after pass, without the first `skip` documents."""
         while True:
-            num_read = 0
-            for text in self.read():
-                num_read += 1
-                if num_read > skip:
-                    yield text
-            # Whole passes in `skip` need not be read again.
-            skip = max(0, skip - num_read) % num_read
+            num_passed = 0
+            for document in self._select():
+                num_passed += 1
+                if num_passed > skip:
+                    yield document.load()
+            # Whole passes in `skip` need not be made again.
+            skip = max(0, skip - num_passed) % num_passed
 
     def draw(self) -> str:
         if self._stream is None:
@@ -119,6 +106,21 @@ class Documents:
     def restore(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
         self._stream = None
+
+    def _select(self) -> Iterator[Document]:
+        """The documents of this split, or TrainingError if there is none."""
+        num_selected = num_others = 0
+        for document in READERS[self.source.kind](self.source):
+            if split_of(document.identity) == self.split:
+                num_selected += 1
+                yield document
+            else:
+                num_others += 1
+        if not num_selected:
+            raise TrainingError(
+                f"{_name(self.source)} has no {self.split} document and {num_others} of the other split; "
+                f"one in {HELDOUT_ONE_IN} is held out, so more documents give both splits some"
+            )
 
 
 class MixedDocuments:
@@ -156,11 +158,15 @@ def _name(source: TextSource) -> str:
 
 
 def _read_worlds(source: TextSource) -> Iterator[Document]:
-    """World n is made of names of the split that its own number falls into."""
     for number in itertools.count():
         identity = f"world {number}"
-        rng = random.Random(identity)
-        yield Document(identity, make_document(rng, make_world(rng, PASSAGES_PER_WORLD, split_of(identity))))
+        yield Document(identity, functools.partial(_tell_world, identity))
+
+
+def _tell_world(identity: str) -> str:
+    """A world of names of the split that its own identity falls into."""
+    rng = random.Random(identity)
+    return make_document(rng, make_world(rng, PASSAGES_PER_WORLD, split_of(identity)))
 
 
 def _read_stdlib(source: TextSource) -> Iterator[Document]:
@@ -170,23 +176,23 @@ def _read_stdlib(source: TextSource) -> Iterator[Document]:
 def _read_text(source: TextSource) -> Iterator[Document]:
     root, paths = _list_files(source, TEXT_SUFFIXES)
     for path in paths:
-        try:
-            yield Document(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError) as error:
-            raise TrainingError(f"{path} cannot be read as UTF-8 text: {error}") from None
+        if path.stat().st_size:
+            yield Document(path.relative_to(root).as_posix(), functools.partial(_read_file, path))
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise TrainingError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
 def _read_jsonl(source: TextSource) -> Iterator[Document]:
     _, paths = _list_files(source, JSONL_SUFFIXES)
     for path in paths:
-        number = 0
-        try:
-            with _open_lines(path) as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield _from_record(_parse(line, f"{path} line {number}"), source, f"{path} line {number}")
-        except (OSError, EOFError, UnicodeError, zlib.error) as error:
-            raise TrainingError(f"{path} cannot be read behind line {number}: {error}") from None
+        for number, line in _number_lines(path):
+            place = f"{path} line {number}"
+            yield from _from_record(_parse(line, place), source.text_field, place)
 
 
 def _read_dataset(source: TextSource) -> Iterator[Document]:
@@ -196,7 +202,7 @@ def _read_dataset(source: TextSource) -> Iterator[Document]:
     except (OSError, ValueError) as error:
         raise TrainingError(f"the data set {source.path} has no split {source.split!r} to read: {error}") from None
     for number, record in enumerate(records):
-        yield _from_record(record, source, f"{source.path} record {number}")
+        yield from _from_record(record, source.text_field, f"{source.path} record {number}")
 
 
 READERS: dict[str, Callable[[TextSource], Iterator[Document]]] = {
@@ -219,6 +225,18 @@ def _list_files(source: TextSource, suffixes: tuple[str, ...]) -> tuple[Path, li
     return path, paths
 
 
+def _number_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    number = 0
+    try:
+        with _open_lines(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+        raise TrainingError(f"{path} cannot be read behind line {number}: {error}") from None
+
+
 def _open_lines(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
@@ -232,17 +250,25 @@ def _parse(line: str, place: str) -> Any:
         raise TrainingError(f"{place} is not JSON: {error}") from None
 
 
-def _from_record(record: Any, source: TextSource, place: str) -> Document:
-    """The text itself is the identity, so that a document that comes twice is never in both splits."""
-    text = record.get(source.text_field) if isinstance(record, dict) else record
+def _from_record(record: Any, text_field: str, place: str) -> Iterator[Document]:
+    """The record's document, unless it is blank.
+
+    Its text is its identity, so that a document that comes twice is never in both splits.
+    """
+    text = record.get(text_field) if isinstance(record, dict) else record
     if not isinstance(text, str):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise TrainingError(f"{place} has no text under {source.text_field!r}, only {found}; set text_field")
+        raise TrainingError(f"{place} has no text under {text_field!r}, only {found}; set text_field")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise TrainingError(f"{place} has text that no tokenizer takes: {error}") from None
-    return Document(text, text)
+    if text.strip():
+        yield _at_hand(text, text)
+
+
+def _at_hand(identity: str, text: str) -> Document:
+    return Document(identity, lambda: text)
 
 
 def _import_datasets() -> Any:
@@ -267,7 +293,7 @@ def _stdlib_documents() -> tuple[Document, ...]:
     for identity in sorted(texts, key=lambda name: zlib.crc32(name.encode())):
         text = _without_repeats(texts[identity], seen)
         if len(text) >= MIN_STDLIB_CHARACTERS:
-            documents.append(Document(identity, text))
+            documents.append(_at_hand(identity, text))
     return tuple(documents)
 
 
