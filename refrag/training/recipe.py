@@ -23,7 +23,7 @@ from refrag.training.loop import BatchSource, Objective, run_stage
 from refrag.training.pair import make_pair, match_projector, start_encoder_from_decoder
 from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct
 from refrag.training.stages.continuation import Continuation, ContinueSource
-from refrag.training.stages.finetune import Finetuning, FinetuneSource
+from refrag.training.stages.finetune import FinetuneSource, Finetuning
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource
 from refrag.training.stages.pretrain import Pretraining, PretrainSource
 from refrag.training.stages.reconstruct import Reconstruction, ReconstructSource
