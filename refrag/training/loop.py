@@ -1,4 +1,4 @@
-"""The loop of every stage, unchanged from one CPU process to an FSDP cluster (`accelerate launch`).
+"""The loop of every stage, unchanged from one CPU process to an FSDP cluster (`accelerate launch`, `torchrun`).
 
 One step: draw `accumulation_steps` batches per process, roll them out if the objective wants that, then
 `updates_per_batch` updates of the weights over those same batches. All random numbers come from the seed and the
@@ -7,6 +7,7 @@ like one that accumulates twice as much.
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -104,6 +105,7 @@ class _Stage:
     ) -> None:
         self.name, self.source, self.optimisation, self.directory = name, source, optimisation, directory
         self.accelerator = Accelerator(mixed_precision=optimisation.mixed_precision)
+        refuse_strangers(self.accelerator.num_processes)
         self.original = objective
         # Sharding replaces the parameters of a module, so FSDP gets a copy and the original stays whole.
         self.objective = deepcopy(objective) if self._is_sharded else objective
@@ -295,6 +297,7 @@ class _Stage:
         """Leave the trained weights in the objective that was given, with no trace of the wrapping."""
         if not self._is_sharded:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            keep_activations(self.original)
             return
         whole = self.original.state_dict(keep_vars=True)
         with torch.no_grad():
@@ -312,6 +315,16 @@ def newest_snapshot(directory: Path) -> Path | None:
     return max(whole, default=None)
 
 
+def refuse_strangers(num_processes: int) -> None:
+    """Raise TrainingError if the launcher started more processes than know of each other."""
+    num_launched = int(os.environ.get("WORLD_SIZE", 1))
+    if num_launched != num_processes:
+        raise TrainingError(
+            f"{num_launched} processes were launched, but {num_processes} train together: this machine has no "
+            "accelerator, and accelerate joins CPU processes only when ACCELERATE_USE_CPU=true is set"
+        )
+
+
 def train_what_trains(objective: nn.Module) -> None:
     """Training mode for all but the modules whose every parameter is frozen: those must not drop anything out."""
     objective.train()
@@ -326,6 +339,12 @@ def recompute_activations(objective: nn.Module) -> None:
     for module in objective.modules():
         if isinstance(module, PreTrainedModel) and any(each.requires_grad for each in module.parameters()):
             module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def keep_activations(objective: nn.Module) -> None:
+    for module in objective.modules():
+        if isinstance(module, PreTrainedModel) and module.is_activation_checkpointing:
+            module.activation_checkpointing_disable()
 
 
 def layer_classes(objective: nn.Module) -> list[str]:
