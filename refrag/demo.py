@@ -3,7 +3,8 @@
     python -m refrag.demo
 
 Needs an exported repository (`python -m export.repository --checkpoint checkpoints/demo`). The questions are
-drawn with a fixed seed from the made-up world, about entities that training never saw.
+drawn with a fixed seed from the made-up world, one of each of five tasks, about entities that training never saw,
+over the passages that BM25 finds for them.
 """
 
 import argparse
@@ -20,13 +21,15 @@ from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
 from refrag.environment import describe_environment
 from refrag.errors import RefragError
-from refrag.evaluation.exact_match import MAX_ANSWER_TOKENS, is_exact_match
 from refrag.model.checkpoint import load_decoder_tokenizer
-from refrag.training.world import Context, make_context
+from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.data.tasks import Task
 from refrag_client import Answer, RefragClient
 from refrag_client import RefragError as ClientError
 
-MIN_CONTEXT_TOKENS = 1000
+NUM_PASSAGES = 15
+TASKS: tuple[Task, ...] = ("fact", "exact", "yesno", "multihop", "comparison")
+MAX_ANSWER_TOKENS = 24
 LABEL_WIDTH = 12
 
 
@@ -56,29 +59,20 @@ def run_demo(repository: Path, num_questions: int, seed: int) -> dict[str, Any]:
     return summarise(pairs, config)
 
 
-def draw_contexts(chunker: Chunker, count: int, seed: int) -> list[Context]:
-    """Held-out contexts, each of at least MIN_CONTEXT_TOKENS tokens, with one question."""
+def draw_contexts(chunker: Chunker, count: int, seed: int) -> list[TokenisedContext]:
+    """Held-out questions of the tasks in turn, each over the passages retrieved for it."""
     rng = random.Random(seed)
-    contexts = []
-    for _ in range(count):
-        num_passages = 16
-        while count_tokens(chunker, context := make_context(rng, num_passages, 1, "heldout")) < MIN_CONTEXT_TOKENS:
-            num_passages += 1
-        contexts.append(context)
-    return contexts
+    maker = ContextMaker.draw(rng, chunker, "heldout")
+    return [maker.ask_one(rng, TASKS[number % len(TASKS)], NUM_PASSAGES) for number in range(count)]
 
 
-def count_tokens(chunker: Chunker, context: Context) -> int:
-    return sum(len(chunker.passage_ids(passage)) for passage in context.passages)
-
-
-def warm_up(client: RefragClient, context: Context) -> None:
+def warm_up(client: RefragClient, context: TokenisedContext) -> None:
     """One uncounted question each way: the first use of a shape costs memory that later ones reuse."""
     for expand_fraction in (None, 1.0):
         client.generate(context.questions[0].text, context.passages, expand_fraction=expand_fraction, max_tokens=2)
 
 
-def ask_twice(client: RefragClient, context: Context, number: int) -> Pair:
+def ask_twice(client: RefragClient, context: TokenisedContext, number: int) -> Pair:
     question = context.questions[0]
     print(f"\n{number}. {question.text}   ({len(context.passages)} passages)")
     print(f"   {'expected':{LABEL_WIDTH}} {question.answer}")
@@ -87,7 +81,7 @@ def ask_twice(client: RefragClient, context: Context, number: int) -> Pair:
     return Pair(question.answer, compressed, plain)
 
 
-def show(client: RefragClient, label: str, context: Context, expand_fraction: float | None) -> Answer:
+def show(client: RefragClient, label: str, context: TokenisedContext, expand_fraction: float | None) -> Answer:
     """Print one answer as it streams, then what it cost."""
     question = context.questions[0]
     print(f"   {label:{LABEL_WIDTH}}", end="", flush=True)
@@ -96,7 +90,7 @@ def show(client: RefragClient, label: str, context: Context, expand_fraction: fl
         for piece in stream:
             print(piece.text, end="", flush=True)
     answer = stream.answer
-    mark = "right" if is_exact_match(answer.text, question.answer) else "wrong"
+    mark = "right" if answer.text.strip() == question.answer else "wrong"
     figures = answer.statistics
     print(
         f"   [{mark}; {figures.context_tokens} context tokens in {figures.prompt_slots} prompt slots, "
@@ -110,8 +104,8 @@ def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, Any]:
     compressed, plain = [pair.compressed for pair in pairs], [pair.plain for pair in pairs]
     return {
         "num_questions": len(pairs),
-        "num_right_compressed": sum(is_exact_match(pair.compressed.text, pair.expected) for pair in pairs),
-        "num_right_plain": sum(is_exact_match(pair.plain.text, pair.expected) for pair in pairs),
+        "num_right_compressed": sum(pair.compressed.text.strip() == pair.expected for pair in pairs),
+        "num_right_plain": sum(pair.plain.text.strip() == pair.expected for pair in pairs),
         "context_tokens": statistics.median(answer.statistics.context_tokens for answer in compressed),
         "prompt_slots_compressed": statistics.median(answer.statistics.prompt_slots for answer in compressed),
         "prompt_slots_plain": statistics.median(answer.statistics.prompt_slots for answer in plain),

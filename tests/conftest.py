@@ -2,10 +2,10 @@
 
 import pytest
 from hypothesis import settings
+from tiny import make_tiny_checkpoint
 
 from refrag.model.checkpoint import Checkpoint
 from refrag.pipeline import Pipeline
-from refrag.training.demo import DemoSettings, make_checkpoint
 
 # Tests do not time: a busy machine must not fail one.
 settings.register_profile("untimed", deadline=None)
@@ -14,11 +14,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Checkpoint:
-    settings = DemoSettings(vocab_size=512, width=48, num_decoder_layers=2, num_heads=4, policy_width=32)
-    checkpoint = make_checkpoint(settings)
-    for module in checkpoint.modules.values():
-        module.eval()
-    return checkpoint
+    return make_tiny_checkpoint()
 
 
 @pytest.fixture(scope="session")

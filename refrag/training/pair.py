@@ -110,5 +110,5 @@ def match_projector(checkpoint: Checkpoint, seed: int = 0) -> None:
 
 def _decoder_tokenizer(pair: Pair) -> PreTrainedTokenizerBase:
     if pair.decoder.pretrained is None:
-        return train_tokenizer(pair.vocab_size, pair.seed)
+        return train_tokenizer(pair.vocab_size, pair.seed, pair.tokenizer_documents)
     return AutoTokenizer.from_pretrained(pair.decoder.pretrained)

@@ -42,13 +42,14 @@ class Backbone(Settings):
 
 
 class Pair(Settings):
-    """Decoder, encoder, and what stands between them. `vocab_size` is of the tokenizer that is trained where no
-    pretrained decoder brings one.
+    """Decoder, encoder, and what stands between them. Where no pretrained decoder brings a tokenizer, one of
+    `vocab_size` is trained on `tokenizer_documents` worlds and as many documents of prose.
     """
 
     decoder: Backbone
     encoder: Backbone
     vocab_size: PositiveInt = 2048
+    tokenizer_documents: PositiveInt = 800
     chunk_size: PositiveInt = 16
     trained_chunk_sizes: list[PositiveInt] = [16]
     encoder_length: PositiveInt | None = None

@@ -4,18 +4,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from export_helpers import TINY
+from tiny import make_tiny_checkpoint
 
 from export.repository import export_repository
-from refrag.training.demo import make_checkpoint
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
-    make_checkpoint(TINY).save(folder)
+    make_tiny_checkpoint(
+        width=16, num_layers=1, num_heads=2, vocab_size=300, policy_width=16, max_prompt_slots=64
+    ).save(folder)
     return folder
 
 

@@ -18,17 +18,7 @@ from tritonclient.grpc import model_config_pb2
 from export.repository import PROJECT_REPOSITORY
 from refrag.config import Pooling
 from refrag.model.encoder import ChunkEncoder
-from refrag.training.demo import DemoSettings
 
-TINY = DemoSettings(
-    vocab_size=300,
-    width=16,
-    num_decoder_layers=1,
-    num_encoder_layers=1,
-    num_heads=2,
-    policy_width=16,
-    max_prompt_slots=64,
-)
 SHAPE = {
     "vocab_size": 100,
     "hidden_size": 16,

@@ -9,7 +9,8 @@ from export.repository import export_repository
 from refrag.embedded import EmbeddedServer
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.pipeline import Pipeline
-from refrag.training.world import Context, make_context
+from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.data.tasks import TASKS
 from refrag_client import RefragClient
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "demo"
@@ -45,7 +46,8 @@ def client(server):
 
 
 @pytest.fixture(scope="session")
-def heldout() -> list[Context]:
-    """Fifty contexts of one to twelve passages about entities that training never saw."""
+def heldout(demo_checkpoint) -> list[TokenisedContext]:
+    """Fifty questions of every task, over one to twelve passages about entities that training never saw."""
     rng = random.Random("graph tests")
-    return [make_context(rng, 1 + index % 12, 1, "heldout") for index in range(50)]
+    maker = ContextMaker.draw(rng, demo_checkpoint.chunker, "heldout")
+    return [maker.ask_one(rng, TASKS[index % len(TASKS)], 1 + index % 12) for index in range(50)]

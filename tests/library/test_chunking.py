@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag.chunking import Chunker, cut_into_chunks
 from refrag.serving.preprocessing import pack_chunks, unpack_chunks
-from refrag.training.tokenizer import train_tokenizer
+from refrag.training.data.tokenizer import train_tokenizer
 
 TOKENS = st.lists(st.integers(0, 2000), max_size=100)
 
@@ -58,7 +58,7 @@ def test_encoder_inputs_are_padded_and_masked(tiny_checkpoint):
 
 
 def test_an_encoder_with_its_own_tokenizer_gets_the_text_of_the_chunk(tiny_checkpoint):
-    own: PreTrainedTokenizerFast = train_tokenizer(vocab_size=300, seed=1, num_contexts=50)
+    own: PreTrainedTokenizerFast = train_tokenizer(vocab_size=300, seed=1, num_documents=5)
     chunker = Chunker(tiny_checkpoint.config, tiny_checkpoint.decoder_tokenizer, own)
     chunk = chunker.context_chunks(["a cat"])[0]
     ids, mask = chunker.encoder_inputs([chunk])

@@ -15,7 +15,7 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 NUM_ENTITIES, QUESTIONS_PER_TASK, PROSE_CHARACTERS = 10, 3, 8000
 
 
-def train_tokenizer(vocab_size: int, seed: int, num_documents: int = 800) -> PreTrainedTokenizerFast:
+def train_tokenizer(vocab_size: int, seed: int, num_documents: int) -> PreTrainedTokenizerFast:
     """Learn the merges from training documents of the made-up world, its questions, and the library's prose."""
     rng = random.Random(seed)
     tokenizer = Tokenizer(models.BPE())
