@@ -93,7 +93,12 @@ def load_encoder(directory: Path, config: RefragConfig) -> ChunkEncoder:
 
 
 def load_decoder(directory: Path) -> Decoder:
-    return Decoder(_load_pretrained(AutoModelForCausalLM, directory / DECODER)).eval()
+    return load_plain_decoder(directory / DECODER)
+
+
+def load_plain_decoder(folder: Path) -> Decoder:
+    """Any Hugging Face causal LM, whether it is part of a checkpoint or not."""
+    return Decoder(_load_pretrained(AutoModelForCausalLM, folder)).eval()
 
 
 def load_decoder_vocab_size(directory: Path) -> int:
@@ -102,10 +107,14 @@ def load_decoder_vocab_size(directory: Path) -> int:
 
 
 def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The decoder's tokenizer, which must be a fast one: answers are decoded token by token."""
-    tokenizer = _load_pretrained(AutoTokenizer, directory / DECODER)
+    return load_tokenizer(directory / DECODER)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A decoder's tokenizer, which must be a fast one: answers are decoded token by token."""
+    tokenizer = _load_pretrained(AutoTokenizer, folder)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"{directory / DECODER} has a slow tokenizer; save it with a tokenizer.json")
+        raise CheckpointError(f"{folder} has a slow tokenizer; save it with a tokenizer.json")
     return tokenizer
 
 
@@ -122,10 +131,13 @@ def load_projector(directory: Path) -> Projector:
 
 
 def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy:
-    weights = _load_weights(directory / POLICY)
-    width, encoder_width = _shape(weights, "question_in.weight", directory / POLICY)
-    policy = ExpansionPolicy(encoder_width, width, config.policy_num_heads, config.question_aware)
-    return _fill(policy, weights, directory / POLICY)
+    return load_policy_file(directory / POLICY, config.policy_num_heads, config.question_aware)
+
+
+def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> ExpansionPolicy:
+    weights = _load_weights(path)
+    width, encoder_width = _shape(weights, "question_in.weight", path)
+    return _fill(ExpansionPolicy(encoder_width, width, num_heads, question_aware), weights, path)
 
 
 def _save_backbone(module: Decoder | ChunkEncoder, directory: Path, dtype: torch.dtype) -> None:

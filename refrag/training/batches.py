@@ -104,7 +104,7 @@ class PolicyBatch(Movable):
 
 @dataclass(frozen=True)
 class ContextBatch(Movable):
-    """Contexts with their questions, before anything is picked or laid out; `seed` decides what is left to chance then."""
+    """Contexts with their questions, before anything is picked or laid out; `seed` decides what is then left to chance."""
 
     contexts: list[TokenisedContext]
     chunks: EncoderBatch

@@ -98,10 +98,10 @@ class ContextMaker:
         for question in questions:
             evidence: set[int] = set()
             for span in question.evidence:
-                place = len(passages) + span.passage if span.in_history else places.get(span.passage)
-                if place is not None:
-                    covered = self._covered_chunks(texts[place], span)
-                    evidence |= {first_chunks[place] + number for number in covered}
+                found = len(passages) + span.passage if span.in_history else places.get(span.passage)
+                if found is not None:
+                    covered = self._covered_chunks(texts[found], span)
+                    evidence |= {first_chunks[found] + number for number in covered}
             tokenised.append(self._tokenise_question(question, sorted(evidence)))
         return TokenisedContext(texts, chunks, tokenised)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from refrag.training.data.documents import DocumentStream, MixedDocuments
 from refrag.training.data.windows import WindowStream
@@ -34,7 +34,7 @@ class EveryNth:
 
 
 def open_windows(
-    sources: Sequence[TextSource], tokenizer: PreTrainedTokenizerFast, process_index: int = 0, num_processes: int = 1
+    sources: Sequence[TextSource], tokenizer: PreTrainedTokenizerBase, process_index: int = 0, num_processes: int = 1
 ) -> WindowStream:
     """Windows of training documents; each call of `draw` says how long the next one is to be."""
     documents = EveryNth(MixedDocuments(sources, "train"), process_index, num_processes)

@@ -12,7 +12,7 @@ no document that fills a window by itself begins in the middle of one.
 import random
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from refrag.errors import TrainingError
 from refrag.training.data.documents import DocumentStream, open_documents
@@ -25,7 +25,7 @@ CHOICE = 4
 class WindowStream:
     """Windows of `num_tokens` tokens without end; a stream restored to a state goes on at the very next token."""
 
-    def __init__(self, documents: DocumentStream, tokenizer: PreTrainedTokenizerFast, num_tokens: int):
+    def __init__(self, documents: DocumentStream, tokenizer: PreTrainedTokenizerBase, num_tokens: int):
         self._documents = documents
         self._tokenizer = tokenizer
         self._num_tokens = num_tokens
@@ -72,7 +72,7 @@ class WindowStream:
 
 
 def heldout_windows(
-    source: TextSource, tokenizer: PreTrainedTokenizerFast, num_tokens: int, count: int, seed: int
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, num_tokens: int, count: int, seed: int
 ) -> list[list[int]]:
     """`count` windows of held-out documents, no token in two of them, or TrainingError if there are fewer.
 
@@ -90,7 +90,7 @@ def heldout_windows(
     return rng.sample(within, num_within) + rng.sample(joined, count - num_within)
 
 
-def token_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Text alone: nothing is put around it, and what spells a special token stays text."""
     # A document may be longer than the model's window, of which verbose=True would warn.
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
@@ -99,7 +99,7 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def _cut_heldout(
-    source: TextSource, tokenizer: PreTrainedTokenizerFast, num_tokens: int, enough: int
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, num_tokens: int, enough: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Windows within one document and windows of joined rests, read until there are `enough` of either."""
     within: list[list[int]] = []
@@ -129,7 +129,7 @@ def _take(ids: list[int], count: int, eos_id: int) -> tuple[list[int], list[int]
     return ids[:count], rest[1:] if rest[:1] == [eos_id] else rest
 
 
-def _eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise TrainingError("the tokenizer has no EOS token to put between documents; set its eos_token")
     return int(tokenizer.eos_token_id)
