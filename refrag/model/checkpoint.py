@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,8 @@ from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
+
+Part = Literal["decoder", "policy"]
 
 DECODER, ENCODER = "decoder", "encoder"
 PROJECTOR, POLICY = "projector.safetensors", "policy.safetensors"
@@ -61,17 +64,31 @@ class Checkpoint:
         """The same weights, cutting passages into chunks of another size."""
         return replace(self, config=replace(self.config, chunk_size=chunk_size))
 
-    def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the checkpoint with weights in `dtype`; float16 halves a file that is to be committed."""
+    def save(self, directory: Path, dtype: torch.dtype = torch.float32, part: Part | None = None) -> None:
+        """Write the checkpoint, or one part of it, with weights in `dtype`; float16 halves what is to be committed.
+
+        The decoder alone is a plain Hugging Face folder, the policy alone one file in `directory`.
+        """
         directory.mkdir(parents=True, exist_ok=True)
+        if part == "decoder":
+            self._save_decoder(directory, dtype)
+        elif part == "policy":
+            _save_weights(self.policy, directory / POLICY, dtype)
+        else:
+            self._save_all(directory, dtype)
+
+    def _save_all(self, directory: Path, dtype: torch.dtype) -> None:
         self.config.save(directory)
-        _save_backbone(self.decoder, directory / DECODER, dtype)
+        self._save_decoder(directory / DECODER, dtype)
         _save_backbone(self.encoder, directory / ENCODER, dtype)
-        self.decoder_tokenizer.save_pretrained(directory / DECODER)
         if self.encoder_tokenizer is not None:
             self.encoder_tokenizer.save_pretrained(directory / ENCODER)
         _save_weights(self.projector, directory / PROJECTOR, dtype)
         _save_weights(self.policy, directory / POLICY, dtype)
+
+    def _save_decoder(self, directory: Path, dtype: torch.dtype) -> None:
+        _save_backbone(self.decoder, directory, dtype)
+        self.decoder_tokenizer.save_pretrained(directory)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:

@@ -1,7 +1,9 @@
 """Train a REFRAG checkpoint: `python -m refrag.training train demo`.
 
     train PRESET [RUN …]    the preset's runs in order, or those named; what is over stays, what was begun goes on
-    save PRESET OUTPUT      write the preset's result as a checkpoint to deploy
+    save PRESET OUTPUT      write what a run made (default: the preset's result), or one part of it, to deploy
+    log PRESET OUTPUT       write settings and learning curves of all runs as one small JSON file
+    estimate PRESET         memory and time of each run on given hardware, without any weights
 
 PRESET is a name in refrag/training/presets or the path of a YAML file, and `--set` changes single values of it:
 `--set runs.finetune.optimisation.num_steps=100`. On several GPUs: `accelerate launch -m refrag.training train …`.
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from refrag.training.recipe import load_result, train_all
+from refrag.training.recipe import load_run, summarise_runs, train_all
 from refrag.training.settings import load_preset
 
 
@@ -23,8 +25,11 @@ def main() -> None:
     runs = arguments.runs or Path("runs") / Path(arguments.preset).stem
     if arguments.command == "train":
         print(json.dumps(train_all(preset, runs, arguments.run)))
+    elif arguments.command == "save":
+        checkpoint = load_run(preset, runs, arguments.run)
+        checkpoint.save(arguments.output, getattr(torch, arguments.dtype), arguments.part)
     else:
-        load_result(preset, runs).save(arguments.output, dtype=getattr(torch, arguments.dtype))
+        arguments.output.write_text(json.dumps(summarise_runs(preset, runs), indent=1) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,9 +45,13 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", parents=[common], help="train runs of the preset")
     train.add_argument("run", metavar="RUN", nargs="*", help="runs to train (default: all)")
-    save = commands.add_parser("save", parents=[common], help="write the result of the preset as a checkpoint")
-    save.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the checkpoint")
+    save = commands.add_parser("save", parents=[common], help="write a run's checkpoint, or one part of it")
+    save.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write to")
+    save.add_argument("--run", help="whose checkpoint (default: the preset's result)")
+    save.add_argument("--part", choices=["decoder", "policy"], help="this part alone (default: all)")
     save.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
+    log = commands.add_parser("log", parents=[common], help="write the learning curves of all runs")
+    log.add_argument("output", metavar="OUTPUT", type=Path, help="JSON file to write")
     return parser.parse_args()
 
 

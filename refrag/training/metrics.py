@@ -10,6 +10,9 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
+NUM_CURVE_POINTS = 25
+
 Figures = dict[str, float]
 
 
@@ -17,7 +20,7 @@ class Metrics:
     """Writer of the steps after `step`; what a killed run wrote of them is cut off, so that none appears twice."""
 
     def __init__(self, name: str, directory: Path, step: int, num_steps: int) -> None:
-        path = directory / "metrics.jsonl"
+        path = directory / METRICS
         _cut_after(step, path)
         self._lines = path.open("a")
         self._board = _open_board(directory / "tensorboard", first_step=step + 1)
@@ -54,6 +57,18 @@ def step_figures(figures: Sequence[Figures], num_updates: int) -> Figures:
     if "tokens" in means:
         means["tokens"] = sum(each.get("tokens", 0) for each in figures) / num_updates
     return means
+
+
+def read_curve(directory: Path) -> list[Figures]:
+    """A run's metrics as a few points, each the mean of its stretch of the steps and named by the last of them."""
+    lines = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
+    length = -(-len(lines) // NUM_CURVE_POINTS)
+    stretches = [lines[start : start + length] for start in range(0, len(lines), length)]
+    return [{**_rounded(mean_figures(stretch)), "step": stretch[-1]["step"]} for stretch in stretches]
+
+
+def _rounded(figures: Figures) -> Figures:
+    return {name: float(f"{value:.4g}") for name, value in sorted(figures.items())}
 
 
 def _cut_after(step: int, path: Path) -> None:

@@ -4,9 +4,16 @@ import random
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
-from refrag.chunking import Chunker, cut_into_chunks
+from refrag.chunking import Chunk, cut_into_chunks
 from refrag.config import RefragConfig
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
@@ -18,23 +25,29 @@ from refrag.training.batches import encoder_batch
 from refrag.training.data.tokenizer import train_tokenizer
 from refrag.training.data.world import make_document, make_world
 from refrag.training.decoding import encode
+from refrag.training.fit import refuse_misfits
 from refrag.training.settings import Backbone, Pair
 
-# An encoder with its own tokenizer cuts the same text into more tokens, and adds its special ones.
+# An encoder with its own tokenizer may cut the same text into more tokens, and adds its special ones.
 ENCODER_LENGTH_MARGIN = 2
+# Entities of the made-up document on which the parts are tried together.
+NUM_ENTITIES = 4
 
 
 def make_pair(pair: Pair) -> Checkpoint:
-    """Load or draw both backbones; the projector starts at the scale of the decoder's token embeddings."""
+    """Load or draw both backbones, in evaluation mode, or raise TrainingError where they do not fit each other.
+
+    The projector starts at the scale of the decoder's token embeddings.
+    """
     torch.manual_seed(pair.seed)
     decoder_tokenizer = _decoder_tokenizer(pair)
     encoder_tokenizer = AutoTokenizer.from_pretrained(pair.encoder.pretrained) if pair.encoder.pretrained else None
-    longest = max(pair.trained_chunk_sizes)
+    num_special_tokens = encoder_tokenizer.num_special_tokens_to_add() if encoder_tokenizer else None
     config = RefragConfig(
         chunk_size=pair.chunk_size,
         trained_chunk_sizes=pair.trained_chunk_sizes,
         max_prompt_slots=pair.max_prompt_slots,
-        encoder_length=pair.encoder_length or (ENCODER_LENGTH_MARGIN * longest if encoder_tokenizer else longest),
+        encoder_length=pair.encoder_length or default_encoder_length(pair, num_special_tokens),
         pooling=pair.pooling,
         policy_num_heads=pair.policy_num_heads,
     )
@@ -49,14 +62,25 @@ def make_pair(pair: Pair) -> Checkpoint:
         decoder_tokenizer=decoder_tokenizer,
         encoder_tokenizer=encoder_tokenizer,
     )
+    for module in checkpoint.modules.values():
+        module.eval()
+    refuse_misfits(checkpoint, sample_chunks(checkpoint, max(pair.trained_chunk_sizes), pair.seed))
     match_projector(checkpoint, pair.seed)
     return checkpoint
+
+
+def default_encoder_length(pair: Pair, num_special_tokens: int | None) -> int:
+    """Tokens that the longest chunk may have for an encoder with its own tokenizer, or (None) with the decoder's."""
+    longest = max(*pair.trained_chunk_sizes, pair.chunk_size)
+    return longest if num_special_tokens is None else ENCODER_LENGTH_MARGIN * longest + num_special_tokens
 
 
 def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_prompt_slots: int) -> Any:
     """The pretrained causal LM, or one of random weights with the tokenizer's vocabulary."""
     if backbone.pretrained is not None:
-        return AutoModelForCausalLM.from_pretrained(backbone.pretrained, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(backbone.pretrained, dtype=torch.float32)
+        _end_answers_with(tokenizer, model)
+        return model
     own = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": max_prompt_slots,
@@ -70,10 +94,11 @@ def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_pro
 def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The pretrained encoder, or one of random weights that reads the decoder's tokens."""
     if backbone.pretrained is not None:
-        return AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32)
-    config = make_config(backbone, {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id})
+        return _without_pooler(AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32))
+    # Chunks are padded with 0 where the tokenizer has no token for it.
+    config = make_config(backbone, {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id or 0})
     options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
-    return AutoModel.from_config(config, **options)
+    return _without_pooler(AutoModel.from_config(config, **options))
 
 
 def make_config(backbone: Backbone, own: dict[str, Any]) -> Any:
@@ -98,14 +123,36 @@ def start_encoder_from_decoder(checkpoint: Checkpoint) -> None:
 @torch.no_grad()
 def match_projector(checkpoint: Checkpoint, seed: int = 0) -> None:
     """Start the projector at the scale of the token embeddings, measured on the chunks of one made-up document."""
-    rng = random.Random(seed)
-    chunker: Chunker = checkpoint.chunker
-    chunks = cut_into_chunks(
-        chunker.passage_ids(make_document(rng, make_world(rng, 4, "train"))), chunker.config.chunk_size
-    )
+    chunks = sample_chunks(checkpoint, checkpoint.config.chunk_size, seed)
     token_ids = torch.tensor([token for chunk in chunks for token in chunk.token_ids])
-    vectors = encode(checkpoint.encoder, encoder_batch(chunker, chunks))
+    vectors = encode(checkpoint.encoder, encoder_batch(checkpoint.chunker, chunks))
     checkpoint.projector.match_scale(vectors, checkpoint.decoder.token_embeddings(token_ids))
+
+
+def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> list[Chunk]:
+    """The chunks of one made-up document."""
+    rng = random.Random(seed)
+    document = make_document(rng, make_world(rng, NUM_ENTITIES, "train"))
+    return cut_into_chunks(checkpoint.chunker.passage_ids(document), chunk_size)
+
+
+def _without_pooler(model: Any) -> Any:
+    """A pooler has a part in no loss, and processes that share weights wait for every gradient."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def _end_answers_with(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Generation stops where training ends answers. Nothing else of a model's generation settings is used, and what
+    contradicts itself there, as in many a model, could not be saved.
+    """
+    settings = model.generation_config
+    eos_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    eos_ids = sorted({*eos_ids, tokenizer.eos_token_id} - {None})
+    model.generation_config = GenerationConfig(
+        bos_token_id=settings.bos_token_id, eos_token_id=eos_ids, pad_token_id=settings.pad_token_id
+    )
 
 
 def _decoder_tokenizer(pair: Pair) -> PreTrainedTokenizerBase:

@@ -20,6 +20,7 @@ from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.model.policy import ExpansionPolicy
 from refrag.training.loop import BatchSource, Objective, run_stage
+from refrag.training.metrics import METRICS, read_curve
 from refrag.training.pair import make_pair, match_projector, start_encoder_from_decoder
 from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct
 from refrag.training.stages.continuation import Continuation, ContinueSource
@@ -51,9 +52,21 @@ def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
     return load_checkpoint(directory).config.provenance["runs"][name]
 
 
-def load_result(preset: Preset, runs: Path) -> Checkpoint:
-    """The checkpoint of the run that the preset is for."""
-    return load_checkpoint(runs / preset.result / CHECKPOINT)
+def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
+    """The checkpoint of the named run, or of the one that the preset is for; TrainingError if it is not over."""
+    directory = runs / (name or preset.result) / CHECKPOINT
+    if not directory.exists():
+        raise TrainingError(f"{directory} is missing; train run {name or preset.result!r} first")
+    return load_checkpoint(directory)
+
+
+def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
+    """For each run that has begun its settings and its curve, small enough to be committed."""
+    return {
+        name: {"settings": run.model_dump(mode="json"), "curve": read_curve(runs / name)}
+        for name, run in preset.runs.items()
+        if (runs / name / METRICS).exists()
+    }
 
 
 def make_stage(checkpoint: Checkpoint, run: AnyRun) -> tuple[BatchSource, Objective]:
@@ -75,10 +88,8 @@ def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
     """The checkpoint that the run starts from, prepared for its stage."""
     if run.start is None:
         checkpoint = make_pair(preset.pair)
-    elif (directory := runs / run.start / CHECKPOINT).exists():
-        checkpoint = load_checkpoint(directory)
     else:
-        raise TrainingError(f"{directory} is missing; train run {run.start!r} first")
+        checkpoint = load_run(preset, runs, run.start)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
 

@@ -1,0 +1,78 @@
+"""Whether the parts of a pair fit each other: asked once, before training rather than days into it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from refrag.chunking import Chunk, Chunker
+from refrag.errors import TrainingError
+from refrag.model.checkpoint import Checkpoint
+
+# A decoder is tried on a few tokens: what a family does to its embeddings or logits shows with any.
+NUM_TRIED_TOKENS = 8
+TOLERANCE = 1e-3
+# Chunks are measured with this many times the room that they have.
+AMPLE = 16
+
+
+def refuse_misfits(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
+    """Raise TrainingError unless tokenizers, decoder and encoder can do what all stages ask; tried on `chunks`."""
+    _refuse_tokenizer(checkpoint)
+    _refuse_decoder(checkpoint, chunks)
+    _refuse_truncation(checkpoint, chunks)
+    _refuse_encoder(checkpoint, chunks)
+
+
+def _refuse_tokenizer(checkpoint: Checkpoint) -> None:
+    tokenizer = checkpoint.decoder_tokenizer
+    if not tokenizer.is_fast:
+        raise TrainingError("the decoder's tokenizer is a slow one; save the model with a tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise TrainingError("the decoder's tokenizer has no EOS token to end answers with; set its eos_token")
+    highest, vocab_size = max(tokenizer.eos_token_id, tokenizer.bos_token_id or 0), checkpoint.decoder.vocab_size
+    if highest >= vocab_size:
+        raise TrainingError(f"the decoder's tokenizer has a token {highest}, the decoder embeddings for {vocab_size}")
+
+
+@torch.no_grad()
+def _refuse_decoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
+    """Training goes around the model's own forward: that must say the same."""
+    decoder = checkpoint.decoder
+    input_ids = torch.tensor([[token for chunk in chunks for token in chunk.token_ids][:NUM_TRIED_TOKENS]])
+    embedded = decoder.embed_prompt(input_ids, torch.zeros(0, decoder.width))
+    ours, own = decoder.logits(decoder.read(embedded)), decoder.backbone(input_ids=input_ids).logits
+    if not torch.allclose(ours, own, atol=TOLERANCE, rtol=TOLERANCE):
+        raise TrainingError(
+            f"{type(decoder.backbone).__name__} does more than embeddings, layers, head and soft-capping: its own logits "
+            f"are up to {float((ours - own).abs().max()):.3g} away; its family needs code in refrag.model.decoder"
+        )
+
+
+def _refuse_truncation(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
+    config = checkpoint.config
+    ample = replace(config, encoder_length=AMPLE * config.encoder_length)
+    _, mask = Chunker(ample, checkpoint.decoder_tokenizer, checkpoint.encoder_tokenizer).encoder_inputs(chunks)
+    longest = int(mask.sum(1).max())
+    if longest > config.encoder_length:
+        raise TrainingError(
+            f"encoder_length is {config.encoder_length}, but chunks of {max(map(len, chunks))} decoder tokens have up "
+            f"to {longest} of the encoder's in a made-up document; give pair.encoder_length more than that"
+        )
+
+
+@torch.no_grad()
+def _refuse_encoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
+    """The longest input has its positions, which are not always as many as max_position_embeddings."""
+    length, backbone = checkpoint.config.encoder_length, checkpoint.encoder.backbone
+    ids, _ = checkpoint.chunker.encoder_inputs(chunks[:1])
+    # Any token but padding, which RoBERTa's positions pass over.
+    input_ids = torch.full((1, length), int(ids[0, 0]))
+    try:
+        checkpoint.encoder(input_ids, torch.ones_like(input_ids))
+    except (IndexError, RuntimeError) as error:
+        raise TrainingError(
+            f"the encoder cannot read encoder_length = {length} tokens: {error}; its max_position_embeddings is "
+            f"{getattr(backbone.config, 'max_position_embeddings', None)}, of which families like RoBERTa leave out "
+            "pad_token_id + 1; lower pair.encoder_length, and with it the chunk sizes"
+        ) from None
