@@ -1,43 +1,117 @@
-"""An evaluation as a Markdown table: one row for each condition, one column for each number of passages."""
+"""An evaluation's JSON as Markdown: one table for each study, and the paired differences behind it.
+
+python -m refrag.evaluation.report evaluation.json
+"""
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+Values = Mapping[str, Any]
+
+TEXT_METRICS = {"f1": "F1, %", "rouge_l": "ROUGE-L, %"}
 
 
-def markdown_table(report: dict[str, Any]) -> str:
-    """Exact match in percent with its 95% interval, and the prompt slots at the largest number of passages."""
-    results: list[Row] = report["results"]
-    columns = sorted({row["num_passages"] for row in results})
-    tokens = {row["num_passages"]: row["mean_context_tokens"] for row in results}
-    head = ["exact match, %", *(_heading(count, tokens[count]) for count in columns), "prompt slots"]
-    lines = [head, ["---", *["---:"] * (len(columns) + 1)]]
-    for name in dict.fromkeys(row["condition"]["name"] for row in results):
-        by_column = {row["num_passages"]: row for row in results if row["condition"]["name"] == name}
-        cells = [_cell(by_column[count]) for count in columns]
-        lines.append([name, *cells, f"{by_column[columns[-1]]['mean_prompt_slots']:.0f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def render(report: Values) -> str:
+    """Every table of the report with its heading and its differences."""
+    return "\n\n".join(_sections(report))
 
 
-def _heading(num_passages: int, tokens: float) -> str:
-    noun = "passage" if num_passages == 1 else "passages"
-    return f"{num_passages} {noun}, {tokens:.0f} tokens"
+def markdown_table(report: Values, table_name: str) -> str:
+    """The rows of one table: exact match in percent, or log-perplexity, with their 95% intervals."""
+    rows = report["tables"][table_name]["rows"]
+    return _answer_table(rows) if "exact_match" in rows[0] else _perplexity_table(rows)
 
 
-def _cell(row: Row) -> str:
-    if row["condition"]["expand_fraction"] > 0 and row["mean_expanded_chunks"] < 1:
-        return "–"  # too few chunks for the budget to reach one: the same as all compressed
-    low, high = row["interval_95"]
-    return f"{100 * row['exact_match']:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+def markdown_tasks(report: Values, table_name: str) -> str:
+    """Exact match of one table's rows, task by task."""
+    rows = report["tables"][table_name]["rows"]
+    tasks = list(rows[0]["exact_match_by_task"])
+    lines = [[row["name"], *(_percent(row["exact_match_by_task"][task]) for task in tasks)] for row in rows]
+    return _markdown(["exact match, %", *tasks], lines)
+
+
+def markdown_differences(report: Values, table_name: str) -> str:
+    """The paired differences of one table, those that exclude zero in bold."""
+    lines = []
+    for row in report["tables"][table_name]["differences"]:
+        for measure, estimate in _differences(row):
+            show = _percent if measure.startswith("exact match") else _decimal
+            cell = show(estimate)
+            cell = f"**{cell}**" if estimate["low"] > 0 or estimate["high"] < 0 else cell
+            lines.append([row["name"], row["against"], measure, cell])
+    return _markdown(["condition", "against", "measure", "difference"], lines)
+
+
+def _sections(report: Values) -> Iterator[str]:
+    yield f"`{report['command']}` at {report['commit']} on {report['machine']}, seed {report['seed']}"
+    for name, table in report["tables"].items():
+        yield f"## {name}\n\n{table['about']}\n\n{markdown_table(report, name)}"
+        if "exact_match_by_task" in table["rows"][0]:
+            yield markdown_tasks(report, name)
+        if table["differences"]:
+            yield markdown_differences(report, name)
+
+
+def _answer_table(rows: Sequence[Values]) -> str:
+    texts = [metric for metric in TEXT_METRICS if metric in rows[0]]
+    head = ["condition", "exact match, %", *(TEXT_METRICS[metric] for metric in texts), "log-perplexity"]
+    head += ["prompt slots", "expanded chunks", "context tokens"]
+    lines = [
+        [
+            row["name"],
+            _percent(row["exact_match"]),
+            *(f"{100 * row[metric]:.1f}" for metric in texts),
+            _decimal(row["log_perplexity"]),
+            f"{row['prompt_slots']:.0f}",
+            f"{row['expanded_chunks']:.1f}",
+            f"{row['context_tokens']:.0f}",
+        ]
+        for row in rows
+    ]
+    return _markdown(head, lines)
+
+
+def _perplexity_table(rows: Sequence[Values]) -> str:
+    counts = list(rows[0]["log_perplexity"])
+    lines = [[row["name"], *(_decimal(row["log_perplexity"][count]) for count in counts)] for row in rows]
+    return _markdown(["log-perplexity", *map(_tokens, counts)], lines)
+
+
+def _differences(row: Values) -> Iterator[tuple[str, Values]]:
+    """What was measured, and the estimate of its difference; a row of perplexities has one for each span."""
+    measure = row["metric"].replace("_", "-" if row["metric"] == "log_perplexity" else " ")
+    if "value" in row["difference"]:
+        yield (f"{measure} on {row['task']}" if "task" in row else measure), row["difference"]
+    else:
+        for count, estimate in row["difference"].items():
+            yield f"{measure}, {_tokens(count)}", estimate
+
+
+def _tokens(count: str) -> str:
+    return "all tokens" if count == "all" else f"first {count} tokens"
+
+
+def _percent(estimate: Values) -> str:
+    return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
+
+
+def _decimal(estimate: Values) -> str:
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, the others, of figures, to the right."""
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("evaluation", type=Path, help="JSON file written by refrag.evaluation.exact_match")
-    print(markdown_table(json.loads(parser.parse_args().evaluation.read_text())))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluation", type=Path, help="JSON file written by refrag.evaluation or its ablations")
+    print(render(json.loads(parser.parse_args().evaluation.read_text())))
 
 
 if __name__ == "__main__":
