@@ -4,6 +4,7 @@ PIP_OPTIONS ?=
 # cpu, or gpu for onnxruntime-gpu and tensorrt instead of onnxruntime: the two runtimes exclude each other.
 RUNTIME ?= cpu
 CHECKPOINT ?= checkpoints/demo
+BASELINES ?= checkpoints/demo-baselines
 REPOSITORY ?= model_repository
 EXPORT_OPTIONS ?=
 
@@ -12,7 +13,7 @@ INSTALLED := .venv/.installed
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export test test-fast check format evaluate train-demo clean
+.PHONY: help install demo results serve export test test-fast check format evaluate train-tiny train-demo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,7 +24,7 @@ $(INSTALLED): pyproject.toml client/pyproject.toml
 	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.10 to 3.12 needed; name another with make PYTHON3=python3.11")'
 	@$(PYTHON3) -c 'import ensurepip, venv' || { echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON3) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,$(RUNTIME),dev]'
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,$(RUNTIME),train,evaluate,dev]'
 	touch $@
 
 demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side
@@ -57,11 +58,18 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-evaluate: install ## exact match on held-out questions → $(CHECKPOINT)/evaluation.json
-	$(BIN)/python -m refrag.evaluation.exact_match --checkpoint $(CHECKPOINT) --output $(CHECKPOINT)/evaluation.json
+evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json
+	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) --plain $(BASELINES)/plain --blind-policy $(BASELINES)/question_blind/policy.safetensors --output $(CHECKPOINT)/evaluation.json
 
-train-demo: install ## train the demo checkpoint from nothing (about 100 minutes on two cores); resumes
-	$(BIN)/python -m refrag.training.demo --output checkpoints/demo
+train-tiny: install ## train every stage small, each held against its control (under 5 minutes)
+	$(BIN)/python -m pytest tests/training/test_tiny.py
+
+train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
+	$(BIN)/python -m refrag.training train demo
+	$(BIN)/python -m refrag.training save demo checkpoints/demo
+	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/plain --run plain --part decoder
+	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/question_blind --run policy_blind --part policy
+	$(BIN)/python -m refrag.training log demo checkpoints/demo/training.json
 
 clean: ## remove the environment and everything built
 	rm -rf .venv build runs model_repository/*/1/model.onnx model_repository/*/1/checkpoint
