@@ -326,18 +326,25 @@ def refuse_strangers(num_processes: int) -> None:
 
 
 def train_what_trains(objective: nn.Module) -> None:
-    """Training mode for all but the modules whose every parameter is frozen: those must not drop anything out."""
+    """Training mode for all but the modules whose every parameter is frozen: those must not drop anything out.
+
+    A frozen layer is itself in training mode, and nothing inside it, where it is to recompute its activations: it
+    does so in training mode alone, and gradients flow through a frozen decoder to the chunk embeddings.
+    """
     objective.train()
     for module in objective.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
+    for module in objective.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
 
 
 def recompute_activations(objective: nn.Module) -> None:
-    """Switch on gradient checkpointing in each Hugging Face model that trains."""
+    """Switch on gradient checkpointing in each Hugging Face model."""
     for module in objective.modules():
-        if isinstance(module, PreTrainedModel) and any(each.requires_grad for each in module.parameters()):
+        if isinstance(module, PreTrainedModel):
             module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 

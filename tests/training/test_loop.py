@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from refrag.errors import TrainingError
-from refrag.training.loop import Objective, Outcome, layer_classes, run_stage
+from refrag.training.loop import (
+    Objective,
+    Outcome,
+    layer_classes,
+    recompute_activations,
+    run_stage,
+    train_what_trains,
+)
 from refrag.training.settings import Optimisation
 
 NEVER = 1e9
@@ -244,6 +251,23 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path):
     recomputed = train(tmp_path / "recomputed", objective, gradient_checkpointing=True, num_steps=2)
     assert not objective.decoder.is_activation_checkpointing
     assert_same(recomputed, train(tmp_path / "kept", Language(0.5), num_steps=2), tolerance=1e-6)
+
+
+def test_a_frozen_decoder_recomputes_too_and_drops_nothing_out():
+    objective = Language(0.5)
+    objective.requires_grad_(False)
+    layer = objective.decoder.model.layers[0]
+    calls = []
+    layer.input_layernorm.register_forward_hook(lambda *args: calls.append(args[0].training))
+    embedded = torch.randn(1, 4, objective.decoder.config.hidden_size, requires_grad=True)
+    gradients = []
+    for prepare in (train_what_trains, lambda it: (recompute_activations(it), train_what_trains(it))):
+        prepare(objective)
+        objective.decoder.model(inputs_embeds=embedded, use_cache=False).last_hidden_state.square().sum().backward()
+        gradients.append(embedded.grad.clone())
+        embedded.grad = None
+    assert calls == [False, False, False]
+    assert torch.equal(*gradients)
 
 
 def test_autocast_trains_float32_weights_in_bfloat16(tmp_path):
