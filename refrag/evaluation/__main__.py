@@ -1,0 +1,54 @@
+"""Measure a checkpoint on held-out questions and prose: every table as Markdown, and as JSON with --output.
+
+    python -m refrag.evaluation --checkpoint checkpoints/demo --plain plain/decoder --output evaluation.json
+
+All conditions of a table see the same questions, so that their differences are measured in pairs.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+from refrag.errors import RefragError
+from refrag.evaluation.models import load_models
+from refrag.evaluation.options import add_options, parsed_options
+from refrag.evaluation.report import render
+from refrag.evaluation.results import Report
+from refrag.evaluation.tables import TABLES
+
+
+def main() -> None:
+    parser = make_parser()
+    arguments = parser.parse_args()
+    try:
+        options = parsed_options(arguments)
+        report = Report("refrag.evaluation", options.seed, arguments.output)
+        models = load_models(arguments.checkpoint, arguments.plain, arguments.blind_policy)
+        for name in arguments.tables:
+            report.add(name, functools.partial(TABLES[name], models, options))
+    except RefragError as error:
+        parser.error(str(error))
+    print(render(report.values))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m refrag.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a REFRAG checkpoint")
+    parser.add_argument(
+        "--plain",
+        type=Path,
+        help="Hugging Face decoder for uncompressed contexts, trained on the same data (default: the checkpoint's own)",
+    )
+    parser.add_argument("--blind-policy", type=Path, help="weights of a policy that does not see the question")
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="default: all")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    add_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

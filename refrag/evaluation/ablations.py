@@ -1,0 +1,118 @@
+"""Checkpoints of several runs side by side: what each gives back of a text, and what it makes of one to go on.
+
+    python -m refrag.evaluation.ablations --runs full=runs/full/checkpoint plain=runs/plain/checkpoint \\
+        --output ablations.json
+
+These are the paper's Tables 11 and 12. Differences are against the first run named, over the same windows.
+"""
+
+import argparse
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from refrag.errors import RefragError, TrainingError
+from refrag.evaluation.cases import Case, draw_prose
+from refrag.evaluation.conditions import Condition, compressed
+from refrag.evaluation.encoding import CaseSet
+from refrag.evaluation.models import Models, load_models
+from refrag.evaluation.prose import target_losses, window_means
+from refrag.evaluation.report import render
+from refrag.evaluation.results import Report
+from refrag.evaluation.rows import Table, perplexity_difference, perplexity_row
+from refrag.training.settings import TextSource
+
+SOURCES = {"prose": TextSource(kind="stdlib"), "world": TextSource(kind="world")}
+NUM_CHUNKS = 16
+CONTEXT_TOKENS, CONTINUATION_TOKENS = 256, 64
+
+Means = Mapping[str, np.ndarray]
+
+
+def reconstruction_perplexity(
+    models: Models, source: TextSource, num_windows: int, seed: int, num_chunks: int = NUM_CHUNKS
+) -> dict[str, Means]:
+    """Of giving back windows of so many chunks, with their embeddings, with other windows', and with none at all."""
+    size = models.checkpoint.config.chunk_size
+    windows = draw_prose(source, models.checkpoint.decoder_tokenizer, num_chunks * size, 0, num_windows, seed)
+    cases = [Case(window.passages, window.token_ids) for window in windows]
+    return measure(CaseSet(models, cases, seed), [*_compressed_or_shuffled(size), Condition("none")])
+
+
+def continuation_perplexity(models: Models, source: TextSource, num_windows: int, seed: int) -> dict[str, Means]:
+    """Of going on after a context, compressed, with other windows' embeddings, with no context, and with all of it."""
+    size, tokenizer = models.checkpoint.config.chunk_size, models.checkpoint.decoder_tokenizer
+    cases = draw_prose(source, tokenizer, CONTEXT_TOKENS, CONTINUATION_TOKENS, num_windows, seed)
+    conditions = [*_compressed_or_shuffled(size), Condition("none"), Condition("full")]
+    return measure(CaseSet(models, cases, seed), conditions)
+
+
+MEASURES = {"reconstruction": reconstruction_perplexity, "continuation": continuation_perplexity}
+
+
+def measure(cases: CaseSet, conditions: Sequence[Condition]) -> dict[str, Means]:
+    """The windows' means under each condition, by its name."""
+    return {cases.name_row(one): window_means(target_losses(cases, one)) for one in conditions}
+
+
+def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num_windows: int, seed: int) -> Table:
+    """Every run under every condition; the first condition of each run against that of the first run."""
+    table = Table(f"{task} of {SOURCES[source_name].kind} text, {num_windows} held-out windows".capitalize() + ".")
+    compressed_means: list[tuple[str, Means]] = []
+    for run, directory in tqdm(runs.items(), desc=f"{task}, {source_name}", disable=None):
+        means = MEASURES[task](load_models(directory), SOURCES[source_name], num_windows, seed)
+        named = [(f"{run}: {name}", values) for name, values in means.items()]
+        table.rows.extend(perplexity_row(name, values, seed) for name, values in named)
+        compressed_means.append(named[0])
+    for name, values in compressed_means[1:]:
+        table.differences.append(perplexity_difference(name, values, *compressed_means[0], seed))
+    return table
+
+
+def main() -> None:
+    parser = make_parser()
+    arguments = parser.parse_args()
+    report = Report("refrag.evaluation.ablations", arguments.seed, arguments.output)
+    try:
+        runs = dict(map(parse_run, arguments.runs))
+        for task in MEASURES:
+            for source_name in SOURCES:
+                make = functools.partial(
+                    tabulate_ablation, runs, task, source_name, arguments.num_windows, arguments.seed
+                )
+                report.add(f"{task}, {source_name}", make)
+    except RefragError as error:
+        parser.error(str(error))
+    print(render(report.values))
+
+
+def parse_run(text: str) -> tuple[str, Path]:
+    """NAME=FOLDER, or TrainingError that says so."""
+    name, equals, folder = text.partition("=")
+    if not name or not equals or not folder:
+        raise TrainingError(f"a run is given as {text!r}; the form is NAME=CHECKPOINT_FOLDER")
+    return name, Path(folder)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m refrag.evaluation.ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=CHECKPOINT_FOLDER")
+    parser.add_argument("--num-windows", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the windows and the resamples (default: %(default)s)")
+    return parser
+
+
+def _compressed_or_shuffled(chunk_size: int) -> list[Condition]:
+    return [compressed(chunk_size), compressed(chunk_size, embeddings="shuffled")]
+
+
+if __name__ == "__main__":
+    main()

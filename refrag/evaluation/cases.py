@@ -1,0 +1,112 @@
+"""Held-out cases: a context in tokens, what stands behind it, and the tokens that are to come then.
+
+A case knows its evidence to the token and can be cut into chunks of any size, so that every condition sees the same.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from refrag.chunking import Chunk, cut_into_chunks
+from refrag.model.checkpoint import Checkpoint
+from refrag.training.data.contexts import NUM_ENTITIES, ContextMaker, TokenisedContext
+from refrag.training.data.retrieval import Strength
+from refrag.training.data.tasks import Task
+from refrag.training.data.windows import heldout_windows
+from refrag.training.data.world import Phrasing, make_world
+from refrag.training.settings import TextSource
+
+
+@dataclass(frozen=True)
+class Case:
+    """passages: token ids of each. prompt_ids: what stands behind the context. target_ids: what is to come.
+
+    question_ids: the bare question, for the policy. evidence: numbers of the context tokens that the answer needs.
+    """
+
+    passages: list[list[int]]
+    target_ids: list[int]
+    prompt_ids: list[int] = field(default_factory=list)
+    question_ids: list[int] = field(default_factory=list)
+    evidence: list[int] = field(default_factory=list)
+    task: str = "prose"
+    answer: str = ""
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token_id for passage in self.passages for token_id in passage]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.passages))
+
+    def num_chunks(self, chunk_size: int) -> int:
+        return sum(-(-len(passage) // chunk_size) for passage in self.passages)
+
+    def chunks(self, chunk_size: int) -> list[Chunk]:
+        runs = (cut_into_chunks(passage, chunk_size, number) for number, passage in enumerate(self.passages))
+        return [chunk for run in runs for chunk in run]
+
+    def evidence_chunks(self, chunk_size: int) -> list[int]:
+        lengths = [len(chunk) for chunk in self.chunks(chunk_size)]
+        chunk_of = [number for number, length in enumerate(lengths) for _ in range(length)]
+        return sorted({chunk_of[token] for token in self.evidence})
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Which questions over which passages; one world gives one question of each task.
+
+    num_passages changes nothing about the questions, so that contexts of several lengths can be compared in pairs.
+    """
+
+    tasks: Sequence[Task]
+    num_questions: int
+    num_passages: int
+    strength: Strength = "strong"
+    phrasing: Phrasing = field(default_factory=Phrasing)
+
+
+def draw_questions(checkpoint: Checkpoint, asking: Asking, seed: int) -> list[Case]:
+    """At least `num_questions` cases, as many of each task, about entities that training never saw."""
+    chunker = checkpoint.with_chunk_size(1).chunker  # so that evidence is known to the token
+    num_entities = max(NUM_ENTITIES, 2 * asking.num_passages)
+    cases = []
+    for number in range(-(-asking.num_questions // len(asking.tasks))):
+        world = make_world(random.Random(f"{seed} {number}"), num_entities, "heldout", asking.phrasing)
+        maker = ContextMaker(world, chunker, asking.phrasing)
+        for task in asking.tasks:
+            rng = random.Random(f"{seed} {number} {task}")
+            cases.append(_as_case(maker.ask_one(rng, task, asking.num_passages, asking.strength)))
+    return cases
+
+
+def draw_prose(
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    context_tokens: int,
+    target_tokens: int,
+    count: int,
+    seed: int,
+) -> list[Case]:
+    """Windows of held-out documents: the first tokens as context, the others to come."""
+    windows = heldout_windows(source, tokenizer, context_tokens + target_tokens, count, seed)
+    return [Case([window[:context_tokens]], window[context_tokens:]) for window in windows]
+
+
+def _as_case(context: TokenisedContext) -> Case:
+    """A context that was drawn with chunks of one token."""
+    question = context.questions[0]
+    passages = itertools.groupby(context.chunks, key=lambda chunk: chunk.passage)
+    return Case(
+        passages=[[chunk.token_ids[0] for chunk in chunks] for _, chunks in passages],
+        target_ids=question.answer_ids,
+        prompt_ids=question.prompt_ids,
+        question_ids=[chunk.token_ids[0] for chunk in question.chunks],
+        evidence=question.evidence_chunks,
+        task=question.task,
+        answer=question.answer,
+    )

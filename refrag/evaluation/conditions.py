@@ -1,0 +1,89 @@
+"""How the context reaches the decoder: every condition that the studies compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+ContextForm = Literal["none", "truncated", "full", "compressed"]
+Selection = Literal[
+    "none", "random", "perplexity", "perplexity reversed", "blind", "learned", "learned as served", "oracle"
+]
+Embeddings = Literal["true", "shuffled", "zeroed"]
+
+# From the best to the worst at equal budget, as the paper orders those that it has.
+POLICIES: tuple[Selection, ...] = ("learned", "blind", "perplexity", "random", "perplexity reversed")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What stands in the prompt's slots for the context.
+
+    form: "none", "truncated" and "full" are read by the plain decoder, "compressed" by REFRAG's. "truncated" is the
+        end of the context, in as many tokens as compression at this chunk size and fraction takes slots.
+    selection: "perplexity" expands the chunks that surprise the plain decoder most (the better one of the paper's
+        two heuristics), "perplexity reversed" those that surprise it least, "oracle" those that hold the evidence.
+        All spend the whole budget but the oracle, which stops at the evidence, and "learned as served", which stops
+        at the checkpoint's policy_confidence.
+    embeddings: the controls. "shuffled": chunk embeddings of another context; "zeroed": none at all. Chunks are
+        selected on the true ones.
+    """
+
+    form: ContextForm
+    chunk_size: int = 16
+    selection: Selection = "none"
+    expand_fraction: float = 0.0
+    embeddings: Embeddings = "true"
+
+    def describe(self, plain_name: str) -> str:
+        """The row's name, with what the plain decoder is called."""
+        if self.form == "none":
+            return f"{plain_name}, no context"
+        if self.form == "full":
+            return f"{plain_name}, full context"
+        chunks = f"k={self.chunk_size}"
+        if self.expand_fraction > 0:
+            chunks += f", {100 * self.expand_fraction:.0f}%"
+        if self.form == "truncated":
+            return f"{plain_name}, last tokens, in the slots of {chunks}"
+        name = f"REFRAG {chunks}" if self.selection == "none" else f"REFRAG {chunks} {self.selection}"
+        return name if self.embeddings == "true" else f"{name}, {self.embeddings} embeddings"
+
+
+def compressed(
+    chunk_size: int, selection: Selection = "none", expand_fraction: float = 0.0, embeddings: Embeddings = "true"
+) -> Condition:
+    return Condition("compressed", chunk_size, selection, expand_fraction, embeddings)
+
+
+def answer_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[Condition]:
+    """The plain decoder's three, everything compressed, ways to expand at the main chunk size, and the controls."""
+    return [
+        Condition("none"),
+        Condition("truncated", main, expand_fraction=fraction),
+        Condition("full"),
+        *map(compressed, chunk_sizes),
+        *(compressed(main, selection, fraction) for selection in ("random", "learned", "learned as served", "oracle")),
+        *(compressed(main, embeddings=control) for control in ("shuffled", "zeroed")),
+        *(compressed(main, "learned", fraction, control) for control in ("shuffled", "zeroed")),
+    ]
+
+
+def policy_settings(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[int, float]]:
+    """Chunk sizes and fractions to compare the policies at: the main ones, then each of them changed alone."""
+    others = [(main, fraction / 2), (main, 2 * fraction)]
+    return [(main, fraction), *others, *((size, fraction) for size in chunk_sizes if size != main)]
+
+
+def prose_ladder(chunk_sizes: Sequence[int]) -> list[Condition]:
+    """From what should foretell the continuation best to what should do so worst."""
+    return [Condition("full"), *map(compressed, chunk_sizes), Condition("none")]
+
+
+def prose_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[Condition]:
+    """The ladder, the end of the context in the slots of the smallest chunks, ways to expand, and the controls."""
+    return [
+        *prose_ladder(chunk_sizes),
+        Condition("truncated", min(chunk_sizes)),
+        *(compressed(main, selection, fraction) for selection in ("perplexity", "random", "perplexity reversed")),
+        *(compressed(main, embeddings=control) for control in ("shuffled", "zeroed")),
+    ]

@@ -1,0 +1,82 @@
+"""The studies over contexts of different length: the same questions over few passages and over many."""
+
+from tqdm import tqdm
+
+from refrag.evaluation.answers import Answers, answer_prompts, count_slots
+from refrag.evaluation.cases import Asking, draw_questions
+from refrag.evaluation.conditions import Condition, compressed
+from refrag.evaluation.encoding import CaseSet
+from refrag.evaluation.models import Models
+from refrag.evaluation.options import Options
+from refrag.evaluation.prompts import build_prompts
+from refrag.evaluation.rows import METRICS, Table, answer_difference, answer_row
+from refrag.training.data.retrieval import Strength
+from refrag.training.data.tasks import TASKS, Task
+
+STRONG_PASSAGES = (1, 2, 5, 10, 20, 40, 80)
+# Compressed, this many times as many passages take about the slots of the plain ones.
+WEAK_PASSAGES, WEAK_FACTORS = (1, 2), (8, 16)
+EXTRAPOLATION_FACTORS = (1, 4, 16)
+# Long contexts cost more than all other studies together, so they get fewer questions.
+PASSAGES_SHARE, EXTRAPOLATION_SHARE = 0.5, 0.25
+# A summary's document is given, not retrieved: it has as many parts whatever is asked for.
+RETRIEVAL_TASKS: tuple[Task, ...] = tuple(task for task in TASKS if task != "summary")
+
+
+def tabulate_passages(models: Models, options: Options) -> Table:
+    """At equal slots more passages from the weak retriever; from the strong one ever more, as far as they fit."""
+    learned = compressed(models.checkpoint.config.chunk_size, "learned", options.expand_fraction)
+    study = _Study(models, options, PASSAGES_SHARE, "All tasks but the summary.")
+    for count in tqdm(WEAK_PASSAGES, desc="passages, weak retriever", disable=None):
+        plain = study.add(Condition("full"), count, "weak")
+        for factor in WEAK_FACTORS:
+            study.compare(study.add(learned, factor * count, "weak"), plain)
+    for count in tqdm(STRONG_PASSAGES, desc="passages, strong retriever", disable=None):
+        plain, mixed = study.add(Condition("full"), count, "strong"), study.add(learned, count, "strong")
+        study.compare(mixed, plain)
+    return study.table
+
+
+def tabulate_extrapolation(models: Models, options: Options) -> Table:
+    """Contexts beyond those of training, by the factor that compression shortens them."""
+    size = models.checkpoint.config.chunk_size
+    about = f"All tasks but the summary; training saw up to {options.trained_passages} passages."
+    study = _Study(models, options, EXTRAPOLATION_SHARE, about)
+    for factor in tqdm(EXTRAPOLATION_FACTORS, desc="extrapolation", disable=None):
+        for condition in (compressed(size, "learned", options.expand_fraction), compressed(size)):
+            study.add(condition, factor * options.trained_passages, "strong")
+    return study.table
+
+
+class _Study:
+    """A table in the making; contexts that several conditions share are drawn and encoded once."""
+
+    def __init__(self, models: Models, options: Options, share: float, about: str) -> None:
+        self.models, self.options = models, options
+        self.num_questions = max(1, round(share * options.num_questions))
+        self.table = Table(about)
+        self._drawn: tuple[Asking, CaseSet] | None = None
+
+    def add(self, condition: Condition, num_passages: int, strength: Strength) -> Answers | None:
+        """Append a row, unless the decoder's window does not hold every prompt."""
+        cases = self._draw(Asking(RETRIEVAL_TASKS, self.num_questions, num_passages, strength))
+        prompts = build_prompts(cases, condition)
+        if count_slots(prompts) > self.models.window(condition.form):
+            return None
+        answers = answer_prompts(cases, condition, prompts)
+        setting = {"num_passages": num_passages, "retriever": strength}
+        self.table.rows.append(answer_row(answers, self.options.seed, setting))
+        return answers
+
+    def compare(self, answers: Answers | None, others: Answers | None) -> None:
+        if answers is not None and others is not None:
+            seed = self.options.seed
+            self.table.differences.extend(answer_difference(answers, others, metric, seed) for metric in METRICS)
+
+    def _draw(self, asking: Asking) -> CaseSet:
+        if self._drawn is None or self._drawn[0] != asking:
+            cases = draw_questions(self.models.checkpoint, asking, self.options.seed)
+            noun = "passage" if asking.num_passages == 1 else "passages"
+            label = f"{asking.num_passages} {noun}, {asking.strength} retriever"
+            self._drawn = asking, CaseSet(self.models, cases, self.options.seed, label)
+        return self._drawn[1]

@@ -1,0 +1,47 @@
+"""What is compared: a REFRAG checkpoint, the plain decoder beside it, and a policy that does not see the question."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refrag.errors import CheckpointError
+from refrag.evaluation.conditions import ContextForm
+from refrag.model.checkpoint import Checkpoint, load_checkpoint, load_plain_decoder, load_policy_file, load_tokenizer
+from refrag.model.decoder import Decoder
+from refrag.model.policy import ExpansionPolicy
+
+
+@dataclass(frozen=True)
+class Models:
+    """plain: reads contexts as tokens; with the same training as the checkpoint it is the fair baseline.
+
+    plain_name: what rows call it.
+    """
+
+    checkpoint: Checkpoint
+    plain: Decoder
+    plain_name: str
+    blind_policy: ExpansionPolicy | None = None
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.checkpoint.decoder_tokenizer.bos_token_id
+
+    def decoder(self, form: ContextForm) -> Decoder:
+        """The decoder that reads contexts of this form."""
+        return self.checkpoint.decoder if form == "compressed" else self.plain
+
+    def window(self, form: ContextForm) -> int:
+        """Slots that this decoder has for prompt and answer."""
+        slots = self.checkpoint.config.max_prompt_slots
+        return slots if form == "compressed" else getattr(self.plain.backbone.config, "max_position_embeddings", slots)
+
+
+def load_models(checkpoint: Path, plain: Path | None = None, blind_policy: Path | None = None) -> Models:
+    """Without a plain decoder the checkpoint's own reads uncompressed contexts too, and is named so."""
+    loaded = load_checkpoint(checkpoint)
+    blind = load_policy_file(blind_policy, loaded.config.policy_num_heads, False) if blind_policy else None
+    if plain is None:
+        return Models(loaded, loaded.decoder, "REFRAG's own decoder", blind)
+    if load_tokenizer(plain).get_vocab() != loaded.decoder_tokenizer.get_vocab():
+        raise CheckpointError(f"{plain} has another tokenizer than {checkpoint}; questions would not be the same")
+    return Models(loaded, load_plain_decoder(plain), "plain decoder", blind)

@@ -1,0 +1,60 @@
+"""What an evaluation can be told; the command line is made of it."""
+
+import argparse
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from refrag.errors import TrainingError
+from refrag.training.settings import TextSource
+
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Options:
+    num_questions: int = field(
+        default=400, metadata={"help": "questions per row, rounded up to as many of each task; fewer for long contexts"}
+    )
+    num_windows: int = field(default=100, metadata={"help": "windows of prose per row"})
+    expand_fraction: float = field(
+        default=0.1, metadata={"help": "share of the chunks to expand in the main comparisons"}
+    )
+    trained_passages: int = field(
+        default=10, metadata={"help": "most passages per context in training, which the extrapolation multiplies"}
+    )
+    prose: Path | None = field(
+        default=None, metadata={"help": "folder or file of text or JSONL documents (default: the standard library's)"}
+    )
+    context_tokens: int = field(default=512, metadata={"help": "of each window of prose"})
+    continuation_tokens: int = field(
+        default=128, metadata={"help": "of each window of prose, to be predicted after its context"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the questions, random selections and resamples"})
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, int | float) and one.name != "seed" and value <= 0:
+                raise TrainingError(f"{one.name} is {value}; it must be above zero")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    for one in fields(Options):
+        known = "" if one.default is None else " (default: %(default)s)"
+        parser.add_argument(
+            f"--{one.name.replace('_', '-')}",
+            type=Path if one.default is None else type(one.default),
+            default=one.default,
+            help=one.metadata["help"] + known,
+        )
+
+
+def parsed_options(arguments: argparse.Namespace) -> Options:
+    return Options(**{one.name: getattr(arguments, one.name) for one in fields(Options)})
+
+
+def prose_source(path: Path | None) -> TextSource:
+    """The user's own documents, or without a path the standard library's."""
+    if path is None:
+        return TextSource(kind="stdlib")
+    return TextSource(kind="jsonl" if path.name.endswith(JSONL_SUFFIXES) else "text", path=str(path))

@@ -1,0 +1,83 @@
+"""The studies over questions: what is asked under which conditions, and which rows are compared in pairs."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from refrag.evaluation.answers import Answers, answer
+from refrag.evaluation.cases import Asking, draw_questions
+from refrag.evaluation.conditions import POLICIES, Condition, answer_conditions, compressed, policy_settings
+from refrag.evaluation.encoding import CaseSet
+from refrag.evaluation.lengths import tabulate_extrapolation, tabulate_passages
+from refrag.evaluation.models import Models
+from refrag.evaluation.options import Options
+from refrag.evaluation.prose import tabulate_prose
+from refrag.evaluation.rows import METRICS, Table, answer_difference, answer_row
+from refrag.training.data.tasks import TASKS
+from refrag.training.data.world import Phrasing
+
+NUM_PASSAGES = 10
+
+
+def tabulate_answers(models: Models, options: Options) -> Table:
+    """The main comparison: every way of compressing against the plain decoder."""
+    config = models.checkpoint.config
+    conditions = answer_conditions(config.trained_chunk_sizes, config.chunk_size, options.expand_fraction)
+    answers = answer_all(draw_cases(models, options), conditions, "answers", with_texts=True)
+    table = tabulate(f"{NUM_PASSAGES} passages from the strong retriever.", answers, options)
+    plain = answers[conditions.index(Condition("full"))]
+    for one, task in itertools.product(answers, (None, "exact")):
+        if one.condition.form == "compressed":
+            table.differences.append(answer_difference(one, plain, "exact_match", options.seed, task))
+    return table
+
+
+def tabulate_policies(models: Models, options: Options) -> Table:
+    """Ways to choose the chunks at equal budget, each against the next."""
+    cases, config = draw_cases(models, options), models.checkpoint.config
+    policies = [policy for policy in POLICIES if policy != "blind" or models.blind_policy]
+    settings = policy_settings(config.trained_chunk_sizes, config.chunk_size, options.expand_fraction)
+    conditions = [compressed(size, policy, fraction) for size, fraction in settings for policy in policies]
+    answers = answer_all(cases, conditions, "policies")
+    table = tabulate("As for the answers; every policy spends its whole budget.", answers, options)
+    for (one, other), metric in itertools.product(itertools.pairwise(answers), METRICS):
+        if _setting(one.condition) == _setting(other.condition):
+            table.differences.append(answer_difference(one, other, metric, options.seed))
+    return table
+
+
+def tabulate_phrasing(models: Models, options: Options) -> Table:
+    """Facts told and questions asked in sentences that were kept from training."""
+    main = models.checkpoint.config.chunk_size
+    conditions = [Condition("full"), compressed(main), compressed(main, "learned", options.expand_fraction)]
+    answers = answer_all(draw_cases(models, options, Phrasing("heldout")), conditions, "phrasing", with_texts=True)
+    about = f"{NUM_PASSAGES} passages from the strong retriever, passages and questions in held-out phrasing."
+    return tabulate(about, answers, options)
+
+
+TABLES: dict[str, Callable[[Models, Options], Table]] = {
+    "answers": tabulate_answers,
+    "policies": tabulate_policies,
+    "passages": tabulate_passages,
+    "extrapolation": tabulate_extrapolation,
+    "prose": tabulate_prose,
+    "phrasing": tabulate_phrasing,
+}
+
+
+def draw_cases(models: Models, options: Options, phrasing: Phrasing | None = None) -> CaseSet:
+    asking = Asking(TASKS, options.num_questions, NUM_PASSAGES, phrasing=phrasing or Phrasing())
+    return CaseSet(models, draw_questions(models.checkpoint, asking, options.seed), options.seed)
+
+
+def answer_all(cases: CaseSet, conditions: Sequence[Condition], title: str, with_texts: bool = False) -> list[Answers]:
+    return [answer(cases, condition, with_texts) for condition in tqdm(conditions, desc=title, disable=None)]
+
+
+def tabulate(about: str, answers: Sequence[Answers], options: Options) -> Table:
+    return Table(about, [answer_row(one, options.seed) for one in answers])
+
+
+def _setting(condition: Condition) -> tuple[int, float]:
+    return condition.chunk_size, condition.expand_fraction

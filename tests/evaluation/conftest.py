@@ -1,0 +1,21 @@
+"""Fixtures of the evaluation's tests: tiny models, and a few held-out questions over four passages each."""
+
+import pytest
+
+from refrag.evaluation.cases import Asking, draw_questions
+from refrag.evaluation.encoding import CaseSet
+from refrag.evaluation.models import Models
+from refrag.model.policy import ExpansionPolicy
+from refrag.training.data.tasks import TASKS
+
+
+@pytest.fixture(scope="session")
+def models(tiny_checkpoint) -> Models:
+    encoder, config = tiny_checkpoint.encoder, tiny_checkpoint.config
+    blind = ExpansionPolicy(encoder.width, 32, config.policy_num_heads, question_aware=False).eval()
+    return Models(tiny_checkpoint, tiny_checkpoint.decoder, "plain decoder", blind)
+
+
+@pytest.fixture(scope="session")
+def cases(models) -> CaseSet:
+    return CaseSet(models, draw_questions(models.checkpoint, Asking(TASKS, 8, 4), seed=1), seed=1)

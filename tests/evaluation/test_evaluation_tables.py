@@ -1,0 +1,132 @@
+import json
+import sys
+
+import pytest
+
+from refrag.errors import TrainingError
+from refrag.evaluation import __main__, ablations, lengths
+from refrag.evaluation.ablations import parse_run
+from refrag.evaluation.models import load_models
+from refrag.evaluation.options import Options, prose_source
+from refrag.evaluation.report import markdown_differences, markdown_table, markdown_tasks, render
+from refrag.evaluation.tables import TABLES
+from refrag.model.checkpoint import CheckpointError
+
+TINY = ["--num-questions", "8", "--num-windows", "3", "--trained-passages", "1"]
+TINY += ["--context-tokens", "32", "--continuation-tokens", "20"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder, tmp_path_factory):
+    """All tables by the command, with everything it can be given."""
+    output = tmp_path_factory.mktemp("evaluation") / "evaluation.json"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(lengths, "STRONG_PASSAGES", (1, 3))
+    patch.setattr(lengths, "WEAK_PASSAGES", (1,))
+    options = ["--plain", str(folder / "decoder"), "--blind-policy", str(folder / "policy.safetensors")]
+    patch.setattr(sys, "argv", ["evaluation", "--checkpoint", str(folder), "--output", str(output), *options, *TINY])
+    __main__.main()
+    patch.undo()
+    return json.loads(output.read_text())
+
+
+def test_the_command_writes_every_table(report):
+    assert list(report["tables"]) == list(TABLES)
+    assert {"command", "machine", "commit", "seed"} < set(report)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_names_of_rows_are_unique_and_differences_name_two_of_them(report, name):
+    names = [row["name"] for row in report["tables"][name]["rows"]]
+    assert len(set(names)) == len(names)
+    assert all({row["name"], row["against"]} <= set(names) for row in report["tables"][name]["differences"])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_is_a_line_of_markdown(report, name):
+    lines = markdown_table(report, name).splitlines()
+    assert len(lines) == 2 + len(report["tables"][name]["rows"])
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_exact_match_is_the_mean_of_its_tasks(report):
+    for row in report["tables"]["answers"]["rows"]:
+        tasks = [estimate["value"] for estimate in row["exact_match_by_task"].values()]
+        assert row["exact_match"]["value"] == pytest.approx(sum(tasks) / len(tasks), abs=1e-3)
+    assert len(markdown_tasks(report, "answers").splitlines()) == 2 + len(report["tables"]["answers"]["rows"])
+
+
+def test_the_policies_are_compared_at_equal_slots_up_to_short_chunks(report):
+    rows = [row for row in report["tables"]["policies"]["rows"] if row["name"].startswith("REFRAG k=16, 10%")]
+    assert len(rows) == 5
+    assert len({row["expanded_chunks"] for row in rows}) == 1
+
+
+def test_what_the_window_does_not_hold_has_no_row(models, monkeypatch):
+    monkeypatch.setattr(lengths, "STRONG_PASSAGES", (1, 8))
+    monkeypatch.setattr(lengths, "WEAK_PASSAGES", ())
+    monkeypatch.setattr(models.plain.backbone.config, "max_position_embeddings", 400)
+    rows = lengths.tabulate_passages(models, Options(num_questions=7)).rows
+    assert [(row["num_passages"], row["condition"]["form"]) for row in rows] == [
+        (1, "full"),
+        (1, "compressed"),
+        (8, "compressed"),
+    ]
+
+
+def test_a_difference_that_excludes_zero_stands_out():
+    row = {"name": "one", "against": "other", "metric": "exact_match", "task": "exact"}
+    sure, unsure = ({"value": 0.1, "low": low, "high": 0.2} for low in (0.05, -0.05))
+    report = {"tables": {"t": {"differences": [{**row, "difference": sure}, {**row, "difference": unsure}]}}}
+    first, second = markdown_differences(report, "t").splitlines()[2:]
+    assert first == "| one | other | exact match on exact | **10.0 (5.0 to 20.0)** |"
+    assert second == "| one | other | exact match on exact | 10.0 (-5.0 to 20.0) |"
+
+
+def test_the_ablations_put_runs_side_by_side(folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "ablations.json"
+    runs = [f"one={folder}", f"other={folder}"]
+    monkeypatch.setattr(sys, "argv", ["ablations", "--runs", *runs, "--num-windows", "2", "--output", str(output)])
+    ablations.main()
+    report = json.loads(output.read_text())
+    assert set(report["tables"]) == {
+        f"{a}, {b}" for a in ("reconstruction", "continuation") for b in ("prose", "world")
+    }
+    for table in report["tables"].values():
+        (difference,) = table["differences"]
+        assert difference["difference"]["all"]["value"] == 0
+    assert capsys.readouterr().out.strip() == render(report)
+
+
+def test_without_a_plain_decoder_rows_say_whose_it_is(folder):
+    assert load_models(folder).plain_name == "REFRAG's own decoder"
+
+
+def test_a_plain_decoder_with_another_tokenizer_is_refused(folder, tmp_path, models):
+    other = tmp_path / "other"
+    models.checkpoint.decoder.backbone.save_pretrained(other)
+    tokenizer = load_models(folder).checkpoint.decoder_tokenizer
+    tokenizer.add_tokens(["unheard-of"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        load_models(folder, other)
+
+
+def test_options_and_runs_that_make_no_sense_are_refused():
+    with pytest.raises(TrainingError, match="num_questions is 0"):
+        Options(num_questions=0)
+    with pytest.raises(TrainingError, match="NAME=CHECKPOINT_FOLDER"):
+        parse_run("folder")
+
+
+def test_prose_of_the_users_is_text_or_jsonl(tmp_path):
+    assert prose_source(None).kind == "stdlib"
+    assert prose_source(tmp_path).kind == "text"
+    assert prose_source(tmp_path / "documents.jsonl.gz").kind == "jsonl"
