@@ -24,6 +24,9 @@ def draw_num_chunks(rng: random.Random, curriculum: Curriculum, progress: float)
 
 
 def draw_num_passages(rng: random.Random, max_passages: int, progress: float) -> int:
-    """One passage first, then up to a number that grows until two thirds of the training are over."""
-    most = 1 if progress < 0.25 else max(1, round(max_passages * min(1.0, progress * 1.5)))
-    return rng.randint(1, most)
+    return rng.randint(1, most_passages(max_passages, progress))
+
+
+def most_passages(max_passages: int, progress: float) -> int:
+    """One first, then a number that grows until two thirds of the training are over."""
+    return 1 if progress < 0.25 else max(1, round(max_passages * min(1.0, progress * 1.5)))

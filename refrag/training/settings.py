@@ -14,14 +14,12 @@ from refrag.config import Pooling
 from refrag.errors import TrainingError
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"]
-EncoderArchitecture = Literal["bert", "roberta", "modernbert"]
 
 PRESETS = Path(__file__).parent / "presets"
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Backbone(Settings):
@@ -117,12 +115,16 @@ class Run(Settings):
 
 
 class Pretrain(Run):
-    """The decoder alone over plain text and plain question answering; only where there is no pretrained one."""
+    """The decoder alone over plain text and plain question answering; only where there is no pretrained one.
+
+    text_share: of the batches that are text; recital_share: of those, the ones that show every window twice.
+    """
 
     stage: Literal["pretrain"]
     sources: list[TextSource]
     window_tokens: PositiveInt = 256
     text_share: Share = 0.3
+    recital_share: Share = 0.5
     max_passages: PositiveInt = 10
 
 
@@ -211,16 +213,30 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     if not path.is_file():
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
         raise TrainingError(f"no preset {name!r}; known are {known}, or give the path of a YAML file")
+    values = _unshared(_read_yaml(path.read_text(), str(path)))
+    if not isinstance(values, dict):
+        raise TrainingError(f"{path} holds a {type(values).__name__}; a preset is names with their values")
+    for override in overrides or []:
+        _apply(override, values)
     try:
-        values = yaml.safe_load(path.read_text())
-        for override in overrides or []:
-            _apply(override, values)
         return Preset.model_validate(values)
-    except yaml.YAMLError as error:
-        raise TrainingError(f"{path} is not YAML: {error}") from None
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors())
         raise TrainingError(f"{path} does not fit: {faults}") from None
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{source} is not YAML: {error}") from None
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing stands in two places: what a YAML alias repeats may be overridden in one of them."""
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
 def _apply(override: str, values: dict[str, Any]) -> None:
@@ -229,8 +245,26 @@ def _apply(override: str, values: dict[str, Any]) -> None:
     *path, last = place.split(".")
     if not equals or not last:
         raise TrainingError(f"override is {override!r}; the form is runs.finetune.optimisation.num_steps=100")
+    inner: Any = values
     for key in path:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise TrainingError(f"override is {override!r}; {key!r} holds a single value")
-    values[last] = yaml.safe_load(text)
+        inner = inner.setdefault(key, {}) if isinstance(inner, dict) else inner[_number(key, inner, override)]
+    if isinstance(inner, dict):
+        inner[last] = _read_yaml(text, f"override {override!r}")
+    else:
+        inner[_number(last, inner, override)] = _read_yaml(text, f"override {override!r}")
+
+
+def _number(key: str, values: Any, override: str) -> int:
+    """The place of an entry in a list, counted from 0: runs.continue.sources.0.path."""
+    if not isinstance(values, list):
+        raise TrainingError(f"override is {override!r}; there is a single value where it looks for {key!r}")
+    if not key.isdecimal() or int(key) >= len(values):
+        raise TrainingError(f"override is {override!r}; {key!r} is to be one of {len(values)} entries, from 0 on")
+    return int(key)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Where in the file a fault is; pydantic puts the stage behind a run's name, which the file has not."""
+    if location[:1] == ("runs",):
+        location = (*location[:2], *location[3:])
+    return ".".join(map(str, location)) or "the whole"

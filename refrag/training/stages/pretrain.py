@@ -1,6 +1,8 @@
 """Pretraining, where there is no pretrained decoder: plain text, and questions over plain passages.
 
 One passage first, more as training proceeds. Several questions stand one after another behind the same passages.
+Some text is shown twice: to copy what stands before is what a pretrained decoder can already do, what answering and
+reconstruction rest on, and what a small decoder learns from little else as fast.
 """
 
 import random
@@ -35,7 +37,7 @@ class PretrainSource:
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
         if rng.random() < self.settings.text_share:
-            examples = self.draw_text()
+            examples = self.draw_recitals() if rng.random() < self.settings.recital_share else self.draw_text()
         else:
             contexts = draw_contexts(
                 ContextMaker.draw(rng, self.chunker),
@@ -47,9 +49,16 @@ class PretrainSource:
         return collate_mixed(examples, self.vocab_size, self.bos_id)
 
     def draw_text(self) -> list[MixedExample]:
-        length = self.settings.window_tokens
-        windows = [self.windows.draw(length) for _ in range(max(1, self.settings.tokens_per_step // length))]
+        windows = self.draw_windows(self.settings.window_tokens)
         return [MixedExample([], [], [Segment(window, 1.0)]) for window in windows]
+
+    def draw_recitals(self) -> list[MixedExample]:
+        """Half a window, then the same tokens again."""
+        windows = self.draw_windows(self.settings.window_tokens // 2)
+        return [MixedExample([], [], [Segment(window, CONTEXT_WEIGHT), Segment(window, 1.0)]) for window in windows]
+
+    def draw_windows(self, length: int) -> list[list[int]]:
+        return [self.windows.draw(length) for _ in range(max(1, self.settings.tokens_per_step // length))]
 
     def state(self) -> dict[str, Any]:
         return self.windows.state()
