@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_RESAMPLES = 2000
+BLOCK_VALUES = 2**18
 NORMAL_QUANTILE = 1.96  # of 95%
 
 
@@ -29,10 +30,12 @@ def estimate_share(hits: np.ndarray) -> Estimate:
 
 def estimate_mean(values: np.ndarray, seed: int) -> Estimate:
     """The mean with the percentile bootstrap's interval."""
-    rng = np.random.default_rng(seed)
-    # One resample at a time: thousands of questions times thousands of resamples are gigabytes.
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(NUM_RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    rng, count = np.random.default_rng(seed), len(values)
+    # In blocks: all resamples of thousands of questions at once would be gigabytes.
+    rows = max(1, BLOCK_VALUES // count)
+    blocks = [min(rows, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, rows)]
+    means = [values[rng.integers(count, size=(block, count))].mean(1) for block in blocks]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return _rounded(values.mean(), low, high)
 
 

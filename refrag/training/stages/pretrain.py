@@ -58,7 +58,8 @@ class PretrainSource:
         return [MixedExample([], [], [Segment(window, CONTEXT_WEIGHT), Segment(window, 1.0)]) for window in windows]
 
     def draw_windows(self, length: int) -> list[list[int]]:
-        return [self.windows.draw(length) for _ in range(max(1, self.settings.tokens_per_step // length))]
+        count = max(1, self.settings.tokens_per_step // self.settings.window_tokens)
+        return [self.windows.draw(length) for _ in range(count)]
 
     def state(self) -> dict[str, Any]:
         return self.windows.state()
