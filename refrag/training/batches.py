@@ -104,7 +104,7 @@ class PolicyBatch(Movable):
 
 @dataclass(frozen=True)
 class ContextBatch(Movable):
-    """Contexts with their questions, before anything is picked or laid out; `seed` decides what is then left to chance."""
+    """Contexts with their questions, before anything is picked or laid out; `seed` decides what is drawn then."""
 
     contexts: list[TokenisedContext]
     chunks: EncoderBatch

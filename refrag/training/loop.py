@@ -18,59 +18,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
-from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from refrag.errors import TrainingError
+from refrag.training.backbones import keep_activations, layer_classes, recompute_activations, train_what_trains
 from refrag.training.metrics import Figures, Metrics, mean_figures, step_figures
+from refrag.training.objective import BatchSource, Objective, Outcome
 from refrag.training.optimizer import learning_rate_factor, make_optimizer
 from refrag.training.settings import Optimisation
 
 # Settings that a resumed run may change: how long it is, how often it saves, and memory against time.
 FREE_SETTINGS = {"num_steps", "snapshot_seconds", "gradient_checkpointing"}
-
-
-class Outcome(NamedTuple):
-    """What an objective makes of a batch: the loss to minimise, and figures to log."""
-
-    # A tuple, because FSDP and autocast find tensors in tuples but not in dataclasses.
-    loss: Tensor
-    figures: Figures
-
-
-class Batch(Protocol):
-    def to(self, device: torch.device) -> Any: ...
-
-
-class BatchSource(Protocol):
-    """A stream of batches; each process has its own, and `state` is its position as plain JSON values."""
-
-    def draw(self, rng: random.Random, progress: float) -> Batch: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
-class Objective(nn.Module):
-    """What a stage minimises; its submodules are exactly the parts it uses, the frozen ones without gradients.
-
-    Every trainable part takes part in every loss, and a rollout calls its parts equally often on every process:
-    processes that share weights wait for each other.
-    """
-
-    needs_rollout: ClassVar[bool] = False
-    updates_per_batch: int = 1
-
-    def forward(self, batch: Any, rollout_seed: int | None = None) -> Any:
-        """The `Outcome` of `batch`; given `rollout_seed`, instead a new batch with rollouts in it."""
-        raise NotImplementedError
 
 
 def run_stage(
@@ -323,43 +286,6 @@ def refuse_strangers(num_processes: int) -> None:
             f"{num_launched} processes were launched, but {num_processes} train together: this machine has no "
             "accelerator, and accelerate joins CPU processes only when ACCELERATE_USE_CPU=true is set"
         )
-
-
-def train_what_trains(objective: nn.Module) -> None:
-    """Training mode for all but the modules whose every parameter is frozen: those must not drop anything out.
-
-    A frozen layer is itself in training mode, and nothing inside it, where it is to recompute its activations: it
-    does so in training mode alone, and gradients flow through a frozen decoder to the chunk embeddings.
-    """
-    objective.train()
-    for module in objective.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
-    for module in objective.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
-
-
-def recompute_activations(objective: nn.Module) -> None:
-    """Switch on gradient checkpointing in each Hugging Face model."""
-    for module in objective.modules():
-        if isinstance(module, PreTrainedModel):
-            module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-
-
-def keep_activations(objective: nn.Module) -> None:
-    for module in objective.modules():
-        if isinstance(module, PreTrainedModel) and module.is_activation_checkpointing:
-            module.activation_checkpointing_disable()
-
-
-def layer_classes(objective: nn.Module) -> list[str]:
-    """The names of the layers to shard by: what the Hugging Face models in `objective` call indivisible and have."""
-    modules = list(objective.modules())
-    present = {type(module).__name__ for module in modules}
-    models = [module for module in modules if isinstance(module, PreTrainedModel)]
-    return sorted(present & {name for model in models for name in model._no_split_modules or ()})
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from refrag.environment import describe_environment
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.model.policy import ExpansionPolicy
-from refrag.training.loop import BatchSource, Objective, run_stage
+from refrag.training.loop import run_stage
 from refrag.training.metrics import METRICS, read_curve
+from refrag.training.objective import BatchSource, Objective
 from refrag.training.pair import make_pair, match_projector, start_encoder_from_decoder
 from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct
 from refrag.training.stages.continuation import Continuation, ContinueSource
@@ -86,10 +87,7 @@ def make_stage(checkpoint: Checkpoint, run: AnyRun) -> tuple[BatchSource, Object
 
 def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
     """The checkpoint that the run starts from, prepared for its stage."""
-    if run.start is None:
-        checkpoint = make_pair(preset.pair)
-    else:
-        checkpoint = load_run(preset, runs, run.start)
+    checkpoint = make_pair(preset.pair) if run.start is None else load_run(preset, runs, run.start)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
 

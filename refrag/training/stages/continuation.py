@@ -15,7 +15,7 @@ from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_m
 from refrag.training.curriculum import draw_num_chunks
 from refrag.training.data.text import open_windows
 from refrag.training.decoding import encode, predict
-from refrag.training.loop import Objective, Outcome
+from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Continue
 
 

@@ -29,7 +29,7 @@ from refrag.training.batches import (
 from refrag.training.curriculum import draw_num_passages
 from refrag.training.data.contexts import ContextMaker, TokenisedContext
 from refrag.training.decoding import encode, predict
-from refrag.training.loop import Objective, Outcome
+from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Finetune
 from refrag.training.stages.pretrain import draw_contexts, plain_example
 

@@ -28,7 +28,7 @@ from refrag.training.batches import (
 from refrag.training.data.contexts import ContextMaker
 from refrag.training.data.tasks import TASKS
 from refrag.training.decoding import encode, predict
-from refrag.training.loop import Objective, Outcome
+from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
 from refrag.training.stages.finetune import policy_logits
 

@@ -16,7 +16,7 @@ from refrag.training.curriculum import draw_num_passages
 from refrag.training.data.contexts import ContextMaker, TokenisedContext
 from refrag.training.data.text import open_windows
 from refrag.training.decoding import predict
-from refrag.training.loop import Objective, Outcome
+from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Pretrain
 
 # Short answers would drown in the tokens of passages at equal weight.
