@@ -11,12 +11,21 @@ PRESET is a name in refrag/training/presets or the path of a YAML file, and `--s
 
 import argparse
 import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
+from refrag.training.estimate import Hardware, estimate, report
 from refrag.training.recipe import load_run, summarise_runs, train_all
 from refrag.training.settings import load_preset
+
+HARDWARE_HELP = (
+    "GPUs",
+    "memory of each",
+    "peak of each, in the precision of the training",
+    "share of the peak reached",
+)
 
 
 def main() -> None:
@@ -28,6 +37,11 @@ def main() -> None:
     elif arguments.command == "save":
         checkpoint = load_run(preset, runs, arguments.run)
         checkpoint.save(arguments.output, getattr(torch, arguments.dtype), arguments.part)
+    elif arguments.command == "estimate":
+        hardware = Hardware(**{field.name: getattr(arguments, field.name) for field in fields(Hardware)})
+        found = estimate(preset, hardware)
+        print(report(found, hardware))
+        print(json.dumps({"hardware": asdict(hardware), "runs": [run.to_json() for run in found]}))
     else:
         arguments.output.write_text(json.dumps(summarise_runs(preset, runs), indent=1) + "\n")
 
@@ -52,6 +66,11 @@ def parse_arguments() -> argparse.Namespace:
     save.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
     log = commands.add_parser("log", parents=[common], help="write the learning curves of all runs")
     log.add_argument("output", metavar="OUTPUT", type=Path, help="JSON file to write")
+    costs = commands.add_parser("estimate", parents=[common], help="memory and time of each run, without weights")
+    for field, text in zip(fields(Hardware), HARDWARE_HELP, strict=True):
+        option = f"--{field.name.replace('_', '-')}"
+        kind = type(field.default)
+        costs.add_argument(option, type=kind, default=field.default, help=f"{text} (default: {field.default})")
     return parser.parse_args()
 
 

@@ -94,11 +94,11 @@ def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_pro
 def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The pretrained encoder, or one of random weights that reads the decoder's tokens."""
     if backbone.pretrained is not None:
-        return _without_pooler(AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32))
+        return without_pooler(AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32))
     # Chunks are padded with 0 where the tokenizer has no token for it.
     config = make_config(backbone, {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id or 0})
     options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
-    return _without_pooler(AutoModel.from_config(config, **options))
+    return without_pooler(AutoModel.from_config(config, **options))
 
 
 def make_config(backbone: Backbone, own: dict[str, Any]) -> Any:
@@ -136,7 +136,7 @@ def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> list[Ch
     return cut_into_chunks(checkpoint.chunker.passage_ids(document), chunk_size)
 
 
-def _without_pooler(model: Any) -> Any:
+def without_pooler(model: Any) -> Any:
     """A pooler has a part in no loss, and processes that share weights wait for every gradient."""
     if getattr(model, "pooler", None) is not None:
         model.pooler = None

@@ -72,17 +72,29 @@ def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
 
 def make_stage(checkpoint: Checkpoint, run: AnyRun) -> tuple[BatchSource, Objective]:
     """What the run draws, and what it minimises, over the parts of `checkpoint`, which it trains in place."""
+    return make_source(checkpoint, run), make_objective(checkpoint, run)
+
+
+def make_source(checkpoint: Checkpoint, run: AnyRun) -> BatchSource:
     state = PartialState()
     position = (state.process_index, state.num_processes)
     if isinstance(run, Pretrain):
-        return PretrainSource(checkpoint, run, *position), Pretraining(checkpoint)
+        return PretrainSource(checkpoint, run, *position)
     if isinstance(run, Reconstruct):
-        return ReconstructSource(checkpoint, run, *position), Reconstruction(checkpoint)
+        return ReconstructSource(checkpoint, run, *position)
     if isinstance(run, Continue):
-        return ContinueSource(checkpoint, run, *position), Continuation(checkpoint, run.form)
-    if isinstance(run, Finetune):
-        return FinetuneSource(checkpoint, run), Finetuning(checkpoint, run)
-    return PolicySource(checkpoint, run), PolicyOptimisation(checkpoint, run)
+        return ContinueSource(checkpoint, run, *position)
+    return FinetuneSource(checkpoint, run) if isinstance(run, Finetune) else PolicySource(checkpoint, run)
+
+
+def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
+    if isinstance(run, Pretrain):
+        return Pretraining(checkpoint)
+    if isinstance(run, Reconstruct):
+        return Reconstruction(checkpoint)
+    if isinstance(run, Continue):
+        return Continuation(checkpoint, run.form)
+    return Finetuning(checkpoint, run) if isinstance(run, Finetune) else PolicyOptimisation(checkpoint, run)
 
 
 def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
