@@ -44,8 +44,8 @@ def _refuse_decoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
     ours, own = decoder.logits(decoder.read(embedded)), decoder.backbone(input_ids=input_ids).logits
     if not torch.allclose(ours, own, atol=TOLERANCE, rtol=TOLERANCE):
         raise TrainingError(
-            f"{type(decoder.backbone).__name__} does more than embeddings, layers, head and soft-capping: its own logits "
-            f"are up to {float((ours - own).abs().max()):.3g} away; its family needs code in refrag.model.decoder"
+            f"{type(decoder.backbone).__name__} does more than embeddings, layers, head and soft-capping: its own "
+            f"logits are up to {float((ours - own).abs().max()):.3g} away; refrag.model.decoder needs code for it"
         )
 
 
