@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from refrag.model.checkpoint import Checkpoint
-from refrag.model.policy import pick_in_turn
+from refrag.model.policy import ExpansionPolicy, pick_in_turn
 from refrag.selection import expansion_budget
 from refrag.training.batches import (
     ContextBatch,
@@ -85,7 +85,7 @@ class Finetuning(Objective):
             self.encoder, self.projector, self.policy = checkpoint.encoder, checkpoint.projector, checkpoint.policy
             self.encoder.requires_grad_(True)
             self.projector.requires_grad_(True)
-            self.policy.requires_grad_(settings.policy_loss_weight > 0)
+            train_policy(self.policy, settings.policy_loss_weight > 0)
 
     def forward(self, batch: MixedBatch | ContextBatch, rollout_seed: int | None = None) -> Outcome:
         return self.mixed(batch) if isinstance(batch, ContextBatch) else self.plain(batch)
@@ -149,6 +149,14 @@ class Finetuning(Objective):
                 examples.append(MixedExample(context.chunks, set(picks), question_segments(question), first_row))
                 row += 1
         return examples
+
+
+def train_policy(policy: ExpansionPolicy, trains: bool = True) -> None:
+    """Let train what the policy uses: a blind one leaves parts unused, whose gradients processes would wait for."""
+    policy.requires_grad_(trains)
+    if not policy.question_aware:
+        for unused in (policy.question_in, policy.query, policy.key):
+            unused.requires_grad_(False)
 
 
 def policy_logits(policy: torch.nn.Module, batch: ContextBatch, vectors: Tensor, question_vectors: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from refrag.training.data.tasks import TASKS
 from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
-from refrag.training.stages.finetune import policy_logits
+from refrag.training.stages.finetune import policy_logits, train_policy
 
 # P questions, C chunks of the longest context, G selections per question, T picks of the largest budget
 
@@ -88,7 +88,7 @@ class PolicyOptimisation(Objective):
         for frozen in (self.encoder, self.projector, self.decoder):
             frozen.requires_grad_(False)
         self.policy = checkpoint.policy
-        self.policy.requires_grad_(True)
+        train_policy(self.policy)
 
     def forward(self, batch: ContextBatch | Rollouts, rollout_seed: int | None = None) -> Outcome | Rollouts:
         if isinstance(batch, Rollouts):
