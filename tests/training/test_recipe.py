@@ -1,0 +1,216 @@
+"""The recipe's bookkeeping, with runs of one or two steps; whether they learn is for test_tiny.py."""
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from tiny import tiny_pair
+
+from refrag.errors import TrainingError
+from refrag.model.checkpoint import load_checkpoint
+from refrag.training import __main__ as command_line
+from refrag.training import recipe
+from refrag.training.recipe import load_run, train_all, train_run
+from refrag.training.settings import Preset, load_preset
+
+ONE_STEP = {"num_steps": 1, "learning_rate": 1e-3}
+SMALL = {"optimisation": ONE_STEP, "tokens_per_step": 200}
+TEXT = {**SMALL, "sources": [{"kind": "world"}], "curriculum": {"num_chunks": [1, 2]}}
+RUNS = {
+    "base": {**SMALL, "stage": "pretrain", "sources": [{"kind": "world"}], "window_tokens": 50, "max_passages": 1},
+    "reconstruct": {**TEXT, "stage": "reconstruct", "start": "base"},
+    "continue": {**TEXT, "stage": "continue", "start": "reconstruct", "continuation_tokens": 8},
+    # A batch of the plain form has no chunk embedding for the projector to learn from.
+    "finetune": {**SMALL, "stage": "finetune", "start": "continue", "max_passages": 1, "plain_share": 0.0},
+    "policy": {**SMALL, "stage": "policy", "start": "finetune", "max_passages": 2, "group_size": 2},
+    "blind": {**SMALL, "stage": "policy", "start": "finetune", "max_passages": 2, "group_size": 2}
+    | {"question_aware": False, "fresh": True},
+    "plain": {**SMALL, "stage": "finetune", "start": "base", "form": "plain", "max_passages": 1},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_accelerator():
+    """Accelerate keeps its state for the whole process; these tests get their own, on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def preset_of(runs=RUNS, **changes):
+    pair = tiny_pair(width=32, num_layers=1).model_dump()
+    return Preset.model_validate({"description": "", "pair": pair, "runs": runs, "result": list(runs)[-1], **changes})
+
+
+PRESET = preset_of(result="policy")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of the whole recipe, and what each run is said to have cost."""
+    runs = tmp_path_factory.mktemp("runs")
+    return runs, train_all(PRESET, runs)
+
+
+def weights_of(checkpoint, part):
+    return dict(checkpoint.modules[part].state_dict())
+
+
+def is_same(ours, theirs, part):
+    ours, theirs = weights_of(ours, part), weights_of(theirs, part)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def as_checkpoints(runs, *names):
+    return [load_run(PRESET, runs, name) for name in names]
+
+
+def test_each_run_has_a_folder_with_its_checkpoint_its_snapshot_and_its_metrics(finished):
+    runs, costs = finished
+    assert list(costs) == list(RUNS)
+    assert {path.name for path in runs.iterdir()} == {*RUNS, "settings.yaml"}
+    for name in RUNS:
+        assert {path.name for path in (runs / name).iterdir()} >= {"checkpoint", "snapshot", "metrics.jsonl"}
+
+
+def test_the_settings_beside_the_runs_are_the_preset_as_resolved(finished):
+    runs, _ = finished
+    assert Preset.model_validate(yaml.safe_load((runs / "settings.yaml").read_text())) == PRESET
+    assert load_preset(str(runs / "settings.yaml")) == PRESET
+
+
+def test_a_checkpoint_tells_the_cost_of_each_run_that_led_to_it_in_order(finished):
+    runs, costs = finished
+    lineage = ["base", "reconstruct", "continue", "finetune", "policy"]
+    told = load_run(PRESET, runs).config.provenance["runs"]
+    assert list(told) == lineage
+    assert told == {name: costs[name] for name in lineage}
+    assert list(load_run(PRESET, runs, "plain").config.provenance["runs"]) == ["base", "plain"]
+    for name, cost in told.items():
+        assert (cost["stage"], cost["num_steps"]) == (RUNS[name]["stage"], 1)
+        assert cost.keys() >= {"minutes", "loss", "machine", "commit"}
+
+
+@pytest.mark.parametrize(
+    ("start", "name", "trained"),
+    [
+        ("base", "reconstruct", {"encoder", "projector"}),
+        ("reconstruct", "continue", {"encoder", "projector", "decoder"}),
+        ("continue", "finetune", {"encoder", "projector", "policy", "decoder"}),
+        ("finetune", "policy", {"policy"}),
+        ("finetune", "blind", {"policy"}),
+    ],
+)
+def test_a_run_goes_on_from_the_weights_of_its_start(finished, start, name, trained):
+    before, after = as_checkpoints(finished[0], start, name)
+    assert {part for part in before.modules if not is_same(before, after, part)} == trained
+
+
+def test_a_run_that_is_over_is_left_alone(finished, monkeypatch):
+    runs, costs = finished
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.name != "settings.yaml"}
+    monkeypatch.setattr(recipe, "run_stage", None)
+    assert train_all(PRESET, runs) == costs
+    for path, changed in before.items():
+        if path != runs:
+            assert path.stat().st_mtime_ns == changed, path
+
+
+def test_runs_are_trained_in_the_presets_order_and_only_those_named(tmp_path):
+    costs = train_all(PRESET, tmp_path, ["reconstruct", "base"])
+    assert list(costs) == ["base", "reconstruct"]
+    assert not (tmp_path / "continue").exists()
+
+
+def test_a_run_whose_start_is_missing_says_which_to_train_first(tmp_path):
+    with pytest.raises(TrainingError, match="train run 'base' first"):
+        train_run(PRESET, "reconstruct", tmp_path)
+
+
+def test_a_result_that_is_not_there_yet_says_so(tmp_path):
+    with pytest.raises(TrainingError, match="train run 'policy' first"):
+        load_run(PRESET, tmp_path)
+
+
+def test_a_run_that_the_preset_lacks_is_refused_with_those_it_has(tmp_path):
+    with pytest.raises(TrainingError, match=r"no runs \['polciy'\].*'reconstruct'"):
+        train_all(PRESET, tmp_path, ["base", "polciy"])
+
+
+def test_a_fresh_blind_policy_is_one_that_never_sees_the_question(finished):
+    blind, aware = as_checkpoints(finished[0], "blind", "policy")
+    assert (blind.policy.question_aware, blind.config.question_aware) == (False, False)
+    assert (aware.policy.question_aware, aware.config.question_aware) == (True, True)
+    assert blind.policy.chunk_in.weight.shape == aware.policy.chunk_in.weight.shape
+
+
+def test_a_policy_of_the_other_kind_must_be_fresh(finished):
+    runs, _ = finished
+    stale = {**RUNS["blind"], "fresh": False}
+    with pytest.raises(TrainingError, match="add fresh: true"):
+        train_run(preset_of({**RUNS, "stale": stale}), "stale", runs)
+    assert not (runs / "stale").exists()
+
+
+def test_the_first_compressed_stage_gives_the_encoder_the_decoders_embeddings(finished, tmp_path):
+    runs, _ = finished
+    begun = recipe._starting_point(PRESET, PRESET.runs["reconstruct"], runs)
+    embeddings = begun.encoder.backbone.get_input_embeddings().weight
+    assert torch.equal(embeddings, begun.decoder.token_embeddings.weight)
+    later = recipe._starting_point(PRESET, PRESET.runs["continue"], runs)
+    assert is_same(later, load_run(PRESET, runs, "reconstruct"), "encoder")
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A run that dies while it saves is resumed from its last snapshot, and then saved."""
+    monkeypatch.setattr(recipe.Checkpoint, "save", lambda self, directory: directory.mkdir() or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_run(PRESET, "base", tmp_path)
+    assert not (tmp_path / "base" / "checkpoint").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(recipe.PretrainSource, "draw", None)
+    train_run(PRESET, "base", tmp_path)
+    assert load_run(PRESET, tmp_path, "base").config.provenance["runs"]["base"]["num_steps"] == 1
+
+
+# The command line
+
+
+@pytest.fixture
+def preset_file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(json.loads(preset_of({"base": RUNS["base"]}).model_dump_json())))
+    return path
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["refrag.training", *map(str, arguments)])
+    command_line.main()
+
+
+def test_the_command_trains_prints_the_costs_and_saves_the_result(preset_file, tmp_path, monkeypatch, capsys):
+    runs, output = tmp_path / "runs", tmp_path / "saved"
+    call(monkeypatch, "train", preset_file, "--runs", runs, "--set", "runs.base.optimisation.num_steps=2")
+    costs = json.loads(capsys.readouterr().out)
+    assert costs["base"]["num_steps"] == 2
+    call(monkeypatch, "save", preset_file, output, "--runs", runs, "--dtype", "float32")
+    assert is_same(load_checkpoint(output), load_checkpoint(runs / "base" / "checkpoint"), "decoder")
+
+
+def test_the_command_writes_the_learning_curves(preset_file, tmp_path, monkeypatch, capsys):
+    runs, output = tmp_path / "runs", tmp_path / "log.json"
+    call(monkeypatch, "train", preset_file, "--runs", runs)
+    call(monkeypatch, "log", preset_file, output, "--runs", runs)
+    base = json.loads(output.read_text())["base"]
+    assert base["settings"]["stage"] == "pretrain"
+    assert [point["step"] for point in base["curve"]] == [1]
+
+
+def test_the_runs_of_a_preset_lie_in_a_folder_of_its_name(preset_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, "train", preset_file)
+    assert (tmp_path / "runs" / "small" / "base" / "checkpoint" / "refrag.json").exists()
