@@ -1,26 +1,61 @@
 """How hard the examples of a step are: numbers of chunks by the paper's geometric schedule, numbers of passages."""
 
+import itertools
 import random
+from collections.abc import Callable
 
 from refrag.training.settings import Curriculum
 
+# S stages, N numbers of chunks
 
-def chunk_count_weights(curriculum: Curriculum, progress: float) -> list[float]:
-    """Share of the steps at this progress whose examples have each of the curriculum's numbers of chunks.
 
-    In stage j there are a·r^j samples with c chunks, and a is such that every c has as many in all (the paper's
-    Table 8). A batch holds a fixed number of tokens, thus 1/c as many samples, which the factor c makes up for.
+def by_tokens(num_chunks: int) -> float:
+    """Samples in a batch that holds a fixed number of tokens, up to a factor."""
+    return 1 / num_chunks
+
+
+def sample_shares(curriculum: Curriculum) -> list[list[float]]:
+    """Of the samples with each number of chunks the share that is in each stage: a·r^j (paper, Table 8).  (S, N)
+
+    Every number of chunks has as many samples in all as the others.
     """
-    stage = min(curriculum.num_stages - 1, int(progress * curriculum.num_stages))
-    weights = []
-    for num_chunks, ratio in zip(curriculum.num_chunks, curriculum.ratios, strict=False):
-        total = sum(ratio**j for j in range(curriculum.num_stages))
-        weights.append(num_chunks * ratio**stage / total)
-    return [weight / sum(weights) for weight in weights]
+    stages = range(curriculum.num_stages)
+    ratios = curriculum.ratios[: len(curriculum.num_chunks)]
+    totals = [sum(ratio**stage for stage in stages) for ratio in ratios]
+    return [[ratio**stage / total for ratio, total in zip(ratios, totals, strict=True)] for stage in stages]
 
 
-def draw_num_chunks(rng: random.Random, curriculum: Curriculum, progress: float) -> int:
-    return rng.choices(curriculum.num_chunks, chunk_count_weights(curriculum, progress))[0]
+def stage_shares(curriculum: Curriculum, samples_per_batch: Callable[[int], float] = by_tokens) -> list[float]:
+    """The share of the training's steps that each stage takes.  (S,)"""
+    if curriculum.stage_lengths == "equal":
+        return [1 / curriculum.num_stages] * curriculum.num_stages
+    steps = [sum(each) for each in _num_batches(curriculum, samples_per_batch)]
+    return _normalised(steps)
+
+
+def chunk_count_weights(
+    curriculum: Curriculum, progress: float, samples_per_batch: Callable[[int], float] = by_tokens
+) -> list[float]:
+    """Share of the batches at this progress whose examples have each of the curriculum's numbers of chunks.  (N,)"""
+    ends = itertools.accumulate(stage_shares(curriculum, samples_per_batch))
+    stage = min(curriculum.num_stages - 1, sum(progress >= end for end in ends))
+    return _normalised(_num_batches(curriculum, samples_per_batch)[stage])
+
+
+def batch_shares(curriculum: Curriculum, samples_per_batch: Callable[[int], float] = by_tokens) -> list[float]:
+    """The same share over the whole training.  (N,)"""
+    stages = zip(stage_shares(curriculum, samples_per_batch), _num_batches(curriculum, samples_per_batch), strict=True)
+    weighted = [[length * share for share in _normalised(batches)] for length, batches in stages]
+    return [sum(each) for each in zip(*weighted, strict=True)]
+
+
+def draw_num_chunks(
+    rng: random.Random,
+    curriculum: Curriculum,
+    progress: float,
+    samples_per_batch: Callable[[int], float] = by_tokens,
+) -> int:
+    return rng.choices(curriculum.num_chunks, chunk_count_weights(curriculum, progress, samples_per_batch))[0]
 
 
 def draw_num_passages(rng: random.Random, max_passages: int, progress: float) -> int:
@@ -30,3 +65,15 @@ def draw_num_passages(rng: random.Random, max_passages: int, progress: float) ->
 def most_passages(max_passages: int, progress: float) -> int:
     """One first, then a number that grows until two thirds of the training are over."""
     return 1 if progress < 0.25 else max(1, round(max_passages * min(1.0, progress * 1.5)))
+
+
+def _num_batches(curriculum: Curriculum, samples_per_batch: Callable[[int], float]) -> list[list[float]]:
+    """Batches with each number of chunks in each stage, up to a factor: where a batch holds fewer samples, it takes
+    more of them.  (S, N)
+    """
+    sizes = [samples_per_batch(num_chunks) for num_chunks in curriculum.num_chunks]
+    return [[share / size for share, size in zip(shares, sizes, strict=True)] for shares in sample_shares(curriculum)]
+
+
+def _normalised(values: list[float]) -> list[float]:
+    return [value / sum(values) for value in values]

@@ -208,9 +208,10 @@ def build_on_meta(pair: Pair) -> MetaPair:
 
 
 def load_config(backbone: Backbone, own: dict[str, Any]) -> PretrainedConfig:
-    if backbone.architecture is None:
-        return AutoConfig.from_pretrained(backbone.pretrained)
-    return make_config(backbone, {} if backbone.pretrained else own)
+    if backbone.architecture is not None:
+        return make_config(backbone, {} if backbone.pretrained else own)
+    assert backbone.pretrained is not None
+    return AutoConfig.from_pretrained(backbone.pretrained)
 
 
 def count_parameters(module: nn.Module, trained: bool = False) -> int:

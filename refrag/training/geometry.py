@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refrag.selection import expansion_budget
-from refrag.training.curriculum import chunk_count_weights, most_passages
+from refrag.training.curriculum import batch_shares, most_passages
 from refrag.training.settings import AnyRun, Continue, Curriculum, Finetune, Pair, Policy, Pretrain, Reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE
 from refrag.training.stages.pretrain import QUESTIONS_PER_CONTEXT, TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION
@@ -121,10 +121,7 @@ GEOMETRIES: dict[type, Callable[[Pair, Any], Iterator[Geometry]]] = {
 
 def _text_contexts(pair: Pair, curriculum: Curriculum) -> Iterator[tuple[float, int, int]]:
     """Share of the batches, number of chunks, and their size."""
-    moments = [(stage + 0.5) / curriculum.num_stages for stage in range(curriculum.num_stages)]
-    weights = [chunk_count_weights(curriculum, progress) for progress in moments]
-    for number, num_chunks in enumerate(curriculum.num_chunks):
-        share = sum(each[number] for each in weights) / len(weights)
+    for share, num_chunks in zip(batch_shares(curriculum), curriculum.num_chunks, strict=True):
         for size in pair.trained_chunk_sizes:
             yield share / len(pair.trained_chunk_sizes), num_chunks, size
 

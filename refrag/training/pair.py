@@ -103,6 +103,7 @@ def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 def make_config(backbone: Backbone, own: dict[str, Any]) -> Any:
     """The architecture's configuration; values of the preset's shape win over our own."""
+    assert backbone.architecture is not None
     try:
         return AutoConfig.for_model(backbone.architecture, **{**own, **backbone.shape})
     except (ValueError, TypeError) as error:
@@ -112,7 +113,8 @@ def make_config(backbone: Backbone, own: dict[str, Any]) -> Any:
 @torch.no_grad()
 def start_encoder_from_decoder(checkpoint: Checkpoint) -> None:
     """Give an encoder of random weights that reads the decoder's tokens the decoder's token embeddings."""
-    embeddings = checkpoint.encoder.backbone.get_input_embeddings()
+    backbone: Any = checkpoint.encoder.backbone
+    embeddings = backbone.get_input_embeddings()
     if (
         checkpoint.encoder_tokenizer is None
         and embeddings.weight.shape == checkpoint.decoder.token_embeddings.weight.shape

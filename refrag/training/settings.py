@@ -90,11 +90,15 @@ class TextSource(Settings):
 class Curriculum(Settings):
     """Easy first, long last (paper §3 and its Table 8): in step j of `num_stages` the number of samples with
     `num_chunks[i]` chunks is a·ratios[i]^j, where every i gets the same number in all. One entry is no curriculum.
+
+    stage_lengths: "equal" gives every stage as many steps, more of the easy ones than the paper has; "samples" as many
+        as its samples take, as in the paper, where the last of nine stages is more than half of the training.
     """
 
     num_chunks: list[PositiveInt] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
     ratios: list[PositiveFloat] = [0.333, 0.895, 1.235, 1.744, 2.121, 2.613, 2.907, 2.907, 2.907]
     num_stages: PositiveInt = 9
+    stage_lengths: Literal["equal", "samples"] = "equal"
 
     @model_validator(mode="after")
     def _fits(self) -> "Curriculum":
@@ -107,11 +111,13 @@ class Run(Settings):
     """What every run has: the run whose checkpoint it starts from (none: the untrained pair), and its length.
 
     tokens_per_step: slots and encoded tokens of one batch on one process, about.
+    row_slots: short examples share rows of this many slots, and do not see each other; None: a row for each.
     """
 
     start: str | None = None
     optimisation: Optimisation
     tokens_per_step: PositiveInt = 4096
+    row_slots: PositiveInt | None = None
 
 
 class Pretrain(Run):
