@@ -65,21 +65,25 @@ class ContextMaker:
         retrieved, question = self._retrieve_for(rng, task, num_passages, strength)
         return self.tokenise(retrieved, question.history, [question])
 
-    def ask_many(self, rng: random.Random, num_passages: int, num_questions: int) -> TokenisedContext:
-        """A question over passages retrieved for it, then further ones over the same passages."""
-        task = rng.choice(TASKS)
+    def ask_many(
+        self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = TASKS
+    ) -> TokenisedContext:
+        """A question over passages retrieved for it, then further ones over the same passages, all of these tasks."""
+        task = rng.choice(tasks)
         strength: Strength = "weak" if rng.random() < WEAK_SHARE else "strong"
         retrieved, question = self._retrieve_for(rng, task, num_passages, strength)
         questions, history = [question], question.history
         if (
-            not history
+            "followup" in tasks
+            and not history
             and rng.random() < FOLLOWUP_SHARE
             and (turns := draw_turns(rng, self.world, retrieved, self.phrasing))
         ):
             questions.append(ask_after(rng, self.world, turns, self.phrasing))
             history = turns.texts
+        dense_tasks = [each for each in DENSE_TASKS if each in tasks]
         while len(questions) < num_questions:
-            if further := ask(rng, rng.choice(DENSE_TASKS), self.world, retrieved, self.phrasing):
+            if further := ask(rng, rng.choice(dense_tasks), self.world, retrieved, self.phrasing):
                 questions.append(further)
         rng.shuffle(questions)
         return self.tokenise(retrieved, history, [answerable(one, retrieved) for one in questions])

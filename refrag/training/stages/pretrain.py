@@ -14,6 +14,7 @@ from refrag.model.decoder import Decoder
 from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, question_segments
 from refrag.training.curriculum import draw_num_passages
 from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.data.tasks import TASKS, Task
 from refrag.training.data.text import open_windows
 from refrag.training.decoding import predict
 from refrag.training.objective import Objective, Outcome
@@ -22,6 +23,10 @@ from refrag.training.settings import Pretrain
 # Short answers would drown in the tokens of passages at equal weight.
 ANSWER_WEIGHT, QUESTION_WEIGHT, CONTEXT_WEIGHT = 3.0, 0.2, 0.2
 QUESTIONS_PER_CONTEXT = 6
+# To find and copy a value in one passage comes first, and comes suddenly, after about a million tokens. Before it,
+# more passages teach nothing, and what needs no copying, such as "yes" or "unknown", delays it.
+FIRST_TASKS: tuple[Task, ...] = ("fact", "exact")
+FIRST_TASKS_UNTIL = 0.4
 TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION = 72, 28
 
 
@@ -42,8 +47,9 @@ class PretrainSource:
             contexts = draw_contexts(
                 ContextMaker.draw(rng, self.chunker),
                 rng,
-                draw_num_passages(rng, self.settings.max_passages, progress),
+                draw_num_passages(rng, self.settings.max_passages, progress, one_until=FIRST_TASKS_UNTIL),
                 self.settings.tokens_per_step,
+                FIRST_TASKS if progress < FIRST_TASKS_UNTIL else TASKS,
             )
             examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
         return collate_mixed(examples, self.vocab_size, self.bos_id)
@@ -95,8 +101,9 @@ def plain_example(
 
 
 def draw_contexts(
-    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int
+    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int, tasks: Sequence[Task] = TASKS
 ) -> Sequence[TokenisedContext]:
     """As many contexts of one world as make up about `num_tokens` of plain text, two at least."""
     each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
-    return [maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT) for _ in range(max(2, num_tokens // each))]
+    count = max(2, num_tokens // each)
+    return [maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT, tasks) for _ in range(count)]
