@@ -7,6 +7,7 @@ All conditions of a table see the same questions, so that their differences are 
 
 import argparse
 import functools
+import logging
 from pathlib import Path
 
 from refrag.errors import RefragError
@@ -20,6 +21,8 @@ from refrag.evaluation.tables import TABLES
 def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
+    # bm25s logs every index it builds, and rouge-score brings a handler that prints it.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     try:
         options = parsed_options(arguments)
         report = Report("refrag.evaluation", options.seed, arguments.output)

@@ -22,7 +22,7 @@ MAX_ANSWER_TOKENS, MAX_SUMMARY_TOKENS = 24, 64
 class Answers:
     """One entry for each question, all (N,). log_perplexity: mean negative log-likelihood of the answer's tokens.
 
-    name: what rows call them. text_metrics: none unless the wrong answers were generated. prompt_slots: without BOS.
+    name: what rows call them. text_metrics: none unless the wrong answers were generated.
     """
 
     name: str
@@ -55,7 +55,8 @@ def answer_prompts(
         tasks=np.array([case.task for case in cases.cases]),
         is_right=np.array([reading.is_right for reading in readings]),
         log_perplexity=np.array([reading.losses.mean() for reading in readings]),
-        prompt_slots=np.array([_prompt_slots(*pair) for pair in zip(prompts, cases.cases, strict=True)]),
+        prompt_slots=np.array([_prompt_slots(*pair) for pair in zip(prompts, cases.cases, strict=True)])
+        + (models.bos_id is not None),
         expanded_chunks=np.array([_num_expanded(prompt, condition) for prompt in prompts]),
         context_tokens=np.array([case.num_tokens for case in cases.cases]),
         text_metrics=_compare_texts(cases, condition, prompts, readings) if with_texts else {},

@@ -61,6 +61,7 @@ class Asking:
     """Which questions over which passages; one world gives one question of each task.
 
     num_passages changes nothing about the questions, so that contexts of several lengths can be compared in pairs.
+    num_entities: passages of each world, which must be as many for that.
     """
 
     tasks: Sequence[Task]
@@ -68,15 +69,15 @@ class Asking:
     num_passages: int
     strength: Strength = "strong"
     phrasing: Phrasing = field(default_factory=Phrasing)
+    num_entities: int = NUM_ENTITIES
 
 
 def draw_questions(checkpoint: Checkpoint, asking: Asking, seed: int) -> list[Case]:
     """At least `num_questions` cases, as many of each task, about entities that training never saw."""
     chunker = checkpoint.with_chunk_size(1).chunker  # so that evidence is known to the token
-    num_entities = max(NUM_ENTITIES, 2 * asking.num_passages)
     cases = []
     for number in range(-(-asking.num_questions // len(asking.tasks))):
-        world = make_world(random.Random(f"{seed} {number}"), num_entities, "heldout", asking.phrasing)
+        world = make_world(random.Random(f"{seed} {number}"), asking.num_entities, "heldout", asking.phrasing)
         maker = ContextMaker(world, chunker, asking.phrasing)
         for task in asking.tasks:
             rng = random.Random(f"{seed} {number} {task}")

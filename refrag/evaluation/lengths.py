@@ -10,6 +10,7 @@ from refrag.evaluation.models import Models
 from refrag.evaluation.options import Options
 from refrag.evaluation.prompts import build_prompts
 from refrag.evaluation.rows import METRICS, Table, answer_difference, answer_row
+from refrag.training.data.contexts import NUM_ENTITIES
 from refrag.training.data.retrieval import Strength
 from refrag.training.data.tasks import TASKS, Task
 
@@ -42,9 +43,14 @@ def tabulate_extrapolation(models: Models, options: Options) -> Table:
     size = models.checkpoint.config.chunk_size
     about = f"All tasks but the summary; training saw up to {options.trained_passages} passages."
     study = _Study(models, options, EXTRAPOLATION_SHARE, about)
+    study.num_entities = max(NUM_ENTITIES, 2 * max(EXTRAPOLATION_FACTORS) * options.trained_passages)
+    conditions = (compressed(size, "learned", options.expand_fraction), compressed(size))
+    first: dict[Condition, Answers | None] = {}
     for factor in tqdm(EXTRAPOLATION_FACTORS, desc="extrapolation", disable=None):
-        for condition in (compressed(size, "learned", options.expand_fraction), compressed(size)):
-            study.add(condition, factor * options.trained_passages, "strong")
+        for condition in conditions:
+            answers = study.add(condition, factor * options.trained_passages, "strong")
+            if answers is not first.setdefault(condition, answers):
+                study.compare(answers, first[condition])
     return study.table
 
 
@@ -54,12 +60,14 @@ class _Study:
     def __init__(self, models: Models, options: Options, share: float, about: str) -> None:
         self.models, self.options = models, options
         self.num_questions = max(1, round(share * options.num_questions))
+        self.num_entities = NUM_ENTITIES
         self.table = Table(about)
         self._drawn: tuple[Asking, CaseSet] | None = None
 
     def add(self, condition: Condition, num_passages: int, strength: Strength) -> Answers | None:
         """Append a row, unless the decoder's window does not hold every prompt."""
-        cases = self._draw(Asking(RETRIEVAL_TASKS, self.num_questions, num_passages, strength))
+        asking = Asking(RETRIEVAL_TASKS, self.num_questions, num_passages, strength, num_entities=self.num_entities)
+        cases = self._draw(asking)
         prompts = build_prompts(cases, condition)
         if count_slots(prompts) > self.models.window(condition.form):
             return None

@@ -39,9 +39,17 @@ class Models:
 def load_models(checkpoint: Path, plain: Path | None = None, blind_policy: Path | None = None) -> Models:
     """Without a plain decoder the checkpoint's own reads uncompressed contexts too, and is named so."""
     loaded = load_checkpoint(checkpoint)
-    blind = load_policy_file(blind_policy, loaded.config.policy_num_heads, False) if blind_policy else None
+    blind = _load_blind_policy(blind_policy, loaded) if blind_policy else None
     if plain is None:
         return Models(loaded, loaded.decoder, "REFRAG's own decoder", blind)
     if load_tokenizer(plain).get_vocab() != loaded.decoder_tokenizer.get_vocab():
         raise CheckpointError(f"{plain} has another tokenizer than {checkpoint}; questions would not be the same")
     return Models(loaded, load_plain_decoder(plain), "plain decoder", blind)
+
+
+def _load_blind_policy(path: Path, checkpoint: Checkpoint) -> ExpansionPolicy:
+    policy = load_policy_file(path, checkpoint.config.policy_num_heads, question_aware=False)
+    width = policy.question_in.in_features
+    if width != checkpoint.encoder.width:
+        raise CheckpointError(f"{path} is for chunk vectors of width {width}, not {checkpoint.encoder.width}")
+    return policy

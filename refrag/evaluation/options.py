@@ -36,6 +36,9 @@ class Options:
             value = getattr(self, one.name)
             if isinstance(value, int | float) and one.name != "seed" and value <= 0:
                 raise TrainingError(f"{one.name} is {value}; it must be above zero")
+        # The policies are compared at twice the fraction too.
+        if self.expand_fraction > 0.5:
+            raise TrainingError(f"expand_fraction is {self.expand_fraction}; it must be at most 0.5")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

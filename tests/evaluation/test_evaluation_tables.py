@@ -3,14 +3,13 @@ import sys
 
 import pytest
 
-from refrag.errors import TrainingError
-from refrag.evaluation import __main__, ablations, lengths
+from refrag.errors import CheckpointError, TrainingError
+from refrag.evaluation import __main__, ablations, answers, lengths
 from refrag.evaluation.ablations import parse_run
 from refrag.evaluation.models import load_models
 from refrag.evaluation.options import Options, prose_source
 from refrag.evaluation.report import markdown_differences, markdown_table, markdown_tasks, render
 from refrag.evaluation.tables import TABLES
-from refrag.model.checkpoint import CheckpointError
 
 TINY = ["--num-questions", "8", "--num-windows", "3", "--trained-passages", "1"]
 TINY += ["--context-tokens", "32", "--continuation-tokens", "20"]
@@ -30,6 +29,8 @@ def report(folder, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(lengths, "STRONG_PASSAGES", (1, 3))
     patch.setattr(lengths, "WEAK_PASSAGES", (1,))
+    patch.setattr(answers, "MAX_ANSWER_TOKENS", 3)
+    patch.setattr(answers, "MAX_SUMMARY_TOKENS", 4)
     options = ["--plain", str(folder / "decoder"), "--blind-policy", str(folder / "policy.safetensors")]
     patch.setattr(sys, "argv", ["evaluation", "--checkpoint", str(folder), "--output", str(output), *options, *TINY])
     __main__.main()
@@ -122,6 +123,8 @@ def test_a_plain_decoder_with_another_tokenizer_is_refused(folder, tmp_path, mod
 def test_options_and_runs_that_make_no_sense_are_refused():
     with pytest.raises(TrainingError, match="num_questions is 0"):
         Options(num_questions=0)
+    with pytest.raises(TrainingError, match="must be at most"):
+        Options(expand_fraction=0.6)
     with pytest.raises(TrainingError, match="NAME=CHECKPOINT_FOLDER"):
         parse_run("folder")
 
@@ -130,3 +133,10 @@ def test_prose_of_the_users_is_text_or_jsonl(tmp_path):
     assert prose_source(None).kind == "stdlib"
     assert prose_source(tmp_path).kind == "text"
     assert prose_source(tmp_path / "documents.jsonl.gz").kind == "jsonl"
+
+
+def test_extrapolation_asks_the_same_questions_at_every_length(report):
+    table = report["tables"]["extrapolation"]
+    assert [row["num_passages"] for row in table["rows"]] == [1, 1, 4, 4, 16, 16]
+    assert len(table["differences"]) == 8
+    assert all("1 passage," in row["against"] for row in table["differences"])
