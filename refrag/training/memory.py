@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModel,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from refrag.training.backbones import layer_classes
@@ -107,6 +114,8 @@ def decoder_activations(config: PretrainedConfig, geometry: Geometry, dtype: tor
     def read(model: Any) -> None:
         shape = geometry.rows, geometry.slots, config.hidden_size
         embedded = torch.zeros(shape, dtype=dtype, requires_grad=True)
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(_sdpa_without_mask())
         model.base_model(inputs_embeds=embedded, use_cache=False)
 
     return _dry_run(AutoModelForCausalLM, config, read, dtype, trains)
@@ -115,6 +124,31 @@ def decoder_activations(config: PretrainedConfig, geometry: Geometry, dtype: tor
 def logits_bytes(geometry: Geometry, vocab_size: int, dtype: torch.dtype) -> int:
     """Of the predicted slots alone; nowhere else are there logits."""
     return geometry.num_predicted * vocab_size * LOGIT_COPIES[dtype]
+
+
+class SavedBytes:
+    """What autograd saves: the bytes of each storage once, and of the weights never."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.total = 0
+        self._seen = {_storage(parameter) for parameter in model.parameters()}
+        self._alive: list[Tensor] = []
+
+    def add(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self._seen:
+            self._seen.add(_storage(tensor))
+            # What is freed could leave its place in memory, by which it is known, to another.
+            self._alive.append(tensor)
+            self.total += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+@contextmanager
+def saved_bytes(model: nn.Module) -> Iterator[SavedBytes]:
+    """Counts what the forward passes inside of the block save."""
+    saved = SavedBytes(model)
+    with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
+        yield saved
 
 
 def _gathered(objective: nn.Module, optimisation: Optimisation) -> int:
@@ -149,7 +183,7 @@ def _dry_run(auto_class: Any, config: PretrainedConfig, read: Callable[[Any], No
     with FakeTensorMode():
         model = auto_class.from_config(_shortened(config, NUM_TRIED_LAYERS), dtype=dtype).requires_grad_(trains)
         layers = layers_of(model)
-        with _saved(model) as saved, _per_layer(layers, saved) as per_layer:
+        with saved_bytes(model) as saved, _per_layer(layers, saved) as per_layer:
             read(model)
     in_layers = sum(size for size, _ in per_layer)
     return Kept(
@@ -168,32 +202,18 @@ def _shortened(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
     return config
 
 
-class _Saved:
-    """Bytes that autograd saves, each storage once and the weights never."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.total = 0
-        self._seen = {_storage(parameter) for parameter in model.parameters()}
-        self._alive: list[Tensor] = []
-
-    def add(self, tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in self._seen:
-            self._seen.add(_storage(tensor))
-            # What is dropped could leave its place, and so its name, to another.
-            self._alive.append(tensor)
-            self.total += tensor.untyped_storage().nbytes()
-        return tensor
+def _sdpa_without_mask() -> str:
+    """The name of an attention that masks as `is_causal` does. Where every row is one example transformers needs no
+    more either, but without values it cannot see that it has no packed ones.
+    """
+    name = "sdpa_without_mask"
+    AttentionInterface.register(name, sdpa_attention_forward)
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+    return name
 
 
 @contextmanager
-def _saved(model: nn.Module) -> Iterator[_Saved]:
-    saved = _Saved(model)
-    with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
-        yield saved
-
-
-@contextmanager
-def _per_layer(layers: list[nn.Module], saved: _Saved) -> Iterator[list[tuple[int, int]]]:
+def _per_layer(layers: list[nn.Module], saved: SavedBytes) -> Iterator[list[tuple[int, int]]]:
     """For each layer the bytes saved in it, and those of its input."""
     sizes: list[tuple[int, int]] = []
     before: list[tuple[int, int]] = []
