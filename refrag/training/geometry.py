@@ -13,7 +13,12 @@ from refrag.selection import expansion_budget
 from refrag.training.curriculum import batch_shares, most_passages
 from refrag.training.settings import AnyRun, Continue, Curriculum, Finetune, Pair, Policy, Pretrain, Reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE
-from refrag.training.stages.pretrain import QUESTIONS_PER_CONTEXT, TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION
+from refrag.training.stages.pretrain import (
+    FIRST_TASKS_UNTIL,
+    QUESTIONS_PER_CONTEXT,
+    TOKENS_PER_PASSAGE,
+    TOKENS_PER_QUESTION,
+)
 
 # The begin-of-sequence token, which not every decoder has.
 BOS_SLOTS = 1
@@ -52,7 +57,7 @@ def geometries(pair: Pair, run: AnyRun) -> list[Geometry]:
 def _pretrain(pair: Pair, run: Pretrain) -> Iterator[Geometry]:
     rows = max(1, run.tokens_per_step // run.window_tokens)
     yield Geometry(run.text_share, rows, BOS_SLOTS + run.window_tokens, rows * run.window_tokens)
-    for share, num_passages in _passage_counts(run.max_passages):
+    for share, num_passages in _passage_counts(run.max_passages, FIRST_TASKS_UNTIL):
         length, rows = _plain_context(num_passages, run.tokens_per_step)
         yield Geometry((1 - run.text_share) * share, rows, BOS_SLOTS + length, rows * length)
 
@@ -126,9 +131,9 @@ def _text_contexts(pair: Pair, curriculum: Curriculum) -> Iterator[tuple[float, 
             yield share / len(pair.trained_chunk_sizes), num_chunks, size
 
 
-def _passage_counts(max_passages: int) -> Iterator[tuple[float, int]]:
+def _passage_counts(max_passages: int, one_until: float = 0.0) -> Iterator[tuple[float, int]]:
     """Share of the batches that have each number of passages, as `curriculum.draw_num_passages` draws them."""
-    most = [most_passages(max_passages, (moment + 0.5) / NUM_MOMENTS) for moment in range(NUM_MOMENTS)]
+    most = [most_passages(max_passages, (moment + 0.5) / NUM_MOMENTS, one_until) for moment in range(NUM_MOMENTS)]
     for number in range(1, max_passages + 1):
         if share := sum(1 / each for each in most if number <= each) / NUM_MOMENTS:
             yield share, number

@@ -85,6 +85,6 @@ def test_one_entry_is_no_curriculum():
 
 def test_passages_are_one_first_and_in_the_end_up_to_all():
     rng = random.Random(0)
-    assert {draw_num_passages(rng, 10, 0.2) for _ in range(50)} == {1}
+    assert {draw_num_passages(rng, 10, 0.3, one_until=0.4) for _ in range(50)} == {1}
     assert {draw_num_passages(rng, 10, 0.9) for _ in range(400)} == set(range(1, 11))
     assert [most_passages(10, progress) for progress in (0.3, 0.5, 0.67)] == [4, 8, 10]
