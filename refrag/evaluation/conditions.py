@@ -1,7 +1,8 @@
 """How the context reaches the decoder: every condition that the studies compare."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 ContextForm = Literal["none", "truncated", "full", "compressed"]
@@ -12,6 +13,9 @@ Embeddings = Literal["true", "shuffled", "zeroed"]
 
 # From the best to the worst at equal budget, as the paper orders those that it has.
 POLICIES: tuple[Selection, ...] = ("learned", "blind", "perplexity", "random", "perplexity reversed")
+# Those that need no question.
+HEURISTICS: tuple[Selection, ...] = ("perplexity", "random", "perplexity reversed")
+CONTROLS: tuple[Embeddings, ...] = ("shuffled", "zeroed")
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,14 @@ def answer_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) ->
         Condition("full"),
         *map(compressed, chunk_sizes),
         *(compressed(main, selection, fraction) for selection in ("random", "learned", "learned as served", "oracle")),
-        *(compressed(main, embeddings=control) for control in ("shuffled", "zeroed")),
-        *(compressed(main, "learned", fraction, control) for control in ("shuffled", "zeroed")),
+        *(compressed(main, embeddings=control) for control in CONTROLS),
+        *(compressed(main, "learned", fraction, control) for control in CONTROLS),
     ]
+
+
+def reference(condition: Condition) -> Condition:
+    """What a compressed condition is held against: a control its true twin, the others the plain decoder."""
+    return Condition("full") if condition.embeddings == "true" else replace(condition, embeddings="true")
 
 
 def policy_settings(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[int, float]]:
@@ -74,16 +83,17 @@ def policy_settings(chunk_sizes: Sequence[int], main: int, fraction: float) -> l
     return [(main, fraction), *others, *((size, fraction) for size in chunk_sizes if size != main)]
 
 
-def prose_ladder(chunk_sizes: Sequence[int]) -> list[Condition]:
-    """From what should foretell the continuation best to what should do so worst."""
-    return [Condition("full"), *map(compressed, chunk_sizes), Condition("none")]
+def prose_pairs(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[Condition, Condition]]:
+    """Neighbours from what should foretell the continuation best to what should do so worst; controls at the end."""
+    ladder = [Condition("full"), *map(compressed, chunk_sizes), Condition("none")]
+    policies = [compressed(main, selection, fraction) for selection in HEURISTICS]
+    controls = [compressed(main, embeddings=control) for control in CONTROLS]
+    pairs = [*itertools.pairwise(ladder), *itertools.pairwise(policies)]
+    return [*pairs, *((compressed(main), control) for control in controls)]
 
 
 def prose_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[Condition]:
-    """The ladder, the end of the context in the slots of the smallest chunks, ways to expand, and the controls."""
-    return [
-        *prose_ladder(chunk_sizes),
-        Condition("truncated", min(chunk_sizes)),
-        *(compressed(main, selection, fraction) for selection in ("perplexity", "random", "perplexity reversed")),
-        *(compressed(main, embeddings=control) for control in ("shuffled", "zeroed")),
-    ]
+    """All that is compared, and the end of the context in the slots of the smallest chunks."""
+    pairs = prose_pairs(chunk_sizes, main, fraction)
+    compared = dict.fromkeys(condition for pair in pairs for condition in pair)
+    return [*compared, Condition("truncated", min(chunk_sizes))]

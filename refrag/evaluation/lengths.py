@@ -1,5 +1,7 @@
 """The studies over contexts of different length: the same questions over few passages and over many."""
 
+import itertools
+
 from tqdm import tqdm
 
 from refrag.evaluation.answers import Answers, answer_prompts, count_slots
@@ -15,7 +17,8 @@ from refrag.training.data.retrieval import Strength
 from refrag.training.data.tasks import TASKS, Task
 
 STRONG_PASSAGES = (1, 2, 5, 10, 20, 40, 80)
-# Compressed, this many times as many passages take about the slots of the plain ones.
+# At k=16 eight times as many passages with 10% expanded, or sixteen times as many with none, take about the slots of
+# the plain ones.
 WEAK_PASSAGES, WEAK_FACTORS = (1, 2), (8, 16)
 EXTRAPOLATION_FACTORS = (1, 4, 16)
 # Long contexts cost more than all other studies together, so they get fewer questions.
@@ -26,12 +29,13 @@ RETRIEVAL_TASKS: tuple[Task, ...] = tuple(task for task in TASKS if task != "sum
 
 def tabulate_passages(models: Models, options: Options) -> Table:
     """At equal slots more passages from the weak retriever; from the strong one ever more, as far as they fit."""
-    learned = compressed(models.checkpoint.config.chunk_size, "learned", options.expand_fraction)
+    size = models.checkpoint.config.chunk_size
+    learned = compressed(size, "learned", options.expand_fraction)
     study = _Study(models, options, PASSAGES_SHARE, "All tasks but the summary.")
     for count in tqdm(WEAK_PASSAGES, desc="passages, weak retriever", disable=None):
         plain = study.add(Condition("full"), count, "weak")
-        for factor in WEAK_FACTORS:
-            study.compare(study.add(learned, factor * count, "weak"), plain)
+        for factor, condition in itertools.product(WEAK_FACTORS, (learned, compressed(size))):
+            study.compare(study.add(condition, factor * count, "weak"), plain)
     for count in tqdm(STRONG_PASSAGES, desc="passages, strong retriever", disable=None):
         plain, mixed = study.add(Condition("full"), count, "strong"), study.add(learned, count, "strong")
         study.compare(mixed, plain)
@@ -63,23 +67,29 @@ class _Study:
         self.num_entities = NUM_ENTITIES
         self.table = Table(about)
         self._drawn: tuple[Asking, CaseSet] | None = None
+        self._added: dict[tuple[Condition, Asking], Answers | None] = {}
 
     def add(self, condition: Condition, num_passages: int, strength: Strength) -> Answers | None:
-        """Append a row, unless the decoder's window does not hold every prompt."""
+        """The row's answers, or None if the decoder's window does not hold every prompt."""
         asking = Asking(RETRIEVAL_TASKS, self.num_questions, num_passages, strength, num_entities=self.num_entities)
-        cases = self._draw(asking)
-        prompts = build_prompts(cases, condition)
-        if count_slots(prompts) > self.models.window(condition.form):
-            return None
-        answers = answer_prompts(cases, condition, prompts)
-        setting = {"num_passages": num_passages, "retriever": strength}
-        self.table.rows.append(answer_row(answers, self.options.seed, setting))
-        return answers
+        if (condition, asking) not in self._added:
+            self._added[condition, asking] = self._add(condition, asking)
+        return self._added[condition, asking]
 
     def compare(self, answers: Answers | None, others: Answers | None) -> None:
         if answers is not None and others is not None:
             seed = self.options.seed
             self.table.differences.extend(answer_difference(answers, others, metric, seed) for metric in METRICS)
+
+    def _add(self, condition: Condition, asking: Asking) -> Answers | None:
+        cases = self._draw(asking)
+        prompts = build_prompts(cases, condition)
+        if count_slots(prompts) > self.models.window(condition.form):
+            return None
+        answers = answer_prompts(cases, condition, prompts)
+        setting = {"num_passages": asking.num_passages, "retriever": asking.strength}
+        self.table.rows.append(answer_row(answers, self.options.seed, setting))
+        return answers
 
     def _draw(self, asking: Asking) -> CaseSet:
         if self._drawn is None or self._drawn[0] != asking:

@@ -1,12 +1,10 @@
 """Log-perplexity of what follows a context, token by token, with the means of the first tokens and of all."""
 
-import itertools
-
 import numpy as np
 from tqdm import tqdm
 
 from refrag.evaluation.cases import draw_prose
-from refrag.evaluation.conditions import Condition, prose_conditions, prose_ladder
+from refrag.evaluation.conditions import Condition, prose_conditions, prose_pairs
 from refrag.evaluation.encoding import CaseSet
 from refrag.evaluation.models import Models
 from refrag.evaluation.options import Options, prose_source
@@ -26,14 +24,15 @@ def tabulate_prose(models: Models, options: Options) -> Table:
     tokenizer = models.checkpoint.decoder_tokenizer
     windows = draw_prose(source, tokenizer, *lengths, options.num_windows, options.seed)
     cases, config = CaseSet(models, windows, options.seed), models.checkpoint.config
-    conditions = prose_conditions(config.trained_chunk_sizes, config.chunk_size, options.expand_fraction)
+    setting = config.trained_chunk_sizes, config.chunk_size, options.expand_fraction
+    conditions = prose_conditions(*setting)
     means = {
         condition: window_means(target_losses(cases, condition))
         for condition in tqdm(conditions, desc="prose", disable=None)
     }
     table = Table(f"{lengths[1]} tokens after {lengths[0]} tokens of context; source: {source.path or source.kind}.")
     table.rows.extend(perplexity_row(cases.name_row(one), means[one], options.seed) for one in conditions)
-    for one, other in itertools.pairwise(prose_ladder(config.trained_chunk_sizes)):
+    for one, other in prose_pairs(*setting):
         pair = (cases.name_row(one), means[one], cases.name_row(other), means[other])
         table.differences.append(perplexity_difference(*pair, options.seed))
     return table

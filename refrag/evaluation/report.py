@@ -42,7 +42,7 @@ def markdown_differences(report: Values, table_name: str) -> str:
             cell = show(estimate)
             cell = f"**{cell}**" if estimate["low"] > 0 or estimate["high"] < 0 else cell
             lines.append([row["name"], row["against"], measure, cell])
-    return _markdown(["condition", "against", "measure", "difference"], lines)
+    return _markdown(["condition", "against", "measure", "difference"], lines, num_names=3)
 
 
 def _sections(report: Values) -> Iterator[str]:
@@ -102,9 +102,9 @@ def _decimal(estimate: Values) -> str:
     return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others, of figures, to the right."""
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]], num_names: int = 1) -> str:
+    """The first columns, of names, to the left, the others, of figures, to the right."""
+    rows = [head, ["---"] * num_names + ["---:"] * (len(head) - num_names), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from refrag.evaluation.answers import Answers, answer
 from refrag.evaluation.cases import Asking, draw_questions
-from refrag.evaluation.conditions import POLICIES, Condition, answer_conditions, compressed, policy_settings
+from refrag.evaluation.conditions import POLICIES, Condition, answer_conditions, compressed, policy_settings, reference
 from refrag.evaluation.encoding import CaseSet
 from refrag.evaluation.lengths import tabulate_extrapolation, tabulate_passages
 from refrag.evaluation.models import Models
@@ -26,10 +26,10 @@ def tabulate_answers(models: Models, options: Options) -> Table:
     conditions = answer_conditions(config.trained_chunk_sizes, config.chunk_size, options.expand_fraction)
     answers = answer_all(draw_cases(models, options), conditions, "answers", with_texts=True)
     table = tabulate(f"{NUM_PASSAGES} passages from the strong retriever.", answers, options)
-    plain = answers[conditions.index(Condition("full"))]
-    for one, task in itertools.product(answers, (None, "exact")):
-        if one.condition.form == "compressed":
-            table.differences.append(answer_difference(one, plain, "exact_match", options.seed, task))
+    compressed_answers = [one for one in answers if one.condition.form == "compressed"]
+    for one, task in itertools.product(compressed_answers, (None, "exact")):
+        other = answers[conditions.index(reference(one.condition))]
+        table.differences.append(answer_difference(one, other, "exact_match", options.seed, task))
     return table
 
 

@@ -28,7 +28,7 @@ def report(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("evaluation") / "evaluation.json"
     patch = pytest.MonkeyPatch()
     patch.setattr(lengths, "STRONG_PASSAGES", (1, 3))
-    patch.setattr(lengths, "WEAK_PASSAGES", (1,))
+    patch.setattr(lengths, "WEAK_FACTORS", (2, 4))
     patch.setattr(answers, "MAX_ANSWER_TOKENS", 3)
     patch.setattr(answers, "MAX_SUMMARY_TOKENS", 4)
     options = ["--plain", str(folder / "decoder"), "--blind-policy", str(folder / "policy.safetensors")]
@@ -140,3 +140,10 @@ def test_extrapolation_asks_the_same_questions_at_every_length(report):
     assert [row["num_passages"] for row in table["rows"]] == [1, 1, 4, 4, 16, 16]
     assert len(table["differences"]) == 8
     assert all("1 passage," in row["against"] for row in table["differences"])
+
+
+def test_a_control_is_held_against_its_true_twin(report):
+    differences = report["tables"]["answers"]["differences"]
+    controls = [row for row in differences if row["name"].endswith(" embeddings")]
+    assert len(controls) == 8
+    assert all(row["name"].startswith(f"{row['against']}, ") for row in controls)
