@@ -17,6 +17,9 @@ class ChunkEncoder(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel, pooling: Pooling) -> None:
         super().__init__()
+        # Never read here; trained beside others it would be a part without gradients, which processes wait for.
+        if getattr(backbone, "pooler", None) is not None:
+            setattr(backbone, "pooler", None)  # noqa: B010  (typed as a module)
         self.backbone = backbone
         self.pooling = pooling
 

@@ -44,8 +44,8 @@ FLOAT32_BYTES = 4
 ASSUMPTIONS = """\
 Memory is of each GPU, in GiB, at the batch that needs most. Weights, gradients and optimizer state are float32, shared
 out among the GPUs (fsdp.yaml); gathered are the weights and gradients that a GPU has whole, in the precision of the
-computation: two layers, what is outside of layers, and where batches accumulate all gradients. Host memory is of each
-process while it shards: the pair, and a copy of what the run uses."""
+computation: two layers, and what is outside of layers. Host memory is of each process while it shards: the pair, and a
+copy of what the run uses."""
 
 
 @dataclass(frozen=True)

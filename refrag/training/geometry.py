@@ -4,14 +4,16 @@ Stages of text are exact. Stages of questions draw passages of all lengths; thei
 the pretraining stage names.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from refrag.selection import expansion_budget
 from refrag.training.curriculum import batch_shares, most_passages
-from refrag.training.settings import AnyRun, Continue, Curriculum, Finetune, Pair, Policy, Pretrain, Reconstruct
+from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct
+from refrag.training.stages import continuation, reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE
 from refrag.training.stages.pretrain import (
     FIRST_TASKS_UNTIL,
@@ -19,6 +21,8 @@ from refrag.training.stages.pretrain import (
     TOKENS_PER_PASSAGE,
     TOKENS_PER_QUESTION,
 )
+
+TextRun = TypeVar("TextRun", Reconstruct, Continue)
 
 # The begin-of-sequence token, which not every decoder has.
 BOS_SLOTS = 1
@@ -63,17 +67,15 @@ def _pretrain(pair: Pair, run: Pretrain) -> Iterator[Geometry]:
 
 
 def _reconstruct(pair: Pair, run: Reconstruct) -> Iterator[Geometry]:
-    for share, num_chunks, chunk_size in _text_contexts(pair, run.curriculum):
+    for share, num_chunks, chunk_size, rows in _text_contexts(pair, run, reconstruct.num_windows):
         length = num_chunks * chunk_size
-        rows = max(1, run.tokens_per_step // (2 * length))
         slots = BOS_SLOTS + num_chunks + length
         yield Geometry(share, rows, slots, rows * length, rows * num_chunks, _encoder_tokens(pair, chunk_size))
 
 
 def _continue(pair: Pair, run: Continue) -> Iterator[Geometry]:
     fractions = [1.0] if run.form == "plain" else run.expand_fractions
-    for context_share, num_chunks, chunk_size in _text_contexts(pair, run.curriculum):
-        rows = max(1, run.tokens_per_step // (num_chunks * chunk_size + run.continuation_tokens))
+    for context_share, num_chunks, chunk_size, rows in _text_contexts(pair, run, continuation.num_windows):
         for fraction in fractions:
             share, num_expanded = context_share / len(fractions), expansion_budget(fraction, num_chunks)
             slots = BOS_SLOTS + _context_slots(num_chunks, num_expanded, chunk_size) + run.continuation_tokens
@@ -124,11 +126,15 @@ GEOMETRIES: dict[type, Callable[[Pair, Any], Iterator[Geometry]]] = {
 }
 
 
-def _text_contexts(pair: Pair, curriculum: Curriculum) -> Iterator[tuple[float, int, int]]:
-    """Share of the batches, number of chunks, and their size."""
-    for share, num_chunks in zip(batch_shares(curriculum), curriculum.num_chunks, strict=True):
-        for size in pair.trained_chunk_sizes:
-            yield share / len(pair.trained_chunk_sizes), num_chunks, size
+def _text_contexts(
+    pair: Pair, run: TextRun, num_windows: Callable[[TextRun, int, int], int]
+) -> Iterator[tuple[float, int, int, int]]:
+    """Share of the batches, number of chunks, their size, and how many windows of them make a batch."""
+    for size in pair.trained_chunk_sizes:
+        samples_per_batch = functools.partial(num_windows, run, size)
+        shares = batch_shares(run.curriculum, samples_per_batch)
+        for share, num_chunks in zip(shares, run.curriculum.num_chunks, strict=True):
+            yield share / len(pair.trained_chunk_sizes), num_chunks, size, samples_per_batch(num_chunks)
 
 
 def _passage_counts(max_passages: int, one_until: float = 0.0) -> Iterator[tuple[float, int]]:

@@ -154,7 +154,8 @@ class _Stage:
         return [{"loss": loss.item(), "gradient_norm": norm, **figures} for loss, figures in outcomes]
 
     def _backward(self, batches: list[Any], index: int, epoch: int) -> Outcome:
-        is_last = index == len(batches) - 1
+        # Sharded gradients are exchanged each time: until then every process would hold them whole.
+        is_last = self._is_sharded or index == len(batches) - 1
         torch.manual_seed(self._rng(self._draw_numbers()[index], epoch).getrandbits(63))
         # Processes exchange gradients once, in the last backward pass.
         with nullcontext() if is_last else self.accelerator.no_sync(self.model):

@@ -152,7 +152,7 @@ def saved_bytes(model: nn.Module) -> Iterator[SavedBytes]:
 
 
 def _gathered(objective: nn.Module, optimisation: Optimisation) -> int:
-    """Weights, and gradients before they are shared out. Batches that accumulate share theirs out once, at the end."""
+    """Weights, and gradients before they are shared out."""
     names = set(layer_classes(objective))
     layers = [module for module in objective.modules() if type(module).__name__ in names]
     size = compute_dtype(optimisation).itemsize
@@ -161,7 +161,7 @@ def _gathered(objective: nn.Module, optimisation: Optimisation) -> int:
     largest = max((_count(layer) for layer in layers), default=0)
     largest_trained = max((_count(layer, trained=True) for layer in layers), default=0)
     weights = everything - in_layers + 2 * largest
-    gradients = trained if optimisation.accumulation_steps > 1 else trained - trained_in_layers + largest_trained
+    gradients = trained - trained_in_layers + largest_trained
     return (weights + gradients) * size
 
 

@@ -108,7 +108,11 @@ def _unprepared(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoi
 
 
 def _prepare_compression(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
-    """On the first compressed stage, an encoder of random weights starts from the decoder's token embeddings."""
+    """On the first compressed stage, an encoder of random weights starts from the decoder's token embeddings, and the
+    projector at their scale, which pretraining has changed.
+    """
+    if getattr(run, "form", "mixed") == "plain":
+        return checkpoint
     is_first = not any(cost["stage"] != "pretrain" for cost in checkpoint.config.provenance.get("runs", {}).values())
     if is_first and preset.pair.encoder.pretrained is None:
         start_encoder_from_decoder(checkpoint)

@@ -110,15 +110,6 @@ def test_more_gpus_never_need_more_memory_each(paper, name):
     assert all(after <= before for before, after in itertools.pairwise(totals))
 
 
-def test_accumulated_batches_keep_gradients_whole_on_every_gpu(paper):
-    objective = make_objective(build_on_meta(paper.pair).checkpoint, paper.runs["continue"])
-    once, often = (
-        static_memory(objective, paper.runs["continue"].optimisation.model_copy(update={"accumulation_steps": n}), 8)
-        for n in (1, 2)
-    )
-    assert once.gathered < 3 * 2**30 < 2 * count_parameters(objective) <= often.gathered
-
-
 @pytest.mark.parametrize("stage", ["reconstruct", "continue", "plain"])
 def test_operations_are_those_that_torch_counts(checkpoint, stage):
     settings = {"expand_fractions": [0.5]} if stage == "continue" else {"form": "plain"} if stage == "plain" else {}

@@ -4,6 +4,7 @@ With an expand fraction above zero some of the chunks, picked at random, stay to
 The plain form shows the whole text as tokens: the same training for the decoder that we compare with.
 """
 
+import functools
 import random
 from dataclasses import replace
 from typing import Any
@@ -27,10 +28,11 @@ class ContinueSource:
         self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
-        num_chunks = draw_num_chunks(rng, self.settings.curriculum, progress)
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
+        samples_per_batch = functools.partial(num_windows, self.settings, chunk_size)
+        num_chunks = draw_num_chunks(rng, self.settings.curriculum, progress, samples_per_batch)
         length = num_chunks * chunk_size + self.settings.continuation_tokens
-        windows = [self.windows.draw(length) for _ in range(max(1, self.settings.tokens_per_step // length))]
+        windows = [self.windows.draw(length) for _ in range(samples_per_batch(num_chunks))]
         fraction = 1.0 if self.settings.form == "plain" else rng.choice(self.settings.expand_fractions)
         expanded = [rng.sample(range(num_chunks), expansion_budget(fraction, num_chunks)) for _ in windows]
         return continuation_batch(self.checkpoint, windows, chunk_size, num_chunks, expanded)
@@ -58,6 +60,11 @@ class Continuation(Objective):
         embeddings = None if batch.chunks is None else self.projector(encode(self.encoder, batch.chunks))
         prediction = predict(self.decoder, batch, embeddings)
         return Outcome(prediction.loss, {"loss": prediction.loss.item(), "accuracy": prediction.accuracy})
+
+
+def num_windows(settings: Continue, chunk_size: int, num_chunks: int) -> int:
+    """How many windows with that context make a batch."""
+    return max(1, settings.tokens_per_step // (num_chunks * chunk_size + settings.continuation_tokens))
 
 
 def continuation_batch(

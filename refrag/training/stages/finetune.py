@@ -59,7 +59,7 @@ class FinetuneSource:
         contexts = draw_contexts(ContextMaker.draw(rng, chunker), rng, num_passages, settings.tokens_per_step)
         if settings.form == "plain":
             examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
-            return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.bos_id)
+            return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.bos_id, settings.row_slots)
         return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
 
     def state(self) -> dict[str, Any]:
@@ -106,7 +106,8 @@ class Finetuning(Objective):
             examples = self.all_questions_at_once(rng, batch.contexts)
         else:
             examples = self.each_question_as_served(rng, batch.contexts, logits.detach())
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id).to(vectors.device)
+        row_slots = self.settings.row_slots
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id, row_slots).to(vectors.device)
         prediction = predict(self.decoder, mixed, self.projector(vectors))
         policy_loss, recall = selection_loss(logits, batch.policy)
         figures = {

@@ -124,7 +124,8 @@ class PolicyOptimisation(Objective):
         ):
             segments = question_segments(context.questions[0])
             examples += [MixedExample(context.chunks, set(row) - {-1}, segments, first_row) for row in group]
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id).to(vectors.device)
+        row_slots = self.settings.row_slots
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id, row_slots).to(vectors.device)
         prediction = predict(self.decoder, mixed, self.projector(vectors))
         rewards = -prediction.mean_loss_per_example(len(examples)).view(num_questions, group_size)
         return rewards, float(prediction.all_right_per_example(len(examples)).float().mean())

@@ -52,7 +52,7 @@ class PretrainSource:
                 FIRST_TASKS if progress < FIRST_TASKS_UNTIL else TASKS,
             )
             examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
-        return collate_mixed(examples, self.vocab_size, self.bos_id)
+        return collate_mixed(examples, self.vocab_size, self.bos_id, self.settings.row_slots)
 
     def draw_text(self) -> list[MixedExample]:
         windows = self.draw_windows(self.settings.window_tokens)

@@ -3,6 +3,7 @@
 Unlike in the paper the chunk size is drawn anew for every batch, so that one checkpoint serves several.
 """
 
+import functools
 import random
 from dataclasses import replace
 from typing import Any
@@ -25,11 +26,10 @@ class ReconstructSource:
         self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
-        num_chunks = draw_num_chunks(rng, self.settings.curriculum, progress)
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
-        # The encoder and the decoder each read every token once.
-        count = max(1, self.settings.tokens_per_step // (2 * num_chunks * chunk_size))
-        windows = [self.windows.draw(num_chunks * chunk_size) for _ in range(count)]
+        samples_per_batch = functools.partial(num_windows, self.settings, chunk_size)
+        num_chunks = draw_num_chunks(rng, self.settings.curriculum, progress, samples_per_batch)
+        windows = [self.windows.draw(num_chunks * chunk_size) for _ in range(samples_per_batch(num_chunks))]
         return reconstruction_batch(self.checkpoint, windows, chunk_size)
 
     def state(self) -> dict[str, Any]:
@@ -54,6 +54,11 @@ class Reconstruction(Objective):
         embeddings = self.projector(encode(self.encoder, batch.chunks))
         prediction = predict(self.decoder, batch, embeddings)
         return Outcome(prediction.loss, {"loss": prediction.loss.item(), "accuracy": prediction.accuracy})
+
+
+def num_windows(settings: Reconstruct, chunk_size: int, num_chunks: int) -> int:
+    """How many windows of that many chunks make a batch; encoder and decoder each read every token once."""
+    return max(1, settings.tokens_per_step // (2 * num_chunks * chunk_size))
 
 
 def reconstruction_batch(checkpoint: Checkpoint, windows: list[list[int]], chunk_size: int) -> MixedBatch:
