@@ -10,6 +10,8 @@ EXPORT_OPTIONS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# What `train-demo` trains beside the checkpoint to compare it with, where it is there.
+COMPARED := $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/question_blind/policy.safetensors))
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
@@ -59,7 +61,7 @@ format: install ## format the code
 	$(BIN)/ruff check --fix .
 
 evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json
-	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) --plain $(BASELINES)/plain --blind-policy $(BASELINES)/question_blind/policy.safetensors --output $(CHECKPOINT)/evaluation.json
+	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) $(COMPARED) --output $(CHECKPOINT)/evaluation.json
 
 train-tiny: install ## train every stage small, each held against its control (under 5 minutes)
 	$(BIN)/python -m pytest tests/training/test_tiny.py

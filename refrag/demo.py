@@ -3,8 +3,8 @@
     python -m refrag.demo
 
 Needs an exported repository (`python -m export.repository --checkpoint checkpoints/demo`). The questions are
-drawn with a fixed seed from the made-up world, one of each of five tasks, about entities that training never saw,
-over the passages that BM25 finds for them.
+drawn with a fixed seed from the made-up world, about entities that training never saw, over the passages that BM25
+finds for them.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from refrag_client import Answer, RefragClient
 from refrag_client import RefragError as ClientError
 
 NUM_PASSAGES = 15
-TASKS: tuple[Task, ...] = ("fact", "exact", "yesno", "multihop", "comparison")
+# The committed checkpoint was trained on these alone.
+TASKS: tuple[Task, ...] = ("fact",)
 MAX_ANSWER_TOKENS = 24
 LABEL_WIDTH = 12
 

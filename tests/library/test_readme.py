@@ -1,5 +1,6 @@
 """What the README quotes is what the result files say."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from refrag.demo import markdown_table as demo_table
 from refrag.evaluation.report import markdown_table as evaluation_table
+from refrag.evaluation.report import markdown_tasks
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -20,7 +22,8 @@ def section(name):
     "name, table, results",
     [
         ("demo", demo_table, "perf/results/demo.json"),
-        ("evaluation", evaluation_table, "checkpoints/demo/evaluation.json"),
+        ("answers", functools.partial(evaluation_table, table_name="answers"), "checkpoints/demo/evaluation.json"),
+        ("tasks", functools.partial(markdown_tasks, table_name="answers"), "checkpoints/demo/evaluation.json"),
     ],
 )
 def test_a_quoted_table_is_its_result_file(name, table, results):

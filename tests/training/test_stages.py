@@ -11,6 +11,7 @@ from refrag.model.policy import pick_in_turn
 from refrag.selection import expansion_budget
 from refrag.training.batches import ContextBatch, MixedExample, Segment, collate_contexts, collate_mixed
 from refrag.training.data.contexts import ContextMaker
+from refrag.training.data.tasks import TASKS
 from refrag.training.decoding import predict
 from refrag.training.recipe import make_stage
 from refrag.training.settings import (
@@ -178,7 +179,7 @@ def test_the_numbers_of_chunks_are_the_curriculums_few_first(checkpoint, name):
 def test_the_first_contexts_have_one_passage_and_later_ones_several(checkpoint, name, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        ContextMaker, "ask_many", lambda self, rng, num_passages, _: asked.append(num_passages) or contexts[0]
+        ContextMaker, "ask_many", lambda self, rng, num_passages, *_: asked.append(num_passages) or contexts[0]
     )
     rng = random.Random(0)
     contexts = [ContextMaker.draw(rng, checkpoint.chunker).ask_one(rng, "fact", 1)]
@@ -190,6 +191,20 @@ def test_the_first_contexts_have_one_passage_and_later_ones_several(checkpoint, 
     for seed in range(40):
         draw(source, seed, progress=0.99)
     assert set(asked) == {1, 2, 3, 4}
+
+
+def test_pretraining_asks_for_single_facts_first_and_for_everything_later(checkpoint, monkeypatch):
+    drawn = []
+    original = ContextMaker.tokenise
+    monkeypatch.setattr(
+        ContextMaker, "tokenise", lambda *given: drawn.extend(one.task for one in given[3]) or original(*given)
+    )
+    source = source_of(checkpoint, "pretrain")
+    for progress, tasks in [(0.1, {"fact", "exact"}), (0.9, set(TASKS))]:
+        drawn.clear()
+        for seed in range(30):
+            draw(source, seed, progress)
+        assert set(drawn) - {"unanswerable"} <= tasks <= set(drawn) | {"summary"}
 
 
 def test_each_window_is_to_be_given_back_from_its_own_chunks(checkpoint):
