@@ -18,6 +18,7 @@ from refrag.training.stages.finetune import DENSE_SHARE
 from refrag.training.stages.pretrain import (
     FIRST_TASKS_UNTIL,
     QUESTIONS_PER_CONTEXT,
+    RECITAL_TOKENS,
     TOKENS_PER_PASSAGE,
     TOKENS_PER_QUESTION,
 )
@@ -59,11 +60,14 @@ def geometries(pair: Pair, run: AnyRun) -> list[Geometry]:
 
 
 def _pretrain(pair: Pair, run: Pretrain) -> Iterator[Geometry]:
+    rows = max(1, run.tokens_per_step // (2 * RECITAL_TOKENS))
+    yield Geometry(run.recital_share, rows, BOS_SLOTS + 2 * RECITAL_TOKENS, rows * RECITAL_TOKENS)
+    rest = 1 - run.recital_share
     rows = max(1, run.tokens_per_step // run.window_tokens)
-    yield Geometry(run.text_share, rows, BOS_SLOTS + run.window_tokens, rows * run.window_tokens)
+    yield Geometry(rest * run.text_share, rows, BOS_SLOTS + run.window_tokens, rows * run.window_tokens)
     for share, num_passages in _passage_counts(run.max_passages, FIRST_TASKS_UNTIL):
         length, rows = _plain_context(num_passages, run.tokens_per_step)
-        yield Geometry((1 - run.text_share) * share, rows, BOS_SLOTS + length, rows * length)
+        yield Geometry(rest * (1 - run.text_share) * share, rows, BOS_SLOTS + length, rows * length)
 
 
 def _reconstruct(pair: Pair, run: Reconstruct) -> Iterator[Geometry]:

@@ -123,14 +123,15 @@ class Run(Settings):
 class Pretrain(Run):
     """The decoder alone over plain text and plain question answering; only where there is no pretrained one.
 
-    text_share: of the batches that are text; recital_share: of those, the ones that show every window twice.
+    recital_share: of the run, at its start, spent on repeating random strings of tokens.
+    text_share: of the batches after it that are text; the others are questions.
     """
 
     stage: Literal["pretrain"]
     sources: list[TextSource]
     window_tokens: PositiveInt = 256
+    recital_share: Share = 0.1
     text_share: Share = 0.3
-    recital_share: Share = 0.5
     max_passages: PositiveInt = 10
 
 

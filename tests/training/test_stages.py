@@ -164,15 +164,16 @@ def test_the_numbers_of_chunks_are_the_curriculums_few_first(checkpoint, name):
     source, vocab_size = source_of(checkpoint, name), checkpoint.decoder.vocab_size
 
     def counts(progress):
-        batches = [draw(source, seed, progress) for seed in range(30)]
+        batches = [draw(source, seed, progress) for seed in range(60)]
         per_example = [(batch.input_ids >= vocab_size).sum(1).tolist() for batch in batches]
         assert all(len(set(numbers)) == 1 for numbers in per_example)
         return [numbers[0] for numbers in per_example]
 
     first, last = counts(0.0), counts(0.999)
     assert set(first) | set(last) == {1, 2, 4}
-    assert first.count(1) > 15 > last.count(1)
-    assert last.count(4) > 15 > first.count(4)
+    # Of 60 draws 34 are expected, and 39.
+    assert first.count(1) > 25 > last.count(1)
+    assert last.count(4) > 30 > first.count(4)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune", "plain finetune"])
@@ -298,14 +299,14 @@ def test_pretraining_weighs_an_answer_more_than_its_question_and_its_context(che
     assert rest.tolist() == pytest.approx([pretrain.CONTEXT_WEIGHT] * len(rest))
 
 
-def test_a_recital_is_the_same_text_twice_and_mostly_the_second_time_counts(checkpoint):
+def test_a_recital_is_a_string_twice_of_which_the_second_counts(checkpoint):
     source = source_of(checkpoint, "pretrain on text")
     source.settings = source.settings.model_copy(update={"recital_share": 1.0})
     batch = draw(source, 0)
-    for labels, weights in zip(batch.labels, batch.weights, strict=True):
-        first, again = labels[(weights > 0) & (weights < 1)], labels[weights == 1]
-        assert torch.equal(first, again)
-        assert len(again) == PRETRAIN.window_tokens // 2
+    for row, labels, weights in zip(batch.input_ids, batch.labels, batch.weights, strict=True):
+        again = labels[weights > 0]
+        assert len(again) == pretrain.RECITAL_TOKENS
+        assert torch.equal(row[1 : 1 + len(again)], again)
 
 
 def served(checkpoint, contexts, logits, monkeypatch, labelled=0.0, whole_budget=1.0, fraction=0.2):

@@ -1,8 +1,9 @@
 """Pretraining, where there is no pretrained decoder: plain text, and questions over plain passages.
 
-One passage first, more as training proceeds. Several questions stand one after another behind the same passages.
-Some text is shown twice: to copy what stands before is what a pretrained decoder can already do, what answering and
-reconstruction rest on, and what a small decoder learns from little else as fast.
+First of all, random strings to repeat: to copy what stands before is what a pretrained decoder can do and what
+answering and reconstruction rest on. A small decoder learns it suddenly, from half a million tokens of such strings or
+from several millions of text. Then questions over one passage, and more as training proceeds; several stand one after
+another behind the same passages.
 """
 
 import random
@@ -23,8 +24,9 @@ from refrag.training.settings import Pretrain
 # Short answers would drown in the tokens of passages at equal weight.
 ANSWER_WEIGHT, QUESTION_WEIGHT, CONTEXT_WEIGHT = 3.0, 0.2, 0.2
 QUESTIONS_PER_CONTEXT = 6
-# To find and copy a value in one passage comes first, and comes suddenly, after about a million tokens. Before it,
-# more passages teach nothing, and what needs no copying, such as "yes" or "unknown", delays it.
+RECITAL_TOKENS = 32
+# To find and copy a value in one passage comes first. Before that, more passages teach nothing, and what needs no
+# copying, such as "yes" or "unknown", delays it.
 FIRST_TASKS: tuple[Task, ...] = ("fact", "exact")
 FIRST_TASKS_UNTIL = 0.4
 TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION = 72, 28
@@ -41,8 +43,10 @@ class PretrainSource:
         self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
-        if rng.random() < self.settings.text_share:
-            examples = self.draw_recitals() if rng.random() < self.settings.recital_share else self.draw_text()
+        if progress < self.settings.recital_share:
+            examples = self.draw_recitals(rng)
+        elif rng.random() < self.settings.text_share:
+            examples = self.draw_text()
         else:
             contexts = draw_contexts(
                 ContextMaker.draw(rng, self.chunker),
@@ -55,17 +59,15 @@ class PretrainSource:
         return collate_mixed(examples, self.vocab_size, self.bos_id, self.settings.row_slots)
 
     def draw_text(self) -> list[MixedExample]:
-        windows = self.draw_windows(self.settings.window_tokens)
+        length = self.settings.window_tokens
+        windows = [self.windows.draw(length) for _ in range(max(1, self.settings.tokens_per_step // length))]
         return [MixedExample([], [], [Segment(window, 1.0)]) for window in windows]
 
-    def draw_recitals(self) -> list[MixedExample]:
-        """Half a window, then the same tokens again."""
-        windows = self.draw_windows(self.settings.window_tokens // 2)
-        return [MixedExample([], [], [Segment(window, CONTEXT_WEIGHT), Segment(window, 1.0)]) for window in windows]
-
-    def draw_windows(self, length: int) -> list[list[int]]:
-        count = max(1, self.settings.tokens_per_step // self.settings.window_tokens)
-        return [self.windows.draw(length) for _ in range(count)]
+    def draw_recitals(self, rng: random.Random) -> list[MixedExample]:
+        """Random tokens, then the same again: the second time each follows from what stands before."""
+        count = max(1, self.settings.tokens_per_step // (2 * RECITAL_TOKENS))
+        strings = [rng.choices(range(self.vocab_size), k=RECITAL_TOKENS) for _ in range(count)]
+        return [MixedExample([], [], [Segment(string, 0.0), Segment(string, 1.0)]) for string in strings]
 
     def state(self) -> dict[str, Any]:
         return self.windows.state()
