@@ -15,7 +15,7 @@ COMPARED := $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --b
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export test test-fast check format evaluate train-tiny train-demo clean
+.PHONY: help install demo results serve export test test-fast check format evaluate train-demo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -62,9 +62,6 @@ format: install ## format the code
 
 evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json
 	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) $(COMPARED) --output $(CHECKPOINT)/evaluation.json
-
-train-tiny: install ## train every stage small, each held against its control (under 5 minutes)
-	$(BIN)/python -m pytest tests/training/test_tiny.py
 
 train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
 	$(BIN)/python -m refrag.training train demo
