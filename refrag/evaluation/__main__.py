@@ -10,6 +10,7 @@ import functools
 import logging
 from pathlib import Path
 
+from refrag.environment import flush_denormals
 from refrag.errors import RefragError
 from refrag.evaluation.models import load_models
 from refrag.evaluation.options import add_options, parsed_options
@@ -19,6 +20,7 @@ from refrag.evaluation.tables import TABLES
 
 
 def main() -> None:
+    flush_denormals()
     parser = make_parser()
     arguments = parser.parse_args()
     # bm25s logs every index it builds, and rouge-score brings a handler that prints it.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from refrag.environment import flush_denormals
 from refrag.training.estimate import Hardware, estimate, report
 from refrag.training.recipe import load_run, summarise_runs, train_all
 from refrag.training.settings import load_preset
@@ -29,6 +30,7 @@ HARDWARE_HELP = (
 
 
 def main() -> None:
+    flush_denormals()
     arguments = parse_arguments()
     preset = load_preset(arguments.preset, arguments.set)
     runs = arguments.runs or Path("runs") / Path(arguments.preset).stem

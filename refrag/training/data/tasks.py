@@ -11,6 +11,7 @@ A question's evidence is every span that an answer needs; without all of them in
 
 import itertools
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -106,10 +107,14 @@ def ask_multihop(rng: random.Random, world: World, passages: Sequence[int], phra
 
 def ask_comparison(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
     """Whether two entities share a value, or which of two years is the earlier one."""
+    alike: dict[str, list[Fact]] = defaultdict(list)
+    for fact in _facts(world, passages):
+        alike[fact.attribute.noun].append(fact)
     pairs = [
         (one, other)
-        for one, other in itertools.combinations(_facts(world, passages), 2)
-        if one.attribute.noun == other.attribute.noun and one.passage != other.passage
+        for facts in alike.values()
+        for one, other in itertools.combinations(facts, 2)
+        if one.passage != other.passage
     ]
     if not pairs:
         return None
