@@ -10,9 +10,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 def push_all(text, stop_words=()):
-    """Pieces until the end of the text or a stop word."""
+    """Pieces until the end of the text or a stop word. What looks like a special token is text."""
     stream, pieces = TextStream(TOKENIZER, stop_words), []
-    for token_id in TOKENIZER(text).input_ids:
+    for token_id in TOKENIZER(text, split_special_tokens=True).input_ids:
         pieces.append(stream.push(token_id))
         if stream.stopped:
             return pieces
