@@ -69,6 +69,9 @@ train-demo: install ## train the demo checkpoint and what it is compared with, f
 	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/plain --run plain --part decoder
 	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/question_blind --run policy_blind --part policy
 	$(BIN)/python -m refrag.training log demo checkpoints/demo/training.json
+	$(BIN)/python -m refrag.evaluation.ablations --output checkpoints/demo/ablations.json \
+		--reconstruction "with curriculum=runs/demo/reconstruct/checkpoint" "without curriculum=runs/demo/reconstruct_without_curriculum/checkpoint" \
+		--continuation "after reconstruction=runs/demo/continue/checkpoint" "without reconstruction=runs/demo/continue_without_reconstruction/checkpoint"
 
 clean: ## remove the environment and everything built
 	rm -rf .venv build runs model_repository/*/1/model.onnx model_repository/*/1/checkpoint

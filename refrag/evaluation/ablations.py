@@ -1,9 +1,10 @@
 """Checkpoints of several runs side by side: what each gives back of a text, and what it makes of one to go on.
 
-    python -m refrag.evaluation.ablations --runs full=runs/full/checkpoint plain=runs/plain/checkpoint \\
-        --output ablations.json
+    python -m refrag.evaluation.ablations --output ablations.json \\
+        --reconstruction curriculum=runs/reconstruct/checkpoint none=runs/reconstruct_without_curriculum/checkpoint \\
+        --continuation full=runs/continue/checkpoint scratch=runs/continue_without_reconstruction/checkpoint
 
-These are the paper's Tables 11 and 12. Differences are against the first run named, over the same windows.
+These are the paper's Tables 11 and 12. Differences are against the first run of a table, over the same windows.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from refrag.environment import flush_denormals
 from refrag.errors import RefragError, TrainingError
 from refrag.evaluation.cases import Case, draw_prose
 from refrag.evaluation.conditions import Condition, compressed
@@ -73,13 +75,16 @@ def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num
 
 
 def main() -> None:
+    flush_denormals()
     parser = make_parser()
     arguments = parser.parse_args()
+    if not any(getattr(arguments, task) for task in MEASURES):
+        parser.error(f"nothing to compare; name runs with {' or '.join(f'--{task}' for task in MEASURES)}")
     report = Report("refrag.evaluation.ablations", arguments.seed, arguments.output)
     try:
-        runs = dict(map(parse_run, arguments.runs))
         for task in MEASURES:
-            for source_name in SOURCES:
+            runs = dict(map(parse_run, getattr(arguments, task)))
+            for source_name in SOURCES if runs else ():
                 make = functools.partial(
                     tabulate_ablation, runs, task, source_name, arguments.num_windows, arguments.seed
                 )
@@ -93,7 +98,7 @@ def parse_run(text: str) -> tuple[str, Path]:
     """NAME=FOLDER, or TrainingError that says so."""
     name, equals, folder = text.partition("=")
     if not name or not equals or not folder:
-        raise TrainingError(f"a run is given as {text!r}; the form is NAME=CHECKPOINT_FOLDER")
+        raise TrainingError(f"a run is given as {text!r}; the form is NAME=CHECKPOINT")
     return name, Path(folder)
 
 
@@ -103,7 +108,10 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=CHECKPOINT_FOLDER")
+    for task in MEASURES:
+        parser.add_argument(
+            f"--{task}", nargs="+", default=[], metavar="NAME=CHECKPOINT", help=f"runs to compare on {task}"
+        )
     parser.add_argument("--num-windows", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--seed", type=int, default=0, help="of the windows and the resamples (default: %(default)s)")

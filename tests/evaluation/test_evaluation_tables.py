@@ -94,7 +94,8 @@ def test_a_difference_that_excludes_zero_stands_out():
 def test_the_ablations_put_runs_side_by_side(folder, tmp_path, monkeypatch, capsys):
     output = tmp_path / "ablations.json"
     runs = [f"one={folder}", f"other={folder}"]
-    monkeypatch.setattr(sys, "argv", ["ablations", "--runs", *runs, "--num-windows", "2", "--output", str(output)])
+    options = ["--reconstruction", *runs, "--continuation", *runs, "--num-windows", "2", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["ablations", *options])
     ablations.main()
     report = json.loads(output.read_text())
     assert set(report["tables"]) == {
@@ -125,7 +126,7 @@ def test_options_and_runs_that_make_no_sense_are_refused():
         Options(num_questions=0)
     with pytest.raises(TrainingError, match="must be at most"):
         Options(expand_fraction=0.6)
-    with pytest.raises(TrainingError, match="NAME=CHECKPOINT_FOLDER"):
+    with pytest.raises(TrainingError, match="NAME=CHECKPOINT"):
         parse_run("folder")
 
 
