@@ -12,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from refrag.config import Pooling
 from refrag.errors import TrainingError
+from refrag.training.data.tasks import TASKS, Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# Of the questions that a run asks; see `refrag/training/data/tasks.py`.
+Tasks = Annotated[list[Task], Field(min_length=1)]
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -132,6 +135,7 @@ class Pretrain(Run):
     window_tokens: PositiveInt = 256
     recital_share: Share = 0.1
     text_share: Share = 0.3
+    tasks: Tasks = list(TASKS)
     max_passages: PositiveInt = 10
 
 
@@ -169,6 +173,7 @@ class Finetune(Run):
 
     stage: Literal["finetune"]
     form: Literal["mixed", "plain"] = "mixed"
+    tasks: Tasks = list(TASKS)
     max_passages: PositiveInt = 10
     expand_fractions: list[Share] = [0.0, 0.1, 0.1, 0.2]
     plain_share: Share = 0.1
@@ -188,6 +193,7 @@ class Policy(Run):
     clip_range: PositiveFloat = 0.2
     updates_per_batch: PositiveInt = 2
     expand_fractions: list[Share] = [0.1]
+    tasks: Tasks = list(TASKS)
     max_passages: PositiveInt = 10
 
 

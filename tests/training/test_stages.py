@@ -194,18 +194,36 @@ def test_the_first_contexts_have_one_passage_and_later_ones_several(checkpoint, 
     assert set(asked) == {1, 2, 3, 4}
 
 
-def test_pretraining_asks_for_single_facts_first_and_for_everything_later(checkpoint, monkeypatch):
-    drawn = []
+@pytest.fixture
+def asked_tasks(monkeypatch):
+    """Tasks of all questions drawn, whether or not their passages hold the answer."""
+    tasks = []
     original = ContextMaker.tokenise
     monkeypatch.setattr(
-        ContextMaker, "tokenise", lambda *given: drawn.extend(one.task for one in given[3]) or original(*given)
+        ContextMaker, "tokenise", lambda *given: tasks.extend(one.task for one in given[3]) or original(*given)
     )
+    return tasks
+
+
+def test_pretraining_asks_for_single_facts_first_and_for_everything_later(checkpoint, asked_tasks):
     source = source_of(checkpoint, "pretrain")
     for progress, tasks in [(0.1, {"fact", "exact"}), (0.9, set(TASKS))]:
-        drawn.clear()
+        asked_tasks.clear()
         for seed in range(30):
             draw(source, seed, progress)
-        assert set(drawn) - {"unanswerable"} <= tasks <= set(drawn) | {"summary"}
+        assert set(asked_tasks) - {"unanswerable"} <= tasks <= set(asked_tasks) | {"summary"}
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "plain finetune", "policy"])
+@pytest.mark.parametrize("progress", [0.1, 0.9])
+@pytest.mark.parametrize("tasks", [("yesno", "multihop"), ("summary",), ("comparison",)])
+def test_a_run_asks_for_its_own_tasks_alone(checkpoint, asked_tasks, name, progress, tasks):
+    settings = RUNS[name].model_copy(update={"tasks": tasks, "recital_share": 0.0, "text_share": 0.0})
+    source, _ = make_stage(checkpoint, settings)
+    for seed in range(5):
+        draw(source, seed, progress)
+    assert asked_tasks
+    assert set(asked_tasks) <= set(tasks)
 
 
 def test_each_window_is_to_be_given_back_from_its_own_chunks(checkpoint):

@@ -1,5 +1,6 @@
 """Contexts of the made-up world as tokens: retrieved passages cut into chunks, and questions with what they need."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from refrag.training.data.world import Phrasing, Split, World, make_world
 NUM_ENTITIES = 150
 FOLLOWUP_SHARE = 0.3
 WEAK_SHARE = 0.2
+# Draws for each further question: passages may lack the matter for a task.
+TRIES = 8
 # Tasks of the further questions over a context; the others need more than its passages.
 DENSE_TASKS: tuple[Task, ...] = ("fact", "fact", "exact", "exact", "yesno", "multihop", "comparison", "unanswerable")
 
@@ -68,7 +71,10 @@ class ContextMaker:
     def ask_many(
         self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = TASKS
     ) -> TokenisedContext:
-        """A question over passages retrieved for it, then further ones over the same passages, all of these tasks."""
+        """A question over passages retrieved for it, then further ones over the same passages, all of these tasks.
+
+        Fewer than `num_questions` where the passages have too little matter for the tasks.
+        """
         task = rng.choice(tasks)
         strength: Strength = "weak" if rng.random() < WEAK_SHARE else "strong"
         retrieved, question = self._retrieve_for(rng, task, num_passages, strength)
@@ -82,9 +88,11 @@ class ContextMaker:
             questions.append(ask_after(rng, self.world, turns, self.phrasing))
             history = turns.texts
         dense_tasks = [each for each in DENSE_TASKS if each in tasks]
-        while len(questions) < num_questions:
-            if further := ask(rng, rng.choice(dense_tasks), self.world, retrieved, self.phrasing):
-                questions.append(further)
+        draws = (
+            ask(rng, rng.choice(dense_tasks), self.world, retrieved, self.phrasing)
+            for _ in range(TRIES * num_questions if dense_tasks else 0)
+        )
+        questions += itertools.islice(filter(None, draws), max(0, num_questions - len(questions)))
         rng.shuffle(questions)
         return self.tokenise(retrieved, history, [answerable(one, retrieved) for one in questions])
 

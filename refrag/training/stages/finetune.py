@@ -56,7 +56,8 @@ class FinetuneSource:
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
         chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
         num_passages = draw_num_passages(rng, settings.max_passages, progress)
-        contexts = draw_contexts(ContextMaker.draw(rng, chunker), rng, num_passages, settings.tokens_per_step)
+        maker = ContextMaker.draw(rng, chunker)
+        contexts = draw_contexts(maker, rng, num_passages, settings.tokens_per_step, settings.tasks)
         if settings.form == "plain":
             examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
             return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.bos_id, settings.row_slots)

@@ -26,7 +26,6 @@ from refrag.training.batches import (
     question_segments,
 )
 from refrag.training.data.contexts import ContextMaker
-from refrag.training.data.tasks import TASKS
 from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
@@ -50,7 +49,7 @@ class Rollouts(Movable):
 
 
 class PolicySource:
-    """Questions of every task, each over passages of its own."""
+    """Questions of all tasks alike, each over passages of its own."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: Policy, process_index: int = 0, num_processes: int = 1
@@ -63,7 +62,7 @@ class PolicySource:
         maker = ContextMaker.draw(rng, chunker)
         contexts, num_slots = [], 0
         while num_slots < self.settings.tokens_per_step:
-            context = maker.ask_one(rng, rng.choice(TASKS), rng.randint(2, self.settings.max_passages))
+            context = maker.ask_one(rng, rng.choice(self.settings.tasks), rng.randint(2, self.settings.max_passages))
             contexts.append(context)
             budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
             num_slots += self.settings.group_size * (len(context.chunks) + budget * chunk_size)

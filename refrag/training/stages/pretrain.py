@@ -15,7 +15,7 @@ from refrag.model.decoder import Decoder
 from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, question_segments
 from refrag.training.curriculum import draw_num_passages
 from refrag.training.data.contexts import ContextMaker, TokenisedContext
-from refrag.training.data.tasks import TASKS, Task
+from refrag.training.data.tasks import Task
 from refrag.training.data.text import open_windows
 from refrag.training.decoding import predict
 from refrag.training.objective import Objective, Outcome
@@ -48,12 +48,15 @@ class PretrainSource:
         elif rng.random() < self.settings.text_share:
             examples = self.draw_text()
         else:
+            tasks = self.settings.tasks
+            if progress < FIRST_TASKS_UNTIL:
+                tasks = [task for task in tasks if task in FIRST_TASKS] or tasks
             contexts = draw_contexts(
                 ContextMaker.draw(rng, self.chunker),
                 rng,
                 draw_num_passages(rng, self.settings.max_passages, progress, one_until=FIRST_TASKS_UNTIL),
                 self.settings.tokens_per_step,
-                FIRST_TASKS if progress < FIRST_TASKS_UNTIL else TASKS,
+                tasks,
             )
             examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
         return collate_mixed(examples, self.vocab_size, self.bos_id, self.settings.row_slots)
@@ -103,7 +106,7 @@ def plain_example(
 
 
 def draw_contexts(
-    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int, tasks: Sequence[Task] = TASKS
+    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int, tasks: Sequence[Task]
 ) -> Sequence[TokenisedContext]:
     """As many contexts of one world as make up about `num_tokens` of plain text, two at least."""
     each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
