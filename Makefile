@@ -60,8 +60,9 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json
+evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json and .md
 	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) $(COMPARED) --output $(CHECKPOINT)/evaluation.json
+	$(BIN)/python -m refrag.evaluation.report $(CHECKPOINT)/evaluation.json > $(CHECKPOINT)/evaluation.md
 
 train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
 	$(BIN)/python -m refrag.training train demo
@@ -72,6 +73,7 @@ train-demo: install ## train the demo checkpoint and what it is compared with, f
 	$(BIN)/python -m refrag.evaluation.ablations --output checkpoints/demo/ablations.json \
 		--reconstruction "with curriculum=runs/demo/reconstruct/checkpoint" "without curriculum=runs/demo/reconstruct_without_curriculum/checkpoint" \
 		--continuation "after reconstruction=runs/demo/continue/checkpoint" "without reconstruction=runs/demo/continue_without_reconstruction/checkpoint"
+	$(BIN)/python -m refrag.evaluation.report checkpoints/demo/ablations.json > checkpoints/demo/ablations.md
 
 clean: ## remove the environment and everything built
 	rm -rf .venv build runs model_repository/*/1/model.onnx model_repository/*/1/checkpoint

@@ -8,7 +8,7 @@ import pytest
 
 from refrag.demo import markdown_table as demo_table
 from refrag.evaluation.report import markdown_table as evaluation_table
-from refrag.evaluation.report import markdown_tasks
+from refrag.evaluation.report import markdown_tasks, render
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +28,12 @@ def section(name):
 )
 def test_a_quoted_table_is_its_result_file(name, table, results):
     assert table(json.loads((ROOT / results).read_text())) in section(name)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "ablations"])
+def test_the_tables_beside_the_checkpoint_are_their_result_file(name):
+    path = ROOT / "checkpoints/demo" / name
+    assert path.with_suffix(".md").read_text() == render(json.loads(path.with_suffix(".json").read_text())) + "\n"
 
 
 def test_the_quickstart_shows_what_the_demo_printed():

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from refrag.training import __main__ as command
-from refrag.training.estimate import (
+from refrag.training.estimation.estimate import (
     Hardware,
     batch_flops,
     build_on_meta,
@@ -20,8 +20,8 @@ from refrag.training.estimate import (
     estimate_run,
     report,
 )
-from refrag.training.geometry import Geometry, geometries
-from refrag.training.memory import decoder_activations, saved_bytes, static_memory
+from refrag.training.estimation.geometry import Geometry, geometries
+from refrag.training.estimation.memory import decoder_activations, saved_bytes, static_memory
 from refrag.training.optimizer import make_optimizer
 from refrag.training.recipe import make_objective, make_source
 from refrag.training.settings import Continue, Finetune, Policy, Pretrain, Reconstruct, load_preset

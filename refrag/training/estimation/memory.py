@@ -27,7 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from refrag.training.backbones import layer_classes
-from refrag.training.geometry import Geometry
+from refrag.training.estimation.geometry import Geometry
 from refrag.training.optimizer import make_optimizer
 from refrag.training.settings import Optimisation
 

@@ -21,8 +21,8 @@ from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
-from refrag.training.geometry import SPECIAL_TOKENS, Geometry, geometries
-from refrag.training.memory import (
+from refrag.training.estimation.geometry import SPECIAL_TOKENS, Geometry, geometries
+from refrag.training.estimation.memory import (
     StaticMemory,
     compute_dtype,
     decoder_activations,
