@@ -11,12 +11,14 @@ PRESET is a name in refrag/training/presets or the path of a YAML file, and `--s
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 from refrag.environment import flush_denormals
+from refrag.errors import RefragError
 from refrag.training.estimation.estimate import Hardware, estimate, report
 from refrag.training.recipe import load_run, summarise_runs, train_all
 from refrag.training.settings import load_preset
@@ -31,7 +33,15 @@ HARDWARE_HELP = (
 
 def main() -> None:
     flush_denormals()
-    arguments = parse_arguments()
+    try:
+        run_command(parse_arguments())
+    except RefragError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(str(stop) or "stopped")
+
+
+def run_command(arguments: argparse.Namespace) -> None:
     preset = load_preset(arguments.preset, arguments.set)
     runs = arguments.runs or Path("runs") / Path(arguments.preset).stem
     if arguments.command == "train":

@@ -32,8 +32,8 @@ from refrag.training.objective import BatchSource, Objective, Outcome
 from refrag.training.optimizer import learning_rate_factor, make_optimizer
 from refrag.training.settings import Optimisation
 
-# Settings that a resumed run may change: how long it is, how often it saves, and memory against time.
-FREE_SETTINGS = {"num_steps", "snapshot_seconds", "gradient_checkpointing"}
+# Settings that a resumed run may change: how often it saves, and memory against time.
+FREE_SETTINGS = {"snapshot_seconds", "gradient_checkpointing"}
 
 
 def run_stage(
@@ -244,12 +244,6 @@ class _Stage:
     def _refuse_other_run(self, snapshot: Path, state: dict[str, Any]) -> None:
         saved, given = state["settings"], self._settings()
         names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
-        if state["step"] > self.optimisation.num_steps:
-            saved, given, names = (
-                {"num_steps": state["step"]},
-                {"num_steps": self.optimisation.num_steps},
-                ["num_steps"],
-            )
         if names:
             differences = ", ".join(f"{name} {saved.get(name)} there and {given.get(name)} here" for name in names)
             raise TrainingError(

@@ -1,12 +1,13 @@
 """The runs of a preset, each from the checkpoint of the run it starts from, in a folder of its own.
 
 RUNS/settings.yaml              the preset as resolved
+RUNS/<run>/settings.yaml        the pair and the settings that the run was begun with
 RUNS/<run>/snapshot/            to resume from; metrics.jsonl and tensorboard/ beside it
 RUNS/<run>/checkpoint/          what the run made, a whole REFRAG checkpoint; where this is, the run is over
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 import yaml
 from accelerate import PartialState
 
+from refrag.config import RefragConfig
 from refrag.environment import describe_environment
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.model.policy import ExpansionPolicy
-from refrag.training.loop import run_stage
+from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
 from refrag.training.pair import make_pair, match_projector, start_encoder_from_decoder
@@ -41,16 +43,20 @@ def train_all(preset: Preset, runs: Path, names: list[str] | None = None) -> dic
 
 
 def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
-    """Train one run to its end, resuming it if it was begun; its cost, as kept in its checkpoint."""
-    _keep_settings(preset, runs)
+    """Train one run to its end, resuming it if it was begun; its cost, as kept in its checkpoint.
+
+    Raises TrainingError if it was begun with other settings.
+    """
+    _refuse_other_settings(preset, name, runs)
     directory = runs / name / CHECKPOINT
     if not directory.exists():
         run = preset.runs[name]
         checkpoint = _starting_point(preset, run, runs)
+        _keep_settings(preset, name, runs)
         source, objective = make_stage(checkpoint, run)
         cost = {"stage": run.stage, **run_stage(name, objective, source, run.optimisation, runs / name)}
         _save(_with_cost(checkpoint, name, cost), directory)
-    return load_checkpoint(directory).config.provenance["runs"][name]
+    return RefragConfig.load(directory).provenance["runs"][name]
 
 
 def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
@@ -64,8 +70,8 @@ def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
 def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
     """For each run that has begun its settings and its curve, small enough to be committed."""
     return {
-        name: {"settings": run.model_dump(mode="json"), "curve": read_curve(runs / name)}
-        for name, run in preset.runs.items()
+        name: {"settings": _read_settings(runs / name), "curve": read_curve(runs / name)}
+        for name in preset.runs
         if (runs / name / METRICS).exists()
     }
 
@@ -162,9 +168,43 @@ def _save(checkpoint: Checkpoint, directory: Path) -> None:
     state.wait_for_everyone()
 
 
-def _keep_settings(preset: Preset, runs: Path) -> None:
-    """Write the resolved preset beside its runs."""
+def _refuse_other_settings(preset: Preset, name: str, runs: Path) -> None:
+    directory = runs / name
+    if not (directory / SETTINGS).exists():
+        return
+    if changed := sorted(_different(_read_settings(directory), _settings_of(preset, name))):
+        raise TrainingError(
+            f"{directory} was begun with other settings: {', '.join(changed)}; give the same ones, "
+            "or another folder with --runs, or remove this one to train the run anew"
+        )
+
+
+def _keep_settings(preset: Preset, name: str, runs: Path) -> None:
+    """Write the resolved settings beside the runs and beside this one."""
     if PartialState().is_main_process:
-        runs.mkdir(parents=True, exist_ok=True)
-        # Through JSON, so that the file holds plain values alone.
-        (runs / SETTINGS).write_text(yaml.safe_dump(json.loads(preset.model_dump_json()), sort_keys=False))
+        (runs / name).mkdir(parents=True, exist_ok=True)
+        # Through JSON, so that the files hold plain values alone.
+        _write_settings(json.loads(preset.model_dump_json()), runs)
+        _write_settings(_settings_of(preset, name), runs / name)
+
+
+def _settings_of(preset: Preset, name: str) -> dict[str, Any]:
+    """What decides what the run makes, as plain values."""
+    return {"pair": preset.pair.model_dump(mode="json"), **preset.runs[name].model_dump(mode="json")}
+
+
+def _different(saved: Any, given: Any, place: str = "") -> Iterator[str]:
+    """Places at which the settings differ, with both values, but for those that a resumed run may change."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in (saved.keys() | given.keys()) - FREE_SETTINGS:
+            yield from _different(saved.get(key), given.get(key), f"{place}.{key}" if place else key)
+    elif saved != given:
+        yield f"{place} was {saved} and is {given}"
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    return yaml.safe_load((directory / SETTINGS).read_text())
+
+
+def _write_settings(settings: dict[str, Any], directory: Path) -> None:
+    (directory / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False))

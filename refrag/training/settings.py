@@ -15,8 +15,6 @@ from refrag.errors import TrainingError
 from refrag.training.data.tasks import TASKS, Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# Of the questions that a run asks; see `refrag/training/data/tasks.py`.
-Tasks = Annotated[list[Task], Field(min_length=1)]
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -113,17 +111,28 @@ class Curriculum(Settings):
 class Run(Settings):
     """What every run has: the run whose checkpoint it starts from (none: the untrained pair), and its length.
 
-    tokens_per_step: slots and encoded tokens of one batch on one process, about.
-    row_slots: short examples share rows of this many slots, and do not see each other; None: a row for each.
+    tokens_per_step: tokens of one batch on one process, about. Of text, all that encoder and decoder read; of
+        questions, contexts and questions once, though in fine-tuning most questions are shown their context
+        separately; of selections, the decoder's slots.
     """
 
     start: str | None = None
     optimisation: Optimisation
     tokens_per_step: PositiveInt = 4096
+
+
+class AskingRun(Run):
+    """What runs over questions have: tasks are those of `refrag/training/data/tasks.py`.
+
+    row_slots: short examples share rows of this many slots, and do not see each other; None: a row for each.
+    """
+
+    tasks: Annotated[list[Task], Field(min_length=1)] = list(TASKS)
+    max_passages: PositiveInt = 10
     row_slots: PositiveInt | None = None
 
 
-class Pretrain(Run):
+class Pretrain(AskingRun):
     """The decoder alone over plain text and plain question answering; only where there is no pretrained one.
 
     recital_share: of the run, at its start, spent on repeating random strings of tokens.
@@ -135,8 +144,6 @@ class Pretrain(Run):
     window_tokens: PositiveInt = 256
     recital_share: Share = 0.1
     text_share: Share = 0.3
-    tasks: Tasks = list(TASKS)
-    max_passages: PositiveInt = 10
 
 
 class Reconstruct(Run):
@@ -162,7 +169,7 @@ class Continue(Run):
     form: Literal["mixed", "plain"] = "mixed"
 
 
-class Finetune(Run):
+class Finetune(AskingRun):
     """Paper stage 5: question answering over retrieved passages, only answers in the loss.
 
     form: "plain" gives the baseline the same questions over the same passages as plain text.
@@ -173,14 +180,12 @@ class Finetune(Run):
 
     stage: Literal["finetune"]
     form: Literal["mixed", "plain"] = "mixed"
-    tasks: Tasks = list(TASKS)
-    max_passages: PositiveInt = 10
     expand_fractions: list[Share] = [0.0, 0.1, 0.1, 0.2]
     plain_share: Share = 0.1
     policy_loss_weight: Annotated[float, Field(ge=0)] = 0.5
 
 
-class Policy(Run):
+class Policy(AskingRun):
     """Paper stage 4: the expansion policy by GRPO, everything else frozen.
 
     fresh: begin with new weights instead of those in the checkpoint.
@@ -193,8 +198,7 @@ class Policy(Run):
     clip_range: PositiveFloat = 0.2
     updates_per_batch: PositiveInt = 2
     expand_fractions: list[Share] = [0.1]
-    tasks: Tasks = list(TASKS)
-    max_passages: PositiveInt = 10
+    max_passages: Annotated[int, Field(ge=2)] = 10
 
 
 AnyRun = Annotated[Pretrain | Reconstruct | Continue | Finetune | Policy, Field(discriminator="stage")]

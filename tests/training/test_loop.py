@@ -220,14 +220,13 @@ def test_a_source_reads_on_where_the_snapshot_left_it(tmp_path):
     assert resumed.position == whole.position == 6
 
 
-def test_a_finished_run_returns_its_cost_again_and_a_longer_one_goes_on(tmp_path):
+def test_a_finished_run_returns_its_cost_again(tmp_path):
     cost = run_stage("language", Language(), RandomSource(), settings(num_steps=2), tmp_path)
     assert run_stage("language", Language(), RandomSource(crash, 0), settings(num_steps=2), tmp_path) == cost
-    train(tmp_path, num_steps=3)
-    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2]
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 5e-3}, {"accumulation_steps": 2}, {"num_steps": 1}])
+@pytest.mark.parametrize("change", [{"learning_rate": 5e-3}, {"accumulation_steps": 2}, {"num_steps": 3}])
 def test_a_snapshot_of_other_settings_is_refused_by_name(tmp_path, change):
     train(tmp_path, num_steps=2)
     (name,) = change

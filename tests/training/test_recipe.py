@@ -141,6 +141,26 @@ def test_a_run_that_the_preset_lacks_is_refused_with_those_it_has(tmp_path):
         train_all(PRESET, tmp_path, ["base", "polciy"])
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("base", {"tokens_per_step": 300}, "tokens_per_step was 200 and is 300"),
+        ("reconstruct", {"optimisation": {**ONE_STEP, "num_steps": 2}}, "optimisation.num_steps was 1 and is 2"),
+        ("continue", {"curriculum": {"num_chunks": [1, 4]}}, r"curriculum.num_chunks was \[1, 2\] and is \[1, 4\]"),
+    ],
+)
+def test_a_run_that_was_begun_with_other_settings_is_refused_by_their_names(finished, name, change, told):
+    changed = preset_of({**RUNS, name: {**RUNS[name], **change}})
+    with pytest.raises(TrainingError, match=told):
+        train_run(changed, name, finished[0])
+
+
+def test_how_often_a_run_saves_may_change(finished):
+    runs, costs = finished
+    often = preset_of({**RUNS, "base": {**RUNS["base"], "optimisation": {**ONE_STEP, "snapshot_seconds": 1}}})
+    assert train_run(often, "base", runs) == costs["base"]
+
+
 def test_a_fresh_blind_policy_is_one_that_never_sees_the_question(finished):
     blind, aware = as_checkpoints(finished[0], "blind", "policy")
     assert (blind.policy.question_aware, blind.config.question_aware) == (False, False)
@@ -199,6 +219,11 @@ def test_the_command_trains_prints_the_costs_and_saves_the_result(preset_file, t
     assert costs["base"]["num_steps"] == 2
     call(monkeypatch, "save", preset_file, output, "--runs", runs, "--dtype", "float32")
     assert is_same(load_checkpoint(output), load_checkpoint(runs / "base" / "checkpoint"), "decoder")
+
+
+def test_a_command_that_cannot_do_its_work_says_why_in_one_line(preset_file, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"error: .*train run 'base' first"):
+        call(monkeypatch, "save", preset_file, tmp_path / "saved", "--runs", tmp_path / "none")
 
 
 def test_the_command_writes_the_learning_curves(preset_file, tmp_path, monkeypatch, capsys):

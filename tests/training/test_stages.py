@@ -24,7 +24,7 @@ from refrag.training.settings import (
     Reconstruct,
     TextSource,
 )
-from refrag.training.stages import finetune, pretrain
+from refrag.training.stages import finetune, pretrain, questions
 from refrag.training.stages.finetune import Finetuning, selection_loss
 
 COMMON = {"optimisation": Optimisation(num_steps=1, learning_rate=1e-3), "tokens_per_step": 600}
@@ -131,8 +131,8 @@ def test_a_batch_of_questions_is_about_as_large_as_a_step(checkpoint, name, monk
     source = source_of(checkpoint, name)
     source.settings = source.settings.model_copy(update={"tokens_per_step": 8000, "text_share": 0.0})
     # The stage's are of the demo's vocabulary, with which a text has half as many tokens as here.
-    monkeypatch.setattr(pretrain, "TOKENS_PER_PASSAGE", 145)
-    monkeypatch.setattr(pretrain, "TOKENS_PER_QUESTION", 45)
+    monkeypatch.setattr(questions, "TOKENS_PER_PASSAGE", 145)
+    monkeypatch.setattr(questions, "TOKENS_PER_QUESTION", 45)
     slots = [int((draw(source, seed).example_ids >= 0).sum()) for seed in range(4)]
     assert 0.75 * 8000 < sum(slots) / len(slots) < 1.25 * 8000
 

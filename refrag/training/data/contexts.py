@@ -62,10 +62,19 @@ class ContextMaker:
         return cls(make_world(rng, NUM_ENTITIES, split), chunker)
 
     def ask_one(
-        self, rng: random.Random, task: Task, num_passages: int, strength: Strength = "strong"
+        self,
+        rng: random.Random,
+        task: Task,
+        num_passages: int,
+        strength: Strength = "strong",
+        is_honest: bool = False,
     ) -> TokenisedContext:
-        """One question of the task over passages retrieved for it; what an answer needs may not be among them."""
+        """One question of the task over passages retrieved for it; what an answer needs may not be among them.
+
+        Then the answer is "unknown" if `is_honest`, else the true one, which a better retrieval would have allowed.
+        """
         retrieved, question = self._retrieve_for(rng, task, num_passages, strength)
+        question = answerable(question, retrieved) if is_honest else question
         return self.tokenise(retrieved, question.history, [question])
 
     def ask_many(

@@ -1,7 +1,7 @@
 """The shapes of the batches that a run draws, from its settings alone: its memory and its time follow from them.
 
 Stages of text are exact. Stages of questions draw passages of all lengths; theirs are taken at the usual ones, which
-the pretraining stage names.
+`stages/questions.py` names.
 """
 
 import functools
@@ -15,13 +15,8 @@ from refrag.training.curriculum import batch_shares, most_passages
 from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct
 from refrag.training.stages import continuation, reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE
-from refrag.training.stages.pretrain import (
-    FIRST_TASKS_UNTIL,
-    QUESTIONS_PER_CONTEXT,
-    RECITAL_TOKENS,
-    TOKENS_PER_PASSAGE,
-    TOKENS_PER_QUESTION,
-)
+from refrag.training.stages.pretrain import FIRST_TASKS_UNTIL, RECITAL_TOKENS
+from refrag.training.stages.questions import QUESTIONS_PER_CONTEXT, TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION
 
 TextRun = TypeVar("TextRun", Reconstruct, Continue)
 
@@ -150,7 +145,7 @@ def _passage_counts(max_passages: int, one_until: float = 0.0) -> Iterator[tuple
 
 
 def _plain_context(num_passages: int, tokens_per_step: int) -> tuple[int, int]:
-    """Tokens of a context with its questions, and how many contexts `pretrain.draw_contexts` draws."""
+    """Tokens of a context with its questions, and how many contexts `draw_contexts` draws."""
     length = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
     return length, max(2, tokens_per_step // length)
 

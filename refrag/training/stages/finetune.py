@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from refrag.model.checkpoint import Checkpoint
-from refrag.model.policy import ExpansionPolicy, pick_in_turn
+from refrag.model.policy import pick_in_turn
 from refrag.selection import expansion_budget
 from refrag.training.batches import (
     ContextBatch,
@@ -31,7 +31,7 @@ from refrag.training.data.contexts import ContextMaker, TokenisedContext
 from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Finetune
-from refrag.training.stages.pretrain import draw_contexts, plain_example
+from refrag.training.stages.questions import draw_contexts, plain_example, policy_logits, train_policy
 
 # P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
 
@@ -45,9 +45,7 @@ RECALL_FRACTION = 0.1
 
 
 class FinetuneSource:
-    def __init__(
-        self, checkpoint: Checkpoint, settings: Finetune, process_index: int = 0, num_processes: int = 1
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: Finetune) -> None:
         self.checkpoint, self.settings = checkpoint, settings
         self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
 
@@ -151,20 +149,6 @@ class Finetuning(Objective):
                 examples.append(MixedExample(context.chunks, set(picks), question_segments(question), first_row))
                 row += 1
         return examples
-
-
-def train_policy(policy: ExpansionPolicy, trains: bool = True) -> None:
-    """Let train what the policy uses: a blind one leaves parts unused, whose gradients processes would wait for."""
-    policy.requires_grad_(trains)
-    if not policy.question_aware:
-        for unused in (policy.question_in, policy.query, policy.key):
-            unused.requires_grad_(False)
-
-
-def policy_logits(policy: torch.nn.Module, batch: ContextBatch, vectors: Tensor, question_vectors: Tensor) -> Tensor:
-    """The policy's logits for each question of the batch, from all chunk and question vectors.  -> (P, C)"""
-    rows = batch.policy
-    return policy(vectors[rows.chunk_rows], rows.passages, question_vectors[rows.question_rows], rows.question_mask)
 
 
 def selection_loss(logits: Tensor, batch: PolicyBatch) -> tuple[Tensor, float]:

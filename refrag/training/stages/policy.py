@@ -29,7 +29,7 @@ from refrag.training.data.contexts import ContextMaker
 from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
-from refrag.training.stages.finetune import policy_logits, train_policy
+from refrag.training.stages.questions import policy_logits, train_policy
 
 # P questions, C chunks of the longest context, G selections per question, T picks of the largest budget
 
@@ -51,9 +51,7 @@ class Rollouts(Movable):
 class PolicySource:
     """Questions of all tasks alike, each over passages of its own."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, settings: Policy, process_index: int = 0, num_processes: int = 1
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
         self.checkpoint, self.settings = checkpoint, settings
 
     def draw(self, rng: random.Random, progress: float) -> ContextBatch:
@@ -62,7 +60,8 @@ class PolicySource:
         maker = ContextMaker.draw(rng, chunker)
         contexts, num_slots = [], 0
         while num_slots < self.settings.tokens_per_step:
-            context = maker.ask_one(rng, rng.choice(self.settings.tasks), rng.randint(2, self.settings.max_passages))
+            task, num_passages = rng.choice(self.settings.tasks), rng.randint(2, self.settings.max_passages)
+            context = maker.ask_one(rng, task, num_passages, is_honest=True)
             contexts.append(context)
             budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
             num_slots += self.settings.group_size * (len(context.chunks) + budget * chunk_size)

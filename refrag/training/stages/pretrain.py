@@ -7,29 +7,27 @@ another behind the same passages.
 """
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
-from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, question_segments
+from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed
 from refrag.training.curriculum import draw_num_passages
-from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.data.contexts import ContextMaker
 from refrag.training.data.tasks import Task
 from refrag.training.data.text import open_windows
 from refrag.training.decoding import predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Pretrain
+from refrag.training.stages.questions import draw_contexts, plain_example
 
 # Short answers would drown in the tokens of passages at equal weight.
 ANSWER_WEIGHT, QUESTION_WEIGHT, CONTEXT_WEIGHT = 3.0, 0.2, 0.2
-QUESTIONS_PER_CONTEXT = 6
 RECITAL_TOKENS = 32
 # To find and copy a value in one passage comes first. Before that, more passages teach nothing, and what needs no
 # copying, such as "yes" or "unknown", delays it.
 FIRST_TASKS: tuple[Task, ...] = ("fact", "exact")
 FIRST_TASKS_UNTIL = 0.4
-TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION = 72, 28
 
 
 class PretrainSource:
@@ -91,24 +89,3 @@ class Pretraining(Objective):
         prediction = predict(self.decoder, batch)
         name = "answer_accuracy" if bool(prediction.is_answer.any()) else "text_accuracy"
         return Outcome(prediction.loss, {"loss": prediction.loss.item(), name: prediction.accuracy})
-
-
-def plain_example(
-    context: TokenisedContext, context_weight: float, answer_weight: float, question_weight: float
-) -> MixedExample:
-    """The context as plain tokens, then all of its questions one after another."""
-    segments = [
-        segment
-        for question in context.questions
-        for segment in question_segments(question, answer_weight, question_weight)
-    ]
-    return MixedExample(context.chunks, range(len(context.chunks)), segments, context_weight=context_weight)
-
-
-def draw_contexts(
-    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int, tasks: Sequence[Task]
-) -> Sequence[TokenisedContext]:
-    """As many contexts of one world as make up about `num_tokens` of plain text, two at least."""
-    each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
-    count = max(2, num_tokens // each)
-    return [maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT, tasks) for _ in range(count)]

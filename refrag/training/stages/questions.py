@@ -1,0 +1,52 @@
+"""Questions as the stages that ask them share them: contexts to ask over, and the policy's logits for each question."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from refrag.model.policy import ExpansionPolicy
+from refrag.training.batches import ContextBatch, MixedExample, question_segments
+from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.data.tasks import Task
+
+# P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
+
+QUESTIONS_PER_CONTEXT = 6
+TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION = 72, 28
+
+
+def draw_contexts(
+    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int, tasks: Sequence[Task]
+) -> Sequence[TokenisedContext]:
+    """As many contexts of one world as make up about `num_tokens` of plain text, two at least."""
+    each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
+    count = max(2, num_tokens // each)
+    return [maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT, tasks) for _ in range(count)]
+
+
+def plain_example(
+    context: TokenisedContext, context_weight: float, answer_weight: float, question_weight: float
+) -> MixedExample:
+    """The context as plain tokens, then all of its questions one after another."""
+    segments = [
+        segment
+        for question in context.questions
+        for segment in question_segments(question, answer_weight, question_weight)
+    ]
+    return MixedExample(context.chunks, range(len(context.chunks)), segments, context_weight=context_weight)
+
+
+def train_policy(policy: ExpansionPolicy, trains: bool = True) -> None:
+    """Let train what the policy uses: a blind one leaves parts unused, whose gradients processes would wait for."""
+    policy.requires_grad_(trains)
+    if not policy.question_aware:
+        for unused in (policy.question_in, policy.query, policy.key):
+            unused.requires_grad_(False)
+
+
+def policy_logits(policy: torch.nn.Module, batch: ContextBatch, vectors: Tensor, question_vectors: Tensor) -> Tensor:
+    """The policy's logits for each question of the batch, from all chunk and question vectors.  -> (P, C)"""
+    rows = batch.policy
+    return policy(vectors[rows.chunk_rows], rows.passages, question_vectors[rows.question_rows], rows.question_mask)
