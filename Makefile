@@ -4,14 +4,14 @@ PIP_OPTIONS ?=
 # cpu, or gpu for onnxruntime-gpu and tensorrt instead of onnxruntime: the two runtimes exclude each other.
 RUNTIME ?= cpu
 CHECKPOINT ?= checkpoints/demo
-BASELINES ?= checkpoints/demo-baselines
+BASELINES ?= $(CHECKPOINT)-baselines
 REPOSITORY ?= model_repository
 EXPORT_OPTIONS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# What `train-demo` trains beside the checkpoint to compare it with, where it is there.
-COMPARED := $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/question_blind/policy.safetensors))
+# What the checkpoint is compared with, where it is there; `train-demo` trains it for the demo checkpoint.
+COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/question_blind/policy.safetensors))
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help

@@ -20,7 +20,6 @@ from refrag.evaluation.tables import TABLES
 
 
 def main() -> None:
-    flush_denormals()
     parser = make_parser()
     arguments = parser.parse_args()
     # bm25s logs every index it builds, and rouge-score brings a handler that prints it.
@@ -56,4 +55,5 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    flush_denormals()
     main()

@@ -75,7 +75,6 @@ def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num
 
 
 def main() -> None:
-    flush_denormals()
     parser = make_parser()
     arguments = parser.parse_args()
     if not any(getattr(arguments, task) for task in MEASURES):
@@ -123,4 +122,5 @@ def _compressed_or_shuffled(chunk_size: int) -> list[Condition]:
 
 
 if __name__ == "__main__":
+    flush_denormals()
     main()

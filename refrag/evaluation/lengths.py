@@ -1,7 +1,5 @@
 """The studies over contexts of different length: the same questions over few passages and over many."""
 
-import itertools
-
 from tqdm import tqdm
 
 from refrag.evaluation.answers import Answers, answer_prompts, count_slots
@@ -17,9 +15,11 @@ from refrag.training.data.retrieval import Strength
 from refrag.training.data.tasks import TASKS, Task
 
 STRONG_PASSAGES = (1, 2, 5, 10, 20, 40, 80)
-# At k=16 eight times as many passages with 10% expanded, or sixteen times as many with none, take about the slots of
-# the plain ones.
-WEAK_PASSAGES, WEAK_FACTORS = (1, 2), (8, 16)
+WEAK_PASSAGES = (1, 2)
+# How many times as many passages stand against the plain ones, and with which share of the fraction expanded. At k=16
+# and a fraction of 10% the first two take about the slots of the plain ones, the last a little more, since the last
+# chunk of each passage is short; the rows tell the slots.
+WEAK_RIVALS = ((8, 0.5), (12, 0.0), (16, 0.0))
 EXTRAPOLATION_FACTORS = (1, 4, 16)
 # Long contexts cost more than all other studies together, so they get fewer questions.
 PASSAGES_SHARE, EXTRAPOLATION_SHARE = 0.5, 0.25
@@ -34,7 +34,9 @@ def tabulate_passages(models: Models, options: Options) -> Table:
     study = _Study(models, options, PASSAGES_SHARE, "All tasks but the summary.")
     for count in tqdm(WEAK_PASSAGES, desc="passages, weak retriever", disable=None):
         plain = study.add(Condition("full"), count, "weak")
-        for factor, condition in itertools.product(WEAK_FACTORS, (learned, compressed(size))):
+        for factor, share in WEAK_RIVALS:
+            fraction = share * options.expand_fraction
+            condition = compressed(size, "learned", fraction) if fraction else compressed(size)
             study.compare(study.add(condition, factor * count, "weak"), plain)
     for count in tqdm(STRONG_PASSAGES, desc="passages, strong retriever", disable=None):
         plain, mixed = study.add(Condition("full"), count, "strong"), study.add(learned, count, "strong")

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from refrag.errors import TrainingError
+from refrag.training.data.documents import JSONL_SUFFIXES
 from refrag.training.settings import TextSource
-
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 @dataclass(frozen=True)

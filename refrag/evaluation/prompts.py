@@ -54,7 +54,8 @@ def _embeddings(cases: CaseSet, condition: Condition, number: int) -> Tensor:
     if condition.embeddings == "zeroed":
         return torch.zeros_like(own)
     if condition.embeddings == "shuffled":
-        other = encoded[(number + 1) % len(encoded)].embeddings
+        # Half of all cases away, so that it is of another world, where the answer cannot stand by chance.
+        other = encoded[(number + max(1, len(encoded) // 2)) % len(encoded)].embeddings
         return other[torch.arange(len(own)) % len(other)]
     return own
 

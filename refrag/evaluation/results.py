@@ -19,6 +19,8 @@ class Report:
         command = " ".join(["python -m", module, *sys.argv[1:]])
         self.values: dict[str, Any] = {"command": command, **describe_environment(), "seed": seed, "tables": {}}
         self.output = output
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, make: Callable[[], Table]) -> None:
         start = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from refrag.evaluation.answers import Answers
-from refrag.evaluation.statistics import estimate_difference, estimate_mean, estimate_share
+from refrag.evaluation.statistics import estimate_difference, estimate_mean, estimate_share, estimate_share_difference
 
 Row = dict[str, Any]
 Metric = Literal["exact_match", "log_perplexity"]
@@ -46,7 +46,11 @@ def answer_row(answers: Answers, seed: int, setting: Mapping[str, Any] | None = 
 def answer_difference(answers: Answers, others: Answers, metric: Metric, seed: int, task: str | None = None) -> Row:
     """The metric of `answers` minus that of `others`, on the same questions, all of them or those of one task."""
     chosen = np.full(len(answers.tasks), True) if task is None else answers.tasks == task
-    difference = estimate_difference(answers.metric(metric)[chosen], others.metric(metric)[chosen], seed)
+    values, other_values = answers.metric(metric)[chosen], others.metric(metric)[chosen]
+    if metric == "exact_match":
+        difference = estimate_share_difference(values, other_values)
+    else:
+        difference = estimate_difference(values, other_values, seed)
     row = {"name": answers.name, "against": others.name, "metric": metric, "difference": asdict(difference)}
     return row if task is None else {**row, "task": task}
 

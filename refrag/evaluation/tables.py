@@ -52,7 +52,8 @@ def tabulate_phrasing(models: Models, options: Options) -> Table:
     main = models.checkpoint.config.chunk_size
     conditions = [Condition("full"), compressed(main), compressed(main, "learned", options.expand_fraction)]
     answers = answer_all(draw_cases(models, options, Phrasing("heldout")), conditions, "phrasing", with_texts=True)
-    about = f"{NUM_PASSAGES} passages from the strong retriever, passages and questions in held-out phrasing."
+    about = f"{NUM_PASSAGES} passages from the strong retriever. "
+    about += "Passages and questions, but for comparisons and summaries, in phrasing that was kept from training."
     return tabulate(about, answers, options)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -32,6 +32,7 @@ Part = Literal["decoder", "policy"]
 
 DECODER, ENCODER = "decoder", "encoder"
 PROJECTOR, POLICY = "projector.safetensors", "policy.safetensors"
+QUESTION_AWARE = "question_aware"
 TOKENIZER_FILE = "tokenizer_config.json"
 
 
@@ -73,7 +74,7 @@ class Checkpoint:
         if part == "decoder":
             self._save_decoder(directory, dtype)
         elif part == "policy":
-            _save_weights(self.policy, directory / POLICY, dtype)
+            _save_policy(self.policy, directory / POLICY, dtype)
         else:
             self._save_all(directory, dtype)
 
@@ -84,7 +85,7 @@ class Checkpoint:
         if self.encoder_tokenizer is not None:
             self.encoder_tokenizer.save_pretrained(directory / ENCODER)
         _save_weights(self.projector, directory / PROJECTOR, dtype)
-        _save_weights(self.policy, directory / POLICY, dtype)
+        _save_policy(self.policy, directory / POLICY, dtype)
 
     def _save_decoder(self, directory: Path, dtype: torch.dtype) -> None:
         _save_backbone(self.decoder, directory, dtype)
@@ -152,7 +153,10 @@ def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy:
 
 
 def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> ExpansionPolicy:
-    weights = _load_weights(path)
+    """The policy of a file, or CheckpointError if it is of the other kind, whose weights have the same shapes."""
+    weights, kind = _load_weights(path), _load_metadata(path).get(QUESTION_AWARE)
+    if kind not in (None, str(question_aware)):
+        raise CheckpointError(f"{path} has {QUESTION_AWARE} {kind}, where {question_aware} is needed")
     width, encoder_width = _shape(weights, "question_in.weight", path)
     return _fill(ExpansionPolicy(encoder_width, width, num_heads, question_aware), weights, path)
 
@@ -162,8 +166,13 @@ def _save_backbone(module: Decoder | ChunkEncoder, directory: Path, dtype: torch
     module.backbone.save_pretrained(directory, state_dict=state)
 
 
-def _save_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
-    save_file({name: weight.to(dtype).contiguous() for name, weight in module.state_dict().items()}, path)
+def _save_weights(module: nn.Module, path: Path, dtype: torch.dtype, metadata: dict[str, str] | None = None) -> None:
+    weights = {name: weight.to(dtype).contiguous() for name, weight in module.state_dict().items()}
+    save_file(weights, path, metadata)
+
+
+def _save_policy(policy: ExpansionPolicy, path: Path, dtype: torch.dtype) -> None:
+    _save_weights(policy, path, dtype, {QUESTION_AWARE: str(policy.question_aware)})
 
 
 def _load_pretrained(auto_class: type, directory: Path):  # type: ignore[no-untyped-def]
@@ -184,6 +193,11 @@ def _load_weights(path: Path) -> dict[str, torch.Tensor]:
         return {name: weight.float() for name, weight in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _load_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _shape(weights: dict[str, torch.Tensor], name: str, path: Path) -> tuple[int, int]:

@@ -66,22 +66,16 @@ def with_neighbours(chunk_vectors: Tensor, passages: Tensor) -> Tensor:
     return torch.cat([before, chunk_vectors, after], -1)
 
 
-def pick_in_turn(
-    logits: Tensor, budget: int, confidence: float = 1.0, generator: torch.Generator | None = None
-) -> list[int]:
-    """Pick up to `budget` chunks one after another, each softmax masked by what is already picked (paper, appendix).
+def pick_in_turn(logits: Tensor, budget: int, confidence: float = 1.0) -> list[int]:
+    """Pick up to `budget` chunks one after another, each the likeliest of those left (paper, appendix).
 
-    The logits (C,) are computed once. With a generator the picks are sampled, as in training by reinforcement;
-    without one each pick is the likeliest, which is what serving does. The paper always spends the budget; here
-    picking ends once the picks hold `confidence` of the probability, since what follows only distracts the decoder.
+    The logits (C,) are computed once. The paper always spends the budget; here picking ends once the picks hold
+    `confidence` of the probability, since what follows only distracts the decoder.
     """
     picked: list[int] = []
     probabilities, remaining = logits.softmax(-1), logits.clone()
     for _ in range(min(budget, int(torch.isfinite(logits).sum()))):
-        if generator is None:
-            pick = int(remaining.argmax())
-        else:
-            pick = int(torch.multinomial(remaining.softmax(-1), 1, generator=generator))
+        pick = int(remaining.argmax())
         picked.append(pick)
         remaining[pick] = float("-inf")
         if confidence < 1 and float(probabilities[picked].sum()) >= confidence:
@@ -90,7 +84,7 @@ def pick_in_turn(
 
 
 def sample_in_turn(logits: Tensor, budgets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-    """Several random selections for each context, drawn as `pick_in_turn` draws one.  (B, C) -> (B, G, T)
+    """Random selections for each context, each pick from the softmax over the chunks left.  (B, C) -> (B, G, T)
 
     Row b has budgets[b] picks of different chunks in each of its G samples, then −1. Adding Gumbel noise to the
     logits once and sorting is the same as drawing from the masked softmax again and again.

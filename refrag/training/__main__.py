@@ -32,7 +32,6 @@ HARDWARE_HELP = (
 
 
 def main() -> None:
-    flush_denormals()
     try:
         run_command(parse_arguments())
     except RefragError as error:
@@ -87,4 +86,5 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    flush_denormals()
     main()

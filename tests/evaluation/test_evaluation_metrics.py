@@ -1,23 +1,32 @@
 import numpy as np
 import pytest
 
-from refrag.evaluation.metrics import TEXT_METRICS, score_text, word_f1
-from refrag.evaluation.statistics import estimate_difference, estimate_mean, estimate_share, wilson_interval
+from refrag.evaluation.answers import Answers
+from refrag.evaluation.conditions import Condition
+from refrag.evaluation.metrics import TEXT_METRICS, score_text
+from refrag.evaluation.rows import answer_difference
+from refrag.evaluation.statistics import (
+    estimate_difference,
+    estimate_mean,
+    estimate_share,
+    estimate_share_difference,
+    wilson_interval,
+)
 
 
-def test_words_count_whatever_their_order_case_and_articles():
-    assert word_f1("The Blue, house", "house blue") == 1.0
-    assert word_f1("blue house", "blue mill") == 0.5
-    assert word_f1("", "blue") == 0.0
+def test_f1_counts_words_whatever_their_order_case_and_punctuation():
+    assert score_text("Blue, house", "house blue")["f1"] == 1.0
+    assert score_text("blue house", "blue mill")["f1"] == 0.5
+    assert score_text("", "blue")["f1"] == 0.0
 
 
 def test_the_expected_text_scores_one_in_everything():
     assert score_text("teal", "teal") == dict.fromkeys(TEXT_METRICS, 1.0)
 
 
-def test_rouge_l_sees_the_order_that_rouge_1_does_not():
+def test_rouge_l_sees_the_order_that_f1_does_not():
     scores = score_text("one two three", "three two one")
-    assert scores["rouge_1"] == 1.0
+    assert scores["f1"] == 1.0
     assert scores["rouge_l"] == pytest.approx(1 / 3)
     assert scores["rouge_2"] == 0.0
 
@@ -50,3 +59,45 @@ def test_a_paired_difference_is_surer_than_its_two_sides():
 def test_different_questions_are_not_paired():
     with pytest.raises(ValueError, match="same questions"):
         estimate_difference(np.zeros(3), np.zeros(2), seed=0)
+
+
+def paired(both, one, other, neither):
+    hits = [True] * (both + one) + [False] * (other + neither)
+    others = [True] * both + [False] * one + [True] * other + [False] * neither
+    return np.array(hits), np.array(others)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        # Examples of his paper.
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        ((20, 12, 2, 16), 0.0562, 0.3292),
+        # Nothing tells the two apart: as sure as fifty questions can make it.
+        ((50, 0, 0, 0), -0.0714, 0.0714),
+    ],
+)
+def test_the_difference_of_paired_shares_has_newcombes_interval(counts, low, high):
+    estimate = estimate_share_difference(*paired(*counts))
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_differences_are_of_the_first_against_the_second_over_the_asked_tasks():
+    """Three of four facts right against one, and no exact string against one; answers surer by two nats."""
+    tasks = np.array(["fact"] * 4 + ["exact"] * 4)
+    nothing = np.zeros(8)
+
+    def answers(name, is_right, log_perplexity):
+        right, losses = np.array(is_right, dtype=bool), np.full(8, log_perplexity)
+        return Answers(name, Condition("full"), tasks, right, losses, nothing, nothing, nothing, {})
+
+    one = answers("one", [1, 1, 1, 0, 0, 0, 0, 0], 1.0)
+    other = answers("other", [1, 0, 0, 0, 1, 0, 0, 0], 3.0)
+    rows = [
+        answer_difference(one, other, "exact_match", seed=0),
+        answer_difference(one, other, "exact_match", seed=0, task="fact"),
+        answer_difference(one, other, "exact_match", seed=0, task="exact"),
+        answer_difference(one, other, "log_perplexity", seed=0),
+    ]
+    assert [row["difference"]["value"] for row in rows] == [0.125, 0.5, -0.25, -2.0]
+    assert all((row["name"], row["against"]) == ("one", "other") for row in rows)

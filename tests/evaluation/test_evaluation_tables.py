@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -23,15 +24,17 @@ def folder(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(folder, tmp_path_factory):
+def report(folder, models, tmp_path_factory):
     """All tables by the command, with everything it can be given."""
     output = tmp_path_factory.mktemp("evaluation") / "evaluation.json"
     patch = pytest.MonkeyPatch()
     patch.setattr(lengths, "STRONG_PASSAGES", (1, 3))
-    patch.setattr(lengths, "WEAK_FACTORS", (2, 4))
+    patch.setattr(lengths, "WEAK_RIVALS", ((2, 0.5), (4, 0.0)))
     patch.setattr(answers, "MAX_ANSWER_TOKENS", 3)
     patch.setattr(answers, "MAX_SUMMARY_TOKENS", 4)
-    options = ["--plain", str(folder / "decoder"), "--blind-policy", str(folder / "policy.safetensors")]
+    blind = replace(models.checkpoint, policy=models.blind_policy)
+    blind.save(output.parent / "blind", part="policy")
+    options = ["--plain", str(folder / "decoder"), "--blind-policy", str(output.parent / "blind/policy.safetensors")]
     patch.setattr(sys, "argv", ["evaluation", "--checkpoint", str(folder), "--output", str(output), *options, *TINY])
     __main__.main()
     patch.undo()
@@ -119,6 +122,11 @@ def test_a_plain_decoder_with_another_tokenizer_is_refused(folder, tmp_path, mod
     tokenizer.save_pretrained(other)
     with pytest.raises(CheckpointError, match="another tokenizer"):
         load_models(folder, other)
+
+
+def test_a_policy_that_sees_the_question_is_no_blind_one(folder):
+    with pytest.raises(CheckpointError, match="question_aware True, where False is needed"):
+        load_models(folder, blind_policy=folder / "policy.safetensors")
 
 
 def test_options_and_runs_that_make_no_sense_are_refused():

@@ -65,7 +65,6 @@ def test_no_chunks_need_no_selection(network):
 def test_picking_in_turn_never_picks_twice_nor_what_is_absent():
     logits = torch.tensor([0.0, float("-inf"), 1.0, 2.0])
     assert pick_in_turn(logits, 9) == [3, 2, 0]
-    assert sorted(pick_in_turn(logits, 3, generator=torch.Generator().manual_seed(0))) == [0, 2, 3]
 
 
 def test_a_sure_policy_stops_short_of_its_budget():
