@@ -5,7 +5,7 @@ python -m refrag.evaluation.report evaluation.json
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ def markdown_table(report: Values, table_name: str) -> str:
     return _answer_table(rows) if "exact_match" in rows[0] else _perplexity_table(rows)
 
 
-def markdown_tasks(report: Values, table_name: str) -> str:
-    """Exact match of one table's rows, task by task."""
-    rows = report["tables"][table_name]["rows"]
+def markdown_tasks(report: Values, table_name: str, names: Container[str] | None = None) -> str:
+    """Exact match, task by task, of one table's rows, or of those with these names."""
+    rows = [row for row in report["tables"][table_name]["rows"] if names is None or row["name"] in names]
     tasks = list(rows[0]["exact_match_by_task"])
     lines = [[row["name"], *(_percent(row["exact_match_by_task"][task]) for task in tasks)] for row in rows]
     return _markdown(["exact match, %", *tasks], lines)

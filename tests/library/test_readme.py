@@ -11,6 +11,13 @@ from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.evaluation.report import markdown_tasks, render
 
 ROOT = Path(__file__).parents[2]
+TASK_ROWS = (
+    "plain decoder, full context",
+    "REFRAG k=16",
+    "REFRAG k=16, 10% random",
+    "REFRAG k=16, 10% learned",
+    "REFRAG k=16, 10% oracle",
+)
 README = (ROOT / "README.md").read_text()
 
 
@@ -23,7 +30,21 @@ def section(name):
     [
         ("demo", demo_table, "perf/results/demo.json"),
         ("answers", functools.partial(evaluation_table, table_name="answers"), "checkpoints/demo/evaluation.json"),
-        ("tasks", functools.partial(markdown_tasks, table_name="answers"), "checkpoints/demo/evaluation.json"),
+        (
+            "tasks",
+            functools.partial(markdown_tasks, table_name="answers", names=TASK_ROWS),
+            "checkpoints/demo/evaluation.json",
+        ),
+        (
+            "reconstruction",
+            functools.partial(evaluation_table, table_name="reconstruction, world"),
+            "checkpoints/demo/ablations.json",
+        ),
+        (
+            "continuation",
+            functools.partial(evaluation_table, table_name="continuation, world"),
+            "checkpoints/demo/ablations.json",
+        ),
     ],
 )
 def test_a_quoted_table_is_its_result_file(name, table, results):
