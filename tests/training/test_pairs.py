@@ -206,12 +206,21 @@ def without_pretraining(preset):
     return preset.model_copy(update={"runs": runs})
 
 
+# A loaded encoder has a pooler that it never uses, and the policy biases that add the same to all logits: their
+# gradient is zero up to rounding, so that they change or not by chance.
+WITHOUT_GRADIENT = ("pooler", "score.bias", "key.bias")
+
+
 def weights(checkpoint):
-    """The values of each part as saved, without what a loaded encoder has and never uses."""
+    """The values of each part as saved that training must change."""
     values = {}
     for path in sorted(checkpoint.rglob("*.safetensors")):
         part = path.stem if path.parent == checkpoint else path.parent.name
-        values[part] = {name: value for name, value in load_file(path).items() if "pooler" not in name}
+        values[part] = {
+            name: value
+            for name, value in load_file(path).items()
+            if not any(without in name for without in WITHOUT_GRADIENT)
+        }
     return values
 
 
