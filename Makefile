@@ -15,7 +15,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export test test-fast check format evaluate train-demo clean
+.PHONY: help install demo results serve export test test-fast check format evaluate train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ train-demo: install ## train the demo checkpoint and what it is compared with, f
 		--reconstruction "with curriculum=runs/demo/reconstruct/checkpoint" "without curriculum=runs/demo/reconstruct_without_curriculum/checkpoint" \
 		--continuation "after reconstruction=runs/demo/continue/checkpoint" "without reconstruction=runs/demo/continue_without_reconstruction/checkpoint"
 	$(BIN)/python -m refrag.evaluation.report checkpoints/demo/ablations.json > checkpoints/demo/ablations.md
+
+train-tiny: install ## train every stage in minutes and see that each learned
+	$(BIN)/python -m pytest tests/training/test_tiny.py -s
 
 clean: ## remove the environment and everything built
 	rm -rf .venv build runs model_repository/*/1/model.onnx model_repository/*/1/checkpoint
