@@ -13,7 +13,7 @@ Embeddings = Literal["true", "shuffled", "zeroed"]
 
 # From the best to the worst at equal budget, as the paper orders those that it has.
 POLICIES: tuple[Selection, ...] = ("learned", "blind", "perplexity", "random", "perplexity reversed")
-# Those that need no question.
+# Those that need neither a question nor training.
 HEURISTICS: tuple[Selection, ...] = ("perplexity", "random", "perplexity reversed")
 CONTROLS: tuple[Embeddings, ...] = ("shuffled", "zeroed")
 

@@ -156,7 +156,9 @@ def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> Expans
     """The policy of a file, or CheckpointError if it is of the other kind, whose weights have the same shapes."""
     weights, kind = _load_weights(path), _load_metadata(path).get(QUESTION_AWARE)
     if kind not in (None, str(question_aware)):
-        raise CheckpointError(f"{path} has {QUESTION_AWARE} {kind}, where {question_aware} is needed")
+        raise CheckpointError(
+            f"{path} has {QUESTION_AWARE} {kind}, where {question_aware} is needed; name a policy that was trained so"
+        )
     width, encoder_width = _shape(weights, "question_in.weight", path)
     return _fill(ExpansionPolicy(encoder_width, width, num_heads, question_aware), weights, path)
 

@@ -31,6 +31,8 @@ from refrag.training.loop import (
 )
 from refrag.training.settings import Optimisation
 
+pytestmark = pytest.mark.usefixtures("accelerator_of_test")
+
 NEVER = 1e9
 VOCAB_SIZE = 32
 
@@ -137,14 +139,6 @@ class Spoilt(Language):
     def forward(self, batch, rollout_seed=None):
         loss, figures = super().forward(batch)
         return Outcome(loss * (float("nan") if next(self.counter) >= 2 else 1), figures)
-
-
-@pytest.fixture(autouse=True)
-def _own_accelerator(monkeypatch):
-    """Accelerate keeps its state for the whole process; each test gets its own, on the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(**changes):

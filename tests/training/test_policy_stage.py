@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,16 +21,10 @@ from refrag.training.loop import run_stage
 from refrag.training.settings import Optimisation, Policy
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource, clipped_loss, group_advantages
 
+pytestmark = pytest.mark.usefixtures("accelerator_of_test")
+
 LOGITS = [0.5, -1.0, 2.0, 0.0]
 CLIP = 0.2
-
-
-@pytest.fixture(autouse=True)
-def _own_accelerator(monkeypatch):
-    """Accelerate keeps its state for the whole process; each test gets its own, on the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from tiny import tiny_pair
 
 from refrag.errors import TrainingError
@@ -15,6 +14,8 @@ from refrag.training import __main__ as command_line
 from refrag.training import recipe
 from refrag.training.recipe import load_run, train_all, train_run
 from refrag.training.settings import Preset, load_preset
+
+pytestmark = pytest.mark.usefixtures("accelerator_of_module")
 
 ONE_STEP = {"num_steps": 1, "learning_rate": 1e-3}
 SMALL = {"optimisation": ONE_STEP, "tokens_per_step": 200}
@@ -32,15 +33,6 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_accelerator():
-    """Accelerate keeps its state for the whole process; these tests get their own, on the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def preset_of(runs=RUNS, **changes):
     pair = tiny_pair(width=32, num_layers=1).model_dump()
     return Preset.model_validate({"description": "", "pair": pair, "runs": runs, "result": list(runs)[-1], **changes})
@@ -50,7 +42,7 @@ PRESET = preset_of(result="policy")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, accelerator_of_module):
     """The folder of the whole recipe, and what each run is said to have cost."""
     runs = tmp_path_factory.mktemp("runs")
     return runs, train_all(PRESET, runs)
