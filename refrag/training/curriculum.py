@@ -58,13 +58,9 @@ def draw_num_chunks(
     return rng.choices(curriculum.num_chunks, chunk_count_weights(curriculum, progress, samples_per_batch))[0]
 
 
-def draw_num_passages(rng: random.Random, max_passages: int, progress: float, one_until: float = 0.0) -> int:
-    return rng.randint(1, most_passages(max_passages, progress, one_until))
-
-
-def most_passages(max_passages: int, progress: float, one_until: float = 0.0) -> int:
-    """One until that progress, then a number that grows until two thirds of the training are over."""
-    return 1 if progress < one_until else max(1, round(max_passages * min(1.0, progress * 1.5)))
+def passage_counts(max_passages: int, progress: float) -> range:
+    """Numbers of passages to draw from, each as likely; the largest grows until two thirds of the training are over."""
+    return range(1, 1 + max(1, round(max_passages * min(1.0, progress * 1.5))))
 
 
 def _num_batches(curriculum: Curriculum, samples_per_batch: Callable[[int], float]) -> list[list[float]]:

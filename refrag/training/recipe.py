@@ -90,7 +90,7 @@ def make_source(checkpoint: Checkpoint, run: AnyRun) -> BatchSource:
         return ReconstructSource(checkpoint, run, *position)
     if isinstance(run, Continue):
         return ContinueSource(checkpoint, run, *position)
-    return FinetuneSource(checkpoint, run) if isinstance(run, Finetune) else PolicySource(checkpoint, run)
+    return FinetuneSource(checkpoint, run, *position) if isinstance(run, Finetune) else PolicySource(checkpoint, run)
 
 
 def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:

@@ -124,11 +124,13 @@ class Run(Settings):
 class AskingRun(Run):
     """What runs over questions have: tasks are those of `refrag/training/data/tasks.py`.
 
+    rival_share: of the contexts, that ask for single facts among entities of one kind, told apart by their names alone.
     row_slots: short examples share rows of this many slots, and do not see each other; None: a row for each.
     """
 
     tasks: Annotated[list[Task], Field(min_length=1)] = list(TASKS)
     max_passages: PositiveInt = 10
+    rival_share: Share = 0.3
     row_slots: PositiveInt | None = None
 
 
@@ -169,6 +171,18 @@ class Continue(Run):
     form: Literal["mixed", "plain"] = "mixed"
 
 
+class Replay(Settings):
+    """Text that goes with the questions of fine-tuning, compressed and continued as before it.
+
+    share: of the batches that have text.
+    """
+
+    share: Share
+    sources: list[TextSource]
+    curriculum: Curriculum = Curriculum(num_chunks=[16], ratios=[1.0])
+    continuation_tokens: PositiveInt = 64
+
+
 class Finetune(AskingRun):
     """Paper stage 5: question answering over retrieved passages, only answers in the loss.
 
@@ -176,6 +190,7 @@ class Finetune(AskingRun):
     plain_share: mixed form only, the share of batches with every chunk expanded, so that this keeps working.
     policy_loss_weight: of the policy's cross-entropy against the chunks that hold the answer, whose gradient
         reaches the encoder too; 0 leaves the policy to reinforcement alone, as in the paper.
+    replay: text besides, so that it is not forgotten; none in the paper.
     """
 
     stage: Literal["finetune"]
@@ -183,6 +198,7 @@ class Finetune(AskingRun):
     expand_fractions: list[Share] = [0.0, 0.1, 0.1, 0.2]
     plain_share: Share = 0.1
     policy_loss_weight: Annotated[float, Field(ge=0)] = 0.5
+    replay: Replay | None = None
 
 
 class Policy(AskingRun):

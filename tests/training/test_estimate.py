@@ -20,7 +20,7 @@ from refrag.training.estimation.estimate import (
     estimate_run,
     report,
 )
-from refrag.training.estimation.geometry import Geometry, geometries
+from refrag.training.estimation.geometry import Geometry, geometries, replay_geometries
 from refrag.training.estimation.memory import decoder_activations, saved_bytes, static_memory
 from refrag.training.optimizer import make_optimizer
 from refrag.training.recipe import make_objective, make_source
@@ -69,6 +69,13 @@ def paper():
 def geometry_of(batch):
     encoded = (0, 0) if batch.chunks is None else batch.chunks.input_ids.shape
     return Geometry(1.0, *batch.input_ids.shape, int((batch.weights > 0).sum()), *encoded)
+
+
+def shapes(batches):
+    return {
+        (each.rows, each.slots, each.num_predicted, each.num_chunks, each.chunk_tokens if each.num_chunks else 0)
+        for each in batches
+    }
 
 
 def test_the_parameters_of_each_part_are_those_of_the_real_one(tiny_checkpoint):
@@ -136,15 +143,34 @@ def test_batches_of_text_have_the_shapes_that_are_foreseen(tiny_checkpoint, stag
     )
     run = make_run("continue" if stage == "plain" else stage, **settings)
     source = make_source(tiny_checkpoint, run)
-    foreseen = {
-        (each.rows, each.slots, each.num_predicted, each.num_chunks, each.chunk_tokens if each.num_chunks else 0)
-        for each in geometries(tiny_pair(), run)
-    }
     rng = random.Random(0)
     drawn = [geometry_of(source.draw(rng, progress / 30)) for progress in range(30)]
-    shapes = {(each.rows, each.slots, each.num_predicted, each.num_chunks, each.chunk_tokens) for each in drawn}
-    assert shapes <= foreseen
-    assert len(shapes) >= 4
+    assert shapes(drawn) <= shapes(geometries(tiny_pair(), run))
+    assert len(shapes(drawn)) >= 4
+
+
+REPLAY = {"share": 0.25, **OF_TEXT, **CURRICULUM, "continuation_tokens": 10}
+
+
+@pytest.mark.parametrize("form", ["mixed", "plain"])
+def test_replayed_text_has_the_shapes_that_are_foreseen(tiny_checkpoint, form):
+    run = make_run("finetune", form=form, replay=REPLAY)
+    foreseen = replay_geometries(tiny_pair(), run)
+    assert sum(each.share for each in foreseen) == pytest.approx(0.25)
+    source = make_source(tiny_checkpoint, run)
+    drawn = [source.draw(random.Random(seed), 0.5).text for seed in range(60)]
+    texts = [geometry_of(text) for text in drawn if text is not None]
+    assert shapes(texts) <= shapes(foreseen)
+    assert len(shapes(texts)) >= 3
+
+
+def test_replayed_text_costs_time_and_memory_besides_the_questions():
+    alone, together = (
+        estimate_run(tiny_pair(), "finetune", make_run("finetune", replay=replay), Hardware())
+        for replay in (None, REPLAY)
+    )
+    for figure in ("activations", "logits", "tokens_per_step", "seconds_per_step"):
+        assert getattr(together, figure) > getattr(alone, figure), figure
 
 
 @pytest.mark.parametrize("stage", ["finetune", "policy"])
@@ -152,6 +178,7 @@ def test_batches_of_questions_have_about_as_many_chunks_as_foreseen(tiny_checkpo
     run = make_run(stage)
     source, rng, num_draws = make_source(tiny_checkpoint, run), random.Random(0), 12
     drawn = [source.draw(rng, (number + 0.5) / num_draws) for number in range(num_draws)]
+    drawn = [batch.questions for batch in drawn] if stage == "finetune" else drawn
     num_chunks = sum(len(batch.chunks.input_ids) + len(batch.questions.input_ids) for batch in drawn) / num_draws
     foreseen = sum(each.share * each.num_chunks for each in geometries(tiny_pair(), run))
     assert 0.6 < foreseen / num_chunks < 1.6

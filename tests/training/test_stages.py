@@ -22,10 +22,11 @@ from refrag.training.settings import (
     Policy,
     Pretrain,
     Reconstruct,
+    Replay,
     TextSource,
 )
 from refrag.training.stages import finetune, pretrain, questions
-from refrag.training.stages.finetune import Finetuning, selection_loss
+from refrag.training.stages.finetune import FinetuneBatch, Finetuning, selection_loss
 
 COMMON = {"optimisation": Optimisation(num_steps=1, learning_rate=1e-3), "tokens_per_step": 600}
 TEXT = {**COMMON, "sources": [TextSource(kind="world")]}
@@ -33,6 +34,7 @@ CURRICULUM = Curriculum(num_chunks=[1, 2, 4])
 PRETRAIN = Pretrain(stage="pretrain", window_tokens=50, max_passages=4, **TEXT)
 RECONSTRUCT = Reconstruct(stage="reconstruct", curriculum=CURRICULUM, **TEXT)
 CONTINUE = Continue(stage="continue", curriculum=CURRICULUM, continuation_tokens=10, **TEXT)
+REPLAY = Replay(share=1.0, sources=TEXT["sources"], curriculum=CURRICULUM, continuation_tokens=10)
 FINETUNE = Finetune(stage="finetune", max_passages=4, **COMMON)
 RUNS = {
     "pretrain": PRETRAIN,
@@ -42,8 +44,10 @@ RUNS = {
     "selective": CONTINUE.model_copy(update={"expand_fractions": [0.0, 0.5]}),
     "plain continue": CONTINUE.model_copy(update={"form": "plain"}),
     "finetune": FINETUNE,
+    "finetune with text": FINETUNE.model_copy(update={"replay": REPLAY}),
     "finetune without labels": FINETUNE.model_copy(update={"policy_loss_weight": 0.0}),
     "plain finetune": FINETUNE.model_copy(update={"form": "plain"}),
+    "plain finetune with text": FINETUNE.model_copy(update={"form": "plain", "replay": REPLAY}),
     "policy": Policy(stage="policy", max_passages=4, group_size=2, **COMMON),
 }
 TRAINED = {
@@ -54,8 +58,10 @@ TRAINED = {
     "selective": {"encoder", "projector", "decoder"},
     "plain continue": {"decoder"},
     "finetune": {"encoder", "projector", "policy", "decoder"},
+    "finetune with text": {"encoder", "projector", "policy", "decoder"},
     "finetune without labels": {"encoder", "projector", "decoder"},
     "plain finetune": {"decoder"},
+    "plain finetune with text": {"decoder"},
     "policy": {"policy"},
 }
 EACH_RUN = pytest.mark.parametrize("name", RUNS)
@@ -86,6 +92,10 @@ def source_of(checkpoint, name):
 
 def draw(source, seed, progress=0.9):
     return source.draw(random.Random(seed), progress)
+
+
+def questions_of(batch):
+    return batch.questions if isinstance(batch, FinetuneBatch) else batch
 
 
 def plain_values(value):
@@ -133,7 +143,7 @@ def test_a_batch_of_questions_is_about_as_large_as_a_step(checkpoint, name, monk
     # The stage's are of the demo's vocabulary, with which a text has half as many tokens as here.
     monkeypatch.setattr(questions, "TOKENS_PER_PASSAGE", 145)
     monkeypatch.setattr(questions, "TOKENS_PER_QUESTION", 45)
-    slots = [int((draw(source, seed).example_ids >= 0).sum()) for seed in range(4)]
+    slots = [int((questions_of(draw(source, seed)).example_ids >= 0).sum()) for seed in range(4)]
     assert 0.75 * 8000 < sum(slots) / len(slots) < 1.25 * 8000
 
 
@@ -154,7 +164,7 @@ def test_every_trained_chunk_size_is_drawn_and_no_other(checkpoint, name):
     source = source_of(checkpoint, name)
     sizes = set()
     for seed in range(12):
-        batch = draw(source, seed)
+        batch = questions_of(draw(source, seed))
         sizes.add(chunk_size_of(batch) if isinstance(batch, ContextBatch) else batch.chunks.input_ids.shape[1])
     assert sizes == set(checkpoint.config.trained_chunk_sizes) == {8, 16}
 
@@ -176,22 +186,52 @@ def test_the_numbers_of_chunks_are_the_curriculums_few_first(checkpoint, name):
     assert last.count(4) > 30 > first.count(4)
 
 
+@pytest.fixture
+def asked_passages(monkeypatch):
+    """How many passages each context was drawn with, by how they were drawn."""
+    counts = {"ask_many": [], "ask_among_rivals": []}
+    for name, drawn in counts.items():
+        original = getattr(ContextMaker, name)
+
+        def record(maker, rng, num_passages, *rest, original=original, drawn=drawn):
+            drawn.append(num_passages)
+            return original(maker, rng, num_passages, *rest)
+
+        monkeypatch.setattr(ContextMaker, name, record)
+    return counts
+
+
 @pytest.mark.parametrize("name", ["pretrain", "finetune", "plain finetune"])
-def test_the_first_contexts_have_one_passage_and_later_ones_several(checkpoint, name, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        ContextMaker, "ask_many", lambda self, rng, num_passages, *_: asked.append(num_passages) or contexts[0]
-    )
-    rng = random.Random(0)
-    contexts = [ContextMaker.draw(rng, checkpoint.chunker).ask_one(rng, "fact", 1)]
+def test_the_first_contexts_have_one_passage_and_later_ones_several(checkpoint, name, asked_passages):
     source = source_of(checkpoint, name)
     for seed in range(5):
         draw(source, seed, progress=0.2)
-    assert set(asked) == {1}
-    asked.clear()
+    assert {*asked_passages["ask_many"], *asked_passages["ask_among_rivals"]} == {1}
+    asked_passages["ask_many"].clear()
     for seed in range(40):
         draw(source, seed, progress=0.99)
-    assert set(asked) == {1, 2, 3, 4}
+    assert set(asked_passages["ask_many"]) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("most, counts", [(1, {1}), (3, {2, 3}), (9, {2, 3, 4})])
+def test_pretraining_goes_on_over_a_few_rivals_alone(checkpoint, asked_passages, most, counts):
+    settings = PRETRAIN.model_copy(update={"max_passages": most, "text_share": 0.0})
+    source, _ = make_stage(checkpoint, settings)
+    for seed in range(30):
+        draw(source, seed, progress=0.5)
+    assert asked_passages["ask_many"] == []
+    assert set(asked_passages["ask_among_rivals"]) == counts
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "plain finetune"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_rivals_have_their_share_of_the_contexts(checkpoint, asked_passages, name, share):
+    settings = RUNS[name].model_copy(update={"rival_share": share, "text_share": 0.0})
+    source, _ = make_stage(checkpoint, settings)
+    for seed in range(60):
+        draw(source, seed)
+    rivals, others = len(asked_passages["ask_among_rivals"]), len(asked_passages["ask_many"])
+    assert rivals / (rivals + others) == pytest.approx(share, abs=0.12)
 
 
 @pytest.fixture
@@ -216,7 +256,7 @@ def test_pretraining_asks_for_single_facts_first_and_for_everything_later(checkp
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune", "plain finetune", "policy"])
 @pytest.mark.parametrize("progress", [0.1, 0.9])
-@pytest.mark.parametrize("tasks", [("yesno", "multihop"), ("summary",), ("comparison",)])
+@pytest.mark.parametrize("tasks", [("yesno", "multihop"), ("summary",), ("comparison",), ("exact",)])
 def test_a_run_asks_for_its_own_tasks_alone(checkpoint, asked_tasks, name, progress, tasks):
     settings = RUNS[name].model_copy(update={"tasks": tasks, "recital_share": 0.0, "text_share": 0.0})
     source, _ = make_stage(checkpoint, settings)
@@ -277,13 +317,16 @@ def trained_parts(checkpoint):
     }
 
 
-@pytest.mark.parametrize("name", ["plain continue", "plain finetune"])
+@pytest.mark.parametrize("name", ["plain continue", "plain finetune", "plain finetune with text"])
 def test_the_plain_form_holds_the_decoder_alone_and_encodes_nothing(checkpoint, name):
     source, objective = make_stage(checkpoint, RUNS[name])
     batch = draw(source, 0)
     assert {place.split(".")[0] for place, _ in objective.named_parameters()} == {"decoder"}
-    assert batch.chunks is None
-    assert (batch.input_ids < checkpoint.decoder.vocab_size).all()
+    parts = [part for part in (questions_of(batch), getattr(batch, "text", None)) if part is not None]
+    assert len(parts) == 1 + name.endswith("with text")
+    for part in parts:
+        assert part.chunks is None
+        assert (part.input_ids < checkpoint.decoder.vocab_size).all()
 
 
 @pytest.mark.parametrize("form", ["plain", "dense", "served"])
@@ -294,7 +337,7 @@ def test_every_form_of_fine_tuning_has_the_answers_in_its_loss_and_reaches_every
     monkeypatch.setattr(finetune, "predict", lambda *given: predicted.append(given[1]) or predict(*given))
     objective = Finetuning(checkpoint, FINETUNE)
     objective.form_shares = tuple(float(form == one) for one in ("plain", "dense", "served"))
-    objective(batch).loss.backward()
+    objective(FinetuneBatch(batch)).loss.backward()
     (mixed,) = predicted
     assert torch.equal(mixed.weights, mixed.is_answer.float())
     answers = [question.answer_ids for context in contexts for question in context.questions]
@@ -303,9 +346,26 @@ def test_every_form_of_fine_tuning_has_the_answers_in_its_loss_and_reaches_every
 
 
 def test_plain_fine_tuning_has_the_answers_alone_in_its_loss(checkpoint):
-    batch = draw(source_of(checkpoint, "plain finetune"), 0)
+    batch = questions_of(draw(source_of(checkpoint, "plain finetune"), 0))
     assert torch.equal(batch.weights, batch.is_answer.float())
     assert batch.is_answer.any()
+
+
+@pytest.mark.parametrize("name", ["finetune with text", "plain finetune with text"])
+def test_replayed_text_adds_its_own_loss_to_that_of_the_questions(checkpoint, name):
+    source, objective = make_stage(checkpoint, RUNS[name])
+    batch = draw(source, 0)
+    alone, together = objective(FinetuneBatch(batch.questions)), objective(batch)
+    assert together.loss.item() == pytest.approx(alone.loss.item() + together.figures["text_loss"], rel=1e-5)
+    assert together.figures["text_loss"] > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_text_goes_with_its_share_of_the_batches(checkpoint, share):
+    replay = REPLAY.model_copy(update={"share": share})
+    source, _ = make_stage(checkpoint, FINETUNE.model_copy(update={"replay": replay}))
+    with_text = sum(draw(source, seed).text is not None for seed in range(60))
+    assert share == with_text == 0 or 0.6 * share < with_text / 60 < 1.4 * share
 
 
 def test_pretraining_weighs_an_answer_more_than_its_question_and_its_context(checkpoint):
@@ -349,7 +409,7 @@ def logits(batch):
 def test_a_question_as_served_has_the_policys_picks_expanded(checkpoint, contexts, logits, fraction, monkeypatch):
     pairs = served(checkpoint, contexts, logits, monkeypatch, fraction=fraction)
     for row, (example, (context, _)) in enumerate(pairs):
-        budget = max(1, expansion_budget(fraction, len(context.chunks)))
+        budget = expansion_budget(fraction, len(context.chunks))
         assert example.expanded == set(logits[row].topk(budget).indices.tolist())
 
 

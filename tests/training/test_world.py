@@ -6,12 +6,11 @@ import pytest
 
 from refrag.training.data.contexts import ContextMaker
 from refrag.training.data.kinds import KINDS
-from refrag.training.data.tasks import TASKS, UNKNOWN, ask
+from refrag.training.data.tasks import SINGLE_TASKS, TASKS, UNKNOWN, ask
 from refrag.training.data.world import Phrasing, make_document, make_world, split_of
 
 ENTITY_NAMES = {(first, last) for kind in KINDS for first in kind.first_names for last in kind.last_names}
 ATTRIBUTES = [attribute for kind in KINDS for attribute in kind.attributes]
-SINGLE_FACT_TASKS = ("fact", "exact")
 
 
 def word_pairs(text):
@@ -76,7 +75,7 @@ def test_every_task_has_questions_about_a_world(task, rng, world):
     assert (question.answer == UNKNOWN) == (not question.evidence) == (task == "unanswerable")
 
 
-@pytest.mark.parametrize("task", [*SINGLE_FACT_TASKS, "multihop", "followup"])
+@pytest.mark.parametrize("task", [*SINGLE_TASKS, "multihop", "followup"])
 def test_the_last_evidence_is_the_answer(task, rng, world):
     for _ in range(10):
         question = ask(rng, task, world, range(60))
@@ -133,7 +132,7 @@ def test_the_evidence_chunks_hold_the_evidence(task, rng, maker, tiny_checkpoint
     (question,) = context.questions
     held = [token for number in question.evidence_chunks for token in context.chunks[number].token_ids]
     text = tiny_checkpoint.decoder_tokenizer.decode(held)
-    if task in SINGLE_FACT_TASKS:
+    if task in SINGLE_TASKS:
         assert question.answer in text
     if task == "summary":
         assert all(part.split(", ")[1] in text for part in question.answer.split("; "))
@@ -150,6 +149,23 @@ def test_what_the_passages_do_not_tell_is_unknown_to_a_dense_context(rng, maker)
         assert len(context.questions) >= 6
         for question in context.questions:
             assert (question.answer == UNKNOWN) == (not question.evidence_chunks)
+
+
+@pytest.mark.parametrize("task", SINGLE_TASKS)
+def test_nothing_but_the_name_tells_which_rival_is_asked_about(task, rng, maker):
+    world = maker.world
+    for _ in range(10):
+        context = maker.ask_among_rivals(rng, 4, 6, [task])
+        passages = [world.passages.index(text) for text in context.passages]
+        assert len(set(passages)) == 4
+        assert len({world.entities[number].kind.name for number in passages}) == 1
+        facts = [fact for number in passages for fact in world.facts[number]]
+        assert len(context.questions) == 6
+        for question in context.questions:
+            assert question.task == task
+            told = [fact for fact in facts if fact.value == question.answer]
+            contested = [{each.passage for each in facts if each.attribute == fact.attribute} for fact in told]
+            assert any(len(passages) > 1 for passages in contested)
 
 
 @pytest.mark.parametrize("task", ["fact", "exact", "yesno", "comparison", "followup", "multihop"])

@@ -2,12 +2,25 @@
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from refrag.chunking import Chunk, Chunker, cut_into_chunks
 from refrag.training.data.retrieval import Retriever, Strength
-from refrag.training.data.tasks import TASKS, UNKNOWN, Question, Span, Task, ask, ask_after, draw_turns
+from refrag.training.data.tasks import (
+    SINGLE_TASKS,
+    TASKS,
+    UNKNOWN,
+    Question,
+    Span,
+    Task,
+    ask,
+    ask_about,
+    ask_after,
+    draw_turns,
+    single_task,
+)
 from refrag.training.data.world import Phrasing, Split, World, make_world
 
 NUM_ENTITIES = 150
@@ -104,6 +117,24 @@ class ContextMaker:
         questions += itertools.islice(filter(None, draws), max(0, num_questions - len(questions)))
         rng.shuffle(questions)
         return self.tokenise(retrieved, history, [answerable(one, retrieved) for one in questions])
+
+    def ask_among_rivals(
+        self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = SINGLE_TASKS
+    ) -> TokenisedContext:
+        """Single facts over passages about entities of one kind, of attributes that several of the passages tell.
+
+        So nothing but the entity's name leads to the answer, as it must among passages that a good retriever finds.
+        """
+        fitting = [[fact for fact in facts if single_task(fact) in tasks] for facts in self.world.facts]
+        telling = [number for number in self.everything if fitting[number]]
+        kind = self.world.entities[rng.choice(telling)].kind
+        peers = [number for number in telling if self.world.entities[number].kind.name == kind.name]
+        passages = rng.sample(peers, min(num_passages, len(peers)))
+        facts = [fact for number in passages for fact in fitting[number]]
+        counts = Counter(fact.attribute.name for fact in facts)
+        contested = [fact for fact in facts if counts[fact.attribute.name] > 1] or facts
+        chosen = rng.choices(contested, k=num_questions)
+        return self.tokenise(passages, [], [ask_about(rng, self.world, fact, self.phrasing) for fact in chosen])
 
     def tokenise(
         self, passages: Sequence[int], history: Sequence[str], questions: Sequence[Question]

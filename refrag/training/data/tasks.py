@@ -21,6 +21,7 @@ from refrag.training.data.world import Fact, Phrasing, World
 
 Task = Literal["fact", "exact", "yesno", "multihop", "comparison", "unanswerable", "followup", "summary"]
 TASKS: tuple[Task, ...] = get_args(Task)
+SINGLE_TASKS: tuple[Task, ...] = ("fact", "exact")
 
 UNKNOWN = "unknown"
 SUMMARY_REQUEST = "What does the report say first of each?"
@@ -69,11 +70,22 @@ def ask(
 
 
 def ask_fact(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
-    return _ask_single(rng, world, passages, phrasing, "fact", lambda fact: not fact.attribute.is_exact)
+    return _ask_single(rng, world, passages, phrasing, "fact")
 
 
 def ask_exact(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
-    return _ask_single(rng, world, passages, phrasing, "exact", lambda fact: fact.attribute.is_exact)
+    return _ask_single(rng, world, passages, phrasing, "exact")
+
+
+def ask_about(rng: random.Random, world: World, fact: Fact, phrasing: Phrasing) -> Question:
+    """For the value of this fact."""
+    text = _about(rng, phrasing, fact.attribute, world.entities[fact.passage].full_name)
+    return Question(single_task(fact), text, fact.value, [_span(fact)])
+
+
+def single_task(fact: Fact) -> Task:
+    """The task that asks for this fact alone."""
+    return "exact" if fact.attribute.is_exact else "fact"
 
 
 def ask_yesno(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
@@ -120,7 +132,7 @@ def ask_comparison(rng: random.Random, world: World, passages: Sequence[int], ph
         return None
     one, other = rng.choice(_balanced(rng, pairs))
     first, second = (world.entities[fact.passage].full_name for fact in (one, other))
-    if one.attribute.is_year and one.value != other.value:
+    if one.attribute.is_year and one.value != other.value and rng.random() < 0.5:
         text = f"Which {one.attribute.noun} is earlier, that of {first} or that of {second}?"
         answer = first if one.value < other.value else second
     else:
@@ -191,19 +203,10 @@ MAKERS: dict[Task, Maker] = {
 
 
 def _ask_single(
-    rng: random.Random,
-    world: World,
-    passages: Sequence[int],
-    phrasing: Phrasing,
-    task: Task,
-    fits: Callable[[Fact], bool],
+    rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing, task: Task
 ) -> Question | None:
-    facts = [fact for fact in _facts(world, passages) if fits(fact)]
-    if not facts:
-        return None
-    fact = rng.choice(facts)
-    text = _about(rng, phrasing, fact.attribute, world.entities[fact.passage].full_name)
-    return Question(task, text, fact.value, [_span(fact)])
+    facts = [fact for fact in _facts(world, passages) if single_task(fact) == task]
+    return ask_about(rng, world, rng.choice(facts), phrasing) if facts else None
 
 
 def _facts(world: World, passages: Sequence[int]) -> list[Fact]:

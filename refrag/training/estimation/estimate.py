@@ -21,7 +21,7 @@ from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
-from refrag.training.estimation.geometry import SPECIAL_TOKENS, Geometry, geometries
+from refrag.training.estimation.geometry import SPECIAL_TOKENS, Geometry, geometries, replay_geometries
 from refrag.training.estimation.memory import (
     StaticMemory,
     compute_dtype,
@@ -144,18 +144,21 @@ def estimate_run(pair: Pair, name: str, run: AnyRun, hardware: Hardware) -> RunE
     """Several GPUs share everything out, except where Muon needs whole matrices: then each has all of it."""
     meta = build_on_meta(pair)
     objective = make_objective(meta.checkpoint, run)
-    batches = geometries(pair, run)
+    batches, replayed = geometries(pair, run), replay_geometries(pair, run)
+    everything = [*batches, *replayed]
     # The parts of one step on one GPU.
-    flops = run.optimisation.accumulation_steps * sum(b.share * batch_flops(objective, run, b) for b in batches)
-    tokens = run.optimisation.accumulation_steps * sum(batch.share * batch.num_tokens for batch in batches)
+    flops = run.optimisation.accumulation_steps * sum(b.share * batch_flops(objective, run, b) for b in everything)
+    tokens = run.optimisation.accumulation_steps * sum(batch.share * batch.num_tokens for batch in everything)
     num_shards = 1 if run.optimisation.optimizer == "muon" else hardware.num_gpus
     static = static_memory(objective, run.optimisation, num_shards)
-    longest = max(batches, key=lambda batch: (batch.num_tokens, batch.slots))
-    activations, logits = dynamic_memory(meta, objective, run, longest)
+    # What goes with a batch is held at the same time.
+    longest = [max(each, key=lambda batch: (batch.num_tokens, batch.slots)) for each in (batches, replayed) if each]
+    needs = [dynamic_memory(meta, objective, run, batch) for batch in longest]
+    activations, logits = (sum(parts) for parts in zip(*needs, strict=True))
     available = int(hardware.gpu_memory_gib * GIB)
     reserved = int(RESERVED_SHARE * available)
     num_used, num_trained = count_parameters(objective), count_parameters(objective, trained=True)
-    slots = max(batch.slots for batch in batches)
+    slots = max(batch.slots for batch in everything)
     return RunEstimate(
         name=name,
         stage=run.stage,
@@ -174,7 +177,7 @@ def estimate_run(pair: Pair, name: str, run: AnyRun, hardware: Hardware) -> RunE
         num_steps=run.optimisation.num_steps,
         advice=[
             *_advise_on_slots(slots, pair),
-            *_advise_on_memory(run, longest, available - reserved, static.total, activations + logits),
+            *_advise_on_memory(run, longest[0], available - reserved, static.total, activations + logits),
         ],
     )
 

@@ -7,15 +7,15 @@ Stages of text are exact. Stages of questions draw passages of all lengths; thei
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from refrag.selection import expansion_budget
-from refrag.training.curriculum import batch_shares, most_passages
+from refrag.training.curriculum import batch_shares, passage_counts
 from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct
 from refrag.training.stages import continuation, reconstruct
-from refrag.training.stages.finetune import DENSE_SHARE
-from refrag.training.stages.pretrain import FIRST_TASKS_UNTIL, RECITAL_TOKENS
+from refrag.training.stages.finetune import DENSE_SHARE, continuation_settings
+from refrag.training.stages.pretrain import RECITAL_TOKENS, pretraining_counts
 from refrag.training.stages.questions import QUESTIONS_PER_CONTEXT, TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION
 
 TextRun = TypeVar("TextRun", Reconstruct, Continue)
@@ -54,13 +54,21 @@ def geometries(pair: Pair, run: AnyRun) -> list[Geometry]:
     return list(GEOMETRIES[type(run)](pair, run))
 
 
+def replay_geometries(pair: Pair, run: AnyRun) -> list[Geometry]:
+    """Every kind of batch that goes with some of those; their shares add up to that of the steps that have one."""
+    if not isinstance(run, Finetune) or run.replay is None:
+        return []
+    batches = _continue(pair, continuation_settings(run, run.replay))
+    return [replace(batch, share=batch.share * run.replay.share) for batch in batches]
+
+
 def _pretrain(pair: Pair, run: Pretrain) -> Iterator[Geometry]:
     rows = max(1, run.tokens_per_step // (2 * RECITAL_TOKENS))
     yield Geometry(run.recital_share, rows, BOS_SLOTS + 2 * RECITAL_TOKENS, rows * RECITAL_TOKENS)
     rest = 1 - run.recital_share
     rows = max(1, run.tokens_per_step // run.window_tokens)
     yield Geometry(rest * run.text_share, rows, BOS_SLOTS + run.window_tokens, rows * run.window_tokens)
-    for share, num_passages in _passage_counts(run.max_passages, FIRST_TASKS_UNTIL):
+    for share, num_passages in _passage_shares(functools.partial(pretraining_counts, run)):
         length, rows = _plain_context(num_passages, run.tokens_per_step)
         yield Geometry(rest * (1 - run.text_share) * share, rows, BOS_SLOTS + length, rows * length)
 
@@ -89,7 +97,7 @@ def _finetune(pair: Pair, run: Finetune) -> Iterator[Geometry]:
     dense_share = (1 - plain_share) * DENSE_SHARE
     num_sizes, num_fractions = len(pair.trained_chunk_sizes), len(run.expand_fractions)
     questions = QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
-    for share, num_passages in _passage_counts(run.max_passages):
+    for share, num_passages in _passage_shares(functools.partial(passage_counts, run.max_passages)):
         length, rows = _plain_context(num_passages, run.tokens_per_step)
         for size in pair.trained_chunk_sizes:
             encoded = (0, 0) if run.form == "plain" else _encoded(pair, rows, num_passages, QUESTIONS_PER_CONTEXT, size)
@@ -136,11 +144,11 @@ def _text_contexts(
             yield share / len(pair.trained_chunk_sizes), num_chunks, size, samples_per_batch(num_chunks)
 
 
-def _passage_counts(max_passages: int, one_until: float = 0.0) -> Iterator[tuple[float, int]]:
-    """Share of the batches that have each number of passages, as `curriculum.draw_num_passages` draws them."""
-    most = [most_passages(max_passages, (moment + 0.5) / NUM_MOMENTS, one_until) for moment in range(NUM_MOMENTS)]
-    for number in range(1, max_passages + 1):
-        if share := sum(1 / each for each in most if number <= each) / NUM_MOMENTS:
+def _passage_shares(counts: Callable[[float], range]) -> Iterator[tuple[float, int]]:
+    """Share of the batches that have each number of passages; counts: those that are drawn from at a progress."""
+    moments = [counts((moment + 0.5) / NUM_MOMENTS) for moment in range(NUM_MOMENTS)]
+    for number in range(1, max(map(max, moments)) + 1):
+        if share := sum(1 / len(each) for each in moments if number in each) / NUM_MOMENTS:
             yield share, number
 
 

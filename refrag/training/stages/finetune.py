@@ -2,12 +2,14 @@
 
 Most mixed batches have the form of serving, one question and the chunks that the policy picks for it. Unlike in
 the paper the policy may learn here already, from labels (which chunks hold what the answer needs), and its loss
-reaches the encoder, so that chunk vectors learn to tell what a chunk is about. The plain form gives a decoder
-without compression the same questions over the same passages.
+reaches the encoder, so that chunk vectors learn to tell what a chunk is about. Unlike in the paper text may go with
+the questions, as in continual pre-training: from answers alone a small decoder forgets prose. The plain form gives a
+decoder without compression the same questions over the same passages, and the same text.
 """
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +22,19 @@ from refrag.training.batches import (
     ContextBatch,
     MixedBatch,
     MixedExample,
+    Movable,
     PolicyBatch,
     collate_contexts,
     collate_mixed,
     first_rows,
     question_segments,
 )
-from refrag.training.curriculum import draw_num_passages
+from refrag.training.curriculum import passage_counts
 from refrag.training.data.contexts import ContextMaker, TokenisedContext
 from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
-from refrag.training.settings import Finetune
+from refrag.training.settings import Continue, Finetune, Replay
+from refrag.training.stages.continuation import ContinueSource
 from refrag.training.stages.questions import draw_contexts, plain_example, policy_logits, train_policy
 
 # P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
@@ -44,28 +48,67 @@ LABELLED_SHARE, WHOLE_BUDGET_SHARE = 0.2, 0.3
 RECALL_FRACTION = 0.1
 
 
+@dataclass(frozen=True)
+class FinetuneBatch(Movable):
+    """text: replayed with the questions, so that every batch reaches all that trains."""
+
+    questions: MixedBatch | ContextBatch
+    text: MixedBatch | None = None
+
+
 class FinetuneSource:
-    def __init__(self, checkpoint: Checkpoint, settings: Finetune) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Finetune, process_index: int = 0, num_processes: int = 1
+    ) -> None:
         self.checkpoint, self.settings = checkpoint, settings
         self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+        self.text = None
+        if settings.replay is not None:
+            continued = continuation_settings(settings, settings.replay)
+            self.text = ContinueSource(checkpoint, continued, process_index, num_processes)
 
-    def draw(self, rng: random.Random, progress: float) -> MixedBatch | ContextBatch:
+    def draw(self, rng: random.Random, progress: float) -> FinetuneBatch:
+        questions = self.draw_questions(rng, progress)
+        replay = self.settings.replay
+        if self.text is None or replay is None or rng.random() >= replay.share:
+            return FinetuneBatch(questions)
+        return FinetuneBatch(questions, self.text.draw(rng, progress))
+
+    def draw_questions(self, rng: random.Random, progress: float) -> MixedBatch | ContextBatch:
         settings = self.settings
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
         chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
-        num_passages = draw_num_passages(rng, settings.max_passages, progress)
+        num_passages = rng.choice(passage_counts(settings.max_passages, progress))
         maker = ContextMaker.draw(rng, chunker)
-        contexts = draw_contexts(maker, rng, num_passages, settings.tokens_per_step, settings.tasks)
+        contexts = draw_contexts(
+            maker, rng, num_passages, settings.tokens_per_step, settings.tasks, settings.rival_share
+        )
         if settings.form == "plain":
             examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
             return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.bos_id, settings.row_slots)
         return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
 
     def state(self) -> dict[str, Any]:
-        return {}
+        """Every step draws its own world: of the questions there is no position to go back to."""
+        return {} if self.text is None else self.text.state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Every step draws its own world: there is no position to go back to."""
+        if self.text is not None:
+            self.text.restore(state)
+
+
+def continuation_settings(settings: Finetune, replay: Replay) -> Continue:
+    """Replayed text is that of continual pre-training, with chunks expanded as for the questions."""
+    return Continue(
+        stage="continue",
+        optimisation=settings.optimisation,
+        tokens_per_step=settings.tokens_per_step,
+        sources=replay.sources,
+        curriculum=replay.curriculum,
+        continuation_tokens=replay.continuation_tokens,
+        expand_fractions=settings.expand_fractions,
+        form=settings.form,
+    )
 
 
 class Finetuning(Objective):
@@ -86,8 +129,16 @@ class Finetuning(Objective):
             self.projector.requires_grad_(True)
             train_policy(self.policy, settings.policy_loss_weight > 0)
 
-    def forward(self, batch: MixedBatch | ContextBatch, rollout_seed: int | None = None) -> Outcome:
-        return self.mixed(batch) if isinstance(batch, ContextBatch) else self.plain(batch)
+    def forward(self, batch: FinetuneBatch, rollout_seed: int | None = None) -> Outcome:
+        questions, text = batch.questions, batch.text
+        outcome = self.mixed(questions) if isinstance(questions, ContextBatch) else self.plain(questions)
+        return outcome if text is None else self.with_text(outcome, text)
+
+    def with_text(self, outcome: Outcome, batch: MixedBatch) -> Outcome:
+        embeddings = None if batch.chunks is None else self.projector(encode(self.encoder, batch.chunks))
+        prediction = predict(self.decoder, batch, embeddings)
+        figures = {"text_loss": prediction.loss.item(), "text_accuracy": prediction.accuracy}
+        return Outcome(outcome.loss + prediction.loss, outcome.figures | figures)
 
     def plain(self, batch: MixedBatch) -> Outcome:
         prediction = predict(self.decoder, batch)
@@ -139,7 +190,7 @@ class Finetuning(Objective):
         for context, first_row in zip(contexts, first_rows(c.chunks for c in contexts), strict=True):
             num_chunks = len(context.chunks)
             for question in context.questions:
-                budget = max(1, expansion_budget(rng.choice(self.settings.expand_fractions), num_chunks))
+                budget = expansion_budget(rng.choice(self.settings.expand_fractions), num_chunks)
                 draw = rng.random()
                 if draw < LABELLED_SHARE:
                     picks = [*question.evidence_chunks, *rng.sample(range(num_chunks), min(2, num_chunks))]

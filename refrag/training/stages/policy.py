@@ -26,6 +26,7 @@ from refrag.training.batches import (
     question_segments,
 )
 from refrag.training.data.contexts import ContextMaker
+from refrag.training.data.tasks import SINGLE_TASKS
 from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
@@ -61,7 +62,10 @@ class PolicySource:
         contexts, num_slots = [], 0
         while num_slots < self.settings.tokens_per_step:
             task, num_passages = rng.choice(self.settings.tasks), rng.randint(2, self.settings.max_passages)
-            context = maker.ask_one(rng, task, num_passages, is_honest=True)
+            if task in SINGLE_TASKS and rng.random() < self.settings.rival_share:
+                context = maker.ask_among_rivals(rng, num_passages, 1, [task])
+            else:
+                context = maker.ask_one(rng, task, num_passages, is_honest=True)
             contexts.append(context)
             budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
             num_slots += self.settings.group_size * (len(context.chunks) + budget * chunk_size)

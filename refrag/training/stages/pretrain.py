@@ -2,19 +2,20 @@
 
 First of all, random strings to repeat: to copy what stands before is what a pretrained decoder can do and what
 answering and reconstruction rest on. A small decoder learns it suddenly, from half a million tokens of such strings or
-from several millions of text. Then questions over one passage, and more as training proceeds; several stand one after
-another behind the same passages.
+from several millions of text. Then questions over one passage; over a few of one kind, told apart by names alone; and
+over more and more as a retriever finds them. Several questions stand one after another behind the same passages.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
 from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed
-from refrag.training.curriculum import draw_num_passages
-from refrag.training.data.contexts import ContextMaker
-from refrag.training.data.tasks import Task
+from refrag.training.curriculum import passage_counts
+from refrag.training.data.contexts import ContextMaker, TokenisedContext
+from refrag.training.data.tasks import SINGLE_TASKS
 from refrag.training.data.text import open_windows
 from refrag.training.decoding import predict
 from refrag.training.objective import Objective, Outcome
@@ -26,8 +27,10 @@ ANSWER_WEIGHT, QUESTION_WEIGHT, CONTEXT_WEIGHT = 3.0, 0.2, 0.2
 RECITAL_TOKENS = 32
 # To find and copy a value in one passage comes first. Before that, more passages teach nothing, and what needs no
 # copying, such as "yes" or "unknown", delays it.
-FIRST_TASKS: tuple[Task, ...] = ("fact", "exact")
-FIRST_TASKS_UNTIL = 0.4
+SINGLE_TASKS_UNTIL = 0.25
+# Then to tell entities apart. Over passages as a retriever finds them millions of tokens do not teach it: that a value
+# fits the question is a good guess there.
+RIVALS_UNTIL, MOST_RIVALS = 0.65, 4
 
 
 class PretrainSource:
@@ -46,18 +49,18 @@ class PretrainSource:
         elif rng.random() < self.settings.text_share:
             examples = self.draw_text()
         else:
-            tasks = self.settings.tasks
-            if progress < FIRST_TASKS_UNTIL:
-                tasks = [task for task in tasks if task in FIRST_TASKS] or tasks
-            contexts = draw_contexts(
-                ContextMaker.draw(rng, self.chunker),
-                rng,
-                draw_num_passages(rng, self.settings.max_passages, progress, one_until=FIRST_TASKS_UNTIL),
-                self.settings.tokens_per_step,
-                tasks,
-            )
+            contexts = self.draw_questions(rng, progress)
             examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
         return collate_mixed(examples, self.vocab_size, self.bos_id, self.settings.row_slots)
+
+    def draw_questions(self, rng: random.Random, progress: float) -> Sequence[TokenisedContext]:
+        settings, tasks, rival_share = self.settings, self.settings.tasks, self.settings.rival_share
+        maker, num_passages = ContextMaker.draw(rng, self.chunker), rng.choice(pretraining_counts(settings, progress))
+        if progress < SINGLE_TASKS_UNTIL:
+            tasks, rival_share = [task for task in tasks if task in SINGLE_TASKS] or tasks, 0.0
+        elif progress < RIVALS_UNTIL:
+            rival_share = 1.0
+        return draw_contexts(maker, rng, num_passages, settings.tokens_per_step, tasks, rival_share)
 
     def draw_text(self) -> list[MixedExample]:
         length = self.settings.window_tokens
@@ -75,6 +78,16 @@ class PretrainSource:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.windows.restore(state)
+
+
+def pretraining_counts(settings: Pretrain, progress: float) -> range:
+    """Numbers of passages to draw from, each as likely."""
+    most = settings.max_passages
+    if progress < SINGLE_TASKS_UNTIL:
+        return range(1, 2)
+    if progress < RIVALS_UNTIL:
+        return range(min(2, most), 1 + min(MOST_RIVALS, most))
+    return passage_counts(most, progress)
 
 
 class Pretraining(Objective):

@@ -9,7 +9,7 @@ from torch import Tensor
 from refrag.model.policy import ExpansionPolicy
 from refrag.training.batches import ContextBatch, MixedExample, question_segments
 from refrag.training.data.contexts import ContextMaker, TokenisedContext
-from refrag.training.data.tasks import Task
+from refrag.training.data.tasks import SINGLE_TASKS, Task
 
 # P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
 
@@ -18,12 +18,26 @@ TOKENS_PER_PASSAGE, TOKENS_PER_QUESTION = 72, 28
 
 
 def draw_contexts(
-    maker: ContextMaker, rng: random.Random, num_passages: int, num_tokens: int, tasks: Sequence[Task]
+    maker: ContextMaker,
+    rng: random.Random,
+    num_passages: int,
+    num_tokens: int,
+    tasks: Sequence[Task],
+    rival_share: float = 0.0,
 ) -> Sequence[TokenisedContext]:
-    """As many contexts of one world as make up about `num_tokens` of plain text, two at least."""
+    """As many contexts of one world as make up about `num_tokens` of plain text, two at least.
+
+    rival_share: of them, that ask for single facts among rivals.
+    """
     each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
     count = max(2, num_tokens // each)
-    return [maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT, tasks) for _ in range(count)]
+    single_tasks = [task for task in tasks if task in SINGLE_TASKS]
+    return [
+        maker.ask_among_rivals(rng, num_passages, QUESTIONS_PER_CONTEXT, single_tasks)
+        if single_tasks and rng.random() < rival_share
+        else maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT, tasks)
+        for _ in range(count)
+    ]
 
 
 def plain_example(
