@@ -11,7 +11,7 @@ EXPORT_OPTIONS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # What the checkpoint is compared with, where it is there; `train-demo` trains it for the demo checkpoint.
-COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/question_blind/policy.safetensors))
+COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/policy_blind/policy.safetensors)) $(addprefix --unlabelled-policy ,$(wildcard $(BASELINES)/policy_unlabelled/policy.safetensors))
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
@@ -70,7 +70,8 @@ train-demo: install ## train the demo checkpoint and what it is compared with, f
 	$(BIN)/python -m refrag.training train demo
 	$(BIN)/python -m refrag.training save demo checkpoints/demo
 	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/plain --run plain --part decoder
-	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/question_blind --run policy_blind --part policy
+	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/policy_blind --run policy_blind --part policy
+	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/policy_unlabelled --run policy_unlabelled --part policy
 	$(BIN)/python -m refrag.training log demo checkpoints/demo/training.json
 	$(BIN)/python -m refrag.evaluation.ablations --output checkpoints/demo/ablations.json \
 		--reconstruction "with curriculum=runs/demo/reconstruct/checkpoint" "without curriculum=runs/demo/reconstruct_without_curriculum/checkpoint" \

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from refrag.environment import flush_denormals
 from refrag.errors import RefragError
+from refrag.evaluation.conditions import Selection
 from refrag.evaluation.models import load_models
 from refrag.evaluation.options import add_options, parsed_options
 from refrag.evaluation.report import render
@@ -27,7 +28,11 @@ def main() -> None:
     try:
         options = parsed_options(arguments)
         report = Report("refrag.evaluation", options.seed, arguments.output)
-        models = load_models(arguments.checkpoint, arguments.plain, arguments.blind_policy)
+        policies: dict[Selection, Path | None] = {
+            "learned unlabelled": arguments.unlabelled_policy,
+            "blind": arguments.blind_policy,
+        }
+        models = load_models(arguments.checkpoint, arguments.plain, policies)
         for name in arguments.tables:
             report.add(name, functools.partial(TABLES[name], models, options))
     except RefragError as error:
@@ -48,6 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="Hugging Face decoder for uncompressed contexts, trained on the same data (default: the checkpoint's own)",
     )
     parser.add_argument("--blind-policy", type=Path, help="weights of a policy that does not see the question")
+    parser.add_argument(
+        "--unlabelled-policy",
+        type=Path,
+        help="weights of a policy that sees it and learned from reward alone",
+    )
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="default: all")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     add_options(parser)

@@ -7,12 +7,29 @@ from typing import Literal
 
 ContextForm = Literal["none", "truncated", "full", "compressed"]
 Selection = Literal[
-    "none", "random", "perplexity", "perplexity reversed", "blind", "learned", "learned as served", "oracle"
+    "none",
+    "random",
+    "perplexity",
+    "perplexity reversed",
+    "blind",
+    "learned unlabelled",
+    "learned",
+    "learned as served",
+    "oracle",
 ]
 Embeddings = Literal["true", "shuffled", "zeroed"]
 
 # From the best to the worst at equal budget, as the paper orders those that it has.
-POLICIES: tuple[Selection, ...] = ("learned", "blind", "perplexity", "random", "perplexity reversed")
+POLICIES: tuple[Selection, ...] = (
+    "learned",
+    "learned unlabelled",
+    "blind",
+    "perplexity",
+    "random",
+    "perplexity reversed",
+)
+# Learned beside the checkpoint's own policy, from reward alone; whether they read the question.
+READS_QUESTION: dict[Selection, bool] = {"learned unlabelled": True, "blind": False}
 # Those that need neither a question nor training.
 HEURISTICS: tuple[Selection, ...] = ("perplexity", "random", "perplexity reversed")
 CONTROLS: tuple[Embeddings, ...] = ("shuffled", "zeroed")
@@ -26,6 +43,8 @@ class Condition:
         end of the context, in as many tokens as compression at this chunk size and fraction takes slots.
     selection: "perplexity" expands the chunks that surprise the plain decoder most (the better one of the paper's
         two heuristics), "perplexity reversed" those that surprise it least, "oracle" those that hold the evidence.
+        "learned" is the checkpoint's own policy, which may have had labels in fine-tuning; "learned unlabelled" reads
+        the question too, "blind" does not, and both learned from reward alone.
         All spend the whole budget but the oracle, which stops at the evidence, and "learned as served", which stops
         at the checkpoint's policy_confidence.
     embeddings: the controls. "shuffled": chunk embeddings of another context; "zeroed": none at all. Chunks are

@@ -1,10 +1,11 @@
-"""What is compared: a REFRAG checkpoint, the plain decoder beside it, and a policy that does not see the question."""
+"""What is compared: a REFRAG checkpoint, the plain decoder beside it, and policies beside its own."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from refrag.errors import CheckpointError
-from refrag.evaluation.conditions import ContextForm
+from refrag.evaluation.conditions import READS_QUESTION, ContextForm, Selection
 from refrag.model.checkpoint import Checkpoint, load_checkpoint, load_plain_decoder, load_policy_file, load_tokenizer
 from refrag.model.decoder import Decoder
 from refrag.model.policy import ExpansionPolicy
@@ -14,13 +15,13 @@ from refrag.model.policy import ExpansionPolicy
 class Models:
     """plain: reads contexts as tokens; with the same training as the checkpoint it is the fair baseline.
 
-    plain_name: what rows call it.
+    plain_name: what rows call it. policies: those of `READS_QUESTION` that there are.
     """
 
     checkpoint: Checkpoint
     plain: Decoder
     plain_name: str
-    blind_policy: ExpansionPolicy | None = None
+    policies: Mapping[Selection, ExpansionPolicy] = field(default_factory=dict)
 
     @property
     def bos_id(self) -> int | None:
@@ -36,19 +37,21 @@ class Models:
         return slots if form == "compressed" else getattr(self.plain.backbone.config, "max_position_embeddings", slots)
 
 
-def load_models(checkpoint: Path, plain: Path | None = None, blind_policy: Path | None = None) -> Models:
+def load_models(
+    checkpoint: Path, plain: Path | None = None, policies: Mapping[Selection, Path | None] | None = None
+) -> Models:
     """Without a plain decoder the checkpoint's own reads uncompressed contexts too, and is named so."""
     loaded = load_checkpoint(checkpoint)
-    blind = _load_blind_policy(blind_policy, loaded) if blind_policy else None
+    others = {name: _load_policy(path, loaded, READS_QUESTION[name]) for name, path in (policies or {}).items() if path}
     if plain is None:
-        return Models(loaded, loaded.decoder, "REFRAG's own decoder", blind)
+        return Models(loaded, loaded.decoder, "REFRAG's own decoder", others)
     if load_tokenizer(plain).get_vocab() != loaded.decoder_tokenizer.get_vocab():
         raise CheckpointError(f"{plain} has another tokenizer than {checkpoint}; questions would not be the same")
-    return Models(loaded, load_plain_decoder(plain), "plain decoder", blind)
+    return Models(loaded, load_plain_decoder(plain), "plain decoder", others)
 
 
-def _load_blind_policy(path: Path, checkpoint: Checkpoint) -> ExpansionPolicy:
-    policy = load_policy_file(path, checkpoint.config.policy_num_heads, question_aware=False)
+def _load_policy(path: Path, checkpoint: Checkpoint, question_aware: bool) -> ExpansionPolicy:
+    policy = load_policy_file(path, checkpoint.config.policy_num_heads, question_aware)
     width = policy.question_in.in_features
     if width != checkpoint.encoder.width:
         raise CheckpointError(f"{path} is for chunk vectors of width {width}, not {checkpoint.encoder.width}")

@@ -1,12 +1,13 @@
 """Which chunks each condition expands, all within the same budget."""
 
+import functools
 import random
 from collections.abc import Callable
 
 import numpy as np
 
 from refrag.errors import CheckpointError
-from refrag.evaluation.conditions import Condition, Selection
+from refrag.evaluation.conditions import READS_QUESTION, Condition, Selection
 from refrag.evaluation.encoding import CaseSet
 from refrag.model.policy import ExpansionPolicy, pick_in_turn
 from refrag.selection import expansion_budget, score_chunks
@@ -49,10 +50,10 @@ def choose_as_served(cases: CaseSet, number: int, chunk_size: int, budget: int) 
     return ask_policy(cases, checkpoint.policy, number, chunk_size, budget, checkpoint.config.policy_confidence)
 
 
-def choose_blindly(cases: CaseSet, number: int, chunk_size: int, budget: int) -> list[int]:
-    if cases.models.blind_policy is None:
-        raise CheckpointError("the selection 'blind' needs a policy that does not see the question: --blind-policy")
-    return ask_policy(cases, cases.models.blind_policy, number, chunk_size, budget)
+def choose_by_another(selection: Selection, cases: CaseSet, number: int, chunk_size: int, budget: int) -> list[int]:
+    if selection not in cases.models.policies:
+        raise CheckpointError(f"the selection '{selection}' needs its policy, which was not given to the evaluation")
+    return ask_policy(cases, cases.models.policies[selection], number, chunk_size, budget)
 
 
 def choose_evidence(cases: CaseSet, number: int, chunk_size: int, budget: int) -> list[int]:
@@ -64,7 +65,7 @@ CHOOSERS: dict[Selection, Chooser] = {
     "random": choose_random,
     "perplexity": choose_surprising,
     "perplexity reversed": choose_expected,
-    "blind": choose_blindly,
+    **{name: functools.partial(choose_by_another, name) for name in READS_QUESTION},
     "learned": choose_learned,
     "learned as served": choose_as_served,
     "oracle": choose_evidence,

@@ -7,7 +7,15 @@ from tqdm import tqdm
 
 from refrag.evaluation.answers import Answers, answer
 from refrag.evaluation.cases import Asking, draw_questions
-from refrag.evaluation.conditions import POLICIES, Condition, answer_conditions, compressed, policy_settings, reference
+from refrag.evaluation.conditions import (
+    POLICIES,
+    READS_QUESTION,
+    Condition,
+    answer_conditions,
+    compressed,
+    policy_settings,
+    reference,
+)
 from refrag.evaluation.encoding import CaseSet
 from refrag.evaluation.lengths import tabulate_extrapolation, tabulate_passages
 from refrag.evaluation.models import Models
@@ -36,7 +44,7 @@ def tabulate_answers(models: Models, options: Options) -> Table:
 def tabulate_policies(models: Models, options: Options) -> Table:
     """Ways to choose the chunks at equal budget, each against the next."""
     cases, config = draw_cases(models, options), models.checkpoint.config
-    policies = [policy for policy in POLICIES if policy != "blind" or models.blind_policy]
+    policies = [policy for policy in POLICIES if policy not in READS_QUESTION or policy in models.policies]
     settings = policy_settings(config.trained_chunk_sizes, config.chunk_size, options.expand_fraction)
     conditions = [compressed(size, policy, fraction) for size, fraction in settings for policy in policies]
     answers = answer_all(cases, conditions, "policies")

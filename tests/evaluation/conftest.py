@@ -12,8 +12,13 @@ from refrag.training.data.tasks import TASKS
 @pytest.fixture(scope="session")
 def models(tiny_checkpoint) -> Models:
     encoder, config = tiny_checkpoint.encoder, tiny_checkpoint.config
-    blind = ExpansionPolicy(encoder.width, 32, config.policy_num_heads, question_aware=False).eval()
-    return Models(tiny_checkpoint, tiny_checkpoint.decoder, "plain decoder", blind)
+    aware, blind = (
+        ExpansionPolicy(encoder.width, 32, config.policy_num_heads, question_aware).eval()
+        for question_aware in (True, False)
+    )
+    return Models(
+        tiny_checkpoint, tiny_checkpoint.decoder, "plain decoder", {"learned unlabelled": aware, "blind": blind}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -52,10 +52,11 @@ def test_perplexity_expands_what_surprises_most_and_reversed_what_surprises_leas
     assert means[most[0][0]] == max(means) and means[least[0][0]] == min(means)
 
 
-def test_a_blind_selection_without_its_policy_is_refused(cases, models):
-    without = CaseSet(replace(models, blind_policy=None), cases.cases, seed=0)
-    with pytest.raises(CheckpointError, match="--blind-policy"):
-        choose_chunks(without, compressed(8, "blind", 0.2))
+@pytest.mark.parametrize("selection", ["blind", "learned unlabelled"])
+def test_a_selection_without_its_policy_is_refused(cases, models, selection):
+    without = CaseSet(replace(models, policies={}), cases.cases, seed=0)
+    with pytest.raises(CheckpointError, match=f"'{selection}' needs its policy"):
+        choose_chunks(without, compressed(8, selection, 0.2))
 
 
 def test_everything_expanded_is_the_full_context(cases, models):

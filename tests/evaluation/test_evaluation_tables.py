@@ -32,9 +32,10 @@ def report(folder, models, tmp_path_factory):
     patch.setattr(lengths, "WEAK_RIVALS", ((2, 0.5), (4, 0.0)))
     patch.setattr(answers, "MAX_ANSWER_TOKENS", 3)
     patch.setattr(answers, "MAX_SUMMARY_TOKENS", 4)
-    blind = replace(models.checkpoint, policy=models.blind_policy)
-    blind.save(output.parent / "blind", part="policy")
-    options = ["--plain", str(folder / "decoder"), "--blind-policy", str(output.parent / "blind/policy.safetensors")]
+    options = ["--plain", str(folder / "decoder")]
+    for name, flag in (("blind", "--blind-policy"), ("learned unlabelled", "--unlabelled-policy")):
+        replace(models.checkpoint, policy=models.policies[name]).save(output.parent / name, part="policy")
+        options += [flag, str(output.parent / name / "policy.safetensors")]
     patch.setattr(sys, "argv", ["evaluation", "--checkpoint", str(folder), "--output", str(output), *options, *TINY])
     __main__.main()
     patch.undo()
@@ -69,7 +70,7 @@ def test_exact_match_is_the_mean_of_its_tasks(report):
 
 def test_the_policies_are_compared_at_equal_slots_up_to_short_chunks(report):
     rows = [row for row in report["tables"]["policies"]["rows"] if row["name"].startswith("REFRAG k=16, 10%")]
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert len({row["expanded_chunks"] for row in rows}) == 1
 
 
@@ -126,7 +127,7 @@ def test_a_plain_decoder_with_another_tokenizer_is_refused(folder, tmp_path, mod
 
 def test_a_policy_that_sees_the_question_is_no_blind_one(folder):
     with pytest.raises(CheckpointError, match="question_aware True, where False is needed"):
-        load_models(folder, blind_policy=folder / "policy.safetensors")
+        load_models(folder, policies={"blind": folder / "policy.safetensors"})
 
 
 def test_options_and_runs_that_make_no_sense_are_refused():
