@@ -4,11 +4,13 @@
         --reconstruction curriculum=runs/reconstruct/checkpoint none=runs/reconstruct_without_curriculum/checkpoint \\
         --continuation full=runs/continue/checkpoint scratch=runs/continue_without_reconstruction/checkpoint
 
-These are the paper's Tables 11 and 12. Differences are against the first run of a table, over the same windows.
+These are the paper's Tables 11 and 12. Differences are against the first run of a table, and between chunk sizes of one
+run, over the same windows.
 """
 
 import argparse
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,11 +34,12 @@ NUM_CHUNKS = 16
 CONTEXT_TOKENS, CONTINUATION_TOKENS = 256, 64
 
 Means = Mapping[str, np.ndarray]
+Measured = dict[Condition, Means]
 
 
 def reconstruction_perplexity(
     models: Models, source: TextSource, num_windows: int, seed: int, num_chunks: int = NUM_CHUNKS
-) -> dict[str, Means]:
+) -> Measured:
     """Of giving back windows of so many chunks, with their embeddings, with other windows', and with none at all."""
     size = models.checkpoint.config.chunk_size
     windows = draw_prose(source, models.checkpoint.decoder_tokenizer, num_chunks * size, 0, num_windows, seed)
@@ -44,33 +47,40 @@ def reconstruction_perplexity(
     return measure(CaseSet(models, cases, seed), [*_compressed_or_shuffled(size), Condition("none")])
 
 
-def continuation_perplexity(models: Models, source: TextSource, num_windows: int, seed: int) -> dict[str, Means]:
-    """Of going on after a context, compressed, with other windows' embeddings, with no context, and with all of it."""
-    size, tokenizer = models.checkpoint.config.chunk_size, models.checkpoint.decoder_tokenizer
+def continuation_perplexity(models: Models, source: TextSource, num_windows: int, seed: int) -> Measured:
+    """Of going on after a context: compressed, with wrong embeddings, at other chunk sizes, none, and all of it."""
+    config, tokenizer = models.checkpoint.config, models.checkpoint.decoder_tokenizer
     cases = draw_prose(source, tokenizer, CONTEXT_TOKENS, CONTINUATION_TOKENS, num_windows, seed)
-    conditions = [*_compressed_or_shuffled(size), Condition("none"), Condition("full")]
+    others = [compressed(size) for size in config.trained_chunk_sizes if size != config.chunk_size]
+    conditions = [*_compressed_or_shuffled(config.chunk_size), *others, Condition("none"), Condition("full")]
     return measure(CaseSet(models, cases, seed), conditions)
 
 
 MEASURES = {"reconstruction": reconstruction_perplexity, "continuation": continuation_perplexity}
 
 
-def measure(cases: CaseSet, conditions: Sequence[Condition]) -> dict[str, Means]:
-    """The windows' means under each condition, by its name."""
-    return {cases.name_row(one): window_means(target_losses(cases, one)) for one in conditions}
+def measure(cases: CaseSet, conditions: Sequence[Condition]) -> Measured:
+    """The windows' means under each condition."""
+    return {one: window_means(target_losses(cases, one)) for one in conditions}
 
 
 def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num_windows: int, seed: int) -> Table:
-    """Every run under every condition; the first condition of each run against that of the first run."""
+    """Every run under every condition; the first condition of each run against that of the first run, and each chunk
+    size of a run against the next.
+    """
     table = Table(f"{task} of {SOURCES[source_name].kind} text, {num_windows} held-out windows".capitalize() + ".")
-    compressed_means: list[tuple[str, Means]] = []
+    firsts: list[tuple[str, Means]] = []
     for run, directory in tqdm(runs.items(), desc=f"{task}, {source_name}", disable=None):
-        means = MEASURES[task](load_models(directory), SOURCES[source_name], num_windows, seed)
-        named = [(f"{run}: {name}", values) for name, values in means.items()]
-        table.rows.extend(perplexity_row(name, values, seed) for name, values in named)
-        compressed_means.append(named[0])
-    for name, values in compressed_means[1:]:
-        table.differences.append(perplexity_difference(name, values, *compressed_means[0], seed))
+        models = load_models(directory)
+        measured = MEASURES[task](models, SOURCES[source_name], num_windows, seed)
+        named = {one: (f"{run}: {one.describe(models.plain_name)}", means) for one, means in measured.items()}
+        table.rows.extend(perplexity_row(name, means, seed) for name, means in named.values())
+        firsts.append(next(iter(named.values())))
+        sizes = sorted(one.chunk_size for one in named if one == compressed(one.chunk_size))
+        for size, larger in itertools.pairwise(sizes):
+            pair = (*named[compressed(size)], *named[compressed(larger)])
+            table.differences.append(perplexity_difference(*pair, seed))
+    table.differences.extend(perplexity_difference(*other, *firsts[0], seed) for other in firsts[1:])
     return table
 
 

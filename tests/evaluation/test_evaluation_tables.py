@@ -105,9 +105,13 @@ def test_the_ablations_put_runs_side_by_side(folder, tmp_path, monkeypatch, caps
     assert set(report["tables"]) == {
         f"{a}, {b}" for a in ("reconstruction", "continuation") for b in ("prose", "world")
     }
-    for table in report["tables"].values():
-        (difference,) = table["differences"]
-        assert difference["difference"]["all"]["value"] == 0
+    for name, table in report["tables"].items():
+        *sizes, runs = table["differences"]
+        assert (runs["name"], runs["against"]) == ("other: REFRAG k=16", "one: REFRAG k=16")
+        assert runs["difference"]["all"]["value"] == 0
+        compared = [(difference["name"], difference["against"]) for difference in sizes]
+        expected = [(f"{run}: REFRAG k=8", f"{run}: REFRAG k=16") for run in ("one", "other")]
+        assert compared == (expected if name.startswith("continuation") else [])
     assert capsys.readouterr().out.strip() == render(report)
 
 
