@@ -12,7 +12,7 @@ from pathlib import Path
 
 from refrag.environment import flush_denormals
 from refrag.errors import RefragError
-from refrag.evaluation.conditions import Selection
+from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION
 from refrag.evaluation.models import load_models
 from refrag.evaluation.options import add_options, parsed_options
 from refrag.evaluation.report import render
@@ -28,10 +28,7 @@ def main() -> None:
     try:
         options = parsed_options(arguments)
         report = Report("refrag.evaluation", options.seed, arguments.output)
-        policies: dict[Selection, Path | None] = {
-            "learned unlabelled": arguments.unlabelled_policy,
-            "blind": arguments.blind_policy,
-        }
+        policies = {name: getattr(arguments, name) for name in POLICY_OPTIONS}
         models = load_models(arguments.checkpoint, arguments.plain, policies)
         for name in arguments.tables:
             report.add(name, functools.partial(TABLES[name], models, options))
@@ -52,12 +49,10 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         help="Hugging Face decoder for uncompressed contexts, trained on the same data (default: the checkpoint's own)",
     )
-    parser.add_argument("--blind-policy", type=Path, help="weights of a policy that does not see the question")
-    parser.add_argument(
-        "--unlabelled-policy",
-        type=Path,
-        help="weights of a policy that sees it and learned from reward alone",
-    )
+    for name, option in POLICY_OPTIONS.items():
+        sight = "sees" if READS_QUESTION[name] else "does not see"
+        text = f"weights of a policy that {sight} the question and learned from reward alone"
+        parser.add_argument(option, dest=name, metavar="POLICY", type=Path, help=text)
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="default: all")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     add_options(parser)

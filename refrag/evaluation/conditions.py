@@ -30,6 +30,8 @@ POLICIES: tuple[Selection, ...] = (
 )
 # Learned beside the checkpoint's own policy, from reward alone; whether they read the question.
 READS_QUESTION: dict[Selection, bool] = {"learned unlabelled": True, "blind": False}
+# Options of the command line that name their weights.
+POLICY_OPTIONS: dict[Selection, str] = {"learned unlabelled": "--unlabelled-policy", "blind": "--blind-policy"}
 # Those that need neither a question nor training.
 HEURISTICS: tuple[Selection, ...] = ("perplexity", "random", "perplexity reversed")
 CONTROLS: tuple[Embeddings, ...] = ("shuffled", "zeroed")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from refrag.errors import CheckpointError
-from refrag.evaluation.conditions import READS_QUESTION, Condition, Selection
+from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION, Condition, Selection
 from refrag.evaluation.encoding import CaseSet
 from refrag.model.policy import ExpansionPolicy, pick_in_turn
 from refrag.selection import expansion_budget, score_chunks
@@ -52,7 +52,10 @@ def choose_as_served(cases: CaseSet, number: int, chunk_size: int, budget: int) 
 
 def choose_by_another(selection: Selection, cases: CaseSet, number: int, chunk_size: int, budget: int) -> list[int]:
     if selection not in cases.models.policies:
-        raise CheckpointError(f"the selection '{selection}' needs its policy, which was not given to the evaluation")
+        sight = "sees" if READS_QUESTION[selection] else "does not see"
+        raise CheckpointError(
+            f"the selection '{selection}' needs a policy that {sight} the question: {POLICY_OPTIONS[selection]}"
+        )
     return ask_policy(cases, cases.models.policies[selection], number, chunk_size, budget)
 
 

@@ -2,7 +2,7 @@
 
     train PRESET [RUN …]    the preset's runs in order, or those named; what is over stays, what was begun goes on
     save PRESET OUTPUT      write what a run made (default: the preset's result), or one part of it, to deploy
-    log PRESET OUTPUT       write settings and learning curves of all runs as one small JSON file
+    log PRESET OUTPUT       write settings, costs and learning curves of all runs as one small JSON file
     estimate PRESET         memory and time of each run on given hardware, without any weights
 
 PRESET is a name in refrag/training/presets or the path of a YAML file, and `--set` changes single values of it:

@@ -56,7 +56,7 @@ def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
         source, objective = make_stage(checkpoint, run)
         cost = {"stage": run.stage, **run_stage(name, objective, source, run.optimisation, runs / name)}
         _save(_with_cost(checkpoint, name, cost), directory)
-    return RefragConfig.load(directory).provenance["runs"][name]
+    return _read_cost(name, directory)
 
 
 def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
@@ -68,9 +68,13 @@ def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
 
 
 def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
-    """For each run that has begun its settings and its curve, small enough to be committed."""
+    """For each run that has begun its settings, its cost once it is over, and its curve: enough to be committed."""
     return {
-        name: {"settings": _read_settings(runs / name), "curve": read_curve(runs / name)}
+        name: {
+            "settings": _read_settings(runs / name),
+            "cost": _read_cost(name, runs / name / CHECKPOINT) if (runs / name / CHECKPOINT).exists() else None,
+            "curve": read_curve(runs / name),
+        }
         for name in preset.runs
         if (runs / name / METRICS).exists()
     }
@@ -149,6 +153,10 @@ PREPARATIONS: dict[type, Callable[[Checkpoint, Any, Preset], Checkpoint]] = {
     Finetune: _prepare_compression,
     Policy: _prepare_policy,
 }
+
+
+def _read_cost(name: str, directory: Path) -> dict[str, Any]:
+    return RefragConfig.load(directory).provenance["runs"][name]
 
 
 def _with_cost(checkpoint: Checkpoint, name: str, cost: dict[str, Any]) -> Checkpoint:

@@ -52,10 +52,16 @@ def test_perplexity_expands_what_surprises_most_and_reversed_what_surprises_leas
     assert means[most[0][0]] == max(means) and means[least[0][0]] == min(means)
 
 
-@pytest.mark.parametrize("selection", ["blind", "learned unlabelled"])
-def test_a_selection_without_its_policy_is_refused(cases, models, selection):
+@pytest.mark.parametrize(
+    "selection, told",
+    [
+        ("blind", "'blind' needs a policy that does not see the question: --blind-policy"),
+        ("learned unlabelled", "'learned unlabelled' needs a policy that sees the question: --unlabelled-policy"),
+    ],
+)
+def test_a_selection_without_its_policy_is_refused(cases, models, selection, told):
     without = CaseSet(replace(models, policies={}), cases.cases, seed=0)
-    with pytest.raises(CheckpointError, match=f"'{selection}' needs its policy"):
+    with pytest.raises(CheckpointError, match=told):
         choose_chunks(without, compressed(8, selection, 0.2))
 
 

@@ -1,3 +1,5 @@
+"""Fixtures of the tests that run stages."""
+
 from contextlib import contextmanager
 
 import pytest

@@ -43,6 +43,7 @@ STAGES = {
 }
 OF_TEXT = {"sources": [{"kind": "world"}]}
 CURRICULUM = {"curriculum": {"num_chunks": [1, 3], "ratios": [0.5, 2.0], "num_stages": 2}}
+REPLAY = {"share": 0.25, **OF_TEXT, **CURRICULUM, "continuation_tokens": 10}
 
 
 def make_run(stage, optimizer="adamw", **settings):
@@ -147,9 +148,6 @@ def test_batches_of_text_have_the_shapes_that_are_foreseen(tiny_checkpoint, stag
     drawn = [geometry_of(source.draw(rng, progress / 30)) for progress in range(30)]
     assert shapes(drawn) <= shapes(geometries(tiny_pair(), run))
     assert len(shapes(drawn)) >= 4
-
-
-REPLAY = {"share": 0.25, **OF_TEXT, **CURRICULUM, "continuation_tokens": 10}
 
 
 @pytest.mark.parametrize("form", ["mixed", "plain"])

@@ -224,6 +224,7 @@ def test_the_command_writes_the_learning_curves(preset_file, tmp_path, monkeypat
     call(monkeypatch, "log", preset_file, output, "--runs", runs)
     base = json.loads(output.read_text())["base"]
     assert base["settings"]["stage"] == "pretrain"
+    assert base["cost"]["num_steps"] == 1 and {"minutes", "machine", "commit"} < set(base["cost"])
     assert [point["step"] for point in base["curve"]] == [1]
 
 

@@ -23,7 +23,7 @@ def draw_contexts(
     num_passages: int,
     num_tokens: int,
     tasks: Sequence[Task],
-    rival_share: float = 0.0,
+    rival_share: float,
 ) -> Sequence[TokenisedContext]:
     """As many contexts of one world as make up about `num_tokens` of plain text, two at least.
 
