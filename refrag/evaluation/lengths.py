@@ -12,7 +12,7 @@ from refrag.evaluation.prompts import build_prompts
 from refrag.evaluation.rows import METRICS, Table, answer_difference, answer_row
 from refrag.training.data.contexts import NUM_ENTITIES
 from refrag.training.data.retrieval import Strength
-from refrag.training.data.tasks import TASKS, Task
+from refrag.training.data.tasks import EXTRACTIVE_TASKS, TASKS, Task
 
 STRONG_PASSAGES = (1, 2, 5, 10, 20, 40, 80)
 WEAK_PASSAGES = (1, 2)
@@ -37,7 +37,9 @@ def tabulate_passages(models: Models, options: Options) -> Table:
         for factor, share in WEAK_RIVALS:
             fraction = share * options.expand_fraction
             condition = compressed(size, "learned", fraction) if fraction else compressed(size)
-            study.compare(study.add(condition, factor * count, "weak"), plain)
+            mixed = study.add(condition, factor * count, "weak")
+            study.compare(mixed, plain)
+            study.compare_extraction(mixed, plain)
     for count in tqdm(STRONG_PASSAGES, desc="passages, strong retriever", disable=None):
         plain, mixed = study.add(Condition("full"), count, "strong"), study.add(learned, count, "strong")
         study.compare(mixed, plain)
@@ -82,6 +84,12 @@ class _Study:
         if answers is not None and others is not None:
             seed = self.options.seed
             self.table.differences.extend(answer_difference(answers, others, metric, seed) for metric in METRICS)
+
+    def compare_extraction(self, answers: Answers | None, others: Answers | None) -> None:
+        """Where more passages can help: a decoder that has none of the right ones is right to say "unknown"."""
+        if answers is not None and others is not None:
+            row = answer_difference(answers, others, "exact_match", self.options.seed, EXTRACTIVE_TASKS)
+            self.table.differences.append(row)
 
     def _add(self, condition: Condition, asking: Asking) -> Answers | None:
         cases = self._draw(asking)

@@ -84,7 +84,7 @@ def _differences(row: Values) -> Iterator[tuple[str, Values]]:
     """What was measured, and the estimate of its difference; a row of perplexities has one for each span."""
     measure = row["metric"].replace("_", "-" if row["metric"] == "log_perplexity" else " ")
     if "value" in row["difference"]:
-        yield (f"{measure} on {row['task']}" if "task" in row else measure), row["difference"]
+        yield (f"{measure} on {', '.join(row['tasks'])}" if "tasks" in row else measure), row["difference"]
     else:
         for count, estimate in row["difference"].items():
             yield f"{measure}, {_tokens(count)}", estimate

@@ -1,6 +1,6 @@
 """Rows of the tables as plain values for JSON: estimates with their intervals, and paired differences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from refrag.evaluation.answers import Answers
 from refrag.evaluation.statistics import estimate_difference, estimate_mean, estimate_share, estimate_share_difference
+from refrag.training.data.tasks import Task
 
 Row = dict[str, Any]
 Metric = Literal["exact_match", "log_perplexity"]
@@ -43,16 +44,18 @@ def answer_row(answers: Answers, seed: int, setting: Mapping[str, Any] | None = 
     }
 
 
-def answer_difference(answers: Answers, others: Answers, metric: Metric, seed: int, task: str | None = None) -> Row:
-    """The metric of `answers` minus that of `others`, on the same questions, all of them or those of one task."""
-    chosen = np.full(len(answers.tasks), True) if task is None else answers.tasks == task
+def answer_difference(
+    answers: Answers, others: Answers, metric: Metric, seed: int, tasks: Sequence[Task] | None = None
+) -> Row:
+    """The metric of `answers` minus that of `others`, on the same questions, all of them or those of some tasks."""
+    chosen = np.full(len(answers.tasks), True) if tasks is None else np.isin(answers.tasks, tasks)
     values, other_values = answers.metric(metric)[chosen], others.metric(metric)[chosen]
     if metric == "exact_match":
         difference = estimate_share_difference(values, other_values)
     else:
         difference = estimate_difference(values, other_values, seed)
     row = {"name": answers.name, "against": others.name, "metric": metric, "difference": asdict(difference)}
-    return row if task is None else {**row, "task": task}
+    return row if tasks is None else {**row, "tasks": list(tasks)}
 
 
 def perplexity_row(name: str, means: Mapping[str, np.ndarray], seed: int) -> Row:

@@ -22,7 +22,7 @@ from refrag.evaluation.models import Models
 from refrag.evaluation.options import Options
 from refrag.evaluation.prose import tabulate_prose
 from refrag.evaluation.rows import METRICS, Table, answer_difference, answer_row
-from refrag.training.data.tasks import TASKS
+from refrag.training.data.tasks import TASKS, Task
 from refrag.training.data.world import Phrasing
 
 NUM_PASSAGES = 10
@@ -35,9 +35,10 @@ def tabulate_answers(models: Models, options: Options) -> Table:
     answers = answer_all(draw_cases(models, options), conditions, "answers", with_texts=True)
     table = tabulate(f"{NUM_PASSAGES} passages from the strong retriever.", answers, options)
     compressed_answers = [one for one in answers if one.condition.form == "compressed"]
-    for one, task in itertools.product(compressed_answers, (None, "exact")):
+    task_groups: tuple[Sequence[Task] | None, ...] = (None, ["exact"])
+    for one, tasks in itertools.product(compressed_answers, task_groups):
         other = answers[conditions.index(reference(one.condition))]
-        table.differences.append(answer_difference(one, other, "exact_match", options.seed, task))
+        table.differences.append(answer_difference(one, other, "exact_match", options.seed, tasks))
     return table
 
 

@@ -95,9 +95,10 @@ def test_differences_are_of_the_first_against_the_second_over_the_asked_tasks():
     other = answers("other", [1, 0, 0, 0, 1, 0, 0, 0], 3.0)
     rows = [
         answer_difference(one, other, "exact_match", seed=0),
-        answer_difference(one, other, "exact_match", seed=0, task="fact"),
-        answer_difference(one, other, "exact_match", seed=0, task="exact"),
+        answer_difference(one, other, "exact_match", seed=0, tasks=["fact"]),
+        answer_difference(one, other, "exact_match", seed=0, tasks=["exact"]),
+        answer_difference(one, other, "exact_match", seed=0, tasks=["fact", "exact", "multihop"]),
         answer_difference(one, other, "log_perplexity", seed=0),
     ]
-    assert [row["difference"]["value"] for row in rows] == [0.125, 0.5, -0.25, -2.0]
+    assert [row["difference"]["value"] for row in rows] == [0.125, 0.5, -0.25, 0.125, -2.0]
     assert all((row["name"], row["against"]) == ("one", "other") for row in rows)

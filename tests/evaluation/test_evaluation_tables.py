@@ -11,6 +11,7 @@ from refrag.evaluation.models import load_models
 from refrag.evaluation.options import Options, prose_source
 from refrag.evaluation.report import markdown_differences, markdown_table, markdown_tasks, render
 from refrag.evaluation.tables import TABLES
+from refrag.training.data.tasks import EXTRACTIVE_TASKS
 
 TINY = ["--num-questions", "8", "--num-windows", "3", "--trained-passages", "1"]
 TINY += ["--context-tokens", "32", "--continuation-tokens", "20"]
@@ -74,6 +75,15 @@ def test_the_policies_are_compared_at_equal_slots_up_to_short_chunks(report):
     assert len({row["expanded_chunks"] for row in rows}) == 1
 
 
+def test_more_passages_are_compared_over_the_tasks_that_they_answer_too(report):
+    differences = report["tables"]["passages"]["differences"]
+    extraction = [row for row in differences if row.get("tasks") == list(EXTRACTIVE_TASKS)]
+    weak = [row for row in report["tables"]["passages"]["rows"] if row["retriever"] == "weak"]
+    more = [row["name"] for row in weak if row["condition"]["form"] == "compressed"]
+    assert more and [row["name"] for row in extraction] == more
+    assert all(row["metric"] == "exact_match" for row in extraction)
+
+
 def test_what_the_window_does_not_hold_has_no_row(models, monkeypatch):
     monkeypatch.setattr(lengths, "STRONG_PASSAGES", (1, 8))
     monkeypatch.setattr(lengths, "WEAK_PASSAGES", ())
@@ -87,12 +97,12 @@ def test_what_the_window_does_not_hold_has_no_row(models, monkeypatch):
 
 
 def test_a_difference_that_excludes_zero_stands_out():
-    row = {"name": "one", "against": "other", "metric": "exact_match", "task": "exact"}
+    row = {"name": "one", "against": "other", "metric": "exact_match", "tasks": ["fact", "exact"]}
     sure, unsure = ({"value": 0.1, "low": low, "high": 0.2} for low in (0.05, -0.05))
     report = {"tables": {"t": {"differences": [{**row, "difference": sure}, {**row, "difference": unsure}]}}}
     first, second = markdown_differences(report, "t").splitlines()[2:]
-    assert first == "| one | other | exact match on exact | **10.0 (5.0 to 20.0)** |"
-    assert second == "| one | other | exact match on exact | 10.0 (-5.0 to 20.0) |"
+    assert first == "| one | other | exact match on fact, exact | **10.0 (5.0 to 20.0)** |"
+    assert second == "| one | other | exact match on fact, exact | 10.0 (-5.0 to 20.0) |"
 
 
 def test_the_ablations_put_runs_side_by_side(folder, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,8 @@ from refrag.training.data.world import Fact, Phrasing, World
 Task = Literal["fact", "exact", "yesno", "multihop", "comparison", "unanswerable", "followup", "summary"]
 TASKS: tuple[Task, ...] = get_args(Task)
 SINGLE_TASKS: tuple[Task, ...] = ("fact", "exact")
+# Whose answers are words of the context, so that without the right passage they can only be guessed.
+EXTRACTIVE_TASKS: tuple[Task, ...] = (*SINGLE_TASKS, "multihop", "followup")
 
 UNKNOWN = "unknown"
 SUMMARY_REQUEST = "What does the report say first of each?"
