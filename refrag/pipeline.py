@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refrag.chunking import Chunk, Chunker
 from refrag.context import PreparedContext, prepare_context
-from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate
+from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate, join_deltas
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.prompt import Prompt, lay_out_prompt
@@ -46,14 +46,8 @@ class Pipeline:
         vectors, question_vectors = self.encode(context)
         expanded = self.select(request.expansion, context, vectors, question_vectors)
         prompt, mixed = self.build_prompt(context, expanded, vectors)
-        deltas = list(self.generate(mixed, sampling))
-        return Answer(
-            text="".join(delta.text for delta in deltas),
-            token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
-            finish_reason=deltas[-1].finish_reason,
-            prompt=prompt,
-            expanded=expanded,
-        )
+        whole = join_deltas(list(self.generate(mixed, sampling)))
+        return Answer(whole.text, whole.token_ids, whole.finish_reason, prompt, expanded)
 
     def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
         """Vectors of the context's chunks (C, E) and of the question's (Q, E)."""

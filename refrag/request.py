@@ -60,7 +60,10 @@ class SamplingParams:
     """How to pick tokens, and when to stop.
 
     temperature: 0 takes the likeliest token. top_k, top_p, seed: None means no limit, and a fresh seed.
+    repetition_penalty: divides the odds of tokens that the answer has already, 1 changes nothing.
+    min_tokens: the answer cannot end by itself before; a stop word still ends it.
     stop_words: generation ends before the first of them; they are not part of the answer.
+    log_probabilities: tell each token's, before temperature and limits.
     """
 
     max_tokens: int = 64
@@ -68,7 +71,10 @@ class SamplingParams:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
     stop_words: tuple[str, ...] = ()
+    log_probabilities: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -81,6 +87,14 @@ class SamplingParams:
             raise InvalidRequest(f"top_k is {self.top_k}; it must be at least 1; leave it out for no limit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InvalidRequest(f"top_p is {self.top_p:g}; allowed is more than 0, up to 1; leave it out for no limit")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise InvalidRequest(
+                f"repetition_penalty is {self.repetition_penalty:g}; it must be more than 0, and 1 to change nothing"
+            )
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens is {self.min_tokens}; allowed is 0 to max_tokens, which is {self.max_tokens}"
+            )
         longest = max(map(len, self.stop_words), default=0)
         if len(self.stop_words) > MAX_STOP_WORDS or longest > MAX_STOP_WORD_CHARACTERS:
             raise InvalidRequest(

@@ -102,6 +102,7 @@ def piece_response(text: str, index: int, finish_reason: str = "") -> Response:
     outputs = {
         "text_output": [text],
         "token_ids": [100 + index],
+        "token_log_probs": [-0.5],
         "index": [index],
         "finish_reason": [finish_reason],
         "context_tokens": [64],

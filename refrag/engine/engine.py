@@ -1,205 +1,230 @@
-"""The engine: one worker thread that takes turns among the active requests, one decoding step each.
+"""The engine: requests in, one forward pass per step over all of them, deltas out. No thread, no network.
 
-A request may end in four ways: its answer is complete, its caller stops it, its deadline passes, or its own
-step fails. None of them touches a neighbour: every request has its own cache, sampler and text.
+A request ends in one of four ways: its answer is complete, it is cancelled, its deadline passes, or its own part of
+a step fails. None of them touches a neighbour.
 """
 
 import logging
-import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as List
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from refrag.engine.generation import Delta
-from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, RefragError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from refrag.engine.block_pool import BlockPool
+from refrag.engine.generation import Generation
+from refrag.engine.kv_cache import KVCache, bytes_per_slot
+from refrag.engine.request import Output, Request, StepStats
+from refrag.engine.runner import Runner, Segment
+from refrag.engine.sampler import Pick
+from refrag.engine.scheduler import Part, Scheduler, Sequence
+from refrag.engine.support import layer_shapes
+from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
+from refrag.model.decoder import Decoder
 
 log = logging.getLogger(__name__)
 
-# A stop may overtake its request on the way through the graph; it is remembered for this long.
-EARLY_STOP_SECONDS = 30.0
-# Early stops, and ids of finished requests, that are remembered at most.
-MAX_REMEMBERED_IDS = 4096
-
-
-class Sink(Protocol):
-    """Where a request's deltas go. Exactly one of a delta with a finish reason, or `fail`, comes last."""
-
-    def send(self, delta: Delta) -> None: ...
-
-    def fail(self, error: RefragError) -> None: ...
-
-    def is_abandoned(self) -> bool:
-        """Whether the receiver is known to be gone."""
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """max_active: requests that decode in turn. max_waiting: requests that wait for a place; more are refused."""
+    """kv_cache_mib: memory for keys and values, taken at start. block_size: slots of the smallest part that is
+    given to a request, and that can be reused.
+    max_active: requests that decode together. max_waiting: requests that wait for a place; more are refused.
+    max_step_slots: slots that one step computes at most, so how long a prompt may hold up running answers.
+    """
 
+    kv_cache_mib: int = 256
+    block_size: int = 16
     max_active: int = 32
     max_waiting: int = 256
+    max_step_slots: int = 256
 
 
-@dataclass(eq=False)
-class Job:
-    """One request in the engine. `start` opens its deltas; an empty request_id cannot be stopped by id."""
+@dataclass(eq=False, kw_only=True)
+class Task(Sequence):
+    """A request on its way through the engine."""
 
-    request_id: str
-    start: Callable[[], Iterator[Delta]]
-    sink: Sink
-    deadline: float  # time.monotonic() seconds
-    deltas: Iterator[Delta] | None = None
-    stopped: bool = False
+    request: Request
+    generation: Generation
+    admitted_at: float | None = None
+    token_at: float | None = None
+
+    def segment(self, start: int, stop: int) -> Segment:
+        return Segment(self.request.prompt, self.generation.token_ids, self.blocks, start, stop)
 
 
 class Engine:
-    """Submit jobs from any thread; their sinks are called from the worker."""
+    """Continuous batching over mixed prompts: `add` requests, `step` while there is work."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self.settings = settings
-        self.waiting: deque[Job] = deque()
-        self.active: list[Job] = []
-        self.early_stops: OrderedDict[str, float] = OrderedDict()
-        self.finished: OrderedDict[str, None] = OrderedDict()
-        self.changed = threading.Condition()
-        self.closing: RefragError | None = None
-        self.worker = threading.Thread(target=self._run, name="decoder-engine", daemon=True)
-        self.worker.start()
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt_slots: int,
+        settings: EngineSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings = settings or EngineSettings()
+        self.tokenizer, self.eos_ids, self.clock = tokenizer, decoder.eos_ids, clock
+        shapes, weight = layer_shapes(decoder, max_prompt_slots), decoder.token_embeddings.weight
+        num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
+        cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
+        self.runner = Runner(decoder, cache, settings.block_size)
+        self.pool = BlockPool(num_blocks, settings.block_size)
+        self.scheduler: Scheduler[Task] = Scheduler(self.pool, settings.max_active, settings.max_step_slots)
+        self.tasks: dict[Request, Task] = {}
+        self.num_added = 0
+        self.stats = StepStats()
 
-    def submit(self, job: Job) -> None:
-        """Queue the job, or raise InvalidRequest (its id is in flight), Overloaded, or Cancelled (stopped already)."""
-        with self.changed:
-            if self.closing is not None:
-                raise self.closing
-            if self._find(job.request_id) is not None:
-                raise InvalidRequest(
-                    f"request id {job.request_id!r} is in flight already; give every request an id of its own"
-                )
-            if self._take_early_stop(job.request_id):
-                raise Cancelled(f"request {job.request_id!r} was stopped before it reached the decoder")
-            if len(self.waiting) >= self.settings.max_waiting:
-                raise Overloaded(
-                    f"{len(self.waiting)} requests wait for the decoder, the limit is {self.settings.max_waiting}; "
-                    "try again later or add replicas"
-                )
-            self.waiting.append(job)
-            self.changed.notify()
+    @property
+    def has_work(self) -> bool:
+        return bool(self.tasks)
 
-    def stop(self, request_id: str) -> None:
-        """End the request before its next step; one not seen yet is refused when it comes, a finished one let be."""
-        if not request_id:
-            raise InvalidRequest("stop came without a request id; send it with the id of the request to stop")
-        with self.changed:
-            job = self._find(request_id)
-            if job is not None:
-                job.stopped = True
-            elif request_id not in self.finished:
-                _remember(self.early_stops, request_id, time.monotonic() + EARLY_STOP_SECONDS)
-            self.changed.notify()
+    @property
+    def num_waiting(self) -> int:
+        return len(self.scheduler.waiting)
 
-    def close(self) -> None:
-        """Cancel everything and end the worker."""
-        self._close_for(Cancelled("the decoder is shutting down"))
-        self.worker.join()
+    def check(self, request: Request) -> None:
+        """Raise InvalidRequest for one that the KV cache could not hold even alone."""
+        num_slots = self.pool.num_blocks * self.pool.block_size
+        if request.max_slots > num_slots:
+            raise InvalidRequest(
+                f"prompt and max_tokens need {request.max_slots} slots, the KV cache holds {num_slots}; send fewer "
+                "passages or lower expand_fraction or max_tokens, or have kv_cache_mib raised"
+            )
 
-    def _run(self) -> None:
-        """Work until closed. Should the loop itself fail, nothing queued or sent later may wait for it in vain."""
+    def add(self, request: Request) -> None:
+        """Queue the request, or raise InvalidRequest or Overloaded."""
+        self.check(request)
+        if self.num_waiting >= self.settings.max_waiting:
+            raise Overloaded(
+                f"{self.num_waiting} requests wait for the decoder, the limit is {self.settings.max_waiting}; "
+                "try again later or add replicas"
+            )
+        self.num_added += 1
+        task = Task(
+            number=self.num_added,
+            num_slots=len(request.prompt.input_ids),
+            max_slots=request.max_slots,
+            keys=request.keys,
+            priority=request.priority,
+            request=request,
+            generation=Generation(self.tokenizer, self.eos_ids, request.sampling),
+        )
+        self.scheduler.add(task)
+        self.tasks[request] = task
+
+    def cancel(self, request: Request) -> None:
+        """Forget the request; nothing more comes of it. One that has ended is let be."""
+        task = self.tasks.pop(request, None)
+        if task is not None:
+            self.scheduler.remove(task)
+
+    def step(self) -> list[Output]:
+        """Compute the next part of every active request, all in one pass; what that gave, or whom it ended."""
+        self.stats = StepStats(num_blocks=self.pool.num_blocks)
+        outputs = self._end_overdue()
+        parts = self.scheduler.schedule()
+        self._note_admitted()
+        for computed, logits in self._compute(parts, outputs):
+            self.scheduler.complete(computed)
+            outputs += self._advance(computed, logits)
+        self._note_state(parts)
+        return outputs
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every request and every block is accounted for."""
+        known = {*self.scheduler.waiting, *self.scheduler.active}
+        assert known == set(self.tasks.values()), f"{len(known)} scheduled != {len(self.tasks)} requests"
+        self.scheduler.check_integrity()
+
+    def _end_overdue(self) -> list[Output]:
+        now = self.clock()
+        overdue = [request for request in self.tasks if now > request.deadline]
+        return [self._fail(request, _too_late(request)) for request in overdue]
+
+    def _compute(self, parts: List[Part[Task]], outputs: list[Output]) -> Iterator[tuple[List[Part[Task]], Tensor]]:
+        """Parts with their logits, one pass for all. If it fails, one for each, so that only those at fault end."""
+        if not parts:
+            return
         try:
-            while self._wait_for_work():
-                self._drop_ended()
-                self._admit()
-                for job in list(self.active):
-                    self._advance(job)
+            logits = self.runner.run([part.sequence.segment(part.start, part.stop) for part in parts])
         except Exception as error:
-            log.exception("the decoder's worker failed")
-            self._close_for(RefragError(f"the decoder's worker failed and must be restarted: {error}"))
-        assert self.closing is not None
-        for job in [*self.active, *self.waiting]:
-            _fail(job, self.closing)
+            if len(parts) > 1:
+                for part in parts:
+                    yield from self._compute([part], outputs)
+            else:
+                log.exception("a decoding step failed")
+                outputs.append(self._fail(parts[0].sequence.request, RefragError(f"the decoder failed: {error}")))
+            return
+        yield parts, logits
 
-    def _close_for(self, reason: RefragError) -> None:
-        with self.changed:
-            self.closing = self.closing or reason
-            self.changed.notify()
+    def _advance(self, parts: List[Part[Task]], logits: Tensor) -> Iterator[Output]:
+        """The next token of every request whose slots are all computed.  (S, V)"""
+        likeliest: list[int] = logits.argmax(-1).tolist()
+        for part, row, token_id in zip(parts, logits, likeliest, strict=True):
+            if not part.completes:
+                continue
+            task = part.sequence
+            try:
+                greedy = task.generation.sampler.takes_likeliest
+                yield self._extend(task, Pick(token_id) if greedy else task.generation.pick(row))
+            except Exception as error:
+                log.exception("a token could not be picked")
+                yield self._fail(task.request, RefragError(f"the decoder failed: {error}"))
 
-    def _wait_for_work(self) -> bool:
-        with self.changed:
-            self.changed.wait_for(lambda: self.closing or self.active or self.waiting)
-            return self.closing is None
+    def _extend(self, task: Task, pick: Pick) -> Output:
+        delta = task.generation.extend(pick)
+        self._note_token(task, len(delta.token_ids))
+        if delta.finish_reason is None:
+            task.num_slots += 1
+        else:
+            self.cancel(task.request)
+        return Output(task.request, delta)
 
-    def _admit(self) -> None:
-        with self.changed:
-            while self.waiting and len(self.active) < self.settings.max_active:
-                self.active.append(self.waiting.popleft())
+    def _fail(self, request: Request, error: RefragError) -> Output:
+        self.cancel(request)
+        return Output(request, error=error)
 
-    def _drop_ended(self) -> None:
-        """Fail the waiting jobs that nobody needs any more, or whose time is up; they must not take a place first."""
-        with self.changed:
-            ended = [(job, error) for job in self.waiting if (error := _reason_to_end(job))]
-            for job, _ in ended:
-                self.waiting.remove(job)
-        for job, error in ended:
-            _fail(job, error)
+    def _note_admitted(self) -> None:
+        now = self.clock()
+        for task in self.scheduler.active:
+            if task.admitted_at is None:
+                task.admitted_at = now
+                self.stats.queue_seconds.append(now - task.request.arrival)
 
-    def _advance(self, job: Job) -> None:
-        """One step of one job, whatever goes wrong with it."""
-        try:
-            if error := _reason_to_end(job):
-                raise error
-            if job.sink.is_abandoned():
-                raise Cancelled(f"the receiver of request {job.request_id!r} is gone")
-            if job.deltas is None:
-                job.deltas = job.start()
-            delta = next(job.deltas)
-            if delta.finish_reason is not None:
-                self._release(job)
-            job.sink.send(delta)
-        except RefragError as error:
-            self._end(job, error)
-        except Exception as error:
-            log.exception("a decoding step failed")
-            self._end(job, RefragError(f"the decoder failed: {error}"))
+    def _note_token(self, task: Task, count: int) -> None:
+        now = self.clock()
+        if task.token_at is None:
+            self.stats.ttft_seconds.append(now - task.request.arrival)
+        else:
+            self.stats.inter_token_seconds.append(now - task.token_at)
+        task.token_at = now
+        self.stats.num_tokens += count
 
-    def _end(self, job: Job, error: RefragError) -> None:
-        self._release(job)
-        _fail(job, error)
-
-    def _release(self, job: Job) -> None:
-        """Give up the job's place, and its id, before its last response goes out: the caller may reuse the id then."""
-        with self.changed:
-            if job in self.active:
-                self.active.remove(job)
-                _remember(self.finished, job.request_id, None)
-
-    def _find(self, request_id: str) -> Job | None:
-        if not request_id:
-            return None
-        return next((job for job in [*self.active, *self.waiting] if job.request_id == request_id), None)
-
-    def _take_early_stop(self, request_id: str) -> bool:
-        return self.early_stops.pop(request_id, 0.0) > time.monotonic()
+    def _note_state(self, parts: List[Part[Task]]) -> None:
+        self.stats.num_active, self.stats.num_waiting = len(self.scheduler.active), self.num_waiting
+        self.stats.num_held_blocks = self.pool.num_blocks - self.pool.num_available
+        self.stats.num_computed_slots = sum(part.stop - part.start for part in parts)
+        self.stats.num_preempted, self.scheduler.num_preempted = self.scheduler.num_preempted, 0
+        self.stats.num_reused_slots, self.scheduler.num_reused_slots = self.scheduler.num_reused_slots, 0
 
 
-def _reason_to_end(job: Job) -> RefragError | None:
-    if job.stopped:
-        return Cancelled(f"request {job.request_id!r} was stopped by its caller")
-    if time.monotonic() > job.deadline:
-        return DeadlineExceeded(f"the deadline of request {job.request_id!r} passed; raise deadline_ms or ask for less")
-    return None
+def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: int) -> int:
+    """Blocks that the budget pays for, or SetupError if it does not hold one prompt of the whole window."""
+    num_blocks = settings.kv_cache_mib * MIB // (slot_bytes * settings.block_size)
+    if num_blocks * settings.block_size < max_prompt_slots:
+        needed = -(-max_prompt_slots // settings.block_size) * settings.block_size * slot_bytes
+        raise SetupError(
+            f"kv_cache_mib is {settings.kv_cache_mib}, which holds {num_blocks * settings.block_size} slots of "
+            f"{slot_bytes} bytes; the decoder's window of {max_prompt_slots} slots needs at least {-(-needed // MIB)}"
+        )
+    return num_blocks
 
 
-def _remember(ids: OrderedDict[str, Any], request_id: str, value: Any) -> None:
-    """Keep the newest MAX_REMEMBERED_IDS."""
-    ids[request_id] = value
-    ids.move_to_end(request_id)
-    if len(ids) > MAX_REMEMBERED_IDS:
-        ids.popitem(last=False)
-
-
-def _fail(job: Job, error: RefragError) -> None:
-    try:
-        job.sink.fail(error)
-    except Exception:
-        log.exception("a request's error could not be delivered")
+def _too_late(request: Request) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the deadline of request {request.request_id!r} passed; raise deadline_ms or ask for less")

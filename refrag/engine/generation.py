@@ -1,14 +1,14 @@
-"""One request's generation: mixed prompt in, deltas out. Run alone it is the reference; the engine interleaves many."""
+"""One request's generation: mixed prompt in, deltas out."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from refrag.engine.sampler import Sampler
+from refrag.engine.sampler import Pick, Sampler
 from refrag.engine.text_stream import TextStream
 from refrag.errors import InvalidRequest
 from refrag.model.decoder import Decoder
@@ -21,10 +21,14 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Delta:
-    """What one decoding step adds. Its text may lag behind its tokens; the last delta has a finish reason."""
+    """What one decoding step adds. Its text may lag behind its tokens; the last delta has a finish reason.
+
+    log_probabilities: of the tokens, where the request asked for them.
+    """
 
     text: str
     token_ids: list[int]
+    log_probabilities: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
 
@@ -61,26 +65,54 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, decoder: Decoder
         raise InvalidRequest("prompt_embedding_table holds NaN or infinity; every value must be finite")
 
 
+def join_deltas(deltas: Sequence[Delta]) -> Delta:
+    """The whole answer as one delta."""
+    return Delta(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        log_probabilities=[value for delta in deltas for value in delta.log_probabilities],
+        finish_reason=deltas[-1].finish_reason,
+    )
+
+
+class Generation:
+    """An answer in the making: tokens in, deltas out."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int], sampling: SamplingParams) -> None:
+        self.eos_ids, self.max_tokens = eos_ids, sampling.max_tokens
+        self.sampler = Sampler(sampling, eos_ids)
+        self.text = TextStream(tokenizer, sampling.stop_words)
+        self.token_ids: list[int] = []
+
+    def pick(self, logits: Tensor) -> Pick:
+        """The next token after these logits (V,)."""
+        return self.sampler.pick(logits, self.token_ids)
+
+    def extend(self, pick: Pick) -> Delta:
+        """Take the token into the answer; nothing may follow a delta with a finish reason."""
+        if pick.token_id in self.eos_ids:
+            return Delta(self.text.flush(), [], finish_reason="stop")
+        self.token_ids.append(pick.token_id)
+        piece = self.text.push(pick.token_id)
+        log_probabilities = [] if pick.log_probability is None else [pick.log_probability]
+        if self.text.stopped:
+            return Delta(piece, [pick.token_id], log_probabilities, "stop")
+        if len(self.token_ids) == self.max_tokens:
+            return Delta(piece + self.text.flush(), [pick.token_id], log_probabilities, "length")
+        return Delta(piece, [pick.token_id], log_probabilities)
+
+
 def generate(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompt: MixedPrompt, sampling: SamplingParams
 ) -> Iterator[Delta]:
-    """Deltas of one answer: the first after the prefill, then one for each decoded token."""
-    sampler, text = Sampler(sampling), TextStream(tokenizer, sampling.stop_words)
+    """Deltas of one answer, by Hugging Face's own cache and attention: the reference that the engine must equal."""
+    generation = Generation(tokenizer, decoder.eos_ids, sampling)
     with torch.inference_mode():
         inputs_embeds = decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings)
     logits, cache = decoder.prefill(inputs_embeds)
-    eos_ids = decoder.eos_ids
-    for count in range(1, sampling.max_tokens + 1):
-        token_id = sampler.pick(logits)
-        if token_id in eos_ids:
-            yield Delta(text.flush(), [], "stop")
+    while True:
+        delta = generation.extend(generation.pick(logits))
+        yield delta
+        if delta.finish_reason is not None:
             return
-        piece = text.push(token_id)
-        if text.stopped:
-            yield Delta(piece, [token_id], "stop")
-            return
-        if count == sampling.max_tokens:
-            yield Delta(piece + text.flush(), [token_id], "length")
-            return
-        yield Delta(piece, [token_id])
-        logits = decoder.decode_one_token(token_id, cache)
+        logits = decoder.decode_one_token(generation.token_ids[-1], cache)

@@ -1,35 +1,74 @@
 """Logits → the next token id."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from refrag.request import SamplingParams
+
+# V vocabulary size
+
+
+@dataclass(frozen=True)
+class Pick:
+    """log_probability: of the token before temperature and limits, where it was asked for."""
+
+    token_id: int
+    log_probability: float | None = None
 
 
 class Sampler:
     """One request's sampling: its own generator, so that a seed gives the same tokens alone or among others."""
 
-    def __init__(self, sampling: SamplingParams) -> None:
-        self.greedy = sampling.temperature == 0
-        self.warpers = LogitsProcessorList()
-        if not self.greedy:
-            self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k is not None:
-            self.warpers.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p is not None:
-            self.warpers.append(TopPLogitsWarper(sampling.top_p))
+    def __init__(self, sampling: SamplingParams, eos_ids: Collection[int]) -> None:
+        self.is_greedy = sampling.temperature == 0
+        self.with_log_probability = sampling.log_probabilities
+        self.processors = _processors(sampling, eos_ids)
         self.generator = torch.Generator()
         if sampling.seed is None:
             self.generator.seed()
         else:
             self.generator.manual_seed(sampling.seed)
 
-    def pick(self, logits: Tensor) -> int:
-        """(V,) -> token id"""
-        if self.greedy:
-            return int(logits.argmax())
-        # The warpers of transformers look at the scores alone, not at the tokens so far.
-        no_tokens = torch.LongTensor([[]])
-        warped = self.warpers(no_tokens, logits.float().unsqueeze(0))[0]
-        return int(torch.multinomial(warped.softmax(-1), 1, generator=self.generator))
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the highest logit is all it looks at, so that it can be found for many requests at once."""
+        return self.is_greedy and not self.processors and not self.with_log_probability
+
+    def pick(self, logits: Tensor, token_ids: Sequence[int]) -> Pick:
+        """The token after those generated so far.  (V,) -> Pick"""
+        logits = logits.float().cpu()
+        scores = self.processors(torch.LongTensor([list(token_ids)]), logits.unsqueeze(0).clone())[0]
+        if self.is_greedy:
+            token_id = int(scores.argmax())
+        else:
+            token_id = int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator))
+        if not self.with_log_probability:
+            return Pick(token_id)
+        return Pick(token_id, float(logits.log_softmax(-1)[token_id]))
+
+
+def _processors(sampling: SamplingParams, eos_ids: Collection[int]) -> LogitsProcessorList:
+    """In the order of Hugging Face's `generate`, so that one seed means the same tokens in both."""
+    processors = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.min_tokens and eos_ids:
+        processors.append(MinNewTokensLengthLogitsProcessor(0, sampling.min_tokens, sorted(eos_ids)))
+    if sampling.temperature not in (0, 1):
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.temperature and sampling.top_k is not None:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.temperature and sampling.top_p is not None:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return processors

@@ -1,5 +1,7 @@
 """Decoder: any Hugging Face causal language model, fed with token embeddings and chunk embeddings alike."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -43,6 +45,24 @@ class Decoder(nn.Module):
         return self.backbone.base_model(
             inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False
         ).last_hidden_state
+
+    def read_with(self, attention: str, inputs_embeds: Tensor, position_ids: Tensor, **arguments: Any) -> Tensor:
+        """The last hidden states of rows whose attention is computed by the function registered under that name,
+        which gets the further arguments.  (S, D), (S,) -> (S, D)
+        """
+        config = self.backbone.config
+        usual = config._attn_implementation
+        config._attn_implementation = attention
+        try:
+            output = self.backbone.base_model(
+                inputs_embeds=inputs_embeds.unsqueeze(0),
+                position_ids=position_ids.unsqueeze(0),
+                use_cache=False,
+                **arguments,
+            )
+        finally:
+            config._attn_implementation = usual
+        return output.last_hidden_state[0]
 
     def logits(self, states: Tensor) -> Tensor:
         """What the whole model says after these last hidden states.  (…, D) -> (…, V)"""

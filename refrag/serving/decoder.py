@@ -1,7 +1,7 @@
 """Last step of the graph: mixed prompt → streamed answer, from the engine's worker while execute() returns at once."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,17 @@ import numpy as np
 import torch
 
 from refrag.config import RefragConfig
-from refrag.engine.engine import Engine, EngineSettings, Job
-from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate
+from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.generation import Delta, MixedPrompt, check_prompt, join_deltas
+from refrag.engine.prefix import block_keys
+from refrag.engine.request import Request
+from refrag.engine.worker import EngineWorker
 from refrag.errors import InvalidRequest, RefragError
 from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
 from refrag.request import SamplingParams
-from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, texts
-from refrag.serving.triton import Counter, ResponseStream, tensors_of
+from refrag.serving.metrics import EngineMetrics
+from refrag.serving.tensors import Tensors, flag, float32, int32, integer, scalar, strings, texts
+from refrag.serving.triton import ResponseStream, tensors_of
 
 # S slots, R rows of chunk embeddings, D decoder width
 
@@ -24,19 +28,22 @@ PASS_THROUGH = {"context_tokens": int32(0), "num_chunks": int32(0), "expanded_ch
 
 
 @dataclass(frozen=True)
-class DecoderSettings:
-    """num_threads: CPU threads of the decoder, 0 for all cores.
+class DecoderSettings(EngineSettings):
+    """Those of the engine, and
+
+    num_threads: CPU threads of the decoder, 0 for all cores.
     default_max_tokens, default_deadline_ms: for requests that do not say.
     max_deadline_ms: longer deadlines are cut to this, so that no request whose caller is gone holds its place for long.
-    max_active, max_waiting: see EngineSettings.
     """
 
     num_threads: int = 0
     default_max_tokens: int = 64
     default_deadline_ms: int = 60_000
     max_deadline_ms: int = 600_000
-    max_active: int = 32
-    max_waiting: int = 256
+
+    @property
+    def engine(self) -> EngineSettings:
+        return EngineSettings(**{field.name: getattr(self, field.name) for field in fields(EngineSettings)})
 
 
 class DecoderService:
@@ -48,9 +55,10 @@ class DecoderService:
         self.settings = settings
         self.max_prompt_slots = RefragConfig.load(checkpoint).max_prompt_slots
         self.decoder = load_decoder(checkpoint)
-        self.tokenizer = load_decoder_tokenizer(checkpoint)
-        self.engine = Engine(EngineSettings(settings.max_active, settings.max_waiting))
-        self.generated_tokens = Counter("refrag_generated_tokens", "Tokens that the decoder has generated")
+        tokenizer = load_decoder_tokenizer(checkpoint)
+        self.metrics = EngineMetrics()
+        engine = Engine(self.decoder, tokenizer, self.max_prompt_slots, settings.engine)
+        self.worker = EngineWorker(engine, self.metrics.observe)
 
     def accept(self, request: Any) -> None:
         """Queue the request, or act on a stop; any error goes into its stream."""
@@ -58,51 +66,56 @@ class DecoderService:
         try:
             request_id, inputs = request.request_id(), tensors_of(request)
             if flag(inputs, "stop", default=False):
-                self.engine.stop(request_id)
+                self.worker.stop(request_id)
                 stream.close()
             else:
-                self.engine.submit(self._make_job(request_id, inputs, stream))
+                self._submit(request_id, inputs, stream)
         except Exception as error:
             stream.fail(error)
 
     def close(self) -> None:
-        self.engine.close()
+        self.worker.close()
+        self.metrics.close()
 
-    def _make_job(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> Job:
+    def _submit(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
         prompt, sampling = read_prompt(inputs), self._read_sampling(inputs)
         check_prompt(prompt, sampling, self.decoder, self.max_prompt_slots)
+        arrival = read_arrival(inputs)
+        request = Request(
+            prompt=prompt,
+            sampling=sampling,
+            request_id=request_id,
+            deadline=arrival + self._read_timeout(inputs),
+            priority=integer(inputs, "priority") or 0,
+            arrival=arrival,
+            keys=block_keys(prompt, self.settings.block_size, self.decoder.vocab_size),
+        )
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
         statistics = {name: inputs.get(name, default) for name, default in PASS_THROUGH.items()}
-        return Job(
-            request_id=request_id,
-            start=lambda: generate(self.decoder, self.tokenizer, prompt, sampling),
-            sink=sink_type(stream, Statistics(statistics, len(prompt.input_ids)), self.generated_tokens),
-            deadline=self._read_deadline(inputs),
-        )
+        self.worker.submit(request, sink_type(stream, Statistics(statistics, len(prompt.input_ids))))
 
     def _read_sampling(self, inputs: Tensors) -> SamplingParams:
-        max_tokens = integer(inputs, "request_output_len")
+        max_tokens, repetition_penalty = integer(inputs, "request_output_len"), scalar(inputs, "repetition_penalty")
         return SamplingParams(
             max_tokens=self.settings.default_max_tokens if max_tokens is None else max_tokens,
             temperature=scalar(inputs, "temperature") or 0.0,
             top_k=integer(inputs, "runtime_top_k"),
             top_p=scalar(inputs, "runtime_top_p"),
             seed=integer(inputs, "random_seed"),
+            repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
+            min_tokens=integer(inputs, "min_tokens") or 0,
             stop_words=tuple(texts(inputs, "stop_words")),
+            log_probabilities=flag(inputs, "return_log_probs", default=False),
         )
 
-    def _read_deadline(self, inputs: Tensors) -> float:
-        """On the monotonic clock; counted from the request's arrival in the graph."""
+    def _read_timeout(self, inputs: Tensors) -> float:
+        """Seconds from the request's arrival in the graph."""
         milliseconds = integer(inputs, "deadline_ms")
         if milliseconds is None:
             milliseconds = self.settings.default_deadline_ms
         if milliseconds < 1:
             raise InvalidRequest(f"deadline_ms is {milliseconds}; it must be at least 1")
-        milliseconds = min(milliseconds, self.settings.max_deadline_ms)
-        now = time.monotonic_ns()
-        # The graph runs on one machine, whose processes share this clock.
-        arrival = min(now, integer(inputs, "arrival_time_ns") or now)
-        return (arrival + milliseconds * 1_000_000) / 1e9
+        return min(milliseconds, self.settings.max_deadline_ms) / 1e3
 
 
 class Statistics:
@@ -119,19 +132,16 @@ class Statistics:
 class StreamingSink:
     """One response for each delta."""
 
-    def __init__(self, stream: ResponseStream, statistics: Statistics, generated_tokens: Counter) -> None:
-        self.stream, self.statistics, self.generated_tokens = stream, statistics, generated_tokens
+    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
+        self.stream, self.statistics = stream, statistics
         self.index, self.num_tokens = 0, 0
 
     def send(self, delta: Delta) -> None:
-        self.generated_tokens.add(len(delta.token_ids))
-        self._respond(delta)
-
-    def _respond(self, delta: Delta) -> None:
         self.num_tokens += len(delta.token_ids)
         response = {
             "text_output": strings(delta.text),
             "token_ids": int32(*delta.token_ids),
+            "output_log_probs": float32(*delta.log_probabilities),
             "index": int32(self.index),
             "finish_reason": strings(delta.finish_reason or ""),
             "num_output_tokens": int32(self.num_tokens),
@@ -153,16 +163,20 @@ class StreamingSink:
 class CollectingSink(StreamingSink):
     """One response with the whole answer, for callers that cannot stream."""
 
-    def __init__(self, stream: ResponseStream, statistics: Statistics, generated_tokens: Counter) -> None:
-        super().__init__(stream, statistics, generated_tokens)
+    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
+        super().__init__(stream, statistics)
         self.deltas: list[Delta] = []
 
-    def _respond(self, delta: Delta) -> None:
+    def send(self, delta: Delta) -> None:
         self.deltas.append(delta)
         if delta.finish_reason is not None:
-            text = "".join(delta.text for delta in self.deltas)
-            token_ids = [token_id for delta in self.deltas for token_id in delta.token_ids]
-            super()._respond(Delta(text, token_ids, delta.finish_reason))
+            super().send(join_deltas(self.deltas))
+
+
+def read_arrival(inputs: Tensors) -> float:
+    """When the request reached the graph, in seconds of the monotonic clock, which all its processes share."""
+    now = time.monotonic_ns()
+    return min(now, integer(inputs, "arrival_time_ns") or now) / 1e9
 
 
 def read_prompt(inputs: Tensors) -> MixedPrompt:

@@ -64,3 +64,7 @@ def strings(*values: str) -> np.ndarray:
 
 def int32(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int32)
+
+
+def float32(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)

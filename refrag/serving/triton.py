@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -15,6 +15,7 @@ from refrag.errors import RefragError, SetupError
 from refrag.serving.tensors import Tensors
 
 Settings = TypeVar("Settings")
+MetricKind = Literal["COUNTER", "GAUGE", "HISTOGRAM"]
 
 CANCELLATION_CHECK_SECONDS = 0.1
 
@@ -94,15 +95,23 @@ class ResponseStream:
             self.closed = True
 
 
-class Counter:
-    """A counter of this model among Triton's own metrics."""
+class Metric:
+    """One metric of this model among Triton's own. Each call is a round trip to the server."""
 
-    def __init__(self, name: str, description: str) -> None:
-        self.family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
-        self.metric = self.family.Metric(labels={})
+    def __init__(self, kind: MetricKind, name: str, description: str, buckets: Sequence[float] = ()) -> None:
+        family_kind = getattr(pb_utils.MetricFamily, kind)
+        self.family = pb_utils.MetricFamily(name=name, description=description, kind=family_kind)
+        options = {"buckets": list(buckets)} if kind == "HISTOGRAM" else {}
+        self.metric = self.family.Metric(labels={}, **options)
 
-    def add(self, amount: int) -> None:
+    def add(self, amount: float) -> None:
         self.metric.increment(amount)
+
+    def set(self, value: float) -> None:
+        self.metric.set(value)
+
+    def observe(self, value: float) -> None:
+        self.metric.observe(value)
 
 
 def _reply(request: Any, handle: Callable[[Tensors], Tensors]) -> Any:

@@ -22,10 +22,14 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one response adds to the answer; `finish_reason` is "" until the last one."""
+    """What one response adds to the answer; `finish_reason` is "" until the last one.
+
+    `log_probs` has one value for each token if the request asked for them, else none.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
     index: int
     finish_reason: FinishReason
     statistics: Statistics
@@ -36,10 +40,12 @@ class Answer:
     """A finished answer. Times are the client's own, in seconds from before the request was encoded.
 
     `ttft_seconds` ends with the first response that has a token, and is None if none had one.
+    `log_probs` has one value for each token if the request asked for them, else none.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
     finish_reason: FinishReason
     statistics: Statistics
     ttft_seconds: float | None
@@ -51,6 +57,7 @@ def read_piece(response: Response) -> Piece:
     return Piece(
         text=response.text("text_output"),
         token_ids=response.numbers("token_ids"),
+        log_probs=response.reals("token_log_probs"),
         index=response.number("index"),
         finish_reason=response.text("finish_reason"),  # type: ignore[arg-type]  # the server's word for it
         statistics=_read_statistics(response),

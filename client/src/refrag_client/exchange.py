@@ -64,6 +64,7 @@ class Exchange:
         return Answer(
             text="".join(piece.text for piece in self._pieces),
             token_ids=tuple(token_id for piece in self._pieces for token_id in piece.token_ids),
+            log_probs=tuple(value for piece in self._pieces for value in piece.log_probs),
             finish_reason=self._pieces[-1].finish_reason,
             statistics=self._pieces[-1].statistics,
             ttft_seconds=self._ttft_seconds,

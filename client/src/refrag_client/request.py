@@ -46,7 +46,13 @@ class GenerateRequest:
     top_k: int | None = field(default=None, metadata=_sent_as("INT32", "sample from this many likeliest tokens"))
     top_p: float | None = field(default=None, metadata=_sent_as("FP32", "sample from this much probability mass"))
     seed: int | None = field(default=None, metadata=_sent_as("UINT64", "makes sampling repeatable"))
+    repetition_penalty: float | None = field(
+        default=None, metadata=_sent_as("FP32", "more than 1 makes tokens of the answer less likely to come again")
+    )
+    min_tokens: int | None = field(default=None, metadata=_sent_as("INT32", "tokens to generate at least"))
     stop_words: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "texts that end the answer"))
+    log_probs: bool | None = field(default=None, metadata=_sent_as("BOOL", "tell each token's log-probability"))
+    priority: int | None = field(default=None, metadata=_sent_as("INT32", "lower goes first, 0 unless given"))
     deadline_ms: int | None = field(default=None, metadata=_sent_as("INT32", "the server gives up after this time"))
     stream: bool = field(default=True, metadata=_sent_as("BOOL", "answer token by token, not all at once"))
     exclude_input_in_output: bool | None = field(
@@ -72,7 +78,11 @@ class GenerateOptions(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     seed: int | None
+    repetition_penalty: float | None
+    min_tokens: int | None
     stop_words: Iterable[str]
+    log_probs: bool | None
+    priority: int | None
     deadline_ms: int | None
     stream: bool
     exclude_input_in_output: bool | None

@@ -44,6 +44,9 @@ class Response:
     def numbers(self, name: str) -> tuple[int, ...]:
         return tuple(self._array(name).tolist())
 
+    def reals(self, name: str) -> tuple[float, ...]:
+        return tuple(self._array(name).tolist())
+
     def _array(self, name: str) -> np.ndarray:
         array = self._result.as_numpy(name)
         if array is None:

@@ -12,6 +12,9 @@ OPTIONS = (
     "top_k",
     "top_p",
     "seed",
+    "repetition_penalty",
+    "min_tokens",
+    "priority",
     "deadline_ms",
 )
 

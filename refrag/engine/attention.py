@@ -1,0 +1,219 @@
+"""Attention of a packed step over the paged KV cache, for any model that uses transformers' attention interface.
+
+The rows of a step belong to several sequences. Each sequence's rows attend to its own slots in the pool, its new ones
+included, which lie in as few runs as the pool could make:
+
+    rows of the step      a b b b c              a, c decode; three slots of b are prefilled
+    slots of the pool     . b b b b b . a a a a a . c c b b b . c c .
+    runs of b                 └───────┘                   └───┘
+
+Decoding reads the runs where they are. A prefill's share of the work is large beside a copy of its keys, so that
+they are put together first where they lie apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from refrag.engine.block_pool import Run
+from refrag.engine.kv_cache import KVCache, LayerShape
+
+# H query heads, in K groups of G that share a key-value head; T rows of a step, R rows of one sequence,
+# L slots that they see, W width of a head
+
+PAGED_ATTENTION = "refrag_paged"
+
+
+class Step(Protocol):
+    """What a forward pass is given besides its rows."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """(H, T, W), (K, T, W), (K, T, W) -> (T, H, W)"""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows of one sequence in a step, and the runs of slots that hold all its positions up to the last of them."""
+
+    rows: slice
+    num_past: int
+    runs: Sequence[Run]
+
+    @property
+    def num_rows(self) -> int:
+        return self.rows.stop - self.rows.start
+
+
+@dataclass
+class PagedStep:
+    """slots (T,): where in the pool the rows' keys and values go."""
+
+    cache: KVCache
+    slots: Tensor
+    spans: Sequence[Span]
+    masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        self.cache.write(layer, self.slots, key, value)
+        num_rows, num_groups, width = query.shape[1], key.shape[0], value.shape[2]
+        rows = (query * scaling).transpose(0, 1).reshape(num_rows, num_groups, -1, query.shape[2])  # (T, K, G, W)
+        output = query.new_empty(num_rows, num_groups, rows.shape[2], width)
+        for span in self.spans:
+            runs = _last_slots(span, sliding_window)
+            pairs = self.cache.read(layer, runs)
+            if span.num_rows == 1:
+                attend_one(rows[span.rows.start], pairs, softcap, output[span.rows.start])
+            else:
+                mask = self._mask(span, runs, sliding_window)
+                output[span.rows] = attend_many(rows[span.rows], pairs, mask, softcap)
+        return output.flatten(1, 2)
+
+    def _mask(self, span: Span, runs: Sequence[Run], sliding_window: int | None) -> Tensor | None:
+        """Made once for all layers of the same window."""
+        key = span.rows.start, sliding_window
+        if key not in self.masks:
+            self.masks[key] = causal_mask(span, _num_slots(runs), sliding_window, self.slots.device)
+        return self.masks[key]
+
+
+@dataclass
+class ShapeRecorder:
+    """Stands in for a cache to learn from one row what each layer would keep in it."""
+
+    shapes: dict[int, LayerShape] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        self.shapes[layer] = LayerShape(key.shape[0], key.shape[2])
+        return query.transpose(0, 1)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    step: Step,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface, with the step as one more keyword.  (1, H, T, W) -> (1, T, H, W)"""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return step.attend(layer, query[0], key[0], value[0], scaling, sliding_window, softcap).unsqueeze(0), None
+
+
+AttentionInterface.register(PAGED_ATTENTION, paged_attention)
+
+
+def attend_one(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], softcap: float | None, output: Tensor) -> None:
+    """One row, scaled, over all slots of the pairs, which are read where they lie.  (K, G, W) -> output (K, G, W)"""
+    if len(pairs) == 1:
+        keys, values = pairs[0]
+        torch.bmm(_softmax(torch.bmm(query, keys.transpose(1, 2)), softcap), values, out=output)
+        return
+    scores = [torch.bmm(query, keys.transpose(1, 2)) for keys, _ in pairs]
+    weights = _softmax(torch.cat(scores, -1), softcap).split([part.shape[2] for part in scores], -1)
+    output.zero_()
+    for share, (_, values) in zip(weights, pairs, strict=True):
+        output.baddbmm_(share, values)
+
+
+def attend_many(
+    query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, softcap: float | None
+) -> Tensor:
+    """Several rows, scaled, at the end of the slots; without a `mask` (R, L) they are all there is, and causal.
+
+    (R, K, G, W) -> (R, K, G, W)
+    """
+    keys, values = pairs[0] if len(pairs) == 1 else (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
+    num_rows, _, num_queries_per_key, _ = query.shape
+    heads = query.flatten(1, 2).transpose(0, 1)  # (H, R, W)
+    if softcap is None:
+        output = F.scaled_dot_product_attention(
+            heads.unsqueeze(0),
+            keys.unsqueeze(0),
+            values.unsqueeze(0),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=1.0,
+            enable_gqa=num_queries_per_key > 1,
+        )[0]
+    else:
+        keys, values = (part.repeat_interleave(num_queries_per_key, 0) for part in (keys, values))
+        if mask is None:
+            mask = torch.ones(num_rows, num_rows, dtype=torch.bool, device=query.device).tril()
+        output = torch.bmm(_softmax(torch.bmm(heads, keys.transpose(1, 2)), softcap, mask), values)
+    return output.transpose(0, 1).unflatten(1, (-1, num_queries_per_key))
+
+
+def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """Which of the last `num_slots` positions each row of the span sees; None if that is plainly causal.  (R, L)"""
+    end = span.num_past + span.num_rows
+    fits_window = sliding_window is None or end <= sliding_window
+    if span.num_past == 0 and fits_window:
+        return None
+    rows = torch.arange(span.num_past, end, device=device).unsqueeze(1)
+    slots = torch.arange(end - num_slots, end, device=device).unsqueeze(0)
+    mask = slots <= rows
+    return mask if sliding_window is None else mask & (slots > rows - sliding_window)
+
+
+def _last_slots(span: Span, sliding_window: int | None) -> Sequence[Run]:
+    """The runs without what lies before the window of the span's first row."""
+    num_hidden = 0 if sliding_window is None else span.num_past - sliding_window + 1
+    if num_hidden <= 0:
+        return span.runs
+    runs = []
+    for start, stop in span.runs:
+        hidden = min(num_hidden, stop - start)
+        num_hidden -= hidden
+        if start + hidden < stop:
+            runs.append((start + hidden, stop))
+    return runs
+
+
+def _num_slots(runs: Sequence[Run]) -> int:
+    return sum(stop - start for start, stop in runs)
+
+
+def _softmax(scores: Tensor, softcap: float | None, mask: Tensor | None = None) -> Tensor:
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1)

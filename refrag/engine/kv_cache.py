@@ -1,0 +1,48 @@
+"""The KV cache's tensors: for each layer keys and values of every slot of the pool, allocated once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refrag.engine.block_pool import Run
+
+# H key-value heads, P slots of the pool, T rows of a step, L slots of one sequence, W width of a head
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """num_heads: of keys and values, which with grouped queries are fewer than those of queries."""
+
+    num_heads: int
+    head_width: int
+
+
+class KVCache:
+    """keys, values: (H, P, W) of each layer."""
+
+    def __init__(self, shapes: Sequence[LayerShape], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.keys = [_committed(shape, num_slots, dtype, device) for shape in shapes]
+        self.values = [_committed(shape, num_slots, dtype, device) for shape in shapes]
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store the rows' keys and values (H, T, W) in the slots (T,)."""
+        self.keys[layer].index_copy_(1, slots, keys)
+        self.values[layer].index_copy_(1, slots, values)
+
+    def read(self, layer: int, runs: Sequence[Run]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (H, L, W) of each run of slots, without a copy."""
+        keys, values = self.keys[layer], self.values[layer]
+        return [(keys[:, start:stop], values[:, start:stop]) for start, stop in runs]
+
+
+def bytes_per_slot(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """Of keys and values over all layers."""
+    return 2 * dtype.itemsize * sum(shape.num_heads * shape.head_width for shape in shapes)
+
+
+def _committed(shape: LayerShape, num_slots: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Memory of torch.zeros is the process's only once it is written to: filled, a budget that the machine
+    # does not have fails here and not under load.
+    return torch.empty(shape.num_heads, num_slots, shape.head_width, dtype=dtype, device=device).fill_(0)

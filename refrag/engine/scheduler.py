@@ -1,0 +1,186 @@
+"""Who computes what in the next step. Sees lengths and blocks, never a token, an embedding or a clock.
+
+A sequence's slots are its prompt's and then one for each generated token. Those up to `num_computed` are in the KV
+cache; whoever has one left to compute is decoding, whoever has more is prefilling:
+
+    slots          p p p p p p p p p p g g
+    computed       ■ ■ ■ ■ ■ ■ . . . . . .      prefilling, after a preemption: generated tokens are recomputed too
+    computed       ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ .      decoding
+"""
+
+from collections.abc import Sequence as List
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from refrag.engine.block_pool import BlockPool
+
+# A prompt that others were preferred to so many times in a row goes first, or short ones could starve it.
+MAX_SKIPPED = 4
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request's lengths and blocks.
+
+    number: in order of arrival. priority: lower goes first.
+    max_slots: all it can ever need; its blocks are held from admission to end, so that it never waits half-way.
+    keys: what the full blocks of its prompt hold, for reuse.
+    """
+
+    number: int
+    num_slots: int
+    max_slots: int
+    keys: List[bytes] = ()
+    priority: int = 0
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    num_published: int = 0
+    num_skipped: int = 0
+
+    @property
+    def num_left(self) -> int:
+        return self.num_slots - self.num_computed
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return self.priority, self.number
+
+
+S = TypeVar("S", bound=Sequence)
+
+
+@dataclass(frozen=True)
+class Part(Generic[S]):
+    """Slots [start, stop) of a sequence, computed in one step."""
+
+    sequence: S
+    start: int
+    stop: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the next token can be picked after it."""
+        return self.stop == self.sequence.num_slots
+
+
+class Scheduler(Generic[S]):
+    """Continuous batching: every decoding sequence advances in each step, prefills share what is left of it."""
+
+    def __init__(self, pool: BlockPool, max_active: int, max_step_slots: int) -> None:
+        self.pool, self.max_active, self.max_step_slots = pool, max_active, max_step_slots
+        self.waiting: list[S] = []
+        self.active: list[S] = []
+        self.num_preempted = 0
+        self.num_reused_slots = 0
+
+    def add(self, sequence: S) -> None:
+        """Let it wait for its place; the caller has seen that the pool could hold it alone."""
+        assert self.pool.blocks_for(sequence.max_slots) <= self.pool.num_blocks
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: S) -> None:
+        """Forget it, wherever it is."""
+        if sequence in self.active:
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[Part[S]]:
+        """Admit whom there is room for, and share out the next step."""
+        self._admit()
+        decoding = [sequence for sequence in self.active if sequence.num_left == 1]
+        prefilling = [sequence for sequence in self.active if sequence.num_left > 1]
+        parts = [Part(one, one.num_computed, one.num_slots) for one in decoding]
+        return parts + self._share_out(prefilling, max(1, self.max_step_slots - len(parts)))
+
+    def complete(self, parts: List[Part[S]]) -> None:
+        """These are computed; full blocks of prompts can be found by others from now on."""
+        for part in parts:
+            one = part.sequence
+            one.num_computed = part.stop
+            num_full = min(len(one.keys), one.num_computed // self.pool.block_size)
+            for index in range(one.num_published, num_full):
+                self.pool.publish(one.blocks[index], one.keys[index])
+            one.num_published = max(one.num_published, num_full)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every block is accounted for and every sequence within its blocks."""
+        self.pool.check_integrity(sequence.blocks for sequence in self.active)
+        assert not any(sequence.blocks or sequence.num_computed for sequence in self.waiting), (
+            "a waiting one has blocks"
+        )
+        for one in self.active:
+            capacity = len(one.blocks) * self.pool.block_size
+            assert one.num_computed < one.num_slots <= one.max_slots <= capacity, (
+                f"computed {one.num_computed} < slots {one.num_slots} <= {one.max_slots} <= capacity {capacity}"
+            )
+
+    def _admit(self) -> None:
+        """In order of rank; nobody overtakes the first who waits, however little room would do."""
+        while self.waiting:
+            first = min(self.waiting, key=lambda sequence: sequence.rank)
+            if not self._place(first):
+                break
+            self.waiting.remove(first)
+
+    def _place(self, sequence: S) -> bool:
+        """Give it its blocks, if need be those of sequences of lower priority."""
+        shared, needed = self._find_prefix(sequence), self.pool.blocks_for(sequence.max_slots)
+        victims = self._choose_victims(sequence, shared, needed)
+        if victims is None:
+            return False
+        for victim in victims:
+            self._preempt(victim)
+        sequence.blocks = self.pool.allocate(shared, needed)
+        sequence.num_published = len(shared)
+        sequence.num_computed = len(shared) * self.pool.block_size
+        self.num_reused_slots += sequence.num_computed
+        self.active.append(sequence)
+        return True
+
+    def _find_prefix(self, sequence: S) -> list[int]:
+        """Blocks that hold what its prompt begins with; its last slot is always computed, for the logits."""
+        num_usable = (sequence.num_slots - 1) // self.pool.block_size
+        return self.pool.find(sequence.keys[:num_usable])
+
+    def _choose_victims(self, sequence: S, shared: List[int], needed: int) -> list[S] | None:
+        """Whom to preempt, the lowest in rank first; None if not even that makes room."""
+        if len(self.active) < self.max_active and self.pool.fits(shared, needed):
+            return []
+        by_rank = sorted(self.active, key=lambda one: one.rank)
+        for keep in range(len(by_rank) - 1, -1, -1):
+            if by_rank[keep].priority <= sequence.priority:
+                return None
+            held = {block for one in by_rank[:keep] for block in one.blocks}
+            if needed - len(held.intersection(shared)) <= self.pool.num_blocks - len(held):
+                return by_rank[keep:]
+        return None
+
+    def _preempt(self, sequence: S) -> None:
+        """Back to the queue, where its rank is what it was; its tokens stay, what it computed is computed again."""
+        self._release(sequence)
+        self.waiting.append(sequence)
+        self.num_preempted += 1
+
+    def _release(self, sequence: S) -> None:
+        self.active.remove(sequence)
+        self.pool.free(sequence.blocks)
+        sequence.blocks, sequence.num_computed, sequence.num_published = [], 0, 0
+
+    def _share_out(self, prefilling: List[S], budget: int) -> list[Part[S]]:
+        """Whole prompts, the shortest first, so that none waits for a long one; else a part of one long prompt."""
+        parts: list[Part[S]] = []
+        for one in sorted(prefilling, key=_prefill_order):
+            if parts and one.num_left > budget:
+                one.num_skipped += 1
+                continue
+            count = min(one.num_left, budget)
+            parts.append(Part(one, one.num_computed, one.num_computed + count))
+            budget -= count
+            one.num_skipped = 0
+        return parts
+
+
+def _prefill_order(sequence: Sequence) -> tuple[int, bool, int, int]:
+    is_overdue = sequence.num_skipped >= MAX_SKIPPED
+    return sequence.priority, not is_overdue, sequence.num_left, sequence.number

@@ -1,0 +1,93 @@
+"""Which decoders the engine runs: any that compute attention through transformers' interface and nothing besides.
+
+No list of architectures is kept. What is known not to work is refused by name; for the rest a short prompt is read
+both ways, by the model's own attention at once and by the engine's in parts, and must come out the same.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from transformers import PreTrainedConfig
+
+from refrag.engine.attention import PAGED_ATTENTION, ShapeRecorder
+from refrag.engine.generation import MixedPrompt
+from refrag.engine.kv_cache import KVCache, LayerShape
+from refrag.engine.runner import Runner, Segment
+from refrag.errors import CheckpointError
+from refrag.model.decoder import Decoder
+
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Positions are scaled by the longest prompt so far, whoever sent it.
+LENGTH_DEPENDENT_ROPES = {"dynamic", "longrope"}
+PROBE_PARTS, PROBE_BLOCK_SIZE = (0, 9, 15, 16), 4
+# Of the largest logit: what two orders of the same sums may differ by.
+TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.02}
+DEFAULT_TOLERANCE = 1e-3
+
+
+@torch.inference_mode()
+def layer_shapes(decoder: Decoder, max_prompt_slots: int) -> list[LayerShape]:
+    """What each layer keeps in the KV cache, or CheckpointError for a decoder that the engine cannot run."""
+    config = decoder.backbone.config
+    if reason := _known_obstacle(config, max_prompt_slots):
+        raise CheckpointError(f"decoder of type {config.model_type!r} is not supported: {reason}")
+    recorder, row = ShapeRecorder(), decoder.token_embeddings.weight[:1]
+    try:
+        decoder.read_with(PAGED_ATTENTION, row, torch.zeros(1, dtype=torch.long, device=row.device), step=recorder)
+    except Exception as error:
+        raise CheckpointError(
+            f"decoder of type {config.model_type!r} is not supported: one token could not be read with the engine's "
+            f"attention: {error}"
+        ) from error
+    layers = range(config.num_hidden_layers)
+    if missing := [layer for layer in layers if layer not in recorder.shapes]:
+        raise CheckpointError(
+            f"decoder of type {config.model_type!r} is not supported: layers {missing} do not compute attention "
+            "through transformers' interface, so that their state cannot be kept"
+        )
+    shapes = [recorder.shapes[layer] for layer in layers]
+    _probe(decoder, shapes)
+    return shapes
+
+
+def _known_obstacle(config: PreTrainedConfig, max_prompt_slots: int) -> str | None:
+    if others := sorted(set(getattr(config, "layer_types", None) or []) - LAYER_TYPES):
+        return f"it has layers of type {', '.join(others)}; the engine has {', '.join(sorted(LAYER_TYPES))}"
+    for rope in _ropes(config):
+        trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if rope.get("rope_type") in LENGTH_DEPENDENT_ROPES and max_prompt_slots > trained:
+            return (
+                f"its RoPE scaling {rope['rope_type']!r} turns every position by the length of the prompt, so that "
+                f"no part of it can be kept; lower max_prompt_slots in refrag.json from {max_prompt_slots} to "
+                f"{trained}, up to which it does not scale"
+            )
+    return None
+
+
+def _ropes(config: PreTrainedConfig) -> list[dict]:
+    """One for the whole model or, as in Gemma 3, one for each type of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
+    return by_layer_type or [parameters]
+
+
+def _probe(decoder: Decoder, shapes: Sequence[LayerShape]) -> None:
+    """Read a short prompt at once and in parts over scattered blocks, or raise CheckpointError."""
+    num_slots, weight = PROBE_PARTS[-1], decoder.token_embeddings.weight
+    num_blocks = num_slots // PROBE_BLOCK_SIZE
+    cache = KVCache(shapes, num_slots, weight.dtype, weight.device)
+    runner = Runner(decoder, cache, PROBE_BLOCK_SIZE)
+    input_ids = torch.arange(1, num_slots + 1) * 7919 % decoder.vocab_size
+    prompt = MixedPrompt(input_ids, torch.zeros(0, decoder.width))
+    blocks = [*range(1, num_blocks), 0]
+    for start, stop in pairwise(PROBE_PARTS):
+        logits = runner.run([Segment(prompt, [], blocks, start, stop)])[0]
+    inputs_embeds = decoder.embed_prompt(input_ids.to(weight.device), prompt.chunk_embeddings.to(weight.device))
+    expected = decoder.prefill(inputs_embeds)[0]
+    difference = float((logits - expected).abs().max() / expected.abs().max())
+    if not difference <= TOLERANCES.get(weight.dtype, DEFAULT_TOLERANCE):
+        raise CheckpointError(
+            f"decoder of type {decoder.backbone.config.model_type!r} is not supported: read in parts, a prompt gets "
+            f"other logits than read at once (by {difference:.1%} of the largest)"
+        )

@@ -1,0 +1,182 @@
+"""The thread that steps an engine: submit and stop from any other, deltas go to each request's sink."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from refrag.engine.engine import Engine
+from refrag.engine.generation import Delta
+from refrag.engine.request import Output, Request, StepStats
+from refrag.errors import Cancelled, InvalidRequest, Overloaded, RefragError
+
+log = logging.getLogger(__name__)
+
+# A stop may overtake its request on the way through the graph; it is remembered for this long.
+EARLY_STOP_SECONDS = 30.0
+# Early stops, and ids of finished requests, that are remembered at most.
+MAX_REMEMBERED_IDS = 4096
+
+
+class Sink(Protocol):
+    """Where a request's deltas go. Exactly one of a delta with a finish reason, or `fail`, comes last."""
+
+    def send(self, delta: Delta) -> None: ...
+
+    def fail(self, error: RefragError) -> None: ...
+
+    def is_abandoned(self) -> bool:
+        """Whether the receiver is known to be gone."""
+
+
+class EngineWorker:
+    """Sinks, and `observe` with what each step did, are called from the worker."""
+
+    def __init__(self, engine: Engine, observe: Callable[[StepStats], None] = lambda stats: None) -> None:
+        self.engine, self.observe = engine, observe
+        self.sinks: dict[Request, Sink] = {}
+        self.in_flight: dict[str, Request] = {}
+        self.submitted: list[tuple[Request, Sink]] = []
+        self.stopped: list[Request] = []
+        self.early_stops: OrderedDict[str, float] = OrderedDict()
+        self.finished: OrderedDict[str, None] = OrderedDict()
+        self.changed = threading.Condition()
+        self.closing: RefragError | None = None
+        self.thread = threading.Thread(target=self._run, name="decoder-engine", daemon=True)
+        self.thread.start()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queue the request, or raise InvalidRequest (too large, or its id is in flight), Overloaded, or Cancelled
+        (stopped already).
+        """
+        self.engine.check(request)
+        with self.changed:
+            if self.closing is not None:
+                raise self.closing
+            if request.request_id in self.in_flight:
+                raise InvalidRequest(
+                    f"request id {request.request_id!r} is in flight already; give every request an id of its own"
+                )
+            if self.early_stops.pop(request.request_id, 0.0) > time.monotonic():
+                raise Cancelled(f"request {request.request_id!r} was stopped before it reached the decoder")
+            self._check_queue()
+            self.submitted.append((request, sink))
+            if request.request_id:
+                self.in_flight[request.request_id] = request
+            self.changed.notify()
+
+    def stop(self, request_id: str) -> None:
+        """End the request before its next step; one not seen yet is refused when it comes, a finished one let be."""
+        if not request_id:
+            raise InvalidRequest("stop came without a request id; send it with the id of the request to stop")
+        with self.changed:
+            if request_id in self.in_flight:
+                self.stopped.append(self.in_flight[request_id])
+            elif request_id not in self.finished:
+                _remember(self.early_stops, request_id, time.monotonic() + EARLY_STOP_SECONDS)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Cancel everything and end the worker."""
+        self._close_for(Cancelled("the decoder is shutting down"))
+        self.thread.join()
+
+    def _check_queue(self) -> None:
+        num_waiting, limit = len(self.submitted) + self.engine.num_waiting, self.engine.settings.max_waiting
+        if num_waiting >= limit:
+            raise Overloaded(
+                f"{num_waiting} requests wait for the decoder, the limit is {limit}; try again later or add replicas"
+            )
+
+    def _run(self) -> None:
+        """Work until closed. Should the loop itself fail, nothing queued or sent later may wait for it in vain."""
+        try:
+            while self._wait_for_work():
+                self._take_orders()
+                self._cancel_abandoned()
+                for output in self.engine.step():
+                    self._deliver(output)
+                self.observe(self.engine.stats)
+        except Exception as error:
+            log.exception("the decoder's worker failed")
+            self._close_for(RefragError(f"the decoder's worker failed and must be restarted: {error}"))
+        assert self.closing is not None
+        with self.changed:
+            self.sinks.update(self.submitted)
+        for request in list(self.sinks):
+            self._fail(request, self.closing)
+
+    def _close_for(self, reason: RefragError) -> None:
+        with self.changed:
+            self.closing = self.closing or reason
+            self.changed.notify()
+
+    def _wait_for_work(self) -> bool:
+        with self.changed:
+            self.changed.wait_for(lambda: self.closing or self.submitted or self.stopped or self.engine.has_work)
+            return self.closing is None
+
+    def _take_orders(self) -> None:
+        with self.changed:
+            submitted, self.submitted = self.submitted, []
+            stopped, self.stopped = self.stopped, []
+            for request, sink in submitted:
+                self.engine.add(request)
+                self.sinks[request] = sink
+        for request in stopped:
+            if request in self.sinks:
+                self._cancel(request, f"request {request.request_id!r} was stopped by its caller")
+
+    def _cancel_abandoned(self) -> None:
+        for request in [request for request, sink in self.sinks.items() if sink.is_abandoned()]:
+            self._cancel(request, f"the receiver of request {request.request_id!r} is gone")
+
+    def _cancel(self, request: Request, reason: str) -> None:
+        self.engine.cancel(request)
+        self._fail(request, Cancelled(reason))
+
+    def _deliver(self, output: Output) -> None:
+        """Give up the id before the last response goes out: the caller may reuse it then."""
+        if output.delta is None:
+            assert output.error is not None
+            self._fail(output.request, output.error)
+            return
+        sink = self.sinks[output.request]
+        if output.is_last:
+            self._release(output.request)
+        try:
+            sink.send(output.delta)
+        except Exception as error:
+            log.exception("a response could not be sent")
+            self.engine.cancel(output.request)
+            self._release(output.request)
+            _fail(sink, RefragError(f"the response could not be sent: {error}"))
+
+    def _fail(self, request: Request, error: RefragError) -> None:
+        sink = self.sinks[request]
+        self._release(request)
+        _fail(sink, error)
+
+    def _release(self, request: Request) -> None:
+        self.sinks.pop(request, None)
+        with self.changed:
+            if self.in_flight.get(request.request_id) is request:
+                del self.in_flight[request.request_id]
+                _remember(self.finished, request.request_id, None)
+
+
+def _remember(ids: OrderedDict[str, Any], request_id: str, value: Any) -> None:
+    """Keep the newest MAX_REMEMBERED_IDS."""
+    ids[request_id] = value
+    ids.move_to_end(request_id)
+    if len(ids) > MAX_REMEMBERED_IDS:
+        ids.popitem(last=False)
+
+
+def _fail(sink: Sink, error: RefragError) -> None:
+    try:
+        sink.fail(error)
+    except Exception:
+        log.exception("a request's error could not be delivered")

@@ -1,0 +1,75 @@
+"""What the engine does, among Triton's metrics (port 8002, /metrics)."""
+
+import logging
+import threading
+from collections import deque
+
+from refrag.engine.request import StepStats
+from refrag.serving.triton import Metric
+
+log = logging.getLogger(__name__)
+
+# Updates are round trips to the server: they are gathered, and made by a thread that no answer waits for.
+FLUSH_SECONDS = 1.0
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+INTER_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class EngineMetrics:
+    """Counters, gauges and histograms of the decoder."""
+
+    def __init__(self) -> None:
+        self.gauges = {
+            "num_active": Metric("GAUGE", "refrag_active_requests", "Requests that are prefilled or decoded"),
+            "num_waiting": Metric("GAUGE", "refrag_waiting_requests", "Requests that wait for a place in the decoder"),
+            "num_held_blocks": Metric("GAUGE", "refrag_kv_blocks_held", "Blocks of the KV cache that requests hold"),
+            "num_blocks": Metric("GAUGE", "refrag_kv_blocks", "Blocks of the KV cache"),
+        }
+        self.counters = {
+            "num_tokens": Metric("COUNTER", "refrag_generated_tokens", "Tokens that the decoder has generated"),
+            "num_computed_slots": Metric("COUNTER", "refrag_computed_slots", "Slots that the decoder has computed"),
+            "num_reused_slots": Metric("COUNTER", "refrag_reused_slots", "Prompt slots found in the KV cache"),
+            "num_preempted": Metric("COUNTER", "refrag_preemptions", "Requests that gave way to more urgent ones"),
+        }
+        self.histograms = {
+            "queue_seconds": Metric(
+                "HISTOGRAM", "refrag_queue_seconds", "Arrival to admission by the decoder", LATENCY_BUCKETS
+            ),
+            "ttft_seconds": Metric("HISTOGRAM", "refrag_ttft_seconds", "Arrival to first token", LATENCY_BUCKETS),
+            "inter_token_seconds": Metric(
+                "HISTOGRAM", "refrag_inter_token_seconds", "Token to next token of a request", INTER_TOKEN_BUCKETS
+            ),
+        }
+        self.gathered: deque[StepStats] = deque()
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._flush_until_closed, name="decoder-metrics", daemon=True)
+        self.thread.start()
+
+    def observe(self, stats: StepStats) -> None:
+        """Note one step; called by the engine's thread."""
+        self.gathered.append(stats)
+
+    def close(self) -> None:
+        self.closed.set()
+        self.thread.join()
+
+    def _flush_until_closed(self) -> None:
+        while not self.closed.wait(FLUSH_SECONDS):
+            try:
+                self._flush()
+            except Exception:
+                log.exception("metrics could not be updated")
+
+    def _flush(self) -> None:
+        gathered = [self.gathered.popleft() for _ in range(len(self.gathered))]
+        if not gathered:
+            return
+        for name, gauge in self.gauges.items():
+            gauge.set(getattr(gathered[-1], name))
+        for name, counter in self.counters.items():
+            if total := sum(getattr(stats, name) for stats in gathered):
+                counter.add(total)
+        for name, histogram in self.histograms.items():
+            for stats in gathered:
+                for value in getattr(stats, name):
+                    histogram.observe(value)
