@@ -15,7 +15,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export test test-fast check format evaluate train-demo train-tiny clean
+.PHONY: help install demo results serve export bench-engine test test-fast check format evaluate train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ export: install ## checkpoint → ONNX graphs and a deployable repository; EXPOR
 # What is exported already stays, with the options it was exported with, until the checkpoint changes.
 $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
 	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+
+bench-engine: install ## the decoder's engine against Hugging Face's ways to generate → perf/results/engine.json
+	$(BIN)/python -m perf.engine --output perf/results/engine.json
 
 test: install ## all tests, with a real tritonserver
 	$(BIN)/python -m pytest tests client/tests

@@ -1,13 +1,13 @@
 """The engine against Hugging Face's `generate`, one by one and padded, and transformers' continuous batching.
 
-python -m perf.engine --output perf/results/engine.json
+    make bench-engine        or: python -m perf.engine --output perf/results/engine.json
 
-One run, methods in turn on the same prompts, so that ratios hold on a noisy machine. Measured is
+Methods take turns on the same prompts in one run, so that ratios hold on a noisy machine. Measured are
 
-    tokens per second   of all generated tokens, prefill included: requests arrive together, every answer has the
-                        same length, and the end-of-sequence token is held back
-    overhead            share of the engine's steps spent outside the model's forward pass, at each concurrency
-    time to first token of a short prompt alone, and of one that arrives while a long prompt is prefilled
+    tokens per second    generated tokens by the time of all, prefill included; requests arrive together, and every
+                         answer has the same length; the median over rounds, ratios within a round
+    overhead             share of the decoding steps' time outside the model's forward pass
+    TTFT                 of a short prompt alone, and of one that arrives when a step of a long prefill has just begun
 
 The last line of the output is the report as one JSON object.
 """
@@ -16,7 +16,7 @@ import argparse
 import json
 import random
 import statistics
-import threading
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,12 +36,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from refrag.config import RefragConfig
 from refrag.engine.engine import Engine, EngineSettings
-from refrag.engine.generation import Delta, MixedPrompt
+from refrag.engine.generation import MixedPrompt
 from refrag.engine.request import Request
-from refrag.engine.worker import EngineWorker
 from refrag.environment import describe_environment
-from refrag.errors import RefragError
 from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
 from refrag.model.decoder import Decoder
 from refrag.request import SamplingParams
@@ -59,11 +58,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 16384,
     },
 }
-SHORTEST_PROMPT, LONGEST_PROMPT = 64, 1024
-LONG_PROMPT = 8192
-# Where in the long prefill the short prompt arrives.
+SHORTEST_PROMPT, LONGEST_PROMPT, LONG_PROMPT = 64, 1024, 8192
+# How much of the long prompt is computed when the short one arrives.
 ARRIVALS = (0.1, 0.3, 0.5, 0.7, 0.9)
+NUM_ALONE = 9
+# Of transformers' cache, in slots.
+PAGE_SIZE = 32
 
+Report = dict[str, Any]
 Prompts = Sequence[Sequence[int]]
 Method = Callable[[Prompts, int], None]
 
@@ -71,11 +73,13 @@ Method = Callable[[Prompts, int], None]
 class Subject:
     """One decoder, with every way to generate from it."""
 
-    def __init__(self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, window: int, settings: EngineSettings):
-        self.model = decoder.backbone
+    def __init__(
+        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, window: int, settings: EngineSettings
+    ) -> None:
+        self.decoder, self.window = decoder, window
+        self.model: Any = decoder.backbone
         # Every answer has the length that was asked for.
         self.model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
-        self.decoder, self.window = decoder, window
         self.engine = Engine(decoder, tokenizer, window, settings)
         self.methods: dict[str, Method] = {
             "engine": self.run_engine,
@@ -84,9 +88,15 @@ class Subject:
             "transformers' continuous batching": self.generate_batch,
         }
 
-    def draw_prompts(self, count: int, longest: int, rng: random.Random) -> Prompts:
-        lengths = [rng.randint(SHORTEST_PROMPT, longest) for _ in range(count)]
-        return [[rng.randrange(3, self.decoder.vocab_size) for _ in range(length)] for length in lengths]
+    def draw_prompt(self, length: int, rng: random.Random) -> Sequence[int]:
+        return [rng.randrange(3, self.decoder.vocab_size) for _ in range(length)]
+
+    def draw_prompts(self, count: int, rng: random.Random) -> Prompts:
+        return [self.draw_prompt(rng.randint(SHORTEST_PROMPT, LONGEST_PROMPT), rng) for _ in range(count)]
+
+    def request(self, prompt: Sequence[int], num_tokens: int) -> Request:
+        mixed = MixedPrompt(torch.tensor(prompt), torch.zeros(0, self.decoder.width))
+        return Request(mixed, SamplingParams(max_tokens=num_tokens))
 
     def run_engine(self, prompts: Prompts, num_tokens: int) -> None:
         for prompt in prompts:
@@ -111,12 +121,224 @@ class Subject:
             generation_config=GenerationConfig(
                 max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
             ),
-            continuous_batching_config=ContinuousBatchingConfig(max_batch_tokens=self.engine.settings.max_step_slots, num_blocks=64, allow_block_sharing=False),
-            progress_bar=False,
+            # As many slots per step and in the cache as the engine has; by default it takes most of the memory.
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=PAGE_SIZE,
+                num_blocks=self.engine.pool.num_blocks * self.engine.pool.block_size // PAGE_SIZE,
+                max_batch_tokens=self.engine.settings.max_step_slots,
+            ),
         )
         counts = [len(output.generated_tokens) for output in outputs.values()]
         assert counts == [num_tokens] * len(prompts), counts
 
-    def request(self, prompt: Sequence[int], num_tokens: int) -> Request:
-        mixed = MixedPrompt(torch.tensor(prompt), torch.zeros(0, self.decoder.width))
-        return Request(mixed, SamplingParams(max_tokens=num_tokens), arrival=time.monotonic())
+
+class ForwardTimer:
+    """Counts the seconds that a decoder spends in its forward pass."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.seconds = decoder, 0.0
+        self.methods: dict[str, Callable[..., Any]] = {"read_with": decoder.read_with, "logits": decoder.logits}
+
+    def __enter__(self) -> "ForwardTimer":
+        for name, method in self.methods.items():
+            object.__setattr__(self.decoder, name, self._timed(method))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.methods:
+            object.__delattr__(self.decoder, name)
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return method(*arguments, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def measure(name: str, options: argparse.Namespace) -> Report:
+    """Everything about one decoder."""
+    subject, rng = make_subject(name, options.kv_cache_mib), random.Random(0)
+    for method in subject.methods.values():
+        method(subject.draw_prompts(2, rng), 4)
+    throughput = [
+        measure_throughput(subject, concurrency, options, rng)
+        for concurrency in tqdm(options.concurrency, desc=f"throughput, {name}", disable=None)
+    ]
+    report: Report = {
+        "num_parameters": sum(parameter.numel() for parameter in subject.decoder.parameters()),
+        "throughput": throughput,
+        "overhead": [measure_overhead(subject, concurrency, options, rng) for concurrency in options.concurrency],
+    }
+    if subject.window > LONG_PROMPT:
+        report["ttft"] = measure_ttft(subject, rng)
+    return report
+
+
+def make_subject(name: str, kv_cache_mib: int) -> Subject:
+    """A shape of random weights, or the checkpoint in a folder."""
+    settings = EngineSettings(kv_cache_mib=kv_cache_mib)
+    if name not in SHAPES:
+        folder = Path(name)
+        window = RefragConfig.load(folder).max_prompt_slots
+        return Subject(load_decoder(folder), load_decoder_tokenizer(folder), window, settings)
+    shape = SHAPES[name]
+    torch.manual_seed(0)
+    decoder = Decoder(LlamaForCausalLM(LlamaConfig(**shape)).eval())
+    words = {f"word{index} ": index for index in range(shape["vocab_size"])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="word0 ")))
+    return Subject(decoder, tokenizer, shape["max_position_embeddings"], settings)
+
+
+def measure_throughput(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
+    """Tokens per second of each method, and how many times as fast as each other the engine was."""
+    rates: dict[str, list[float]] = {name: [] for name in subject.methods}
+    for _ in range(options.rounds):
+        prompts = subject.draw_prompts(concurrency, rng)
+        for name, method in subject.methods.items():
+            start = time.perf_counter()
+            method(prompts, options.num_tokens)
+            rates[name].append(concurrency * options.num_tokens / (time.perf_counter() - start))
+    own = rates["engine"]
+    return {
+        "concurrency": concurrency,
+        "tokens_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "engine_against": {
+            name: round(statistics.median(mine / other for mine, other in zip(own, values, strict=True)), 3)
+            for name, values in rates.items()
+            if name != "engine"
+        },
+    }
+
+
+def measure_overhead(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
+    """Of the steps in which all requests decode."""
+    for prompt in subject.draw_prompts(concurrency, rng):
+        subject.engine.add(subject.request(prompt, options.num_tokens))
+    steps: list[float] = []
+    forwards: list[float] = []
+    with ForwardTimer(subject.decoder) as timer:
+        while subject.engine.has_work:
+            timer.seconds = 0.0
+            seconds = time_step(subject.engine)
+            stats = subject.engine.stats
+            if stats.num_tokens == stats.num_computed_slots == concurrency:
+                steps.append(seconds)
+                forwards.append(timer.seconds)
+    step, forward = statistics.median(steps), statistics.median(forwards)
+    return {
+        "concurrency": concurrency,
+        "num_steps": len(steps),
+        "step_ms": round(1e3 * step, 2),
+        "forward_ms": round(1e3 * forward, 2),
+        "overhead": round(1 - forward / step, 4),
+    }
+
+
+def measure_ttft(subject: Subject, rng: random.Random) -> Report:
+    """Alone, and beside a long prefill at several points of it, always when a step has just begun."""
+    alone = statistics.median(time_to_first_token(subject, rng) for _ in range(NUM_ALONE))
+    return {
+        "prompt_slots": SHORTEST_PROMPT,
+        "long_prompt_slots": LONG_PROMPT,
+        "alone_ms": round(1e3 * alone, 1),
+        "beside_long_prefill": [measure_arrival(subject, share, alone, rng) for share in ARRIVALS],
+    }
+
+
+def measure_arrival(subject: Subject, computed_share: float, alone: float, rng: random.Random) -> Report:
+    """The short prompt comes when `computed_share` of the long one is computed and its next step has begun."""
+    engine, long = subject.engine, subject.request(subject.draw_prompt(LONG_PROMPT, rng), 1)
+    engine.add(long)
+    while engine.tasks[long].num_computed < computed_share * LONG_PROMPT:
+        engine.step()
+    begun_step = time_step(engine)
+    rest = time_to_first_token(subject, rng)
+    engine.cancel(long)
+    return {
+        "computed_share": computed_share,
+        "ttft_ms": round(1e3 * (begun_step + rest), 1),
+        "begun_step_ms": round(1e3 * begun_step, 1),
+        "rest_against_alone": round(rest / alone, 2),
+    }
+
+
+def time_to_first_token(subject: Subject, rng: random.Random) -> float:
+    """Seconds from now to the first token of a short prompt."""
+    request = subject.request(subject.draw_prompt(SHORTEST_PROMPT, rng), 1)
+    start = time.perf_counter()
+    subject.engine.add(request)
+    while request in subject.engine.tasks:
+        subject.engine.step()
+    return time.perf_counter() - start
+
+
+def time_step(engine: Engine) -> float:
+    start = time.perf_counter()
+    engine.step()
+    return time.perf_counter() - start
+
+
+def render(report: Report) -> str:
+    """For people: a table for each decoder, then its overhead and its times to first token."""
+    lines = []
+    for name, one in report["decoders"].items():
+        others = list(one["throughput"][0]["engine_against"])
+        lines += [f"{name}, {one['num_parameters'] / 1e6:.1f}M parameters, {report['num_tokens']} tokens an answer", ""]
+        lines.append(f"| requests | engine, tokens/s | {' | '.join(f'against {other}' for other in others)} |")
+        lines.append("| ---: " * (2 + len(others)) + "|")
+        for row in one["throughput"]:
+            ratios = " | ".join(f"{row['engine_against'][other]:.2f}×" for other in others)
+            lines.append(f"| {row['concurrency']} | {row['tokens_per_second']['engine']:.0f} | {ratios} |")
+        lines += ["", *map(_overhead_line, one["overhead"]), *_ttft_lines(one.get("ttft")), ""]
+    return "\n".join(lines)
+
+
+def _overhead_line(row: Report) -> str:
+    return (
+        f"{row['concurrency']} decoding: {row['step_ms']:.1f} ms a step, {100 * row['overhead']:.1f}% of it outside the "
+        "forward pass"
+    )
+
+
+def _ttft_lines(ttft: Report | None) -> list[str]:
+    if ttft is None:
+        return []
+    alone = f"{ttft['prompt_slots']} slots alone: first token after {ttft['alone_ms']:.0f} ms"
+    return [alone] + [
+        f"beside {ttft['long_prompt_slots']} slots, {row['computed_share']:.0%} of them computed: after "
+        f"{row['ttft_ms']:.0f} ms, the step that had begun {row['begun_step_ms']:.0f} ms, the rest "
+        f"{row['rest_against_alone']:.1f} times that alone"
+        for row in ttft["beside_long_prefill"]
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("decoders", nargs="*", default=["30m", "checkpoints/demo"], help="shapes or checkpoints")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--num-tokens", type=int, default=128, help="tokens of every answer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kv-cache-mib", type=int, default=EngineSettings.kv_cache_mib)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    report = {
+        "command": " ".join(["python -m perf.engine", *sys.argv[1:]]),
+        **describe_environment(),
+        "num_threads": torch.get_num_threads(),
+        "num_tokens": options.num_tokens,
+        "rounds": options.rounds,
+        "decoders": {name: measure(name, options) for name in options.decoders},
+    }
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(render(report))
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

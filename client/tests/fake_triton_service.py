@@ -151,6 +151,7 @@ def _read_content(datatype: str, content: bytes) -> np.ndarray:
 
 def _add_output(response: service_pb2.ModelInferResponse, name: str, values: list) -> None:
     is_text = isinstance(values[0], str)
-    array = np.array([value.encode() if is_text else value for value in values], np.object_ if is_text else np.int32)
-    response.outputs.add(name=name, datatype="BYTES" if is_text else "INT32", shape=array.shape)
+    datatype = {str: "BYTES", int: "INT32", float: "FP32"}[type(values[0])]
+    array = np.array([value.encode() if is_text else value for value in values], triton_to_np_dtype(datatype))
+    response.outputs.add(name=name, datatype=datatype, shape=array.shape)
     response.raw_output_contents.append(serialize_byte_tensor(array).item() if is_text else array.tobytes())

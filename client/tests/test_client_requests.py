@@ -29,15 +29,22 @@ def test_every_option_has_the_type_of_the_server():
         top_k=5,
         top_p=0.9,
         seed=2**64 - 1,
+        repetition_penalty=1.1,
+        min_tokens=2,
+        log_probs=True,
+        priority=-1,
         stop_words=["."],
         deadline_ms=100,
         exclude_input_in_output=True,
     )
     assert inputs["passages"].tolist() == [b"a", b"b"]
     assert inputs["seed"].dtype == np.uint64 and inputs["seed"].tolist() == [2**64 - 1]
-    assert {inputs[name].dtype for name in ("max_tokens", "top_k", "deadline_ms")} == {np.dtype(np.int32)}
-    assert {inputs[name].dtype for name in ("expand_fraction", "temperature", "top_p")} == {np.dtype(np.float32)}
-    assert {inputs[name].dtype for name in ("stream", "exclude_input_in_output")} == {np.dtype(bool)}
+    assert {inputs[name].dtype for name in ("max_tokens", "top_k", "min_tokens", "priority", "deadline_ms")} == {
+        np.dtype(np.int32)
+    }
+    reals = ("expand_fraction", "temperature", "top_p", "repetition_penalty")
+    assert {inputs[name].dtype for name in reals} == {np.dtype(np.float32)}
+    assert {inputs[name].dtype for name in ("stream", "log_probs", "exclude_input_in_output")} == {np.dtype(bool)}
 
 
 def test_empty_and_unicode_passages_arrive_unchanged():

@@ -19,6 +19,7 @@ from refrag_client import (
 def test_generate_returns_the_whole_answer(client):
     answer = client.generate("who?", ["a"])
     assert (answer.text, answer.token_ids, answer.finish_reason) == ("Ada built it.", (100, 101, 102), "stop")
+    assert answer.log_probs == (-0.5, -0.5, -0.5)
     assert answer.statistics == Statistics(64, 4, 1, (2,), 27, 3)
     assert 0 < answer.ttft_seconds <= answer.total_seconds
 
@@ -130,7 +131,7 @@ def test_a_stream_without_pieces_is_an_error(client, fake):
 def test_missing_tensors_are_a_server_error(client, fake):
     def reply(fake, request):
         response = service.piece_response("Ada", 0)
-        del response.infer_response.outputs[2:]
+        del response.infer_response.outputs[3:]
         yield response
 
     fake.reply = reply

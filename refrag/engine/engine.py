@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from refrag.engine.block_pool import BlockPool
 from refrag.engine.generation import Generation
 from refrag.engine.kv_cache import KVCache, bytes_per_slot
+from refrag.engine.linear import use_few_rows_linear
 from refrag.engine.request import Output, Request, StepStats
 from refrag.engine.runner import Runner, Segment
 from refrag.engine.sampler import Pick
@@ -37,7 +38,7 @@ class EngineSettings:
     max_step_slots: slots that one step computes at most, so how long a prompt may hold up running answers.
     """
 
-    kv_cache_mib: int = 256
+    kv_cache_mib: int = 512
     block_size: int = 16
     max_active: int = 32
     max_waiting: int = 256
@@ -70,6 +71,8 @@ class Engine:
     ) -> None:
         self.settings = settings = settings or EngineSettings()
         self.tokenizer, self.eos_ids, self.clock = tokenizer, decoder.eos_ids, clock
+        if decoder.backbone.device.type == "cpu":
+            use_few_rows_linear(decoder.backbone)
         shapes, weight = layer_shapes(decoder, max_prompt_slots), decoder.token_embeddings.weight
         num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)

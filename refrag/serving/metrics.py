@@ -25,8 +25,8 @@ class EngineMetrics:
             "num_held_blocks": Metric("GAUGE", "refrag_kv_blocks_held", "Blocks of the KV cache that requests hold"),
             "num_blocks": Metric("GAUGE", "refrag_kv_blocks", "Blocks of the KV cache"),
         }
+        self.num_tokens = Metric("COUNTER", "refrag_generated_tokens", "Tokens that the decoder has generated")
         self.counters = {
-            "num_tokens": Metric("COUNTER", "refrag_generated_tokens", "Tokens that the decoder has generated"),
             "num_computed_slots": Metric("COUNTER", "refrag_computed_slots", "Slots that the decoder has computed"),
             "num_reused_slots": Metric("COUNTER", "refrag_reused_slots", "Prompt slots found in the KV cache"),
             "num_preempted": Metric("COUNTER", "refrag_preemptions", "Requests that gave way to more urgent ones"),
@@ -46,7 +46,9 @@ class EngineMetrics:
         self.thread.start()
 
     def observe(self, stats: StepStats) -> None:
-        """Note one step; called by the engine's thread."""
+        """Note one step; called by the engine's thread. Tokens count at once: they tell whether a stop took effect."""
+        if stats.num_tokens:
+            self.num_tokens.add(stats.num_tokens)
         self.gathered.append(stats)
 
     def close(self) -> None:
