@@ -284,24 +284,31 @@ def time_step(engine: Engine) -> float:
 
 def render(report: Report) -> str:
     """For people: a table for each decoder, then its overhead and its times to first token."""
-    lines = []
+    sections = []
     for name, one in report["decoders"].items():
-        others = list(one["throughput"][0]["engine_against"])
-        lines += [f"{name}, {one['num_parameters'] / 1e6:.1f}M parameters, {report['num_tokens']} tokens an answer", ""]
-        lines.append(f"| requests | engine, tokens/s | {' | '.join(f'against {other}' for other in others)} |")
-        lines.append("| ---: " * (2 + len(others)) + "|")
-        for row in one["throughput"]:
-            ratios = " | ".join(f"{row['engine_against'][other]:.2f}×" for other in others)
-            lines.append(f"| {row['concurrency']} | {row['tokens_per_second']['engine']:.0f} | {ratios} |")
-        lines += ["", *map(_overhead_line, one["overhead"]), *_ttft_lines(one.get("ttft")), ""]
+        about = f"{name}, {one['num_parameters'] / 1e6:.1f}M parameters, {report['num_tokens']} tokens an answer"
+        details = [*map(_overhead_line, one["overhead"]), *_ttft_lines(one.get("ttft"))]
+        sections.append("\n".join([about, "", markdown_table(report, name), "", *details, ""]))
+    return "\n".join(sections)
+
+
+def markdown_table(report: Report, decoder: str) -> str:
+    """Tokens per second of one decoder, and how many times that of each other method."""
+    rows = report["decoders"][decoder]["throughput"]
+    others = list(rows[0]["engine_against"])
+    lines = [
+        f"| requests | engine, tokens/s | {' | '.join(f'against {other}' for other in others)} |",
+        "| ---: " * (2 + len(others)) + "|",
+    ]
+    for row in rows:
+        ratios = " | ".join(f"{row['engine_against'][other]:.2f}×" for other in others)
+        lines.append(f"| {row['concurrency']} | {row['tokens_per_second']['engine']:.0f} | {ratios} |")
     return "\n".join(lines)
 
 
 def _overhead_line(row: Report) -> str:
-    return (
-        f"{row['concurrency']} decoding: {row['step_ms']:.1f} ms a step, {100 * row['overhead']:.1f}% of it outside the "
-        "forward pass"
-    )
+    share = f"{100 * row['overhead']:.1f}% of it outside the forward pass"
+    return f"{row['concurrency']} decoding: {row['step_ms']:.1f} ms a step, {share}"
 
 
 def _ttft_lines(ttft: Report | None) -> list[str]:
