@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from refrag.engine.block_pool import Run
+from refrag.engine.block_pool import Run, clip_runs
 from refrag.engine.kv_cache import KVCache, LayerShape
 
 # H query heads, in K groups of G that share a key-value head; T rows of a step, R rows of one sequence,
@@ -101,9 +101,10 @@ class PagedStep:
 
 @dataclass
 class ShapeRecorder:
-    """Stands in for a cache to learn from one row what each layer would keep in it."""
+    """Stands in for a cache to learn from one row what each layer would keep in it, and how far back it would look."""
 
     shapes: dict[int, LayerShape] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
 
     def attend(
         self,
@@ -116,6 +117,7 @@ class ShapeRecorder:
         softcap: float | None,
     ) -> Tensor:
         self.shapes[layer] = LayerShape(key.shape[0], key.shape[2])
+        self.windows[layer] = sliding_window
         return query.transpose(0, 1)
 
 
@@ -196,15 +198,7 @@ def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: 
 def _last_slots(span: Span, sliding_window: int | None) -> Sequence[Run]:
     """The runs without what lies before the window of the span's first row."""
     num_hidden = 0 if sliding_window is None else span.num_past - sliding_window + 1
-    if num_hidden <= 0:
-        return span.runs
-    runs = []
-    for start, stop in span.runs:
-        hidden = min(num_hidden, stop - start)
-        num_hidden -= hidden
-        if start + hidden < stop:
-            runs.append((start + hidden, stop))
-    return runs
+    return span.runs if num_hidden <= 0 else clip_runs(span.runs, num_hidden, span.num_past + span.num_rows)
 
 
 def _num_slots(runs: Sequence[Run]) -> int:

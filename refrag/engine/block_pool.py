@@ -125,6 +125,29 @@ class BlockPool:
         self.num_blank += 1
 
 
+def slot_runs(blocks: Sequence[int], block_size: int) -> list[Run]:
+    """Bounds [start, stop), in slots of the pool, of what neighbouring blocks of a table hold together, in order."""
+    runs: list[Run] = []
+    for block in blocks:
+        start, stop = block * block_size, (block + 1) * block_size
+        if runs and runs[-1][1] == start:
+            runs[-1] = runs[-1][0], stop
+        else:
+            runs.append((start, stop))
+    return runs
+
+
+def clip_runs(runs: Iterable[Run], start: int, stop: int) -> list[Run]:
+    """Where a sequence's slots [start, stop) lie, if `runs` hold them all from the first."""
+    clipped, passed = [], 0
+    for first, last in runs:
+        begin, end = first + max(0, start - passed), min(last, first + stop - passed)
+        if begin < end:
+            clipped.append((begin, end))
+        passed += last - first
+    return clipped
+
+
 def runs_of(mask: np.ndarray) -> list[Run]:
     """Bounds [start, stop) of the runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))

@@ -5,10 +5,11 @@ a step fails. None of them touches a neighbour.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -44,6 +45,11 @@ class EngineSettings:
     max_waiting: int = 256
     max_step_slots: int = 256
 
+    def __post_init__(self) -> None:
+        for field in fields(EngineSettings):
+            if (value := getattr(self, field.name)) < 1:
+                raise SetupError(f"{field.name} is {value}; it must be at least 1")
+
 
 @dataclass(eq=False, kw_only=True)
 class Task(Sequence):
@@ -55,7 +61,7 @@ class Task(Sequence):
     token_at: float | None = None
 
     def segment(self, start: int, stop: int) -> Segment:
-        return Segment(self.request.prompt, self.generation.token_ids, self.blocks, start, stop)
+        return Segment(self.request.prompt, self.generation.token_ids, self.runs, start, stop)
 
 
 class Engine:
@@ -76,7 +82,7 @@ class Engine:
         shapes, weight = layer_shapes(decoder, max_prompt_slots), decoder.token_embeddings.weight
         num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
-        self.runner = Runner(decoder, cache, settings.block_size)
+        self.runner = Runner(decoder, cache)
         self.pool = BlockPool(num_blocks, settings.block_size)
         self.scheduler: Scheduler[Task] = Scheduler(self.pool, settings.max_active, settings.max_step_slots)
         self.tasks: dict[Request, Task] = {}
@@ -92,7 +98,9 @@ class Engine:
         return len(self.scheduler.waiting)
 
     def check(self, request: Request) -> None:
-        """Raise InvalidRequest for one that the KV cache could not hold even alone."""
+        """Raise InvalidRequest for one that has nothing to compute, or that the KV cache could not hold even alone."""
+        if len(request.prompt.input_ids) == 0:
+            raise InvalidRequest("the prompt has no slots; send at least a question")
         num_slots = self.pool.num_blocks * self.pool.block_size
         if request.max_slots > num_slots:
             raise InvalidRequest(
@@ -134,7 +142,6 @@ class Engine:
         parts = self.scheduler.schedule()
         self._note_admitted()
         for computed, logits in self._compute(parts, outputs):
-            self.scheduler.complete(computed)
             outputs += self._advance(computed, logits)
         self._note_state(parts)
         return outputs
@@ -167,12 +174,17 @@ class Engine:
         yield parts, logits
 
     def _advance(self, parts: List[Part[Task]], logits: Tensor) -> Iterator[Output]:
-        """The next token of every request whose slots are all computed.  (S, V)"""
-        likeliest: list[int] = logits.argmax(-1).tolist()
-        for part, row, token_id in zip(parts, logits, likeliest, strict=True):
+        """Account for what is computed; the next token of every request that has all its slots.  (S, V)"""
+        highest, likeliest = logits.max(-1)
+        for part, row, value, token_id in zip(parts, logits, highest.tolist(), likeliest.tolist(), strict=True):
+            task = part.sequence
+            if not math.isfinite(value):
+                # Nothing of it may be found by others, who would read it as their own.
+                yield self._fail(task.request, RefragError("the decoder computed NaN or infinity for this prompt"))
+                continue
+            self.scheduler.complete(part)
             if not part.completes:
                 continue
-            task = part.sequence
             try:
                 greedy = task.generation.sampler.takes_likeliest
                 yield self._extend(task, Pick(token_id) if greedy else task.generation.pick(row))

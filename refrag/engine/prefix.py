@@ -13,8 +13,8 @@ def block_keys(prompt: MixedPrompt, block_size: int, vocab_size: int) -> list[by
     The rows themselves are hashed. The caller's `prompt_table_extra_ids` is only a claim about them, and a false
     one would answer one request from the context of another.
     """
-    ids = prompt.input_ids.numpy()
-    rows = prompt.chunk_embeddings.numpy()
+    ids = prompt.input_ids.cpu().numpy().astype("<i8")
+    rows = prompt.chunk_embeddings.cpu().float().numpy().astype("<f4")
     is_row = ids >= vocab_size
     # Where a row stands in its own request's table is no part of the content.
     texts = np.where(is_row, vocab_size, ids)

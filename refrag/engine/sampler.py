@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import (
-    LogitsProcessorList,
+    LogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -48,7 +48,10 @@ class Sampler:
     def pick(self, logits: Tensor, token_ids: Sequence[int]) -> Pick:
         """The token after those generated so far.  (V,) -> Pick"""
         logits = logits.float().cpu()
-        scores = self.processors(torch.LongTensor([list(token_ids)]), logits.unsqueeze(0).clone())[0]
+        ids, scores = torch.LongTensor([list(token_ids)]), logits.unsqueeze(0).clone()
+        for processor in self.processors:
+            scores = processor(ids, scores)
+        scores = scores[0]
         if self.is_greedy:
             token_id = int(scores.argmax())
         else:
@@ -58,9 +61,9 @@ class Sampler:
         return Pick(token_id, float(logits.log_softmax(-1)[token_id]))
 
 
-def _processors(sampling: SamplingParams, eos_ids: Collection[int]) -> LogitsProcessorList:
+def _processors(sampling: SamplingParams, eos_ids: Collection[int]) -> list[LogitsProcessor]:
     """In the order of Hugging Face's `generate`, so that one seed means the same tokens in both."""
-    processors = LogitsProcessorList()
+    processors: list[LogitsProcessor] = []
     if sampling.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.min_tokens and eos_ids:

@@ -12,7 +12,7 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from refrag.engine.block_pool import BlockPool
+from refrag.engine.block_pool import BlockPool, Run, slot_runs
 
 # A prompt that others were preferred to so many times in a row goes first, or short ones could starve it.
 MAX_SKIPPED = 4
@@ -24,7 +24,7 @@ class Sequence:
 
     number: in order of arrival. priority: lower goes first.
     max_slots: all it can ever need; its blocks are held from admission to end, so that it never waits half-way.
-    keys: what the full blocks of its prompt hold, for reuse.
+    keys: what the full blocks of its prompt hold, for reuse. runs: where its blocks lie, in slots of the pool.
     """
 
     number: int
@@ -34,6 +34,7 @@ class Sequence:
     priority: int = 0
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     num_published: int = 0
     num_skipped: int = 0
 
@@ -93,15 +94,14 @@ class Scheduler(Generic[S]):
         parts = [Part(one, one.num_computed, one.num_slots) for one in decoding]
         return parts + self._share_out(prefilling, max(1, self.max_step_slots - len(parts)))
 
-    def complete(self, parts: List[Part[S]]) -> None:
-        """These are computed; full blocks of prompts can be found by others from now on."""
-        for part in parts:
-            one = part.sequence
-            one.num_computed = part.stop
-            num_full = min(len(one.keys), one.num_computed // self.pool.block_size)
-            for index in range(one.num_published, num_full):
-                self.pool.publish(one.blocks[index], one.keys[index])
-            one.num_published = max(one.num_published, num_full)
+    def complete(self, part: Part[S]) -> None:
+        """It is computed; full blocks of its prompt can be found by others from now on."""
+        one = part.sequence
+        one.num_computed = part.stop
+        num_full = min(len(one.keys), one.num_computed // self.pool.block_size)
+        for index in range(one.num_published, num_full):
+            self.pool.publish(one.blocks[index], one.keys[index])
+        one.num_published = max(one.num_published, num_full)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block is accounted for and every sequence within its blocks."""
@@ -126,12 +126,14 @@ class Scheduler(Generic[S]):
     def _place(self, sequence: S) -> bool:
         """Give it its blocks, if need be those of sequences of lower priority."""
         shared, needed = self._find_prefix(sequence), self.pool.blocks_for(sequence.max_slots)
-        victims = self._choose_victims(sequence, shared, needed)
-        if victims is None:
-            return False
-        for victim in victims:
-            self._preempt(victim)
+        if len(self.active) >= self.max_active or not self.pool.fits(shared, needed):
+            victims = self._choose_victims(sequence, shared, needed)
+            if not victims:
+                return False
+            for victim in victims:
+                self._preempt(victim)
         sequence.blocks = self.pool.allocate(shared, needed)
+        sequence.runs = slot_runs(sequence.blocks, self.pool.block_size)
         sequence.num_published = len(shared)
         sequence.num_computed = len(shared) * self.pool.block_size
         self.num_reused_slots += sequence.num_computed
@@ -143,18 +145,25 @@ class Scheduler(Generic[S]):
         num_usable = (sequence.num_slots - 1) // self.pool.block_size
         return self.pool.find(sequence.keys[:num_usable])
 
-    def _choose_victims(self, sequence: S, shared: List[int], needed: int) -> list[S] | None:
-        """Whom to preempt, the lowest in rank first; None if not even that makes room."""
-        if len(self.active) < self.max_active and self.pool.fits(shared, needed):
+    def _choose_victims(self, sequence: S, shared: List[int], needed: int) -> list[S]:
+        """Whom to preempt of those of lower priority: as few and as low in rank as make room; none if not even all."""
+        kept = [one for one in self.active if one.priority <= sequence.priority]
+        below = sorted((one for one in self.active if one.priority > sequence.priority), key=lambda one: one.rank)
+        if not below or not self._has_room_beside(kept, shared, needed):
             return []
-        by_rank = sorted(self.active, key=lambda one: one.rank)
-        for keep in range(len(by_rank) - 1, -1, -1):
-            if by_rank[keep].priority <= sequence.priority:
-                return None
-            held = {block for one in by_rank[:keep] for block in one.blocks}
-            if needed - len(held.intersection(shared)) <= self.pool.num_blocks - len(held):
-                return by_rank[keep:]
-        return None
+        victims = []
+        for one in below:
+            if self._has_room_beside([*kept, one], shared, needed):
+                kept.append(one)
+            else:
+                victims.append(one)
+        return victims
+
+    def _has_room_beside(self, kept: List[S], shared: List[int], needed: int) -> bool:
+        """Whether there would be, were these the only ones active."""
+        held = {block for one in kept for block in one.blocks}
+        num_fresh = needed - len(held.intersection(shared))
+        return len(kept) < self.max_active and num_fresh <= self.pool.num_blocks - len(held)
 
     def _preempt(self, sequence: S) -> None:
         """Back to the queue, where its rank is what it was; its tokens stay, what it computed is computed again."""
@@ -165,7 +174,7 @@ class Scheduler(Generic[S]):
     def _release(self, sequence: S) -> None:
         self.active.remove(sequence)
         self.pool.free(sequence.blocks)
-        sequence.blocks, sequence.num_computed, sequence.num_published = [], 0, 0
+        sequence.blocks, sequence.runs, sequence.num_computed, sequence.num_published = [], [], 0, 0
 
     def _share_out(self, prefilling: List[S], budget: int) -> list[Part[S]]:
         """Whole prompts, the shortest first, so that none waits for a long one; else a part of one long prompt."""
@@ -182,5 +191,7 @@ class Scheduler(Generic[S]):
 
 
 def _prefill_order(sequence: Sequence) -> tuple[int, bool, int, int]:
+    """Overdue ones first, the one passed over most often before others; then the shortest."""
     is_overdue = sequence.num_skipped >= MAX_SKIPPED
-    return sequence.priority, not is_overdue, sequence.num_left, sequence.number
+    urgency = -sequence.num_skipped if is_overdue else sequence.num_left
+    return sequence.priority, not is_overdue, urgency, sequence.number

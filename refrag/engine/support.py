@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from refrag.engine.attention import PAGED_ATTENTION, ShapeRecorder
+from refrag.engine.block_pool import slot_runs
 from refrag.engine.generation import MixedPrompt
 from refrag.engine.kv_cache import KVCache, LayerShape
 from refrag.engine.runner import Runner, Segment
@@ -46,6 +47,12 @@ def layer_shapes(decoder: Decoder, max_prompt_slots: int) -> list[LayerShape]:
             f"decoder of type {config.model_type!r} is not supported: layers {missing} do not compute attention "
             "through transformers' interface, so that their state cannot be kept"
         )
+    if blind := [layer for layer in layers if recorder.windows[layer] != _window(config, layer)]:
+        raise CheckpointError(
+            f"decoder of type {config.model_type!r} is not supported: layers {blind} are to see "
+            f"{_window(config, blind[0]) or 'all'} positions, but ask the attention for "
+            f"{recorder.windows[blind[0]] or 'all'}"
+        )
     shapes = [recorder.shapes[layer] for layer in layers]
     _probe(decoder, shapes)
     return shapes
@@ -65,6 +72,13 @@ def _known_obstacle(config: PreTrainedConfig, max_prompt_slots: int) -> str | No
     return None
 
 
+def _window(config: PreTrainedConfig, layer: int) -> int | None:
+    """How many positions the layer sees by its config; None for all."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    layer_types = getattr(config, "layer_types", None)
+    return window if layer_types is None or layer_types[layer] == "sliding_attention" else None
+
+
 def _ropes(config: PreTrainedConfig) -> list[dict]:
     """One for the whole model or, as in Gemma 3, one for each type of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -77,12 +91,12 @@ def _probe(decoder: Decoder, shapes: Sequence[LayerShape]) -> None:
     num_slots, weight = PROBE_PARTS[-1], decoder.token_embeddings.weight
     num_blocks = num_slots // PROBE_BLOCK_SIZE
     cache = KVCache(shapes, num_slots, weight.dtype, weight.device)
-    runner = Runner(decoder, cache, PROBE_BLOCK_SIZE)
+    runner = Runner(decoder, cache)
     input_ids = torch.arange(1, num_slots + 1) * 7919 % decoder.vocab_size
     prompt = MixedPrompt(input_ids, torch.zeros(0, decoder.width))
-    blocks = [*range(1, num_blocks), 0]
+    runs = slot_runs([*range(1, num_blocks), 0], PROBE_BLOCK_SIZE)
     for start, stop in pairwise(PROBE_PARTS):
-        logits = runner.run([Segment(prompt, [], blocks, start, stop)])[0]
+        logits = runner.run([Segment(prompt, [], runs, start, stop)])[0]
     inputs_embeds = decoder.embed_prompt(input_ids.to(weight.device), prompt.chunk_embeddings.to(weight.device))
     expected = decoder.prefill(inputs_embeds)[0]
     difference = float((logits - expected).abs().max() / expected.abs().max())

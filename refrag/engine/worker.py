@@ -54,7 +54,7 @@ class EngineWorker:
         self.engine.check(request)
         with self.changed:
             if self.closing is not None:
-                raise self.closing
+                raise type(self.closing)(str(self.closing))
             if request.request_id in self.in_flight:
                 raise InvalidRequest(
                     f"request id {request.request_id!r} is in flight already; give every request an id of its own"
@@ -98,7 +98,7 @@ class EngineWorker:
                 self._cancel_abandoned()
                 for output in self.engine.step():
                     self._deliver(output)
-                self.observe(self.engine.stats)
+                self._observe()
         except Exception as error:
             log.exception("the decoder's worker failed")
             self._close_for(RefragError(f"the decoder's worker failed and must be restarted: {error}"))
@@ -107,6 +107,12 @@ class EngineWorker:
             self.sinks.update(self.submitted)
         for request in list(self.sinks):
             self._fail(request, self.closing)
+
+    def _observe(self) -> None:
+        try:
+            self.observe(self.engine.stats)
+        except Exception:
+            log.exception("a step could not be observed")
 
     def _close_for(self, reason: RefragError) -> None:
         with self.changed:
@@ -122,15 +128,24 @@ class EngineWorker:
         with self.changed:
             submitted, self.submitted = self.submitted, []
             stopped, self.stopped = self.stopped, []
-            for request, sink in submitted:
-                self.engine.add(request)
-                self.sinks[request] = sink
+        self.sinks.update(submitted)
+        for request, _ in submitted:
+            self._add(request)
         for request in stopped:
             if request in self.sinks:
                 self._cancel(request, f"request {request.request_id!r} was stopped by its caller")
 
+    def _add(self, request: Request) -> None:
+        try:
+            self.engine.add(request)
+        except RefragError as error:
+            self._fail(request, error)
+        except Exception as error:
+            log.exception("a request could not be added")
+            self._fail(request, RefragError(f"the request could not be added: {error}"))
+
     def _cancel_abandoned(self) -> None:
-        for request in [request for request, sink in self.sinks.items() if sink.is_abandoned()]:
+        for request in [request for request, sink in self.sinks.items() if _is_abandoned(sink)]:
             self._cancel(request, f"the receiver of request {request.request_id!r} is gone")
 
     def _cancel(self, request: Request, reason: str) -> None:
@@ -173,6 +188,14 @@ def _remember(ids: OrderedDict[str, Any], request_id: str, value: Any) -> None:
     ids.move_to_end(request_id)
     if len(ids) > MAX_REMEMBERED_IDS:
         ids.popitem(last=False)
+
+
+def _is_abandoned(sink: Sink) -> bool:
+    try:
+        return sink.is_abandoned()
+    except Exception:
+        log.exception("whether a receiver is gone could not be found out")
+        return False
 
 
 def _fail(sink: Sink, error: RefragError) -> None:

@@ -91,14 +91,16 @@ class DecoderService:
             keys=block_keys(prompt, self.settings.block_size, self.decoder.vocab_size),
         )
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
-        statistics = {name: inputs.get(name, default) for name, default in PASS_THROUGH.items()}
+        # Copies, as of the prompt: a tensor's memory belongs to its request, which is gone once execute() has returned.
+        statistics = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         self.worker.submit(request, sink_type(stream, Statistics(statistics, len(prompt.input_ids))))
 
     def _read_sampling(self, inputs: Tensors) -> SamplingParams:
         max_tokens, repetition_penalty = integer(inputs, "request_output_len"), scalar(inputs, "repetition_penalty")
         return SamplingParams(
             max_tokens=self.settings.default_max_tokens if max_tokens is None else max_tokens,
-            temperature=scalar(inputs, "temperature") or 0.0,
+            # FP32 has no 0.01, the least that is allowed.
+            temperature=round(scalar(inputs, "temperature") or 0.0, 6),
             top_k=integer(inputs, "runtime_top_k"),
             top_p=scalar(inputs, "runtime_top_p"),
             seed=integer(inputs, "random_seed"),
@@ -186,5 +188,4 @@ def read_prompt(inputs: Tensors) -> MixedPrompt:
     input_ids = torch.from_numpy(inputs["input_ids"].reshape(-1).astype(np.int64))
     if "prompt_embedding_table" not in inputs:
         return MixedPrompt(input_ids, torch.zeros(0, 0))
-    # A copy: the tensor's memory belongs to the request, which is gone once execute() has returned.
     return MixedPrompt(input_ids, torch.tensor(inputs["prompt_embedding_table"]))

@@ -9,7 +9,8 @@ from refrag.serving.triton import Metric
 
 log = logging.getLogger(__name__)
 
-# Updates are round trips to the server: they are gathered, and made by a thread that no answer waits for.
+# Updates are round trips to the server: but for the count of tokens, one for each step, they are gathered and made by
+# a thread that no answer waits for.
 FLUSH_SECONDS = 1.0
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 INTER_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)

@@ -1,5 +1,6 @@
 """Resident memory in KiB before and after 1,000 requests of mixed length; run by test_engine_core.py."""
 
+import gc
 import random
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from engine_helpers import make_decoder, make_engine, make_prompt, make_request
 from tiny import make_tiny_checkpoint
 
+from refrag.engine.generation import Generation
+from refrag.engine.request import Request
 from refrag.request import SamplingParams
 
 
@@ -35,6 +38,9 @@ def main() -> None:
     answer(engine, 100, rng)
     before = resident_kib()
     answer(engine, 1000, rng)
+    gc.collect()
+    left = [thing for thing in gc.get_objects() if isinstance(thing, (Request, Generation))]
+    assert not left, f"{len(left)} requests are still held"
     print(before, resident_kib())
 
 

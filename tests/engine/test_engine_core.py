@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_helpers import GREEDY, answer_alone, make_engine, make_prompt, make_request, mixed_requests
+import torch
+from engine_helpers import GREEDY, answer_alone, make_engine, make_prompt, make_request, mixed_requests, run
 
 from refrag.engine.engine import EngineSettings, count_blocks
+from refrag.engine.generation import MixedPrompt
 from refrag.engine.request import Request
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.request import SamplingParams
@@ -90,6 +92,30 @@ def test_a_token_that_cannot_be_picked_ends_its_request_alone(llama, tokenizer, 
     outputs = {output.request: output for output in engine.step()}
     assert "division" in str(outputs[bad].error)
     assert outputs[good].delta.token_ids == answer_alone(llama, tokenizer, good).token_ids[:1]
+
+
+def test_nan_ends_its_request_and_is_shared_with_nobody(llama, tokenizer):
+    """Finite rows may still overflow within the decoder."""
+    prompt = make_prompt(40)
+    poisoned = MixedPrompt(prompt.input_ids, torch.full_like(prompt.chunk_embeddings, float("nan")))
+    engine = make_engine(llama, tokenizer, max_step_slots=512)
+    # With the keys of the clean prompt, as if the rows had turned bad on their way.
+    bad, good = Request(poisoned, GREEDY, keys=make_request(prompt).keys), make_request(prompt)
+    engine.add(bad)
+    [output] = engine.step()
+    assert "NaN or infinity" in str(output.error)
+    assert run(engine, [good]) == [answer_alone(llama, tokenizer, good)]
+
+
+def test_a_prompt_without_slots_is_refused(llama, tokenizer):
+    with pytest.raises(InvalidRequest, match="no slots"):
+        make_engine(llama, tokenizer).add(make_request(make_prompt(0)))
+
+
+@pytest.mark.parametrize("name", ["kv_cache_mib", "block_size", "max_active", "max_waiting", "max_step_slots"])
+def test_settings_that_would_never_answer_are_refused(name):
+    with pytest.raises(SetupError, match=f"{name} is 0; it must be at least 1"):
+        EngineSettings(**{name: 0})
 
 
 def test_cancelled_twice_is_cancelled_once(llama, tokenizer):

@@ -1,9 +1,10 @@
 """Random traffic against the sequential reference: whatever comes and goes, answers stay what they are alone."""
 
-from engine_helpers import GREEDY, SAMPLED, answer_alone, make_engine, make_prompt, make_request
+from engine_helpers import BLOCK_SIZE, GREEDY, SAMPLED, answer_alone, make_engine, make_prompt, make_request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from refrag.engine.block_pool import BlockPool
 from refrag.errors import DeadlineExceeded
 from refrag.request import SamplingParams
 
@@ -78,10 +79,21 @@ def test_random_traffic_is_answered_as_if_alone(llama, tokenizer, arrivals, max_
 
 
 def test_a_cache_that_holds_few_at_a_time_still_answers_all(llama, tokenizer):
-    """One window's worth of blocks for ten requests, half of them urgent."""
-    arrivals = [(number % 6, (GREEDY, SAMPLED)[number % 2], number % 3, number, None, None) for number in range(30)]
-    traffic = Traffic(llama, tokenizer)
-    results = traffic.run(arrivals, kv_cache_mib=1)
-    assert [tokens for tokens, _ in results] == [
-        traffic.expected(length, sampling) for length, sampling, *_ in arrivals
+    """Room for two of the longest: blocks are evicted and written anew, and the urgent take the places of others."""
+    requests = [
+        make_request(make_prompt(50 + number, number), (GREEDY, SAMPLED)[number % 2], priority=-(number % 3))
+        for number in range(24)
     ]
+    engine = make_engine(llama, tokenizer)
+    engine.pool = engine.scheduler.pool = BlockPool(22, BLOCK_SIZE)
+    deltas, waiting, num_preempted = {request: [] for request in requests}, list(requests), 0
+    while waiting or engine.has_work:
+        if waiting:
+            engine.add(waiting.pop(0))
+        for output in engine.step():
+            deltas[output.request] += output.delta.token_ids
+        engine.check_integrity()
+        num_preempted += engine.stats.num_preempted
+    assert num_preempted > 0
+    assert any(engine.pool.find(request.keys) == [] for request in requests), "nothing was evicted"
+    assert list(deltas.values()) == [answer_alone(llama, tokenizer, request).token_ids for request in requests]

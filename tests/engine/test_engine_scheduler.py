@@ -23,8 +23,8 @@ def add(scheduler, num_slots, num_tokens=5, **options):
 def step(scheduler):
     """Schedule, compute, pick a token; each sequence's count of slots in the step."""
     parts = scheduler.schedule()
-    scheduler.complete(parts)
     for part in parts:
+        scheduler.complete(part)
         if part.completes:
             if part.sequence.num_slots == part.sequence.max_slots:
                 scheduler.remove(part.sequence)
@@ -61,6 +61,20 @@ def test_a_long_prompt_is_not_starved_by_short_ones():
         add(scheduler, 20, num_tokens=1)
         counts.append(step(scheduler).get(long, 0))
     assert counts == [0] * MAX_SKIPPED + [32] + [0] * MAX_SKIPPED + [32]
+
+
+def test_of_several_long_prompts_none_is_starved():
+    """Each exceeds a step by itself; new ones keep coming."""
+    scheduler = make_scheduler(num_blocks=1024, max_active=6)
+    long = add(scheduler, 1000, num_tokens=1)
+    others = [add(scheduler, 80, num_tokens=1) for _ in range(5)]
+    num_steps = 0
+    while long in scheduler.active or long in scheduler.waiting:
+        step(scheduler)
+        num_steps += 1
+        assert num_steps < 300
+        others = [one for one in others if one in scheduler.active or one in scheduler.waiting]
+        others += [add(scheduler, 80, num_tokens=1) for _ in range(5 - len(others))]
 
 
 def test_nobody_overtakes_the_first_in_the_queue():
@@ -106,6 +120,18 @@ def test_equals_do_not_push_each_other_out():
     first, second = add(scheduler, 4), add(scheduler, 4)
     step(scheduler)
     assert (scheduler.active, scheduler.waiting) == ([first], [second])
+
+
+def test_as_few_are_preempted_as_make_room():
+    """The large one alone makes room; the small ones below it keep their places."""
+    scheduler = make_scheduler(num_blocks=20)
+    large = add(scheduler, 56, priority=1)
+    small = [add(scheduler, 4, num_tokens=1, priority=2) for _ in range(2)]
+    scheduler.schedule()
+    add(scheduler, 28, priority=0)
+    scheduler.schedule()
+    assert scheduler.waiting == [large]
+    assert set(small) <= set(scheduler.active)
 
 
 def test_nobody_is_preempted_in_vain():

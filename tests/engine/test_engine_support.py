@@ -10,6 +10,7 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     Phi3Config,
+    Qwen2MoeConfig,
     Qwen3NextConfig,
 )
 
@@ -55,6 +56,19 @@ def test_a_decoder_that_no_line_of_code_names_is_supported_too():
                 rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **LONG_FACTORS},
             ),
             r"'phi3' is not supported: its RoPE scaling 'longrope' .* from 8192 to 1024",
+        ),
+        (
+            Qwen2MoeConfig(
+                **SHAPE,
+                use_sliding_window=True,
+                sliding_window=9,
+                max_window_layers=1,
+                num_experts=2,
+                num_experts_per_tok=1,
+                moe_intermediate_size=16,
+                shared_expert_intermediate_size=16,
+            ),
+            r"'qwen2_moe' is not supported: layers \[0\] are to see 9 positions, but ask the attention for all",
         ),
         (GptOssConfig(**SHAPE, **GPT_OSS), "'gpt_oss' is not supported: read in parts"),
         (Qwen3NextConfig(**SHAPE), "'qwen3_next' is not supported: it has layers of type linear_attention"),

@@ -68,6 +68,8 @@ class CountingEngine:
             raise InvalidRequest("too large")
 
     def add(self, request):
+        if request.request_id == "unfit":
+            raise RuntimeError("no room")
         self.counts[request] = 0
 
     def cancel(self, request):
@@ -167,6 +169,34 @@ def test_an_abandoned_request_is_dropped(worker):
 def test_a_request_too_large_is_refused_by_the_call(worker):
     with pytest.raises(InvalidRequest, match="too large"):
         submit(worker, FOR_EVER + 1)
+
+
+def test_a_request_that_cannot_be_added_harms_no_other(worker, caplog):
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block(_):
+        blocked.set()
+        go_on.wait(PATIENCE_SECONDS)
+
+    submit(worker, 1, on_delta=block)
+    assert blocked.wait(PATIENCE_SECONDS)
+    before, unfit, behind = submit(worker, 2), submit(worker, 2, "unfit"), submit(worker, 2)
+    go_on.set()
+    assert (before.token_ids(), unfit.token_ids(), behind.token_ids()) == ([1, 2], [], [1, 2])
+    assert "no room" in str(unfit.error)
+
+
+def test_an_observer_or_a_receiver_that_fails_ends_nothing(caplog):
+    def fail(*_):
+        raise RuntimeError("pipe is broken")
+
+    worker = EngineWorker(CountingEngine(), fail)
+    sink = FakeSink()
+    sink.is_abandoned = fail
+    prompt = MixedPrompt(torch.tensor([5]), torch.zeros(0, 0))
+    worker.submit(Request(prompt, SamplingParams(max_tokens=3)), sink)
+    assert sink.token_ids() == [1, 2, 3]
+    worker.close()
 
 
 def test_a_full_queue_refuses_by_name():
