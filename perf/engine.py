@@ -5,7 +5,7 @@
 Methods take turns on the same prompts in one run, so that ratios hold on a noisy machine. Measured are
 
     tokens per second    generated tokens by the time of all, prefill included; requests arrive together, and every
-                         answer has the same length; the median over rounds, ratios within a round
+                         answer has the same length; medians over rounds, ratios within a round
     overhead             share of the decoding steps' time outside the model's forward pass, which holds the attention
                          over the paged cache
     TTFT                 of a short prompt alone, and of one that arrives when a step of a long prefill has just begun
@@ -70,7 +70,8 @@ PAGE_SIZE = 32
 
 Report = dict[str, Any]
 Prompts = Sequence[Sequence[int]]
-Method = Callable[[Prompts, int], None]
+# Prompts, tokens of each answer -> seconds
+Method = Callable[[Prompts, int], float]
 
 
 class Subject:
@@ -89,7 +90,7 @@ class Subject:
             "engine": self.run_engine,
             "generate, one by one": self.generate_one_by_one,
             "generate, padded": self.generate_padded,
-            "transformers' continuous batching": self.generate_batch,
+            "transformers' continuous batching": self.generate_continuously,
         }
 
     def draw_prompt(self, length: int, rng: random.Random) -> Sequence[int]:
@@ -103,40 +104,48 @@ class Subject:
         keys = block_keys(mixed, self.engine.pool.block_size, self.decoder.vocab_size)
         return Request(mixed, SamplingParams(max_tokens=num_tokens), keys=keys)
 
-    def run_engine(self, prompts: Prompts, num_tokens: int) -> None:
+    def run_engine(self, prompts: Prompts, num_tokens: int) -> float:
+        start = time.perf_counter()
         for prompt in prompts:
             self.engine.add(self.request(prompt, num_tokens))
         while self.engine.has_work:
             for output in self.engine.step():
                 assert output.error is None, output.error
+        return time.perf_counter() - start
 
-    def generate_one_by_one(self, prompts: Prompts, num_tokens: int) -> None:
+    def generate_one_by_one(self, prompts: Prompts, num_tokens: int) -> float:
+        start = time.perf_counter()
         for prompt in prompts:
             self.model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=num_tokens, do_sample=False)
+        return time.perf_counter() - start
 
-    def generate_padded(self, prompts: Prompts, num_tokens: int) -> None:
-        longest = max(map(len, prompts))
+    def generate_padded(self, prompts: Prompts, num_tokens: int) -> float:
+        start, longest = time.perf_counter(), max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=num_tokens, do_sample=False)
+        return time.perf_counter() - start
 
-    def generate_batch(self, prompts: Prompts, num_tokens: int) -> None:
-        outputs = self.model.generate_batch(
-            inputs=[list(prompt) for prompt in prompts],
-            generation_config=GenerationConfig(
-                max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
-            ),
-            # As many slots per step and in the cache as the engine has; by default it takes most of the memory.
-            continuous_batching_config=ContinuousBatchingConfig(
-                page_size=PAGE_SIZE,
-                num_blocks=self.engine.pool.num_blocks * self.engine.pool.block_size // PAGE_SIZE,
-                max_batch_tokens=self.engine.settings.max_step_slots,
-            ),
-            # Made by the first call, which is not timed.
-            persistent_manager=True,
+    def generate_continuously(self, prompts: Prompts, num_tokens: int) -> float:
+        """Its making and warm-up are not timed, as the engine's are not."""
+        # As many slots per step and in the cache as the engine has; by default it takes most of the memory.
+        batching = ContinuousBatchingConfig(
+            page_size=PAGE_SIZE,
+            num_blocks=self.engine.pool.num_blocks * self.engine.pool.block_size // PAGE_SIZE,
+            max_batch_tokens=self.engine.settings.max_step_slots,
         )
-        counts = [len(output.generated_tokens) for output in outputs.values()]
-        assert counts == [num_tokens] * len(prompts), counts
+        generation = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        with self.model.continuous_batching_context_manager(
+            generation_config=generation, continuous_batching_config=batching
+        ) as manager:
+            start = time.perf_counter()
+            manager.add_requests(inputs=[list(prompt) for prompt in prompts], max_new_tokens=num_tokens)
+            num_finished = 0
+            while num_finished < len(prompts):
+                result = manager.get_result(timeout=1)
+                assert result is not None or manager.is_running(), "continuous batching ended before its requests"
+                num_finished += result is not None and result.is_finished()
+            return time.perf_counter() - start
 
 
 class ForwardTimer:
@@ -203,12 +212,11 @@ def make_subject(name: str, kv_cache_mib: int) -> Subject:
 def measure_throughput(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
     """Tokens per second of each method, and how many times as fast as each other the engine was."""
     rates: dict[str, list[float]] = {name: [] for name in subject.methods}
-    for _ in range(options.rounds):
+    # A single request is soon answered, and its time as soon disturbed.
+    for _ in range(options.rounds * max(1, 4 // concurrency)):
         prompts = subject.draw_prompts(concurrency, rng)
         for name, method in subject.methods.items():
-            start = time.perf_counter()
-            method(prompts, options.num_tokens)
-            rates[name].append(concurrency * options.num_tokens / (time.perf_counter() - start))
+            rates[name].append(concurrency * options.num_tokens / method(prompts, options.num_tokens))
     own = rates["engine"]
     return {
         "concurrency": concurrency,

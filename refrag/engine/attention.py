@@ -163,24 +163,29 @@ def attend_many(
     (R, K, G, W) -> (R, K, G, W)
     """
     keys, values = pairs[0] if len(pairs) == 1 else (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
-    num_rows, _, num_queries_per_key, _ = query.shape
-    heads = query.flatten(1, 2).transpose(0, 1)  # (H, R, W)
-    if softcap is None:
+    num_rows, _, group_size, _ = query.shape
+    if mask is None and softcap is None:
+        heads = query.flatten(1, 2).transpose(0, 1)  # (H, R, W)
         output = F.scaled_dot_product_attention(
             heads.unsqueeze(0),
             keys.unsqueeze(0),
             values.unsqueeze(0),
-            attn_mask=mask,
-            is_causal=mask is None,
+            is_causal=True,
             scale=1.0,
-            enable_gqa=num_queries_per_key > 1,
+            enable_gqa=group_size > 1,
+        )[0]
+        return output.transpose(0, 1).unflatten(1, (-1, group_size))
+    if mask is None:
+        mask = torch.ones(num_rows, num_rows, dtype=torch.bool, device=query.device).tril()
+    # A group's heads as further rows: its keys and values are read once for all of them.
+    rows, mask = query.permute(1, 2, 0, 3).flatten(1, 2), mask.repeat(group_size, 1)  # (K, G R, W), (G R, L)
+    if softcap is None:
+        output = F.scaled_dot_product_attention(
+            rows.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, scale=1.0
         )[0]
     else:
-        keys, values = (part.repeat_interleave(num_queries_per_key, 0) for part in (keys, values))
-        if mask is None:
-            mask = torch.ones(num_rows, num_rows, dtype=torch.bool, device=query.device).tril()
-        output = torch.bmm(_softmax(torch.bmm(heads, keys.transpose(1, 2)), softcap, mask), values)
-    return output.transpose(0, 1).unflatten(1, (-1, num_queries_per_key))
+        output = torch.bmm(_softmax(torch.bmm(rows, keys.transpose(1, 2)), softcap, mask), values)
+    return output.unflatten(1, (group_size, num_rows)).permute(2, 0, 1, 3)
 
 
 def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
