@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("decoders", nargs="*", default=["30m", "checkpoints/demo"], help="shapes or checkpoints")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--num-tokens", type=int, default=128, help="tokens of every answer")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--kv-cache-mib", type=int, default=EngineSettings.kv_cache_mib)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
