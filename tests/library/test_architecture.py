@@ -19,9 +19,12 @@ FORBIDDEN = {
     "refrag/evaluation": ["refrag.serving", "refrag.embedded", "refrag_client"],
     "refrag/model": ["refrag.engine", "refrag.serving", "refrag.training", "refrag.evaluation", "refrag.pipeline"],
     "refrag/engine": ["refrag.serving", "refrag.training", "refrag.evaluation", "refrag.pipeline"],
+    "refrag/engine/scheduler.py": ["torch", "transformers", "refrag.model"],
+    "refrag/engine/block_pool.py": ["torch", "transformers", "refrag.model"],
     "refrag/training": ["refrag.engine", "refrag.serving", "refrag.embedded"],
     "refrag/serving": ["refrag.training", "refrag.evaluation", "refrag.embedded"],
     "refrag/embedded": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
+    "perf": ["refrag.training", "refrag.serving", "refrag.pipeline"],
     "export": ["refrag.engine", "refrag.serving", "refrag.training"],
     "client/src": ["refrag", "torch", "transformers"],
 }
