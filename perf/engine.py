@@ -14,138 +14,73 @@ The last line of the output is the report as one JSON object.
 """
 
 import argparse
-import copy
 import json
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from tqdm import tqdm
-from transformers import (
-    ContinuousBatchingConfig,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 from transformers.utils import logging as transformers_logging
 
-from refrag.config import RefragConfig
+from perf.decoders import Prompts, Subject, make_subject
 from refrag.engine.engine import Engine, EngineSettings
-from refrag.engine.generation import MixedPrompt
-from refrag.engine.prefix import block_keys
-from refrag.engine.request import Request
 from refrag.environment import describe_environment
-from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
 from refrag.model.decoder import Decoder
-from refrag.request import SamplingParams
 
-# Decoders of random weights: their speed does not depend on what they know.
-SHAPES: dict[str, dict[str, Any]] = {
-    "30m": {
-        "vocab_size": 8192,
-        "hidden_size": 512,
-        "intermediate_size": 1376,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 16384,
-    },
-}
 SHORTEST_PROMPT, LONGEST_PROMPT, LONG_PROMPT = 64, 1024, 8192
 # How much of the long prompt is computed when the short one arrives.
 ARRIVALS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_ALONE = 9
-# Of transformers' cache, in slots.
-PAGE_SIZE = 32
 
 Report = dict[str, Any]
-Prompts = Sequence[Sequence[int]]
-# Prompts, tokens of each answer -> seconds
-Method = Callable[[Prompts, int], float]
 
 
-class Subject:
-    """One decoder, with every way to generate from it."""
+def measure(name: str, options: argparse.Namespace) -> Report:
+    """Everything about one decoder."""
+    subject, rng = make_subject(name, options.kv_cache_mib), random.Random(0)
+    for method in subject.methods.values():
+        method(draw_prompts(subject, 2, rng), 4)
+    throughput = [
+        measure_throughput(subject, concurrency, options, rng)
+        for concurrency in tqdm(options.concurrency, desc=f"throughput, {name}", disable=None)
+    ]
+    report: Report = {
+        "num_parameters": sum(parameter.numel() for parameter in subject.decoder.parameters()),
+        "throughput": throughput,
+        "overhead": [measure_overhead(subject, concurrency, options, rng) for concurrency in options.concurrency],
+    }
+    if subject.window > LONG_PROMPT:
+        report["ttft"] = measure_ttft(subject, rng)
+    return report
 
-    def __init__(
-        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, window: int, settings: EngineSettings
-    ) -> None:
-        self.decoder, self.window = decoder, window
-        # Every answer has the length that was asked for.
-        decoder.backbone.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
-        # As it comes, for the others: the engine changes how its own computes products.
-        self.model: Any = copy.deepcopy(decoder.backbone)
-        self.engine = Engine(decoder, tokenizer, window, settings)
-        self.methods: dict[str, Method] = {
-            "engine": self.run_engine,
-            "generate, one by one": self.generate_one_by_one,
-            "generate, padded": self.generate_padded,
-            "transformers' continuous batching": self.generate_continuously,
-        }
 
-    def draw_prompt(self, length: int, rng: random.Random) -> Sequence[int]:
-        return [rng.randrange(3, self.decoder.vocab_size) for _ in range(length)]
+def draw_prompts(subject: Subject, count: int, rng: random.Random) -> Prompts:
+    return [subject.draw_prompt(rng.randint(SHORTEST_PROMPT, LONGEST_PROMPT), rng) for _ in range(count)]
 
-    def draw_prompts(self, count: int, rng: random.Random) -> Prompts:
-        return [self.draw_prompt(rng.randint(SHORTEST_PROMPT, LONGEST_PROMPT), rng) for _ in range(count)]
 
-    def request(self, prompt: Sequence[int], num_tokens: int) -> Request:
-        mixed = MixedPrompt(torch.tensor(prompt), torch.zeros(0, self.decoder.width))
-        keys = block_keys(mixed, self.engine.pool.block_size, self.decoder.vocab_size)
-        return Request(mixed, SamplingParams(max_tokens=num_tokens), keys=keys)
-
-    def run_engine(self, prompts: Prompts, num_tokens: int) -> float:
-        start = time.perf_counter()
-        for prompt in prompts:
-            self.engine.add(self.request(prompt, num_tokens))
-        while self.engine.has_work:
-            for output in self.engine.step():
-                assert output.error is None, output.error
-        return time.perf_counter() - start
-
-    def generate_one_by_one(self, prompts: Prompts, num_tokens: int) -> float:
-        start = time.perf_counter()
-        for prompt in prompts:
-            self.model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=num_tokens, do_sample=False)
-        return time.perf_counter() - start
-
-    def generate_padded(self, prompts: Prompts, num_tokens: int) -> float:
-        start, longest = time.perf_counter(), max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=num_tokens, do_sample=False)
-        return time.perf_counter() - start
-
-    def generate_continuously(self, prompts: Prompts, num_tokens: int) -> float:
-        """Its making and warm-up are not timed, as the engine's are not."""
-        # As many slots per step and in the cache as the engine has; by default it takes most of the memory.
-        batching = ContinuousBatchingConfig(
-            page_size=PAGE_SIZE,
-            num_blocks=self.engine.pool.num_blocks * self.engine.pool.block_size // PAGE_SIZE,
-            max_batch_tokens=self.engine.settings.max_step_slots,
-        )
-        generation = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        with self.model.continuous_batching_context_manager(
-            generation_config=generation, continuous_batching_config=batching
-        ) as manager:
-            start = time.perf_counter()
-            manager.add_requests(inputs=[list(prompt) for prompt in prompts], max_new_tokens=num_tokens)
-            num_finished = 0
-            while num_finished < len(prompts):
-                result = manager.get_result(timeout=1)
-                assert result is not None or manager.is_running(), "continuous batching ended before its requests"
-                num_finished += result is not None and result.is_finished()
-            return time.perf_counter() - start
+def measure_throughput(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
+    """Tokens per second of each method, and how many times as fast as each other the engine was."""
+    rates: dict[str, list[float]] = {name: [] for name in subject.methods}
+    # A single request is soon answered, and its time as soon disturbed.
+    for _ in range(options.rounds * max(1, 4 // concurrency)):
+        prompts = draw_prompts(subject, concurrency, rng)
+        for name, method in subject.methods.items():
+            rates[name].append(concurrency * options.num_tokens / method(prompts, options.num_tokens))
+    own = rates["engine"]
+    return {
+        "concurrency": concurrency,
+        "tokens_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "engine_against": {
+            name: round(statistics.median(mine / other for mine, other in zip(own, values, strict=True)), 3)
+            for name, values in rates.items()
+            if name != "engine"
+        },
+    }
 
 
 class ForwardTimer:
@@ -175,63 +110,9 @@ class ForwardTimer:
         return timed
 
 
-def measure(name: str, options: argparse.Namespace) -> Report:
-    """Everything about one decoder."""
-    subject, rng = make_subject(name, options.kv_cache_mib), random.Random(0)
-    for method in subject.methods.values():
-        method(subject.draw_prompts(2, rng), 4)
-    throughput = [
-        measure_throughput(subject, concurrency, options, rng)
-        for concurrency in tqdm(options.concurrency, desc=f"throughput, {name}", disable=None)
-    ]
-    report: Report = {
-        "num_parameters": sum(parameter.numel() for parameter in subject.decoder.parameters()),
-        "throughput": throughput,
-        "overhead": [measure_overhead(subject, concurrency, options, rng) for concurrency in options.concurrency],
-    }
-    if subject.window > LONG_PROMPT:
-        report["ttft"] = measure_ttft(subject, rng)
-    return report
-
-
-def make_subject(name: str, kv_cache_mib: int) -> Subject:
-    """A shape of random weights, or the checkpoint in a folder."""
-    settings = EngineSettings(kv_cache_mib=kv_cache_mib)
-    if name not in SHAPES:
-        folder = Path(name)
-        window = RefragConfig.load(folder).max_prompt_slots
-        return Subject(load_decoder(folder), load_decoder_tokenizer(folder), window, settings)
-    shape = SHAPES[name]
-    torch.manual_seed(0)
-    decoder = Decoder(LlamaForCausalLM(LlamaConfig(**shape)).eval())
-    words = {f"word{index} ": index for index in range(shape["vocab_size"])}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="word0 ")))
-    return Subject(decoder, tokenizer, shape["max_position_embeddings"], settings)
-
-
-def measure_throughput(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
-    """Tokens per second of each method, and how many times as fast as each other the engine was."""
-    rates: dict[str, list[float]] = {name: [] for name in subject.methods}
-    # A single request is soon answered, and its time as soon disturbed.
-    for _ in range(options.rounds * max(1, 4 // concurrency)):
-        prompts = subject.draw_prompts(concurrency, rng)
-        for name, method in subject.methods.items():
-            rates[name].append(concurrency * options.num_tokens / method(prompts, options.num_tokens))
-    own = rates["engine"]
-    return {
-        "concurrency": concurrency,
-        "tokens_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
-        "engine_against": {
-            name: round(statistics.median(mine / other for mine, other in zip(own, values, strict=True)), 3)
-            for name, values in rates.items()
-            if name != "engine"
-        },
-    }
-
-
 def measure_overhead(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
     """Of the steps in which all requests decode."""
-    for prompt in subject.draw_prompts(concurrency, rng):
+    for prompt in draw_prompts(subject, concurrency, rng):
         subject.engine.add(subject.request(prompt, options.num_tokens))
     steps: list[float] = []
     forwards: list[float] = []

@@ -36,7 +36,7 @@ class EngineSettings:
     """kv_cache_mib: memory for keys and values, taken at start. block_size: slots of the smallest part that is
     given to a request, and that can be reused.
     max_active: requests that decode together. max_waiting: requests that wait for a place; more are refused.
-    max_step_slots: slots that one step computes at most, so how long a prompt may hold up running answers.
+    max_step_slots: of new prompts, with the running answers' one each, in one step: how long they hold answers up.
     """
 
     kv_cache_mib: int = 512

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from perf import decoders
 from perf import engine as benchmark
 
 TINY = {
@@ -14,7 +15,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 4096,
 }
 METHODS = ["generate, one by one", "generate, padded", "transformers' continuous batching"]
 
@@ -23,8 +24,8 @@ METHODS = ["generate, one by one", "generate, padded", "transformers' continuous
 def printed_and_written(tmp_path_factory):
     output = tmp_path_factory.mktemp("results") / "engine.json"
     patch = pytest.MonkeyPatch()
-    patch.setitem(benchmark.SHAPES, "tiny", TINY)
-    for name, value in {"SHORTEST_PROMPT": 5, "LONGEST_PROMPT": 20, "LONG_PROMPT": 400}.items():
+    patch.setitem(decoders.SHAPES, "tiny", TINY)
+    for name, value in {"SHORTEST_PROMPT": 5, "LONGEST_PROMPT": 20, "LONG_PROMPT": 3000}.items():
         patch.setattr(benchmark, name, value)
     options = ["--concurrency", "1", "3", "--num-tokens", "4", "--rounds", "1", "--kv-cache-mib", "4"]
     patch.setattr(sys, "argv", ["engine", "tiny", *options, "--output", str(output)])
