@@ -29,20 +29,27 @@ from refrag.engine.kv_cache import KVCache, LayerShape
 PAGED_ATTENTION = "refrag_paged"
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What one layer of a step attends with: query (H, T, W), key and value (K, T, W).
+
+    sliding_window: how many positions a row sees, its own included; None for all. softcap: bound of the scores.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+
+
 class Step(Protocol):
     """What a forward pass is given besides its rows."""
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """(H, T, W), (K, T, W), (K, T, W) -> (T, H, W)"""
+    def attend(self, heads: Heads) -> Tensor:
+        """-> (T, H, W)"""
 
 
 @dataclass(frozen=True)
@@ -67,28 +74,20 @@ class PagedStep:
     spans: Sequence[Span]
     masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def attend(self, heads: Heads) -> Tensor:
+        layer, query, key, value = heads.layer, heads.query, heads.key, heads.value
         self.cache.write(layer, self.slots, key, value)
         num_rows, num_groups, width = query.shape[1], key.shape[0], value.shape[2]
-        rows = (query * scaling).transpose(0, 1).reshape(num_rows, num_groups, -1, query.shape[2])  # (T, K, G, W)
+        rows = (query * heads.scaling).transpose(0, 1).reshape(num_rows, num_groups, -1, query.shape[2])  # (T, K, G, W)
         output = query.new_empty(num_rows, num_groups, rows.shape[2], width)
         for span in self.spans:
-            runs = _last_slots(span, sliding_window)
+            runs = _last_slots(span, heads.sliding_window)
             pairs = self.cache.read(layer, runs)
             if span.num_rows == 1:
-                attend_one(rows[span.rows.start], pairs, softcap, output[span.rows.start])
+                attend_one(rows[span.rows.start], pairs, heads.softcap, output[span.rows.start])
             else:
-                mask = self._mask(span, runs, sliding_window)
-                output[span.rows] = attend_many(rows[span.rows], pairs, mask, softcap)
+                mask = self._mask(span, runs, heads.sliding_window)
+                output[span.rows] = attend_many(rows[span.rows], pairs, mask, heads.softcap)
         return output.flatten(1, 2)
 
     def _mask(self, span: Span, runs: Sequence[Run], sliding_window: int | None) -> Tensor | None:
@@ -106,19 +105,10 @@ class ShapeRecorder:
     shapes: dict[int, LayerShape] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        self.shapes[layer] = LayerShape(key.shape[0], key.shape[2])
-        self.windows[layer] = sliding_window
-        return query.transpose(0, 1)
+    def attend(self, heads: Heads) -> Tensor:
+        self.shapes[heads.layer] = LayerShape(heads.key.shape[0], heads.key.shape[2])
+        self.windows[heads.layer] = heads.sliding_window
+        return heads.query.transpose(0, 1)
 
 
 def paged_attention(
@@ -136,7 +126,8 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface, with the step as one more keyword.  (1, H, T, W) -> (1, T, H, W)"""
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return step.attend(layer, query[0], key[0], value[0], scaling, sliding_window, softcap).unsqueeze(0), None
+    heads = Heads(layer, query[0], key[0], value[0], scaling, sliding_window, softcap)
+    return step.attend(heads).unsqueeze(0), None
 
 
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)

@@ -16,13 +16,13 @@ class Request:
     keys: of the prompt's full blocks (`prefix.block_keys`); without them nothing of it is reused.
     """
 
-    prompt: MixedPrompt
+    prompt: MixedPrompt = field(repr=False)
     sampling: SamplingParams
     request_id: str = ""
     deadline: float = float("inf")
     priority: int = 0
     arrival: float = 0.0
-    keys: list[bytes] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list, repr=False)
 
     @property
     def max_slots(self) -> int:
