@@ -55,15 +55,15 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, decoder: Decoder
         raise InvalidRequest(
             f"prompt_embedding_table has rows of width {width}; the decoder's width is {decoder.width}"
         )
-    if rows > num_slots:
-        raise InvalidRequest(
-            f"prompt_embedding_table has {rows} rows for a prompt of {num_slots} slots; send those that input_ids name"
-        )
     highest, lowest = int(prompt.input_ids.max()), int(prompt.input_ids.min())
     if lowest < 0 or highest >= decoder.vocab_size + rows:
         raise InvalidRequest(
             f"input_ids range from {lowest} to {highest}; allowed is 0 to {decoder.vocab_size + rows - 1}: "
             f"{decoder.vocab_size} tokens, then {rows} rows of prompt_embedding_table"
+        )
+    if rows > num_slots:
+        raise InvalidRequest(
+            f"prompt_embedding_table has {rows} rows for a prompt of {num_slots} slots; send those that input_ids name"
         )
     if not torch.isfinite(prompt.chunk_embeddings).all():
         raise InvalidRequest("prompt_embedding_table holds NaN or infinity; every value must be finite")

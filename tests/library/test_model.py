@@ -156,6 +156,7 @@ def test_a_decoder_may_have_one_several_or_no_end_tokens(eos, ids):
         ([-1], (0, 0), 4, "range from -1"),
         ([514], (2, 48), 4, "allowed is 0 to 513"),
         ([512], (1, 47), 4, "width 47"),
+        ([513], (2, 48), 4, "2 rows for a prompt of 1 slots"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_refused(tiny_checkpoint, ids, rows, max_tokens, named):
