@@ -29,6 +29,10 @@ from refrag.model.decoder import Decoder
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+NOT_FINITE = (
+    "the decoder computed NaN or infinity for this prompt, and only finite logits can be answered from; look for very "
+    "large values in prompt_embedding_table, or load the checkpoint again if other prompts fail too"
+)
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,10 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self.scheduler.waiting)
 
-    def check(self, request: Request) -> None:
-        """Raise InvalidRequest for one that has nothing to compute, or that the KV cache could not hold even alone."""
+    def check(self, request: Request, num_ahead: int = 0) -> None:
+        """Raise InvalidRequest for one that has nothing to compute or that the KV cache could not hold even alone, and
+        Overloaded if too many wait, with `num_ahead` that are still to be added before it.
+        """
         if len(request.prompt.input_ids) == 0:
             raise InvalidRequest("the prompt has no slots; send at least a question")
         num_slots = self.pool.num_blocks * self.pool.block_size
@@ -107,15 +113,15 @@ class Engine:
                 f"prompt and max_tokens need {request.max_slots} slots, the KV cache holds {num_slots}; send fewer "
                 "passages or lower expand_fraction or max_tokens, or have kv_cache_mib raised"
             )
+        num_waiting, limit = self.num_waiting + num_ahead, self.settings.max_waiting
+        if num_waiting >= limit:
+            raise Overloaded(
+                f"{num_waiting} requests wait for the decoder, the limit is {limit}; try again later or add replicas"
+            )
 
     def add(self, request: Request) -> None:
-        """Queue the request, or raise InvalidRequest or Overloaded."""
+        """Queue the request, or raise as `check` does."""
         self.check(request)
-        if self.num_waiting >= self.settings.max_waiting:
-            raise Overloaded(
-                f"{self.num_waiting} requests wait for the decoder, the limit is {self.settings.max_waiting}; "
-                "try again later or add replicas"
-            )
         self.num_added += 1
         task = Task(
             number=self.num_added,
@@ -180,7 +186,7 @@ class Engine:
             task = part.sequence
             if not math.isfinite(value):
                 # Nothing of it may be found by others, who would read it as their own.
-                yield self._fail(task.request, RefragError("the decoder computed NaN or infinity for this prompt"))
+                yield self._fail(task.request, RefragError(NOT_FINITE))
                 continue
             self.scheduler.complete(part)
             if not part.completes:
@@ -236,7 +242,8 @@ def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: in
         needed = -(-max_prompt_slots // settings.block_size) * settings.block_size * slot_bytes
         raise SetupError(
             f"kv_cache_mib is {settings.kv_cache_mib}, which holds {num_blocks * settings.block_size} slots of "
-            f"{slot_bytes} bytes; the decoder's window of {max_prompt_slots} slots needs at least {-(-needed // MIB)}"
+            f"{slot_bytes} bytes; the decoder's window of {max_prompt_slots} slots needs at least {-(-needed // MIB)}; "
+            "raise it, or lower max_prompt_slots in refrag.json"
         )
     return num_blocks
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from refrag.engine.engine import Engine
 from refrag.engine.generation import Delta
 from refrag.engine.request import Output, Request, StepStats
-from refrag.errors import Cancelled, InvalidRequest, Overloaded, RefragError
+from refrag.errors import Cancelled, InvalidRequest, RefragError
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ class EngineWorker:
         """Queue the request, or raise InvalidRequest (too large, or its id is in flight), Overloaded, or Cancelled
         (stopped already).
         """
-        self.engine.check(request)
         with self.changed:
             if self.closing is not None:
                 raise type(self.closing)(str(self.closing))
@@ -61,7 +60,7 @@ class EngineWorker:
                 )
             if self.early_stops.pop(request.request_id, 0.0) > time.monotonic():
                 raise Cancelled(f"request {request.request_id!r} was stopped before it reached the decoder")
-            self._check_queue()
+            self.engine.check(request, num_ahead=len(self.submitted))
             self.submitted.append((request, sink))
             if request.request_id:
                 self.in_flight[request.request_id] = request
@@ -82,13 +81,6 @@ class EngineWorker:
         """Cancel everything and end the worker."""
         self._close_for(Cancelled("the decoder is shutting down"))
         self.thread.join()
-
-    def _check_queue(self) -> None:
-        num_waiting, limit = len(self.submitted) + self.engine.num_waiting, self.engine.settings.max_waiting
-        if num_waiting >= limit:
-            raise Overloaded(
-                f"{num_waiting} requests wait for the decoder, the limit is {limit}; try again later or add replicas"
-            )
 
     def _run(self) -> None:
         """Work until closed. Should the loop itself fail, nothing queued or sent later may wait for it in vain."""

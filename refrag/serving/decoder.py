@@ -1,7 +1,7 @@
 """Last step of the graph: mixed prompt → streamed answer, from the engine's worker while execute() returns at once."""
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,6 @@ class DecoderSettings(EngineSettings):
     default_deadline_ms: int = 60_000
     max_deadline_ms: int = 600_000
 
-    @property
-    def engine(self) -> EngineSettings:
-        return EngineSettings(**{field.name: getattr(self, field.name) for field in fields(EngineSettings)})
-
 
 class DecoderService:
     """Takes requests by their tensors, and sends their responses from the engine's worker."""
@@ -57,7 +53,7 @@ class DecoderService:
         self.decoder = load_decoder(checkpoint)
         tokenizer = load_decoder_tokenizer(checkpoint)
         self.metrics = EngineMetrics()
-        engine = Engine(self.decoder, tokenizer, self.max_prompt_slots, settings.engine)
+        engine = Engine(self.decoder, tokenizer, self.max_prompt_slots, settings)
         self.worker = EngineWorker(engine, self.metrics.observe)
 
     def accept(self, request: Any) -> None:

@@ -27,6 +27,8 @@ def test_a_full_queue_refuses_by_name(llama, tokenizer):
     engine = make_engine(llama, tokenizer, max_waiting=2)
     for number in range(2):
         engine.add(make_request(make_prompt(9, number)))
+    with pytest.raises(Overloaded, match="3 requests wait for the decoder, the limit is 2"):
+        engine.check(make_request(make_prompt(9, 3)), num_ahead=1)
     with pytest.raises(Overloaded, match="2 requests wait for the decoder, the limit is 2"):
         engine.add(make_request(make_prompt(9, 3)))
 

@@ -63,9 +63,11 @@ class CountingEngine:
     def num_waiting(self):
         return max(0, len(self.counts) - self.settings.max_active)
 
-    def check(self, request):
+    def check(self, request, num_ahead):
         if request.max_slots > FOR_EVER:
             raise InvalidRequest("too large")
+        if self.num_waiting + num_ahead >= self.settings.max_waiting:
+            raise Overloaded(f"{self.num_waiting + num_ahead} wait")
 
     def add(self, request):
         if request.request_id == "unfit":
@@ -199,7 +201,7 @@ def test_an_observer_or_a_receiver_that_fails_ends_nothing(caplog):
     worker.close()
 
 
-def test_a_full_queue_refuses_by_name():
+def test_a_full_queue_refuses_with_those_that_are_still_to_be_added():
     worker = EngineWorker(CountingEngine(max_active=1, max_waiting=2))
     blocked, go_on = threading.Event(), threading.Event()
 
@@ -210,7 +212,7 @@ def test_a_full_queue_refuses_by_name():
     sinks = [submit(worker, 1, on_delta=block)]
     assert blocked.wait(PATIENCE_SECONDS)
     sinks += [submit(worker, 1), submit(worker, 1)]
-    with pytest.raises(Overloaded, match="2 requests wait for the decoder, the limit is 2"):
+    with pytest.raises(Overloaded, match="2 wait"):
         submit(worker, 1)
     go_on.set()
     assert [sink.token_ids() for sink in sinks] == [[1], [1], [1]]
