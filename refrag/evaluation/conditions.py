@@ -99,9 +99,9 @@ def reference(condition: Condition) -> Condition:
 
 
 def policy_settings(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[int, float]]:
-    """Chunk sizes and fractions to compare the policies at: the main ones, then each of them changed alone."""
-    others = [(main, fraction / 2), (main, 2 * fraction)]
-    return [(main, fraction), *others, *((size, fraction) for size in chunk_sizes if size != main)]
+    """Chunk sizes and fractions to compare the policies at: all of them together, the main ones first."""
+    sizes = sorted(chunk_sizes, key=lambda size: size != main)
+    return list(itertools.product(sizes, (fraction, fraction / 2, 2 * fraction)))
 
 
 def prose_pairs(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[Condition, Condition]]:

@@ -7,6 +7,7 @@ import pytest
 from refrag.errors import CheckpointError, TrainingError
 from refrag.evaluation import __main__, ablations, answers, lengths
 from refrag.evaluation.ablations import parse_run
+from refrag.evaluation.conditions import POLICIES
 from refrag.evaluation.models import load_models
 from refrag.evaluation.options import Options, prose_source
 from refrag.evaluation.report import markdown_differences, markdown_table, markdown_tasks, render
@@ -73,6 +74,13 @@ def test_the_policies_are_compared_at_equal_slots_up_to_short_chunks(report):
     rows = [row for row in report["tables"]["policies"]["rows"] if row["name"].startswith("REFRAG k=16, 10%")]
     assert len(rows) == 6
     assert len({row["expanded_chunks"] for row in rows}) == 1
+
+
+def test_the_policies_are_compared_at_every_chunk_size_and_every_fraction(report):
+    conditions = [row["condition"] for row in report["tables"]["policies"]["rows"]]
+    settings = {(condition["chunk_size"], condition["expand_fraction"]) for condition in conditions}
+    assert settings == {(size, fraction) for size in (8, 16) for fraction in (0.05, 0.1, 0.2)}
+    assert len(conditions) == len(settings) * len(POLICIES)
 
 
 def test_more_passages_are_compared_over_the_tasks_that_they_answer_too(report):
