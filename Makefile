@@ -48,7 +48,7 @@ $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
 	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 bench-engine: install ## the decoder's engine against Hugging Face's ways to generate → perf/results/engine.json
-	$(BIN)/python -m perf.engine --output perf/results/engine.json
+	$(BIN)/python -m perf.engine $(if $(shell command -v g++),--compile) --output perf/results/engine.json
 
 test: install ## all tests, with a real tritonserver
 	$(BIN)/python -m pytest tests client/tests

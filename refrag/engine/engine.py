@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from refrag.engine.block_pool import BlockPool
+from refrag.engine.block_pool import BlockPool, clip_runs
+from refrag.engine.decode_graphs import DecodeGraphs
 from refrag.engine.generation import Generation
 from refrag.engine.kv_cache import KVCache, bytes_per_slot
 from refrag.engine.linear import use_few_rows_linear
@@ -22,7 +23,7 @@ from refrag.engine.request import Output, Request, StepStats
 from refrag.engine.runner import Runner, Segment
 from refrag.engine.sampler import Pick
 from refrag.engine.scheduler import Part, Scheduler, Sequence
-from refrag.engine.support import layer_shapes
+from refrag.engine.support import layer_shapes, probe
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.model.decoder import Decoder
 
@@ -86,8 +87,10 @@ class Engine:
         shapes, weight = layer_shapes(decoder, max_prompt_slots), decoder.token_embeddings.weight
         num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
-        self.runner = Runner(decoder, cache)
-        self.pool = BlockPool(num_blocks, settings.block_size)
+        graphs = _record_graphs(decoder, cache, settings) if weight.is_cuda else None
+        self.runner = Runner(decoder, cache, graphs)
+        # The rows that fill up a recorded pass keep the last block to themselves.
+        self.pool = BlockPool(num_blocks if graphs is None else num_blocks - 1, settings.block_size)
         self.scheduler: Scheduler[Task] = Scheduler(self.pool, settings.max_active, settings.max_step_slots)
         self.tasks: dict[Request, Task] = {}
         self.num_added = 0
@@ -185,7 +188,9 @@ class Engine:
         for part, row, value, token_id in zip(parts, logits, highest.tolist(), likeliest.tolist(), strict=True):
             task = part.sequence
             if not math.isfinite(value):
-                # Nothing of it may be found by others, who would read it as their own.
+                # Nothing of it may be found by others, who would read it as their own, nor be left in blocks that
+                # others get: what a mask hides is still multiplied, and 0 times NaN is NaN.
+                self.runner.cache.clear(clip_runs(task.runs, part.start, part.stop))
                 yield self._fail(task.request, RefragError(NOT_FINITE))
                 continue
             self.scheduler.complete(part)
@@ -233,6 +238,17 @@ class Engine:
         self.stats.num_computed_slots = sum(part.stop - part.start for part in parts)
         self.stats.num_preempted, self.scheduler.num_preempted = self.scheduler.num_preempted, 0
         self.stats.num_reused_slots, self.scheduler.num_reused_slots = self.scheduler.num_reused_slots, 0
+
+
+def _record_graphs(decoder: Decoder, cache: KVCache, settings: EngineSettings) -> DecodeGraphs | None:
+    """What cannot be recorded, or comes out otherwise so, still runs kernel by kernel."""
+    try:
+        graphs = DecodeGraphs(decoder, cache, settings.block_size, settings.max_active)
+        probe(Runner(decoder, cache, graphs), settings.block_size)
+        return graphs
+    except Exception as error:
+        log.warning("decoding steps are not recorded as CUDA graphs and will be slower: %s", error)
+        return None
 
 
 def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: int) -> int:

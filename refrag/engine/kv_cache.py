@@ -23,6 +23,7 @@ class KVCache:
     """keys, values: (H, P, W) of each layer."""
 
     def __init__(self, shapes: Sequence[LayerShape], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.num_slots = num_slots
         self.keys = [_committed(shape, num_slots, dtype, device) for shape in shapes]
         self.values = [_committed(shape, num_slots, dtype, device) for shape in shapes]
 
@@ -35,6 +36,13 @@ class KVCache:
         """Keys and values (H, L, W) of each run of slots, without a copy."""
         keys, values = self.keys[layer], self.values[layer]
         return [(keys[:, start:stop], values[:, start:stop]) for start, stop in runs]
+
+    def clear(self, runs: Sequence[Run]) -> None:
+        """Let nothing of what was computed there be left."""
+        for layer in range(len(self.keys)):
+            for keys, values in self.read(layer, runs):
+                keys.zero_()
+                values.zero_()
 
 
 def bytes_per_slot(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from refrag.engine.attention import PAGED_ATTENTION, PagedStep, Span
 from refrag.engine.block_pool import Run, clip_runs
+from refrag.engine.decode_graphs import DecodeGraphs, Row
 from refrag.engine.generation import MixedPrompt
 from refrag.engine.kv_cache import KVCache
 from refrag.model.decoder import Decoder
@@ -28,14 +29,32 @@ class Segment:
 
 
 class Runner:
-    """The decoder and its KV cache. What a segment needs of the slots before it must have been run already."""
+    """The decoder and its KV cache. What a segment needs of the slots before it must have been run already.
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self.decoder, self.cache, self.device = decoder, cache, decoder.backbone.device
+    graphs: the faster way, where there is one, for segments of one slot.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KVCache, graphs: DecodeGraphs | None = None) -> None:
+        self.decoder, self.cache, self.device, self.graphs = decoder, cache, decoder.backbone.device, graphs
 
     @torch.inference_mode()
     def run(self, segments: Sequence[Segment]) -> Tensor:
         """The logits after each segment's last slot.  S segments -> (S, V)"""
+        if self.graphs is None:
+            return self._run_packed(segments)
+        single = [index for index, segment in enumerate(segments) if segment.stop - segment.start == 1]
+        longer = [index for index, segment in enumerate(segments) if segment.stop - segment.start > 1]
+        parts = []
+        if single:
+            parts.append(self._run_single(self.graphs, [segments[index] for index in single]))
+        if longer:
+            parts.append(self._run_packed([segments[index] for index in longer]))
+        return torch.cat(parts)[torch.tensor([*single, *longer], device=self.device).argsort()]
+
+    def _run_single(self, graphs: DecodeGraphs, segments: Sequence[Segment]) -> Tensor:
+        return graphs.run(self._embed(segments), [Row(segment.runs, segment.start) for segment in segments])
+
+    def _run_packed(self, segments: Sequence[Segment]) -> Tensor:
         stops = list(accumulate(segment.stop - segment.start for segment in segments))
         spans = [
             Span(slice(first, last), segment.start, clip_runs(segment.runs, 0, segment.stop))

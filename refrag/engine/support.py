@@ -4,7 +4,6 @@ No list of architectures is kept. What is known not to work is refused by name; 
 both ways, by the model's own attention at once and by the engine's in parts, and must come out the same.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -54,7 +53,8 @@ def layer_shapes(decoder: Decoder, max_prompt_slots: int) -> list[LayerShape]:
             f"{recorder.windows[blind[0]] or 'all'}"
         )
     shapes = [recorder.shapes[layer] for layer in layers]
-    _probe(decoder, shapes)
+    weight = decoder.token_embeddings.weight
+    probe(Runner(decoder, KVCache(shapes, PROBE_PARTS[-1], weight.dtype, weight.device)), PROBE_BLOCK_SIZE)
     return shapes
 
 
@@ -86,15 +86,15 @@ def _ropes(config: PreTrainedConfig) -> list[dict]:
     return by_layer_type or [parameters]
 
 
-def _probe(decoder: Decoder, shapes: Sequence[LayerShape]) -> None:
-    """Read a short prompt at once and in parts over scattered blocks, or raise CheckpointError."""
-    num_slots, weight = PROBE_PARTS[-1], decoder.token_embeddings.weight
-    num_blocks = num_slots // PROBE_BLOCK_SIZE
-    cache = KVCache(shapes, num_slots, weight.dtype, weight.device)
-    runner = Runner(decoder, cache)
+def probe(runner: Runner, block_size: int) -> None:
+    """Read a short prompt at once and, as the runner does, in parts over scattered blocks of its cache, or raise
+    CheckpointError.
+    """
+    decoder, num_slots = runner.decoder, PROBE_PARTS[-1]
+    num_blocks, weight = -(-num_slots // block_size), decoder.token_embeddings.weight
     input_ids = torch.arange(1, num_slots + 1) * 7919 % decoder.vocab_size
     prompt = MixedPrompt(input_ids, torch.zeros(0, decoder.width))
-    runs = slot_runs([*range(1, num_blocks), 0], PROBE_BLOCK_SIZE)
+    runs = slot_runs([*range(1, num_blocks), 0], block_size)
     for start, stop in pairwise(PROBE_PARTS):
         logits = runner.run([Segment(prompt, [], runs, start, stop)])[0]
     inputs_embeds = decoder.embed_prompt(input_ids.to(weight.device), prompt.chunk_embeddings.to(weight.device))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -107,16 +107,17 @@ def load_checkpoint(directory: Path) -> Checkpoint:
 
 
 def load_encoder(directory: Path, config: RefragConfig) -> ChunkEncoder:
-    return ChunkEncoder(_load_pretrained(AutoModel, directory / ENCODER), config.pooling).eval()
+    backbone = _load_pretrained(AutoModel, directory / ENCODER, dtype=torch.float32)
+    return ChunkEncoder(backbone, config.pooling).eval()
 
 
-def load_decoder(directory: Path) -> Decoder:
-    return load_plain_decoder(directory / DECODER)
+def load_decoder(directory: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    return load_plain_decoder(directory / DECODER, dtype)
 
 
-def load_plain_decoder(folder: Path) -> Decoder:
+def load_plain_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """Any Hugging Face causal LM, whether it is part of a checkpoint or not."""
-    return Decoder(_load_pretrained(AutoModelForCausalLM, folder)).eval()
+    return Decoder(_load_pretrained(AutoModelForCausalLM, folder, dtype=dtype)).eval()
 
 
 def load_decoder_vocab_size(directory: Path) -> int:
@@ -177,10 +178,9 @@ def _save_policy(policy: ExpansionPolicy, path: Path, dtype: torch.dtype) -> Non
     _save_weights(policy, path, dtype, {QUESTION_AWARE: str(policy.question_aware)})
 
 
-def _load_pretrained(auto_class: type, directory: Path):  # type: ignore[no-untyped-def]
+def _load_pretrained(auto_class: type, directory: Path, **options: Any):  # type: ignore[no-untyped-def]
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
-    options = {"dtype": torch.float32} if auto_class in (AutoModel, AutoModelForCausalLM) else {}
     try:
         with _quiet_transformers():
             return auto_class.from_pretrained(directory, local_files_only=True, **options)  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """Last step of the graph: mixed prompt → streamed answer, from the engine's worker while execute() returns at once."""
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from refrag.engine.generation import Delta, MixedPrompt, check_prompt, join_delt
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import Request
 from refrag.engine.worker import EngineWorker
-from refrag.errors import InvalidRequest, RefragError
+from refrag.errors import InvalidRequest, RefragError, SetupError
 from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
 from refrag.request import SamplingParams
 from refrag.serving.metrics import EngineMetrics
@@ -23,6 +24,8 @@ from refrag.serving.triton import ResponseStream, tensors_of
 
 # S slots, R rows of chunk embeddings, D decoder width
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 # What the graph tells the client through the decoder, and what stands for it when the decoder is called directly.
 PASS_THROUGH = {"context_tokens": int32(0), "num_chunks": int32(0), "expanded_chunks": int32()}
 
@@ -31,15 +34,30 @@ PASS_THROUGH = {"context_tokens": int32(0), "num_chunks": int32(0), "expanded_ch
 class DecoderSettings(EngineSettings):
     """Those of the engine, and
 
+    device: cpu, cuda or cuda:N. dtype: of weights and KV cache; float32, bfloat16 or float16.
     num_threads: CPU threads of the decoder, 0 for all cores.
     default_max_tokens, default_deadline_ms: for requests that do not say.
     max_deadline_ms: longer deadlines are cut to this, so that no request whose caller is gone holds its place for long.
     """
 
+    device: str = "cpu"
+    dtype: str = "float32"
     num_threads: int = 0
     default_max_tokens: int = 64
     default_deadline_ms: int = 60_000
     max_deadline_ms: int = 600_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in DTYPES:
+            raise SetupError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if not DEVICE.fullmatch(self.device):
+            raise SetupError(f"device is {self.device!r}; it must be cpu, cuda or cuda:N")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise SetupError(
+                f"device is {self.device!r}, but torch finds no CUDA device; set it to cpu, or install a CUDA build of "
+                "torch and give the server's container a GPU"
+            )
 
 
 class DecoderService:
@@ -50,7 +68,7 @@ class DecoderService:
             torch.set_num_threads(settings.num_threads)
         self.settings = settings
         self.max_prompt_slots = RefragConfig.load(checkpoint).max_prompt_slots
-        self.decoder = load_decoder(checkpoint)
+        self.decoder = load_decoder(checkpoint, DTYPES[settings.dtype]).to(settings.device)
         tokenizer = load_decoder_tokenizer(checkpoint)
         self.metrics = EngineMetrics()
         engine = Engine(self.decoder, tokenizer, self.max_prompt_slots, settings)
