@@ -15,7 +15,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export bench-engine test test-fast check format evaluate train-demo train-tiny clean
+.PHONY: help install demo results serve export bench-engine bench-store test test-fast check format evaluate train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
 
 bench-engine: install ## the decoder's engine against Hugging Face's ways to generate → perf/results/engine.json
 	$(BIN)/python -m perf.engine $(if $(shell command -v g++),--compile) --output perf/results/engine.json
+
+bench-store: install ## the store of chunk vectors: lookups, indexing, time to first token → perf/results/store.json
+	$(BIN)/python -m perf.store --output perf/results/store.json
 
 test: install ## all tests, with a real tritonserver
 	$(BIN)/python -m pytest tests client/tests

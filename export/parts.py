@@ -1,7 +1,8 @@
 """The part of a checkpoint that each Python model of the repository reads, copied into its version folder.
 
-preprocessing      refrag.json, the tokenizers
-expansion_policy   refrag.json, policy.safetensors, decoder/ without weights
+preprocessing      refrag.json, encoder.fingerprint, the tokenizers
+chunk_store        the same
+expansion_policy   refrag.json, encoder.fingerprint, policy.safetensors, decoder/ without weights
 decoder            refrag.json, decoder/
 """
 
@@ -10,17 +11,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from export.graphs import Precision
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
 from refrag.model.checkpoint import DECODER, ENCODER, POLICY, TOKENIZER_FILE
+from refrag.store.keys import fingerprint_encoder, save_fingerprint
 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
 
 
 def choose_chunk_size(config: RefragConfig, chunk_size: int | None, encoder_has_tokenizer: bool) -> RefragConfig:
     """The config to deploy; raise CheckpointError for a chunk size that the checkpoint was not trained with."""
-    if chunk_size is None:
-        return config
+    chunk_size = config.chunk_size if chunk_size is None else chunk_size
     if chunk_size not in config.trained_chunk_sizes:
         raise CheckpointError(
             f"chunk size {chunk_size} is not one the checkpoint was trained with; "
@@ -31,15 +33,25 @@ def choose_chunk_size(config: RefragConfig, chunk_size: int | None, encoder_has_
     return replace(config, chunk_size=chunk_size, encoder_length=encoder_length)
 
 
-def build_preprocessing(checkpoint: Path, config: RefragConfig, target: Path) -> None:
+def fingerprint_of(checkpoint: Path, config: RefragConfig, precision: Precision) -> bytes:
+    """Of the encoder as it is exported: what its vectors are stored under."""
+    # An encoder with its own tokenizer reads a chunk's text, which the decoder's tokenizer makes of the tokens.
+    is_own = (checkpoint / ENCODER / TOKENIZER_FILE).exists()
+    tokenizer_files = _non_weights(checkpoint / DECODER) if is_own else []
+    return fingerprint_encoder(sorted((checkpoint / ENCODER).iterdir()), tokenizer_files, config, precision)
+
+
+def build_preprocessing(checkpoint: Path, config: RefragConfig, fingerprint: bytes, target: Path) -> None:
     _start(config, target)
+    save_fingerprint(fingerprint, target)
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)
     if (checkpoint / ENCODER / TOKENIZER_FILE).exists():
         _copy(_non_weights(checkpoint / ENCODER), target / ENCODER)
 
 
-def build_expansion_policy(checkpoint: Path, config: RefragConfig, target: Path) -> None:
+def build_expansion_policy(checkpoint: Path, config: RefragConfig, fingerprint: bytes, target: Path) -> None:
     _start(config, target)
+    save_fingerprint(fingerprint, target)
     shutil.copyfile(checkpoint / POLICY, target / POLICY)
     # Of the decoder only what lays out a prompt: the vocabulary's size and the special tokens.
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)

@@ -19,7 +19,13 @@ from transformers import AutoConfig
 
 from export.graphs import CHUNK_ENCODER, PROJECTOR, Precision, export_chunk_encoder, export_projector
 from export.parity import Parity, check_chunk_encoder, check_projector
-from export.parts import build_decoder, build_expansion_policy, build_preprocessing, choose_chunk_size
+from export.parts import (
+    build_decoder,
+    build_expansion_policy,
+    build_preprocessing,
+    choose_chunk_size,
+    fingerprint_of,
+)
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, RefragError
 from refrag.model.checkpoint import (
@@ -63,7 +69,7 @@ def export_repository(
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
         parities = build_graphs(source, built, precision)
-        build_parts(source, built)
+        build_parts(source, built, precision)
         place(built, repository, replaced)
     return parities
 
@@ -103,14 +109,16 @@ def build_graphs(source: Source, built: Path, precision: Precision) -> list[Pari
     ]
 
 
-def build_parts(source: Source, built: Path) -> None:
-    builders = {
+def build_parts(source: Source, built: Path, precision: Precision) -> None:
+    fingerprint = fingerprint_of(source.directory, source.config, precision)
+    users_of_the_store = {
         "preprocessing": build_preprocessing,
+        "chunk_store": build_preprocessing,
         "expansion_policy": build_expansion_policy,
-        "decoder": build_decoder,
     }
-    for model, build in builders.items():
-        build(source.directory, source.config, _version_folder(built, model) / "checkpoint")
+    for model, build in users_of_the_store.items():
+        build(source.directory, source.config, fingerprint, _version_folder(built, model) / "checkpoint")
+    build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
 
 
 def place(built: Path, repository: Path, replaced: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,11 @@ def run_demo(repository: Path, num_questions: int, seed: int) -> dict[str, Any]:
     contexts = draw_contexts(chunker, num_questions + 1, seed)
     print("Starting tritonserver …", flush=True)
     with (
-        EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        # Of its own, so that a second demo shows what the first did.
+        tempfile.TemporaryDirectory() as store,
+        EmbeddedServer(
+            repository, http_port=0, grpc_port=0, metrics_port=0, environment={"REFRAG_STORE_DISK_PATH": store}
+        ) as server,
         RefragClient(server.grpc_address) as client,
     ):
         print(f"Serving on {server.grpc_address} (gRPC) and {server.http_address} (HTTP).")

@@ -8,6 +8,7 @@ Each function here is one step of the graph; the Triton models call the same one
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.prompt import Prompt, lay_out_prompt
 from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
 from refrag.selection import select_chunks
+from refrag.store.values import round_to_stored
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width, D decoder width
 
@@ -52,6 +54,7 @@ class Pipeline:
     def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
         """Vectors of the context's chunks (C, E) and of the question's (Q, E)."""
         vectors = encode_chunks(self.checkpoint.encoder, self.chunker, [*context.chunks, *context.question_chunks])
+        vectors = torch.from_numpy(round_to_stored(vectors.numpy()).astype(np.float32))
         return vectors[: len(context.chunks)], vectors[len(context.chunks) :]
 
     def select(

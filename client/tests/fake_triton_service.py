@@ -13,13 +13,26 @@ from concurrent import futures
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
+from tritonclient.utils import (
+    deserialize_bytes_tensor,
+    np_to_triton_dtype,
+    serialize_byte_tensor,
+    triton_to_np_dtype,
+)
 
 WAIT_SECONDS = 10
 WORDS = ("Ada", " built", " it.")
 
 Response = service_pb2.ModelStreamInferResponse
 Reply = Callable[["FakeTriton", service_pb2.ModelInferRequest], Iterator[Response]]
+
+
+class StoreError(Exception):
+    """What the store complains about, by the name of a RefragError."""
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(message)
+        self.type = type
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -29,6 +42,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.stopped_ids: list[str] = []
         self.metadata: dict[str, str] = {}
+        self.store: Callable[[str, dict[str, np.ndarray]], tuple[dict, dict[str, np.ndarray]]] | None = None
         self._stopped = threading.Condition()
 
     def ModelReady(self, request, context):
@@ -46,6 +60,25 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         else:
             self.requests.append(request)
             yield from self.reply(self, request)
+
+    def ModelInfer(self, request, context):
+        """The model `chunk_store`, as far as `store` plays it: (operation, inputs) → result and further outputs."""
+        inputs = read_inputs(request)
+        try:
+            result, outputs = self.store(inputs["operation"][0].decode(), inputs)
+        except StoreError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, json.dumps({"type": error.type, "message": str(error)}))
+        response = service_pb2.ModelInferResponse()
+        defaults = {
+            "next_cursor": np.zeros(0, np.uint8),
+            "read_digests": np.zeros((0, 16), np.uint8),
+            "read_vectors": np.zeros((0, 0), np.float16),
+        }
+        _add_output(response, "result", [json.dumps(result)])
+        for name, array in {**defaults, **outputs}.items():
+            response.outputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+            response.raw_output_contents.append(array.tobytes())
+        return response
 
     def wait_for_stop(self, request_id: str) -> None:
         with self._stopped:
@@ -107,6 +140,7 @@ def piece_response(text: str, index: int, finish_reason: str = "") -> Response:
         "finish_reason": [finish_reason],
         "context_tokens": [64],
         "num_chunks": [4],
+        "num_stored_chunks": [3],
         "num_expanded_chunks": [1],
         "prompt_slots": [27],
         "num_output_tokens": [index + 1],

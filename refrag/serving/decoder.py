@@ -18,7 +18,7 @@ from refrag.engine.worker import EngineWorker
 from refrag.errors import InvalidRequest, RefragError, SetupError
 from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
 from refrag.request import SamplingParams
-from refrag.serving.metrics import EngineMetrics
+from refrag.serving.decoder_metrics import EngineMetrics
 from refrag.serving.tensors import Tensors, flag, float32, int32, integer, scalar, strings, texts
 from refrag.serving.triton import ResponseStream, tensors_of
 
@@ -27,7 +27,12 @@ from refrag.serving.triton import ResponseStream, tensors_of
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 # What the graph tells the client through the decoder, and what stands for it when the decoder is called directly.
-PASS_THROUGH = {"context_tokens": int32(0), "num_chunks": int32(0), "expanded_chunks": int32()}
+PASS_THROUGH = {
+    "context_tokens": int32(0),
+    "num_chunks": int32(0),
+    "num_stored_chunks": int32(0),
+    "expanded_chunks": int32(),
+}
 
 
 @dataclass(frozen=True)

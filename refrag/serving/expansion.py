@@ -12,14 +12,21 @@ from refrag.prompt import lay_out_prompt
 from refrag.request import ExpansionOptions
 from refrag.selection import select_chunks
 from refrag.serving.preprocessing import unpack_chunks
+from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, int32, integer, scalar, text
+from refrag.store.keys import digest_chunks, load_fingerprint
+from refrag.store.settings import StoreSettings, open_store
+from refrag.store.values import is_storable, round_to_stored
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width
+# H different chunks of the context that the store had, M that were encoded
 
 
 @dataclass(frozen=True)
-class ExpansionSettings:
-    """num_threads: CPU threads of the policy network; it is small, and the decoder wants the cores."""
+class ExpansionSettings(StoreSettings):
+    """Those of the store, and
+
+    num_threads: CPU threads of the policy network; it is small, and the decoder wants the cores."""
 
     num_threads: int = 1
 
@@ -31,10 +38,19 @@ class Expansion:
         self.policy = load_policy(checkpoint, self.config)
         self.vocab_size = load_decoder_vocab_size(checkpoint)
         self.bos_id = load_decoder_tokenizer(checkpoint).bos_token_id
+        # It only writes here: what a request needs, preprocessing has looked up.
+        self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
+        self.metrics = StoreMetrics(self.store, "expansion_policy")
 
     def run(self, inputs: Tensors) -> Tensors:
         chunks = unpack_chunks(inputs["chunk_token_ids"], inputs["chunk_passages"])
-        vectors = torch.tensor(inputs["chunk_vectors"])  # (C + Q, E)
+        stored, rows = inputs["stored_vectors"], inputs["vector_rows"]  # (H, E), (C,)
+        encoded = round_to_stored(inputs["chunk_vectors"])  # (M + Q, E)
+        num_encoded = max(0, int(rows.max(initial=-1)) + 1 - len(stored))
+        table = np.concatenate([stored.reshape(len(stored), encoded.shape[1]), encoded])  # (H + M + Q, E)
+        all_vectors = torch.from_numpy(table.astype(np.float32))
+        vectors = all_vectors[torch.from_numpy(rows).long()]  # (C, E)
+        question_vectors = all_vectors[len(stored) + num_encoded :]  # (Q, E)
         options = ExpansionOptions(
             expand_fraction=round(scalar(inputs, "resolved_expand_fraction") or 0.0, 6),
             policy=text(inputs, "resolved_policy"),  # type: ignore[arg-type]
@@ -44,10 +60,13 @@ class Expansion:
             options,
             chunks,
             self.policy,
-            vectors[: len(chunks)],
-            vectors[len(chunks) :],
+            vectors,
+            question_vectors,
             self.config.policy_confidence,
         )
+        if num_encoded:
+            token_ids = np.array(inputs["chunk_token_ids"])
+            self.store.put_later(lambda: new_vectors(token_ids, rows, encoded[:num_encoded], len(stored)))
         prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.bos_id)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy()),
@@ -57,6 +76,22 @@ class Expansion:
             "context_tokens": int32(sum(map(len, chunks))),
             "num_chunks": int32(len(chunks)),
         }
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.store.close()
+
+
+def new_vectors(token_ids: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> dict[bytes, bytes]:
+    """What was encoded, by digest.  INT32 (C, K), INT32 (C,), FP16 (M, E)"""
+    _, firsts = np.unique(rows, return_index=True)
+    new = firsts[rows[firsts] >= num_stored]
+    vectors = encoded[rows[new] - num_stored]
+    return {
+        digest: vector.tobytes()
+        for digest, vector in zip(digest_chunks(token_ids[new]), vectors, strict=True)
+        if is_storable(vector)
+    }
 
 
 def at_least_one_row(vectors: np.ndarray) -> np.ndarray:

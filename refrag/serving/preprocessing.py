@@ -12,17 +12,24 @@ from refrag.context import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
 from refrag.model.checkpoint import load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.request import ContextRequest, ExpansionOptions
-from refrag.serving.tensors import Tensors, flag, integer, scalar, strings, text, texts
+from refrag.serving.store_metrics import StoreMetrics
+from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
+from refrag.store.keys import digest_chunks, load_fingerprint
+from refrag.store.settings import StoreSettings, open_store
+from refrag.store.store import VectorStore
 
-# C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
+# C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk, E encoder width
+# H different chunks of the context that the store has, M that it lacks
 
 NO_TOKEN = -1
 TEXT_INPUTS = ("text_input", "passages")
 
 
 @dataclass(frozen=True)
-class PreprocessingSettings:
-    """max_chunks: context and question chunks of one request; at most chunk_encoder's max_batch_size.
+class PreprocessingSettings(StoreSettings):
+    """Those of the store, and
+
+    max_chunks: context and question chunks of one request; at most chunk_encoder's max_batch_size.
     max_text_bytes: bytes of question and passages together; more are refused before any of them is tokenised.
     """
 
@@ -35,6 +42,8 @@ class Preprocessing:
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
         self.chunker = Chunker(self.config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
+        self.store = open_store(settings, load_fingerprint(checkpoint))
+        self.metrics = StoreMetrics(self.store, "preprocessing")
 
     def run(self, inputs: Tensors) -> Tensors:
         arrival = time.monotonic_ns()
@@ -42,11 +51,18 @@ class Preprocessing:
         request = self._read_request(inputs)
         context = prepare_context(request, self.chunker)
         self._check_size(context)
-        ids, mask = self.chunker.encoder_inputs([*context.chunks, *context.question_chunks])
+        packed = pack_chunks(context.chunks, self.config.chunk_size)
+        with self.metrics.time_lookup():
+            lookup = look_up(self.store, packed)
+        lacking = [context.chunks[number] for number in lookup.lacking]
+        ids, mask = self.chunker.encoder_inputs([*lacking, *context.question_chunks])
         return {
             "input_ids": ids,
             "attention_mask": mask,
-            "chunk_token_ids": pack_chunks(context.chunks, self.config.chunk_size),
+            "stored_vectors": lookup.stored,
+            "vector_rows": lookup.rows,
+            "num_stored_chunks": int32(int((lookup.rows < len(lookup.stored)).sum())),
+            "chunk_token_ids": packed,
             "chunk_passages": np.array([chunk.passage for chunk in context.chunks], np.int32),
             "question_ids": np.array(context.question_ids, np.int32),
             "resolved_expand_fraction": np.array([request.expansion.expand_fraction], np.float32),
@@ -54,6 +70,10 @@ class Preprocessing:
             "selection_seed": np.array([request.expansion.seed], np.uint64),
             "arrival_time_ns": np.array([arrival], np.int64),
         }
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.store.close()
 
     def _refuse_unserved(self, inputs: Tensors) -> None:
         if "history" in inputs and inputs["history"].size:
@@ -89,6 +109,34 @@ class Preprocessing:
                 f"{self.config.chunk_size}; with the question's {len(context.question_chunks)} that is over "
                 f"the limit of {limit}; send fewer or shorter passages"
             )
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What the store has of a request's chunks.
+
+    stored: FP16 (H, E). lacking: numbers of the first chunks of their kind that are to be encoded, M of them.
+    rows: INT32 (C,), each chunk's row among the stored vectors and, after them, those that are to be encoded.
+    """
+
+    stored: np.ndarray
+    lacking: list[int]
+    rows: np.ndarray
+
+
+def look_up(store: VectorStore, packed: np.ndarray) -> Lookup:
+    """All chunks of a request at once; what comes twice is looked up, and encoded, once."""
+    digests = digest_chunks(packed)
+    firsts: dict[bytes, int] = {}
+    for number, digest in enumerate(digests):
+        firsts.setdefault(digest, number)
+    vectors = dict(zip(firsts, store.find(list(firsts)), strict=True))
+    found = [vector for vector in vectors.values() if vector is not None]
+    lacking = [digest for digest, vector in vectors.items() if vector is None]
+    has = [digest for digest, vector in vectors.items() if vector is not None]
+    row_of = {digest: row for row, digest in enumerate([*has, *lacking])}
+    stored = np.frombuffer(b"".join(found), np.float16).reshape(len(found), -1 if found else 0)
+    return Lookup(stored, [firsts[digest] for digest in lacking], int32(*[row_of[digest] for digest in digests]))
 
 
 def pack_chunks(chunks: list[Chunk], chunk_size: int) -> np.ndarray:

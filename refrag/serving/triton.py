@@ -43,6 +43,19 @@ def response_of(tensors: Tensors) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
 
 
+def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarray]:
+    """Ask another model of this server and wait; raises RefragError with what it complained about."""
+    request = pb_utils.InferenceRequest(
+        model_name=model,
+        requested_output_names=list(outputs),
+        inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+    )
+    response = request.exec()
+    if response.has_error():
+        raise RefragError(f"model {model!r} failed: {response.error().message()}")
+    return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
+
+
 def error_response(error: Exception) -> Any:
     """The error as the client can parse it; one we did not foresee is logged with its traceback."""
     if not isinstance(error, RefragError):
@@ -98,11 +111,18 @@ class ResponseStream:
 class Metric:
     """One metric of this model among Triton's own. Each call is a round trip to the server."""
 
-    def __init__(self, kind: MetricKind, name: str, description: str, buckets: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        kind: MetricKind,
+        name: str,
+        description: str,
+        buckets: Sequence[float] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         family_kind = getattr(pb_utils.MetricFamily, kind)
         self.family = pb_utils.MetricFamily(name=name, description=description, kind=family_kind)
         options = {"buckets": list(buckets)} if kind == "HISTOGRAM" else {}
-        self.metric = self.family.Metric(labels={}, **options)
+        self.metric = self.family.Metric(labels=dict(labels or {}), **options)
 
     def add(self, amount: float) -> None:
         self.metric.increment(amount)

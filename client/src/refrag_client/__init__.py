@@ -1,4 +1,7 @@
-"""Ask a REFRAG model served by Triton: `RefragClient`, or `AsyncRefragClient` under asyncio."""
+"""Ask a REFRAG model served by Triton: `RefragClient`, or `AsyncRefragClient` under asyncio.
+
+`StoreClient` fills and keeps the server's store of chunk vectors.
+"""
 
 from refrag_client.answer import Answer, Piece, Statistics
 from refrag_client.async_client import AsyncRefragClient, AsyncStream
@@ -14,6 +17,7 @@ from refrag_client.errors import (
 )
 from refrag_client.request import GenerateOptions, GenerateRequest, Policy
 from refrag_client.settings import Tls
+from refrag_client.store import Deletions, IndexReport, StoreClient, StoreReport, TierReport, VectorPage
 
 __all__ = [
     "Answer",
@@ -21,8 +25,10 @@ __all__ = [
     "AsyncStream",
     "Cancelled",
     "DeadlineExceeded",
+    "Deletions",
     "GenerateOptions",
     "GenerateRequest",
+    "IndexReport",
     "InvalidRequest",
     "Overloaded",
     "Piece",
@@ -32,6 +38,10 @@ __all__ = [
     "ServerError",
     "ServerUnavailable",
     "Statistics",
+    "StoreClient",
+    "StoreReport",
     "Stream",
+    "TierReport",
     "Tls",
+    "VectorPage",
 ]

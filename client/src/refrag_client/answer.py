@@ -10,10 +10,14 @@ FinishReason = Literal["", "stop", "length"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """How the context reached the decoder: a compressed chunk takes one prompt slot, an expanded one all its tokens."""
+    """How the context reached the decoder: a compressed chunk takes one prompt slot, an expanded one all its tokens.
+
+    `num_stored_chunks` had their vectors in the store, the others were encoded.
+    """
 
     context_tokens: int
     num_chunks: int
+    num_stored_chunks: int
     num_expanded_chunks: int
     expanded_chunks: tuple[int, ...]
     prompt_slots: int
@@ -68,6 +72,7 @@ def _read_statistics(response: Response) -> Statistics:
     return Statistics(
         context_tokens=response.number("context_tokens"),
         num_chunks=response.number("num_chunks"),
+        num_stored_chunks=response.number("num_stored_chunks"),
         num_expanded_chunks=response.number("num_expanded_chunks"),
         expanded_chunks=response.numbers("expanded_chunks"),
         prompt_slots=response.number("prompt_slots"),

@@ -14,7 +14,7 @@ from refrag_client.background import Reader, run_in_background
 from refrag_client.base_client import READY_PAUSE_SECONDS, READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, BaseClient
 from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions
-from refrag_client.settings import CHANNEL_OPTIONS, ClientSettings
+from refrag_client.settings import ClientSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -74,7 +74,7 @@ class RefragClient(BaseClient):
         self.close()
 
     def _prepare(self) -> None:
-        self._channel = _open_channel(self.settings)
+        self._channel = self.settings.open_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._streams: WeakSet[Stream] = WeakSet()
         self._lock = threading.Lock()
@@ -166,9 +166,3 @@ class Stream:
 
     def _open_call(self, message: service_pb2.ModelInferRequest, timeout_seconds: float | None) -> Any:
         return self._stub.ModelStreamInfer(iter([message]), timeout=timeout_seconds, metadata=self._metadata)
-
-
-def _open_channel(settings: ClientSettings) -> grpc.Channel:
-    if settings.tls is None:
-        return grpc.insecure_channel(settings.url, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(settings.url, settings.tls.credentials(), options=CHANNEL_OPTIONS)

@@ -36,12 +36,10 @@ class Tls:
 
 
 @dataclass(frozen=True)
-class ClientSettings:
-    """What a client is built from; `timeout_seconds` None waits as long as the server works on a request."""
+class ConnectionSettings:
+    """How a server is reached; `timeout_seconds` None waits as long as it works on a request."""
 
     url: str
-    model: str
-    decoder_model: str
     timeout_seconds: float | None
     tls: Tls | None
     headers: Mapping[str, str]
@@ -56,6 +54,19 @@ class ClientSettings:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         # gRPC refuses upper-case keys, which HTTP users write.
         return tuple((name.lower(), value) for name, value in self.headers.items())
+
+    def open_channel(self) -> grpc.Channel:
+        if self.tls is None:
+            return grpc.insecure_channel(self.url, options=CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.url, self.tls.credentials(), options=CHANNEL_OPTIONS)
+
+
+@dataclass(frozen=True)
+class ClientSettings(ConnectionSettings):
+    """What a client is built from."""
+
+    model: str
+    decoder_model: str
 
 
 def _read(path: str | Path | None) -> bytes | None:

@@ -1,12 +1,12 @@
 """Requests as Triton messages, and the tensors of a response as Python values."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferResult, service_pb2
-from tritonclient.utils import serialize_byte_tensor
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from refrag_client.errors import InvalidRequest, ServerError
 from refrag_client.request import GenerateRequest, Tensor, tensors_by_option
@@ -29,6 +29,14 @@ def encode_stop(request_id: str, model: str) -> service_pb2.ModelInferRequest:
     return message
 
 
+def encode_inputs(model: str, inputs: Mapping[str, np.ndarray]) -> service_pb2.ModelInferRequest:
+    """The message with these tensors, for models that are not asked for an answer."""
+    message = service_pb2.ModelInferRequest(model_name=model)
+    for name, array in inputs.items():
+        _add_tensor(message, name, np_to_triton_dtype(array.dtype), array)
+    return message
+
+
 class Response:
     """The outputs of one response, by name."""
 
@@ -36,18 +44,18 @@ class Response:
         self._result = InferResult(message)
 
     def text(self, name: str) -> str:
-        return self._array(name)[0].decode("utf-8", errors="replace")
+        return self.array(name)[0].decode("utf-8", errors="replace")
 
     def number(self, name: str) -> int:
-        return int(self._array(name)[0])
+        return int(self.array(name)[0])
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        return tuple(self._array(name).tolist())
+        return tuple(self.array(name).tolist())
 
     def reals(self, name: str) -> tuple[float, ...]:
-        return tuple(self._array(name).tolist())
+        return tuple(self.array(name).tolist())
 
-    def _array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
         array = self._result.as_numpy(name)
         if array is None:
             raise ServerError(f"the response has no tensor {name!r}; client and server are of different releases")

@@ -11,3 +11,6 @@ class TritonPythonModel:
 
     def execute(self, requests):
         return reply_to_each(requests, self.expansion.run)
+
+    def finalize(self):
+        self.expansion.close()

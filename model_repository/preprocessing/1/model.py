@@ -11,3 +11,6 @@ class TritonPythonModel:
 
     def execute(self, requests):
         return reply_to_each(requests, self.preprocessing.run)
+
+    def finalize(self):
+        self.preprocessing.close()

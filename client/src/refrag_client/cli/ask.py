@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refrag_client.answer import Answer
-from refrag_client.cli.options import add_request_options, request_options
+from refrag_client.cli.options import add_connection_options, add_request_options, request_options
 from refrag_client.cli.passages import read_passages
 from refrag_client.client import RefragClient
 from refrag_client.request import GenerateOptions
@@ -19,9 +19,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--passages", metavar="FILE", help="JSON lines, or plain text with blank lines between passages; - is stdin"
     )
-    parser.add_argument("--url", default="127.0.0.1:8001", help="Triton's gRPC endpoint (default: %(default)s)")
     parser.add_argument("--model", default="refrag", help="name of the model (default: %(default)s)")
-    parser.add_argument("--timeout-seconds", type=float, default=60.0, help="give up after (default: %(default)s)")
+    add_connection_options(parser)
     add_request_options(parser)
     parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
     parser.add_argument("--compare", action="store_true", help="ask the plain decoder too (--expand-fraction 1)")
@@ -76,7 +75,8 @@ def _summary(answer: Answer) -> str:
     ttft_ms = None if answer.ttft_seconds is None else 1000 * answer.ttft_seconds
     return (
         f"{statistics.num_output_tokens} output tokens · {statistics.context_tokens} context tokens"
-        f" · {statistics.num_chunks} chunks, {statistics.num_expanded_chunks} expanded"
+        f" · {statistics.num_chunks} chunks, {statistics.num_stored_chunks} of them stored,"
+        f" {statistics.num_expanded_chunks} expanded"
         f" · {statistics.prompt_slots} prompt slots · TTFT {_format(ttft_ms, '{:.1f} ms')}"
     )
 

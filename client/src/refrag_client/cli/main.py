@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from refrag_client.cli import ask
+from refrag_client.cli import ask, index, store
 from refrag_client.errors import InvalidRequest, RefragError
 
 # A sub-command is a module with add_parser(commands) and run(arguments).
-COMMANDS = (ask,)
+COMMANDS = (ask, index, store)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="refrag", description="Ask a REFRAG model served by NVIDIA Triton.")
+    parser = argparse.ArgumentParser(
+        prog="refrag", description="Ask a REFRAG model served by NVIDIA Triton, and fill its store."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands).set_defaults(run=command.run)

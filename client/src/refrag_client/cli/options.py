@@ -32,6 +32,13 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_connection_options(parser: argparse.ArgumentParser, timeout_seconds: float = 60.0) -> None:
+    parser.add_argument("--url", default="127.0.0.1:8001", help="Triton's gRPC endpoint (default: %(default)s)")
+    parser.add_argument(
+        "--timeout-seconds", type=float, default=timeout_seconds, help="give up after (default: %(default)s)"
+    )
+
+
 def request_options(arguments: argparse.Namespace) -> GenerateOptions:
     """The options of the request in parsed `arguments`."""
     return {name: getattr(arguments, name) for name in (*OPTIONS, "stop_words")}  # type: ignore[return-value]

@@ -40,10 +40,11 @@ def _is_json_lines(source: str, text: str) -> bool:
 def _from_json_lines(source: str, text: str) -> list[str]:
     # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
     lines = enumerate(text.split("\n"), start=1)
-    return [_from_json_line(f"{source}, line {number}", line) for number, line in lines if line.strip()]
+    return [read_json_line(f"{source}, line {number}", line) for number, line in lines if line.strip()]
 
 
-def _from_json_line(place: str, line: str) -> str:
+def read_json_line(place: str, line: str) -> str:
+    """The passage in one line of JSON; `place` names it in errors."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:

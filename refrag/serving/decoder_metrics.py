@@ -1,13 +1,10 @@
 """What the engine does, among Triton's metrics (port 8002, /metrics)."""
 
-import logging
-import threading
 from collections import deque
 
 from refrag.engine.request import StepStats
+from refrag.serving.periodic import Periodic
 from refrag.serving.triton import Metric
-
-log = logging.getLogger(__name__)
 
 # Updates are round trips to the server: but for the count of tokens, one for each step, they are gathered and made by
 # a thread that no answer waits for.
@@ -42,9 +39,7 @@ class EngineMetrics:
             ),
         }
         self.gathered: deque[StepStats] = deque()
-        self.closed = threading.Event()
-        self.thread = threading.Thread(target=self._flush_until_closed, name="decoder-metrics", daemon=True)
-        self.thread.start()
+        self.flush = Periodic("decoder-metrics", FLUSH_SECONDS, self._flush)
 
     def observe(self, stats: StepStats) -> None:
         """Note one step; called by the engine's thread. Tokens count at once: they tell whether a stop took effect."""
@@ -53,15 +48,7 @@ class EngineMetrics:
         self.gathered.append(stats)
 
     def close(self) -> None:
-        self.closed.set()
-        self.thread.join()
-
-    def _flush_until_closed(self) -> None:
-        while not self.closed.wait(FLUSH_SECONDS):
-            try:
-                self._flush()
-            except Exception:
-                log.exception("metrics could not be updated")
+        self.flush.close()
 
     def _flush(self) -> None:
         gathered = [self.gathered.popleft() for _ in range(len(self.gathered))]

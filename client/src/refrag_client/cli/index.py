@@ -1,0 +1,135 @@
+"""`refrag index`: fill the server's store of chunk vectors from a corpus, ahead of time.
+
+It goes on where it stopped: what is done is noted beside the corpus, in CORPUS.jsonl.indexed. A corpus that was
+changed is gone through again, but only its changed chunks are encoded.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from refrag_client.cli.corpus import Batch, Mark, load_mark, read_batches, save_mark
+from refrag_client.cli.options import add_connection_options
+from refrag_client.errors import InvalidRequest, Overloaded, ServerUnavailable
+from refrag_client.store import IndexReport, StoreClient
+
+# A server that restarts, or a store that does, is waited for so many times, each time twice as long.
+NUM_ATTEMPTS, FIRST_PAUSE_SECONDS = 6, 0.5
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser("index", help="store a corpus's chunk vectors ahead of time", description=__doc__)
+    parser.add_argument("corpus", metavar="CORPUS.jsonl", type=Path, help="a passage per line, as for `refrag ask`")
+    parser.add_argument("--fresh", action="store_true", help="from the beginning, whatever is noted as done")
+    parser.add_argument("--batch-bytes", type=int, default=1 << 17, help="of a request (default: %(default)s)")
+    parser.add_argument("--in-flight", type=int, default=4, help="requests at a time (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    add_connection_options(parser, timeout_seconds=600.0)
+    return parser
+
+
+@dataclass
+class Totals:
+    num_passages: int = 0
+    num_chunks: int = 0
+    num_tokens: int = 0
+    num_encoded: int = 0
+    num_bytes: int = 0
+
+    def add(self, batch: Batch, report: IndexReport) -> None:
+        self.num_passages += len(batch.passages)
+        for name in ("num_chunks", "num_tokens", "num_encoded", "num_bytes"):
+            setattr(self, name, getattr(self, name) + getattr(report, name))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    with StoreClient(arguments.url, timeout_seconds=arguments.timeout_seconds) as client:
+        fingerprint = client.stats().fingerprint
+        start = Mark(0, 0, "") if arguments.fresh else load_mark(arguments.corpus, fingerprint)
+        totals, began = Totals(), time.perf_counter()
+        with tqdm(
+            total=arguments.corpus.stat().st_size, initial=start.offset, unit="B", unit_scale=True, file=sys.stderr
+        ) as bar:
+            for batch, report in _index(client, arguments, start):
+                totals.add(batch, report)
+                save_mark(arguments.corpus, fingerprint, batch.mark)
+                bar.set_postfix_str(f"{totals.num_encoded / (time.perf_counter() - began):,.0f} vectors/s")
+                bar.update(batch.num_bytes)
+        _report(arguments, totals, start, time.perf_counter() - began)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not arguments.corpus.is_file():
+        raise InvalidRequest(f"{arguments.corpus} is no file; give one of JSON lines")
+    for name in ("batch_bytes", "in_flight"):
+        if getattr(arguments, name) < 1:
+            raise InvalidRequest(f"{name} is {getattr(arguments, name)}; give at least 1")
+
+
+def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> Iterator[tuple[Batch, IndexReport]]:
+    """Several batches at a time, told in order, so that what is noted as done is done up to there."""
+    pending: deque[tuple[Batch, Future[IndexReport]]] = deque()
+    failure: InvalidRequest | None = None
+    with ThreadPoolExecutor(arguments.in_flight) as pool:
+        try:
+            batches = read_batches(arguments.corpus, start, arguments.batch_bytes)
+            while (batch := _next(batches)) is not None:
+                if isinstance(batch, InvalidRequest):
+                    failure = batch
+                    break
+                pending.append((batch, pool.submit(_retry, client.index, batch.passages)))
+                if len(pending) > arguments.in_flight:
+                    yield _first(pending)
+            while pending:
+                yield _first(pending)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failure is not None:
+        raise failure
+
+
+def _next(batches: Iterator[Batch]) -> Batch | InvalidRequest | None:
+    """What is before a bad line is still to be done, so that its error is not raised here."""
+    try:
+        return next(batches, None)
+    except InvalidRequest as error:
+        return error
+
+
+def _first(pending: "deque[tuple[Batch, Future[IndexReport]]]") -> tuple[Batch, IndexReport]:
+    batch, future = pending.popleft()
+    return batch, future.result()
+
+
+def _retry(call: Any, *arguments: Any) -> Any:
+    pause = FIRST_PAUSE_SECONDS
+    for _ in range(NUM_ATTEMPTS - 1):
+        try:
+            return call(*arguments)
+        except (Overloaded, ServerUnavailable):
+            time.sleep(pause)
+            pause *= 2
+    return call(*arguments)
+
+
+def _report(arguments: argparse.Namespace, totals: Totals, start: Mark, seconds: float) -> None:
+    rate = totals.num_encoded / seconds
+    if arguments.json:
+        print(json.dumps({**vars(totals), "seconds": round(seconds, 3), "vectors_per_second": round(rate, 1)}))
+        return
+    print(
+        f"{totals.num_passages:,} passages, {totals.num_chunks:,} chunks of {totals.num_tokens:,} tokens; "
+        f"{totals.num_encoded:,} vectors encoded and stored, {totals.num_bytes:,} bytes, {rate:,.0f} vectors/s"
+    )
+    if start.offset:
+        print(f"{start.num_lines:,} lines had been indexed before; --fresh goes through them again", file=sys.stderr)

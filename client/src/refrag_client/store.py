@@ -1,0 +1,150 @@
+"""The server's store of chunk vectors: fill it ahead of time, look into it, clear it, copy it."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2_grpc
+
+from refrag_client.errors import ServerUnavailable, error_from_rpc
+from refrag_client.settings import ConnectionSettings, Tls
+from refrag_client.tensors import Response, encode_inputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# N vectors, E encoder width
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What came of indexing: chunks in all, tokens in them, those that were encoded, and the bytes of their vectors."""
+
+    fingerprint: str
+    num_chunks: int
+    num_tokens: int
+    num_encoded: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class TierReport:
+    """What a tier holds, or why it cannot tell. limit_bytes: None where it has none of its own."""
+
+    name: str
+    num_entries: int | None
+    num_bytes: int | None
+    limit_bytes: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """fingerprint: of the encoder that the server has; its vectors alone are served."""
+
+    fingerprint: str
+    chunk_size: int
+    tiers: tuple[TierReport, ...]
+
+
+@dataclass(frozen=True)
+class Deletions:
+    """Values of a page that were looked at, and those among them that were deleted."""
+
+    num_checked: int
+    num_deleted: int
+
+
+@dataclass(frozen=True)
+class VectorPage:
+    """digests: UINT8 (N, 16), of the chunks' tokens. vectors: FP16 (N, E)."""
+
+    fingerprint: str
+    digests: np.ndarray
+    vectors: np.ndarray
+
+
+class StoreClient:
+    """Asks the model `chunk_store` of one server; safe to share between threads. Methods raise a RefragError."""
+
+    def __init__(
+        self,
+        url: str = "127.0.0.1:8001",
+        *,
+        model: str = "chunk_store",
+        timeout_seconds: float | None = 600.0,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.settings = ConnectionSettings(url=url, timeout_seconds=timeout_seconds, tls=tls, headers=headers or {})
+        self.model = model
+        self._channel = self.settings.open_channel()
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def index(self, passages: Iterable[str]) -> IndexReport:
+        """Encode what the store lacks of the passages' chunks; when this returns, all of it is committed."""
+        return IndexReport(**self._ask("index", passages=_strings(passages))[0])
+
+    def stats(self) -> StoreReport:
+        result, _ = self._ask("stats")
+        return StoreReport(
+            result["fingerprint"], result["chunk_size"], tuple(TierReport(**tier) for tier in result["tiers"])
+        )
+
+    def verify(self, tier: str) -> Iterator[Deletions]:
+        """Check every value of a tier and delete those that are damaged, page by page."""
+        for result, _ in self._pages("verify", tier=_strings([tier])):
+            yield Deletions(**result)
+
+    def prune(self, tier: str, keep: Sequence[str] = ()) -> Iterator[Deletions]:
+        """Delete the vectors of encoders that no server has had for a day, but those of the fingerprints in `keep`."""
+        kept = {"keep": _strings(keep)} if keep else {}
+        for result, _ in self._pages("prune", tier=_strings([tier]), **kept):
+            yield Deletions(**result)
+
+    def read(self, tier: str) -> Iterator[VectorPage]:
+        """All vectors of the server's encoder that a tier has, page by page."""
+        for result, response in self._pages("read", tier=_strings([tier])):
+            yield VectorPage(result["fingerprint"], response.array("read_digests"), response.array("read_vectors"))
+
+    def write(self, page: VectorPage) -> None:
+        """Store the vectors, which must be of the server's own encoder."""
+        self._ask("write", fingerprint=_strings([page.fingerprint]), digests=page.digests, vectors=page.vectors)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pages(self, operation: str, **inputs: np.ndarray) -> Iterator[tuple[dict[str, Any], Response]]:
+        cursor: np.ndarray | None = None
+        while cursor is None or cursor.size:
+            place = {} if cursor is None else {"cursor": cursor}
+            result, response = self._ask(operation, **inputs, **place)
+            yield result, response
+            cursor = response.array("next_cursor")
+
+    def _ask(self, operation: str, **inputs: np.ndarray) -> tuple[dict[str, Any], Response]:
+        message = encode_inputs(self.model, {"operation": _strings([operation]), **inputs})
+        try:
+            answer = self._stub.ModelInfer(
+                message, timeout=self.settings.timeout_seconds, metadata=self.settings.metadata
+            )
+        except grpc.RpcError as error:
+            failure = error_from_rpc(error)
+            if isinstance(failure, ServerUnavailable) and not error.details().startswith("{"):
+                failure = ServerUnavailable(f"no answer from {self.settings.url}: {failure}; is the server running?")
+            raise failure from None
+        response = Response(answer)
+        return json.loads(response.text("result")), response
+
+
+def _strings(values: Iterable[str]) -> np.ndarray:
+    return np.array([value.encode() for value in values], dtype=np.object_)

@@ -1,0 +1,16 @@
+"""Triton model `chunk_store`: fills and keeps the store of chunk vectors."""
+
+from refrag.serving.chunk_store import ChunkStore, ChunkStoreSettings
+from refrag.serving.triton import reply_to_each, settings_from, version_folder
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        settings = settings_from(args, ChunkStoreSettings)
+        self.chunk_store = ChunkStore(version_folder(args) / "checkpoint", settings)
+
+    def execute(self, requests):
+        return reply_to_each(requests, self.chunk_store.run)
+
+    def finalize(self):
+        self.chunk_store.close()

@@ -1,0 +1,191 @@
+"""Beside the graph: the store as an operator sees it. What goes through a whole tier does so in pages, by cursor.
+
+index    passages                      encode what the store lacks, and return when it is committed
+stats                                  what each tier holds
+verify   tier, cursor                  delete damaged values
+prune    tier, cursor, keep            delete vectors of encoders that are in use nowhere
+read     tier, cursor                  vectors of this encoder
+write    fingerprint, digests, vectors
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refrag.chunking import Chunk, Chunker
+from refrag.config import RefragConfig
+from refrag.errors import InvalidRequest, Overloaded
+from refrag.model.checkpoint import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.serving.preprocessing import look_up, pack_chunks
+from refrag.serving.store_metrics import StoreMetrics
+from refrag.serving.tensors import Tensors, strings, text, texts
+from refrag.serving.triton import infer
+from refrag.store.keys import DIGEST_BYTES, FINGERPRINT_BYTES, digest_chunks, load_fingerprint
+from refrag.store.settings import StoreSettings, open_store
+from refrag.store.store import GuardedTier
+from refrag.store.tiers.tier import TierError
+from refrag.store.values import is_storable, round_to_stored
+
+# C different chunks, M of them that the store lacks, L encoder tokens per chunk, E encoder width, N vectors of a page
+
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class ChunkStoreSettings(StoreSettings):
+    """Those of the store, and
+
+    encoder_batch: chunks per request to the encoder.
+    """
+
+    encoder_batch: int = 1024
+
+
+class ChunkStore:
+    def __init__(self, checkpoint: Path, settings: ChunkStoreSettings) -> None:
+        self.settings = settings
+        self.config = RefragConfig.load(checkpoint)
+        self.chunker = Chunker(self.config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
+        self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
+        self.metrics = StoreMetrics(self.store, "chunk_store")
+        self.operations: dict[str, Callable[[Tensors], Tensors]] = {
+            "index": self._index,
+            "stats": self._stats,
+            "verify": self._verify,
+            "prune": self._prune,
+            "read": self._read,
+            "write": self._write,
+        }
+
+    def run(self, inputs: Tensors) -> Tensors:
+        name = text(inputs, "operation") or ""
+        if name not in self.operations:
+            raise InvalidRequest(f"operation is {name!r}; allowed: {', '.join(self.operations)}")
+        try:
+            return self.operations[name](inputs)
+        except TierError as error:
+            raise Overloaded(f"the store cannot be reached: {error}; try again when it can") from None
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.store.close()
+
+    def _index(self, inputs: Tensors) -> Tensors:
+        if not self.store.tiers:
+            raise InvalidRequest("the store has no tier that lasts; set store_disk_path or store_redis_url")
+        chunks = self.chunker.context_chunks(texts(inputs, "passages"))
+        packed = pack_chunks(chunks, self.config.chunk_size)
+        lookup = look_up(self.store, packed)
+        encoded = self._encode([chunks[number] for number in lookup.lacking])
+        if not self.store.put(_by_digest(digest_chunks(packed[lookup.lacking]), encoded)):
+            raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
+        return _answer(
+            {
+                "fingerprint": self.store.fingerprint.hex(),
+                "num_chunks": len(chunks),
+                "num_tokens": sum(map(len, chunks)),
+                "num_encoded": len(encoded),
+                "num_bytes": encoded.nbytes,
+            }
+        )
+
+    def _encode(self, chunks: list[Chunk]) -> np.ndarray:
+        """FP16 (M, E), by the graph's own encoder."""
+        batches = [np.zeros((0, 0), np.float16)]
+        for start in range(0, len(chunks), self.settings.encoder_batch):
+            ids, mask = self.chunker.encoder_inputs(chunks[start : start + self.settings.encoder_batch])
+            [vectors] = infer("chunk_encoder", {"input_ids": ids, "attention_mask": mask}, ["chunk_vectors"])
+            batches.append(round_to_stored(vectors))
+        return batches[0] if len(batches) == 1 else np.concatenate(batches[1:])
+
+    def _stats(self, inputs: Tensors) -> Tensors:
+        return _answer(
+            {
+                "fingerprint": self.store.fingerprint.hex(),
+                "chunk_size": self.config.chunk_size,
+                "tiers": [_describe(guarded) for guarded in self.store.tiers],
+            }
+        )
+
+    def _verify(self, inputs: Tensors) -> Tensors:
+        tier, cursor = self._place(inputs)
+        num_checked, num_deleted, following = self.store.verify(tier, cursor, PAGE)
+        return _answer({"num_checked": num_checked, "num_deleted": num_deleted}, following)
+
+    def _prune(self, inputs: Tensors) -> Tensors:
+        tier, cursor = self._place(inputs)
+        kept = [_fingerprint(value) for value in texts(inputs, "keep")]
+        num_checked, num_deleted, following = self.store.prune(tier, kept, cursor, PAGE)
+        return _answer({"num_checked": num_checked, "num_deleted": num_deleted}, following)
+
+    def _read(self, inputs: Tensors) -> Tensors:
+        tier, cursor = self._place(inputs)
+        vectors, following = self.store.read(tier, cursor, PAGE)
+        digests = np.frombuffer(b"".join(vectors), np.uint8).reshape(-1, DIGEST_BYTES)
+        values = np.frombuffer(b"".join(vectors.values()), np.float16)
+        result = {"fingerprint": self.store.fingerprint.hex(), "num_read": len(vectors)}
+        return _answer(result, following, digests, values.reshape(len(vectors), -1 if vectors else 0))
+
+    def _write(self, inputs: Tensors) -> Tensors:
+        fingerprint = _fingerprint(text(inputs, "fingerprint") or "")
+        if fingerprint != self.store.fingerprint:
+            raise InvalidRequest(
+                f"the vectors are of encoder {fingerprint.hex()}, this server's is {self.store.fingerprint.hex()}; "
+                "import them where that encoder is served, or index the corpus here"
+            )
+        if "digests" not in inputs or "vectors" not in inputs:
+            raise InvalidRequest("digests or vectors are missing; send both, a row for each vector")
+        digests, vectors = inputs["digests"], inputs["vectors"]
+        if len(digests) != len(vectors):
+            raise InvalidRequest(f"{len(digests)} digests for {len(vectors)} vectors; send as many of both")
+        if not self.store.put(_by_digest([row.tobytes() for row in digests], vectors)):
+            raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
+        return _answer({"num_written": len(vectors)})
+
+    def _place(self, inputs: Tensors) -> tuple[GuardedTier, bytes]:
+        """The tier that is asked for, and where in it to go on."""
+        name, tiers = text(inputs, "tier"), {guarded.tier.name: guarded for guarded in self.store.tiers}
+        if name not in tiers:
+            raise InvalidRequest(f"tier is {name!r}; this server has {', '.join(tiers) or 'none that lasts'}")
+        return tiers[name], inputs["cursor"].tobytes() if "cursor" in inputs else b""
+
+
+def _by_digest(digests: list[bytes], vectors: np.ndarray) -> dict[bytes, bytes]:
+    """C digests, FP16 (C, E)"""
+    rows = zip(digests, vectors, strict=True)
+    return {digest: vector.tobytes() for digest, vector in rows if is_storable(vector)}
+
+
+def _describe(guarded: GuardedTier) -> dict[str, Any]:
+    try:
+        return {"name": guarded.tier.name, **asdict(guarded.tier.usage()), "error": None}
+    except TierError as error:
+        return {"name": guarded.tier.name, "num_entries": None, "num_bytes": None, "error": str(error)}
+
+
+def _fingerprint(value: str) -> bytes:
+    try:
+        fingerprint = bytes.fromhex(value)
+    except ValueError:
+        fingerprint = b""
+    if len(fingerprint) != FINGERPRINT_BYTES:
+        raise InvalidRequest(f"fingerprint is {value!r}; it must be {2 * FINGERPRINT_BYTES} hexadecimal digits")
+    return fingerprint
+
+
+def _answer(
+    result: dict[str, Any],
+    cursor: bytes = b"",
+    digests: np.ndarray | None = None,
+    vectors: np.ndarray | None = None,
+) -> Tensors:
+    return {
+        "result": strings(json.dumps(result)),
+        "next_cursor": np.frombuffer(cursor, np.uint8),
+        "read_digests": np.zeros((0, DIGEST_BYTES), np.uint8) if digests is None else digests,
+        "read_vectors": np.zeros((0, 0), np.float16) if vectors is None else vectors,
+    }

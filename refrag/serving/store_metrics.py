@@ -1,0 +1,93 @@
+"""What the store does, among Triton's metrics: for each tier and each model that uses it."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from refrag.serving.periodic import Periodic
+from refrag.serving.triton import Metric
+from refrag.store.store import Counts, GuardedTier, VectorStore
+
+FLUSH_SECONDS = 1.0
+# The store says so often that its encoder is in use, and tells how much it holds.
+HEARTBEAT_SECONDS = 60.0
+LOOKUP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+DESCRIPTIONS = {
+    "hits": "Chunk vectors found",
+    "misses": "Chunk vectors not found",
+    "corrupted": "Chunk vectors found damaged, and deleted",
+    "written": "Chunk vectors written",
+    "dropped": "Chunk vectors that could not be written",
+    "errors": "Times that the tier failed",
+}
+
+
+class StoreMetrics:
+    """Counters of every tier, brought up to date by a thread that no answer waits for; and the store's heartbeat."""
+
+    def __init__(self, store: VectorStore, model: str) -> None:
+        self.store = store
+        tiers = {guarded.tier.name: guarded.counts for guarded in store.tiers}
+        counts = tiers if store.memory is None else {"memory": store.memory_counts, **tiers}
+        self.counters = [_TierCounters(count, {"tier": name, "model": model}) for name, count in counts.items()]
+        self.sizes = {guarded.tier.name: _TierSize(guarded, model) for guarded in store.tiers}
+        labels = {"model": model}
+        self.lookup = Metric(
+            "HISTOGRAM", "refrag_store_lookup_seconds", "Looking up a request's chunks", LOOKUP_BUCKETS, labels
+        )
+        self.lookup_seconds: deque[float] = deque()
+        self.flush = Periodic("store-metrics", FLUSH_SECONDS, self._flush)
+        self.heartbeat = Periodic("store-heartbeat", HEARTBEAT_SECONDS, self._beat, at_once=True)
+
+    @contextmanager
+    def time_lookup(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.lookup_seconds.append(time.perf_counter() - start)
+
+    def close(self) -> None:
+        self.heartbeat.close()
+        self.flush.close()
+
+    def _flush(self) -> None:
+        for counters in self.counters:
+            counters.flush()
+        for _ in range(len(self.lookup_seconds)):
+            self.lookup.observe(self.lookup_seconds.popleft())
+
+    def _beat(self) -> None:
+        self.store.mark_live()
+        for size in self.sizes.values():
+            size.flush()
+
+
+class _TierCounters:
+    def __init__(self, counts: Counts, labels: dict[str, str]) -> None:
+        self.counts, self.told = counts, asdict(counts)
+        self.metrics = {
+            name: Metric("COUNTER", f"refrag_store_{name}", description, labels=labels)
+            for name, description in DESCRIPTIONS.items()
+        }
+
+    def flush(self) -> None:
+        now = asdict(self.counts)
+        for name, metric in self.metrics.items():
+            if now[name] > self.told[name]:
+                metric.add(now[name] - self.told[name])
+        self.told = now
+
+
+class _TierSize:
+    def __init__(self, guarded: GuardedTier, model: str) -> None:
+        labels = {"tier": guarded.tier.name, "model": model}
+        self.guarded = guarded
+        self.num_entries = Metric("GAUGE", "refrag_store_entries", "Entries that the tier holds", labels=labels)
+        self.num_bytes = Metric("GAUGE", "refrag_store_bytes", "Bytes that the tier holds", labels=labels)
+
+    def flush(self) -> None:
+        usage = self.guarded.ask(self.guarded.tier.usage)
+        if usage is not None:
+            self.num_entries.set(usage.num_entries)
+            self.num_bytes.set(usage.num_bytes)

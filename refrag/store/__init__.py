@@ -1,0 +1,11 @@
+"""Chunk vectors, computed once and served from anywhere.
+
+    request ─► VectorStore.find ─► memory (LRU) ─► disk (LMDB) ─► shared (Redis)
+               VectorStore.put  ─► all of them
+
+keys.py      encoder's fingerprint + hash of the chunk's tokens
+values.py    FP16 vector, checksummed
+tiers/       where values lie; each may fail at any time
+store.py     the tiers as one store, which fails never
+writer.py    puts that nobody waits for
+"""

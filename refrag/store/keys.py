@@ -1,0 +1,77 @@
+"""What a stored vector belongs to: the encoder that made it, and the chunk's tokens.
+
+    key = fingerprint (16 bytes) + digest of the chunk's token ids (16 bytes)
+
+Whatever could give the same tokens another vector is in the fingerprint. So a changed document asks for other keys in
+its changed chunks only, and a changed encoder for other keys altogether.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from refrag.config import RefragConfig
+from refrag.errors import CheckpointError
+
+# C chunks, K tokens per chunk
+
+FINGERPRINT_BYTES = DIGEST_BYTES = 16
+FINGERPRINT_NAME = "encoder.fingerprint"
+
+
+def fingerprint_encoder(
+    encoder: Sequence[Path], tokenizer: Sequence[Path], config: RefragConfig, precision: str
+) -> bytes:
+    """Of everything that turns a chunk's tokens into its vector.
+
+    encoder: its files, in Hugging Face format. tokenizer: files of the decoder's, where the encoder does not read the
+    decoder's tokens but text that is made of them. precision: of the exported graph.
+    """
+    settings = {
+        "chunk_size": config.chunk_size,
+        "encoder_length": config.encoder_length,
+        "pooling": config.pooling,
+        "precision": precision,
+    }
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=FINGERPRINT_BYTES)
+    for path in (*encoder, *tokenizer):
+        digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
+        for block in _blocks(path):
+            digest.update(block)
+    return digest.digest()
+
+
+def save_fingerprint(fingerprint: bytes, folder: Path) -> None:
+    (folder / FINGERPRINT_NAME).write_text(fingerprint.hex() + "\n")
+
+
+def load_fingerprint(folder: Path) -> bytes:
+    """Of the encoder that the folder's model belongs to, or CheckpointError if an export of an older kind has none."""
+    try:
+        return bytes.fromhex((folder / FINGERPRINT_NAME).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / FINGERPRINT_NAME} cannot be read: {error}; run the export again") from None
+
+
+def digest_chunks(token_ids: np.ndarray) -> list[bytes]:
+    """Of each row of packed token ids, INT32 (C, K)."""
+    width = token_ids.shape[1] * token_ids.itemsize if token_ids.ndim == 2 else 0
+    data = np.ascontiguousarray(token_ids).tobytes()
+    return [
+        hashlib.blake2b(data[start : start + width], digest_size=DIGEST_BYTES).digest()
+        for start in range(0, len(data), width or 1)
+    ]
+
+
+def owner_of(key: bytes) -> bytes:
+    """The fingerprint in a key."""
+    return key[:FINGERPRINT_BYTES]
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            yield block

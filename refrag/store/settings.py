@@ -1,0 +1,78 @@
+"""Where the vectors lie: parameters of the models that use the store, or the environment for all of them at once."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from refrag.errors import SetupError
+from refrag.store.store import VectorStore
+from refrag.store.tiers.disk import DiskTier
+from refrag.store.tiers.memory import MemoryTier
+from refrag.store.tiers.shared import SharedTier
+from refrag.store.tiers.tier import Tier
+
+MIB = 2**20
+# A value that turns a tier off.
+OFF = "off"
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """An empty value is taken from the environment, REFRAG_STORE_DISK_PATH for store_disk_path and so on; if that is
+    not set, the default in brackets holds.
+
+    store_memory_mib: of vectors in the process [64], 0 for none.
+    store_disk_path: folder of LMDB files, shared by the processes of a machine [~/.cache/refrag/chunk_vectors], or off.
+    store_disk_mib: what they may hold [4096]; then the oldest vectors go.
+    store_redis_url: of a server shared by replicas, such as redis://host:6379/0 [off].
+    store_redis_timeout_ms: how long a request waits for it at most [50].
+    """
+
+    store_memory_mib: str = ""
+    store_disk_path: str = ""
+    store_disk_mib: str = ""
+    store_redis_url: str = ""
+    store_redis_timeout_ms: str = ""
+
+
+DEFAULTS = StoreSettings("64", "", "4096", OFF, "50")
+
+
+def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = True) -> VectorStore:
+    """The store of one process; SetupError for settings that mean nothing. No tier need be in reach."""
+    resolved = _resolve(settings)
+    memory_bytes = _number("store_memory_mib", resolved.store_memory_mib, 0) * MIB
+    memory = MemoryTier(memory_bytes) if has_memory and memory_bytes else None
+    tiers: list[Tier] = []
+    if resolved.store_disk_path != OFF:
+        limit_bytes = _number("store_disk_mib", resolved.store_disk_mib, 1) * MIB
+        tiers.append(DiskTier(Path(resolved.store_disk_path).expanduser(), limit_bytes))
+    if resolved.store_redis_url != OFF:
+        timeout_seconds = _number("store_redis_timeout_ms", resolved.store_redis_timeout_ms, 1) / 1e3
+        tiers.append(_shared_tier(resolved.store_redis_url, timeout_seconds))
+    return VectorStore(fingerprint, memory, tiers)
+
+
+def _resolve(settings: StoreSettings) -> StoreSettings:
+    values = {}
+    for name in (field.name for field in fields(StoreSettings)):
+        default = getattr(DEFAULTS, name) or str(_cache_folder())
+        values[name] = getattr(settings, name) or os.environ.get(f"REFRAG_{name.upper()}") or default
+    return StoreSettings(**values)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "refrag" / "chunk_vectors"
+
+
+def _shared_tier(url: str, timeout_seconds: float) -> SharedTier:
+    try:
+        return SharedTier(url, timeout_seconds)
+    except ValueError as error:
+        raise SetupError(f"store_redis_url is {url!r}: {error}; write redis://host:port/database, or {OFF}") from None
+
+
+def _number(name: str, text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise SetupError(f"{name} is {text!r}; it must be a whole number, at least {least}")
+    return int(text)

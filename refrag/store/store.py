@@ -1,0 +1,207 @@
+"""The tiers as one store. It answers with what it has; that a tier is down, full or damaged costs time, no answer."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from refrag.store.keys import owner_of
+from refrag.store.tiers.memory import MemoryTier
+from refrag.store.tiers.tier import Tier, TierError
+from refrag.store.values import open_sealed, seal
+from refrag.store.writer import BackgroundWriter
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long a tier that failed is left alone, so that its timeout is paid once and not by every request.
+RETRY_SECONDS = 1.0
+MAX_PENDING_WRITES = 256
+# A server that is up says so at least this often; for so long after it, `prune` leaves its vectors alone.
+LIVE_SECONDS = 24 * 3600.0
+
+
+@dataclass
+class Counts:
+    """Vectors found, not found, found damaged, written and not written; and how often the tier failed."""
+
+    hits: int = 0
+    misses: int = 0
+    corrupted: int = 0
+    written: int = 0
+    dropped: int = 0
+    errors: int = 0
+
+
+@dataclass
+class GuardedTier:
+    """A tier that may fail, and what came of asking it."""
+
+    tier: Tier
+    clock: Callable[[], float]
+    counts: Counts = field(default_factory=Counts)
+    retry_at: float = 0.0
+
+    @property
+    def is_down(self) -> bool:
+        return self.clock() < self.retry_at
+
+    def ask(self, action: Callable[[], T]) -> T | None:
+        """What came of it, or None if the tier failed or is left alone because it did."""
+        if self.is_down:
+            return None
+        try:
+            return action()
+        except TierError as error:
+            self.counts.errors += 1
+            self.retry_at = self.clock() + RETRY_SECONDS
+            log.warning("%s tier of the store: %s", self.tier.name, error)
+            return None
+
+
+class VectorStore:
+    """Vectors of one encoder, by the digest of the chunk's tokens; as bytes, which all have the same length."""
+
+    def __init__(
+        self,
+        fingerprint: bytes,
+        memory: MemoryTier | None,
+        tiers: Sequence[Tier],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.fingerprint, self.memory = fingerprint, memory
+        self.memory_counts = Counts()
+        self.tiers = [GuardedTier(tier, clock) for tier in tiers]
+        self.num_refused = 0
+        self._writer = BackgroundWriter(MAX_PENDING_WRITES)
+
+    def find(self, digests: Sequence[bytes]) -> list[bytes | None]:
+        """The vector of each chunk, None where no tier has one that is intact."""
+        keys = [self.fingerprint + digest for digest in digests]
+        found = self._find_in_memory(keys)
+        for number, guarded in enumerate(self.tiers):
+            missing = list(dict.fromkeys(key for key, vector in zip(keys, found, strict=True) if vector is None))
+            if not missing:
+                break
+            intact = self._find_in_tier(guarded, missing)
+            if intact:
+                found = [intact.get(key) if vector is None else vector for key, vector in zip(keys, found, strict=True)]
+                self._remember(intact, self.tiers[:number])
+        return found
+
+    def put(self, vectors: Mapping[bytes, bytes]) -> bool:
+        """Store them by digest, and return whether every tier has them now."""
+        items = {self.fingerprint + digest: vector for digest, vector in vectors.items()}
+        if self.memory is not None:
+            self.memory.put(items)
+        return _write(self.tiers, items)
+
+    def put_later(self, vectors: Callable[[], Mapping[bytes, bytes]]) -> None:
+        """Compute and store them when there is time; if there is none for too long, let them be."""
+        if not self._writer.submit(lambda: _ignore(self.put(vectors()))):
+            self.num_refused += 1
+
+    def verify(self, tier: GuardedTier, cursor: bytes, count: int) -> tuple[int, int, bytes]:
+        """Look at about `count` values and delete the damaged ones -> looked at, damaged, cursor; TierError."""
+        entries, following = tier.tier.scan(b"", cursor, count)
+        damaged = [key for key, value in entries if open_sealed(key, value) is None]
+        tier.tier.delete(damaged)
+        tier.counts.corrupted += len(damaged)
+        return len(entries), len(damaged), following
+
+    def prune(self, tier: GuardedTier, kept: Iterable[bytes], cursor: bytes, count: int) -> tuple[int, int, bytes]:
+        """Look at about `count` values and delete those of encoders that are neither in use anywhere nor `kept`
+        -> looked at, deleted, cursor; TierError.
+        """
+        owners = {self.fingerprint, *kept, *tier.tier.live(time.time())}
+        entries, following = tier.tier.scan(b"", cursor, count)
+        orphans = [key for key, _ in entries if owner_of(key) not in owners]
+        tier.tier.delete(orphans)
+        return len(entries), len(orphans), following
+
+    def read(self, tier: GuardedTier, cursor: bytes, count: int) -> tuple[dict[bytes, bytes], bytes]:
+        """About `count` intact vectors of this encoder by their digests, and the cursor; TierError."""
+        entries, following = tier.tier.scan(self.fingerprint, cursor, count)
+        opened = {key[len(self.fingerprint) :]: open_sealed(key, value) for key, value in entries}
+        return {digest: vector for digest, vector in opened.items() if vector is not None}, following
+
+    def mark_live(self) -> None:
+        for guarded in self.tiers:
+            guarded.ask(partial(guarded.tier.mark_live, self.fingerprint, time.time(), LIVE_SECONDS))
+
+    def wait_until_written(self) -> None:
+        self._writer.wait()
+
+    def close(self) -> None:
+        """Write what is left to be written."""
+        self._writer.close()
+        for guarded in self.tiers:
+            guarded.tier.close()
+
+    def _find_in_memory(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if self.memory is None:
+            return [None] * len(keys)
+        found = self.memory.get(keys)
+        num_hits = sum(vector is not None for vector in found)
+        self.memory_counts.hits += num_hits
+        self.memory_counts.misses += len(keys) - num_hits
+        return found
+
+    def _find_in_tier(self, guarded: GuardedTier, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        values = guarded.ask(lambda: guarded.tier.get(keys))
+        if values is None:
+            return {}
+        found = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+        opened = {key: open_sealed(key, value) for key, value in found.items()}
+        intact = {key: vector for key, vector in opened.items() if vector is not None}
+        guarded.counts.hits += len(intact)
+        guarded.counts.misses += len(keys) - len(found)
+        if len(intact) < len(found):
+            guarded.counts.corrupted += len(found) - len(intact)
+            damaged = [key for key in found if key not in intact]
+            self._writer.submit(lambda: _delete_damaged(guarded, damaged))
+        return intact
+
+    def _remember(self, items: Mapping[bytes, bytes], faster: Sequence[GuardedTier]) -> None:
+        """Let what a slow tier had be found sooner the next time."""
+        if self.memory is not None:
+            self.memory.put(items)
+        if faster and not self._writer.submit(lambda: _ignore(_write(faster, items))):
+            self.num_refused += 1
+
+
+def _write(tiers: Sequence[GuardedTier], items: Mapping[bytes, bytes]) -> bool:
+    """Whether all of them took it."""
+    sealed = {key: seal(key, vector) for key, vector in items.items()}
+    are_written = [_write_to(guarded, sealed) for guarded in tiers]
+    return all(are_written)
+
+
+def _write_to(guarded: GuardedTier, sealed: Mapping[bytes, bytes]) -> bool:
+    def put() -> bool:
+        guarded.tier.put(sealed)
+        return True
+
+    is_written = guarded.ask(put) is not None
+    if is_written:
+        guarded.counts.written += len(sealed)
+    else:
+        guarded.counts.dropped += len(sealed)
+    return is_written
+
+
+def _delete_damaged(guarded: GuardedTier, keys: Sequence[bytes]) -> None:
+    """Unless another process has put an intact value there by now."""
+
+    def delete() -> None:
+        values = zip(keys, guarded.tier.get(keys), strict=True)
+        guarded.tier.delete([key for key, value in values if value and open_sealed(key, value) is None])
+
+    guarded.ask(delete)
+
+
+def _ignore(_: object) -> None:
+    """For work whose outcome is counted already."""

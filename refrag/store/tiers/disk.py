@@ -1,0 +1,221 @@
+"""The second tier: LMDB on a local disk, read and written by several processes at once.
+
+    <path>/CURRENT          number of the folder in use
+    <path>/<number>/        an LMDB environment:
+        vectors             number in the order they came in → key and value; so new ones fill pages one after another,
+                            and the pages of the oldest become free
+        index               key → number
+        live                fingerprint → until when it is in use
+
+Files get damaged: by a full disk, a copy that broke off, somebody's rm. LMDB maps its file into memory, where reading
+beyond a shortened end would kill the process. So the file is looked at before each use, and once it is not what it
+was, everybody moves on to a new folder.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from refrag.store.tiers.tier import TierError, Usage
+
+CURRENT, LOCK = "CURRENT", "LOCK"
+# Freed pages of running readers and of the transaction that frees them need room besides what is kept.
+MAP_FACTOR, MAP_SLACK_BYTES = 2, 64 * 2**20
+MAX_READERS = 512
+# Each time that the limit is reached, this share of the entries goes, the oldest first.
+EVICTED_SHARE = 1 / 16
+META_PAGES = 2
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+NUMBER, TIME = struct.Struct(">Q"), struct.Struct(">d")
+DAMAGES = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.VersionMismatchError)
+
+
+class DiskTier:
+    """Keeps up to `limit_bytes`, then gives up what was stored first."""
+
+    name = "disk"
+
+    def __init__(self, path: Path, limit_bytes: int) -> None:
+        self.path, self.limit_bytes = path, limit_bytes
+        self._opened: _Opened | None = None
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self._transaction() as (transaction, opened):
+            return [_find(transaction, opened, key) for key in keys]
+
+    def put(self, items: Mapping[bytes, bytes]) -> None:
+        with self._transaction(write=True) as (transaction, opened):
+            number = _next_number(transaction, opened)
+            for key, value in items.items():
+                place = _bytes(transaction.get(key, db=opened.index))
+                if place is None:
+                    place, number = NUMBER.pack(number), number + 1
+                    transaction.put(key, place, db=opened.index)
+                    transaction.put(place, _join(key, value), db=opened.vectors, append=True)
+                elif _find(transaction, opened, key) != value:
+                    transaction.put(place, _join(key, value), db=opened.vectors)
+            while _num_bytes(transaction, opened) > self.limit_bytes and number:
+                number = _evict(transaction, opened)
+
+    def delete(self, keys: Sequence[bytes]) -> None:
+        with self._transaction(write=True) as (transaction, opened):
+            for key in keys:
+                place = transaction.pop(key, db=opened.index)
+                if place is not None:
+                    transaction.delete(place, db=opened.vectors)
+
+    def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """The cursor is the last key that was told."""
+        entries: list[tuple[bytes, bytes]] = []
+        with self._transaction() as (transaction, opened), transaction.cursor(db=opened.index) as position:
+            is_there = position.set_range(cursor or prefix)
+            if is_there and cursor and position.key() == cursor:
+                is_there = position.next()
+            while is_there and (key := bytes(position.key())).startswith(prefix):
+                if len(entries) == count:
+                    return entries, entries[-1][0]
+                entries.append((key, _find(transaction, opened, key) or b""))
+                is_there = position.next()
+        return entries, b""
+
+    def mark_live(self, fingerprint: bytes, now: float, seconds: float) -> None:
+        with self._transaction(write=True) as (transaction, opened):
+            transaction.put(fingerprint, TIME.pack(now + seconds), db=opened.live)
+
+    def live(self, now: float) -> set[bytes]:
+        with self._transaction() as (transaction, opened), transaction.cursor(db=opened.live) as position:
+            return {bytes(fingerprint) for fingerprint, until in position if TIME.unpack(until)[0] >= now}
+
+    def usage(self) -> Usage:
+        with self._transaction() as (transaction, opened):
+            num_entries = transaction.stat(opened.index)["entries"]
+            return Usage(num_entries, _num_bytes(transaction, opened), self.limit_bytes)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.environment.close()
+
+    @contextlib.contextmanager
+    def _transaction(self, write: bool = False) -> Iterator[tuple[lmdb.Transaction, "_Opened"]]:
+        """One that is wholly done or not at all; raises TierError."""
+        try:
+            opened = self._opened = self._opened or self._open()
+            opened.check_file()
+            with opened.environment.begin(write=write) as transaction:
+                yield transaction, opened
+        except DAMAGES as error:
+            self._abandon(_read_current(self.path) if self._opened is None else self._opened.number)
+            raise TierError(f"{self.path}: {error}; what it held is lost, and a new folder takes its place") from error
+        except (lmdb.Error, OSError) as error:
+            raise TierError(f"{self.path}: {error}") from error
+
+    def _open(self) -> "_Opened":
+        self.path.mkdir(parents=True, exist_ok=True)
+        number = _read_current(self.path)
+        environment = lmdb.open(
+            str(_folder(self.path, number)),
+            map_size=MAP_FACTOR * self.limit_bytes + MAP_SLACK_BYTES,
+            max_dbs=3,
+            max_readers=MAX_READERS,
+            # What a killed process has committed stays; a power cut may cost the last transactions.
+            metasync=False,
+        )
+        return _Opened(environment, _folder(self.path, number) / "data.mdb", number)
+
+    def _abandon(self, damaged: int) -> None:
+        """The first to notice makes a new folder the current one; whoever comes later finds it so."""
+        with (self.path / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _read_current(self.path) == damaged:
+                _write_current(self.path, damaged + 1)
+        # Not closed: another thread may be in the middle of a transaction, which keeps it open until it ends.
+        self._opened = None
+        shutil.rmtree(_folder(self.path, damaged), ignore_errors=True)
+
+
+class _Opened:
+    """One environment and its databases, and the file as it was when it was opened."""
+
+    def __init__(self, environment: lmdb.Environment, file: Path, number: int) -> None:
+        self.environment, self.file, self.number = environment, file, number
+        self.inode = file.stat().st_ino
+        self.check_file()
+        self.vectors, self.index, self.live = map(environment.open_db, (b"vectors", b"index", b"live"))
+
+    def check_file(self) -> None:
+        """Raise CorruptedError unless the whole file is there."""
+        try:
+            status = self.file.stat()
+        except FileNotFoundError:
+            raise lmdb.CorruptedError(f"{self.file} is gone") from None
+        # The first pages tell how many there are; they too must be there to be read.
+        if status.st_ino != self.inode or status.st_size < META_PAGES * PAGE_BYTES:
+            raise lmdb.CorruptedError(f"{self.file} was replaced or cut")
+        expected = (self.environment.info()["last_pgno"] + 1) * PAGE_BYTES
+        if status.st_size < expected:
+            raise lmdb.CorruptedError(f"{self.file} has {status.st_size} of {expected} bytes")
+
+
+def _bytes(value: Any) -> bytes | None:
+    """LMDB returns views only where they are asked for, which its types do not tell."""
+    return value
+
+
+def _folder(path: Path, number: int) -> Path:
+    return path / f"{number:06d}"
+
+
+def _read_current(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return int((path / CURRENT).read_text())
+    return 0
+
+
+def _write_current(path: Path, number: int) -> None:
+    """At once or not at all."""
+    written = path / f"{CURRENT}.new"
+    written.write_text(f"{number}\n")
+    written.replace(path / CURRENT)
+
+
+def _join(key: bytes, value: bytes) -> bytes:
+    return bytes([len(key)]) + key + value
+
+
+def _split(entry: bytes) -> tuple[bytes, bytes]:
+    return entry[1 : 1 + entry[0]], entry[1 + entry[0] :]
+
+
+def _find(transaction: lmdb.Transaction, opened: _Opened, key: bytes) -> bytes | None:
+    place = transaction.get(key, db=opened.index)
+    entry = None if place is None else _bytes(transaction.get(place, db=opened.vectors))
+    return entry and _split(entry)[1]
+
+
+def _next_number(transaction: lmdb.Transaction, opened: _Opened) -> int:
+    with transaction.cursor(db=opened.vectors) as position:
+        return NUMBER.unpack(position.key())[0] + 1 if position.last() else 0
+
+
+def _num_bytes(transaction: lmdb.Transaction, opened: _Opened) -> int:
+    stats = [transaction.stat(db) for db in (opened.vectors, opened.index)]
+    return sum(stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]) for stat in stats)
+
+
+def _evict(transaction: lmdb.Transaction, opened: _Opened) -> int:
+    """A share of the entries, the oldest first; how many are left."""
+    count = max(1, int(EVICTED_SHARE * transaction.stat(opened.vectors)["entries"]))
+    with transaction.cursor(db=opened.vectors) as position:
+        for _ in range(count):
+            if not position.first():
+                break
+            transaction.delete(_split(bytes(position.value()))[0], db=opened.index)
+            position.delete()
+    return transaction.stat(opened.vectors)["entries"]

@@ -1,0 +1,97 @@
+"""The third tier: Redis, shared by all replicas. What it evicts, and when, is set there (maxmemory-policy)."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from refrag.store.keys import FINGERPRINT_BYTES
+from refrag.store.tiers.tier import TierError, Usage
+
+# Hexadecimal, so that people can read them: refrag:vector:<fingerprint>:<digest>
+VECTOR, LIVE = b"refrag:vector:", b"refrag:live:"
+# Redis is single-threaded: of a long batch, others wait for one such part at most.
+MOST_PER_COMMAND = 4096
+
+
+class SharedTier:
+    """One round trip for all keys of a request. A server out of reach costs `timeout_seconds`."""
+
+    name = "shared"
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        self.url = url
+        # What its methods return hangs on how it was made, which its types do not tell.
+        self._redis: Any = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            # The store asks again later, and answers without it meanwhile.
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self._errors():
+            return self._redis.mget([_name(key) for key in keys]) if keys else []
+
+    def put(self, items: Mapping[bytes, bytes]) -> None:
+        names = {_name(key): value for key, value in items.items()}
+        with self._errors():
+            for part in _parts(list(names), MOST_PER_COMMAND):
+                self._redis.mset({name: names[name] for name in part})
+
+    def delete(self, keys: Sequence[bytes]) -> None:
+        with self._errors():
+            for part in _parts([_name(key) for key in keys], MOST_PER_COMMAND):
+                self._redis.unlink(*part)
+
+    def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """The cursor is Redis's own."""
+        pattern = VECTOR + prefix[:FINGERPRINT_BYTES].hex().encode() + b"*"
+        with self._errors():
+            following, names = self._redis.scan(int(cursor or b"0"), match=pattern, count=count)
+            values = self._redis.mget(names) if names else []
+        entries = [(_key(name), value) for name, value in zip(names, values, strict=True) if value is not None]
+        told = [(key, value) for key, value in entries if key.startswith(prefix)]
+        return told, b"" if following == 0 else str(following).encode()
+
+    def mark_live(self, fingerprint: bytes, now: float, seconds: float) -> None:
+        with self._errors():
+            self._redis.set(LIVE + fingerprint.hex().encode(), str(now), ex=max(1, int(seconds)))
+
+    def live(self, now: float) -> set[bytes]:
+        """Those that Redis has not let expire, by its own clock."""
+        with self._errors():
+            return {bytes.fromhex(name[len(LIVE) :].decode()) for name in self._redis.scan_iter(match=LIVE + b"*")}
+
+    def usage(self) -> Usage:
+        """Of the whole database, others' keys included."""
+        with self._errors():
+            memory = self._redis.info("memory")
+            return Usage(self._redis.dbsize(), memory["used_memory"], memory["maxmemory"] or None)
+
+    def close(self) -> None:
+        self._redis.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            raise TierError(f"{self.url}: {error}") from error
+
+
+def _name(key: bytes) -> bytes:
+    return VECTOR + key[:FINGERPRINT_BYTES].hex().encode() + b":" + key[FINGERPRINT_BYTES:].hex().encode()
+
+
+def _key(name: bytes) -> bytes:
+    return bytes.fromhex(name[len(VECTOR) :].replace(b":", b"").decode())
+
+
+def _parts(names: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(names), size):
+        yield names[start : start + size]

@@ -1,0 +1,48 @@
+"""Work that no answer waits for, done by one thread in the order it came."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], None]
+
+
+class BackgroundWriter:
+    """Takes up to `max_pending` pieces of work and refuses more: a store that cannot keep up must not fill memory."""
+
+    def __init__(self, max_pending: int) -> None:
+        self._pending: queue.Queue[Work | None] = queue.Queue(max_pending)
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work) -> bool:
+        """Whether it will be done."""
+        try:
+            self._pending.put_nowait(work)
+        except queue.Full:
+            return False
+        return True
+
+    def wait(self) -> None:
+        """Until all that was submitted is done."""
+        self._pending.join()
+
+    def close(self) -> None:
+        """Do what is left, and take no more."""
+        self._pending.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            work = self._pending.get()
+            try:
+                if work is None:
+                    return
+                work()
+            except Exception:
+                log.exception("the store could not be written to")
+            finally:
+                self._pending.task_done()

@@ -1,0 +1,248 @@
+"""The store under the real server: it changes what an answer costs, never what it says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from redis_server import RedisServer, needs_redis
+
+from refrag.embedded import EmbeddedServer
+from refrag.request import ContextRequest, SamplingParams
+from refrag_client import RefragClient, StoreClient
+
+pytestmark = pytest.mark.server
+
+MAX_TOKENS = 16
+PATIENCE_SECONDS = 30.0
+
+
+class Served:
+    """One server with a store of its own."""
+
+    def __init__(self, repository, store_folder, **environment):
+        self.store_folder = store_folder
+        variables = {f"REFRAG_STORE_{name}": str(value) for name, value in environment.items()}
+        self.server = EmbeddedServer(
+            repository,
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            environment={"REFRAG_STORE_DISK_PATH": str(store_folder), **variables},
+        )
+
+    def __enter__(self):
+        self.server.start()
+        self.client = RefragClient(self.server.grpc_address)
+        self.store = StoreClient(self.server.grpc_address)
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.store.close()
+        self.server.stop()
+
+    def ask(self, context):
+        return self.client.generate(context.questions[0].text, context.passages, max_tokens=MAX_TOKENS)
+
+    def metric(self, name, **labels):
+        with urllib.request.urlopen(f"http://{self.server.metrics_address}/metrics", timeout=30) as response:
+            lines = re.findall(rf"^{name}\{{(.*)\}} (\S+)$", response.read().decode(), re.MULTILINE)
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        return sum(float(value) for found, value in lines if all(label in found for label in wanted))
+
+    def wait_for_metric(self, name, at_least, **labels):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (value := self.metric(name, **labels)) < at_least:
+            assert time.monotonic() < deadline, f"{name} {labels} is {value}, expected {at_least}"
+            time.sleep(0.1)
+        return value
+
+
+@pytest.fixture(scope="module")
+def contexts(heldout):
+    """Passages in plenty, some of them in several contexts."""
+    return [context for context in heldout if len(context.passages) >= 4][:6]
+
+
+@pytest.fixture(scope="module")
+def expected(contexts, reference):
+    """By the in-process reference, which has no store."""
+    sampling = SamplingParams(max_tokens=MAX_TOKENS)
+    return [
+        tuple(reference.answer(ContextRequest(context.questions[0].text, context.passages), sampling).token_ids)
+        for context in contexts
+    ]
+
+
+def check_answers(served, contexts, expected):
+    answers = [served.ask(context) for context in contexts]
+    assert [answer.token_ids for answer in answers] == expected
+    return [answer.statistics for answer in answers]
+
+
+def flip_values(path):
+    """Damage every vector on the disk, past the checks that LMDB has of its own."""
+    code = """
+        import sys; from pathlib import Path
+        from refrag.store.tiers.disk import DiskTier
+        tier = DiskTier(Path(sys.argv[1]), 4096 * 2**20)
+        entries, _ = tier.scan(b"", b"", 10**6)
+        tier.put({key: value[:-1] + bytes([value[-1] ^ 1]) for key, value in entries})
+        print(len(entries))
+    """
+    lines = [line.strip() for line in code.strip().splitlines()]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), str(path)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_empty_warm_half_warm_and_damaged_stores_give_the_same_tokens(repository, tmp_path, contexts, expected):
+    with Served(repository, tmp_path, MEMORY_MIB=0) as served:
+        half = len(contexts) // 2
+        cold = check_answers(served, contexts[:half], expected[:half])
+        assert cold[0].num_stored_chunks == 0
+        served.wait_for_metric("refrag_store_written", 1, tier="disk", model="expansion_policy")
+        served.store.index([passage for context in contexts[:half] for passage in context.passages])
+
+        half_warm = check_answers(served, contexts, expected)
+        assert all(figures.num_stored_chunks == figures.num_chunks for figures in half_warm[:half])
+        assert not all(figures.num_stored_chunks == figures.num_chunks for figures in half_warm[half:])
+        served.store.index([passage for context in contexts for passage in context.passages])
+        warm = check_answers(served, contexts, expected)
+        assert all(figures.num_stored_chunks == figures.num_chunks > 0 for figures in warm)
+
+        num_damaged = flip_values(tmp_path)
+        damaged = check_answers(served, contexts, expected)
+        assert damaged[0].num_stored_chunks == 0
+        assert served.wait_for_metric("refrag_store_corrupted", 1, tier="disk", model="preprocessing") <= num_damaged
+        served.store.index([passage for context in contexts for passage in context.passages])
+        mended = check_answers(served, contexts, expected)
+        assert all(figures.num_stored_chunks == figures.num_chunks for figures in mended)
+
+
+def test_a_store_cut_off_in_the_middle_of_a_run_costs_no_answer(repository, tmp_path, contexts, expected):
+    with Served(repository, tmp_path, MEMORY_MIB=0) as served:
+        served.store.index([passage for context in contexts for passage in context.passages])
+        os.truncate(next(tmp_path.glob("*/data.mdb")), 20_000)
+        check_answers(served, contexts, expected)
+        served.wait_for_metric("refrag_store_errors", 1, tier="disk", model="preprocessing")
+        served.store.index([passage for context in contexts for passage in context.passages])
+        warm = check_answers(served, contexts, expected)
+        assert all(figures.num_stored_chunks == figures.num_chunks for figures in warm)
+
+
+def test_a_full_store_gives_up_the_oldest_and_goes_on(repository, tmp_path, contexts, expected):
+    with Served(repository, tmp_path, MEMORY_MIB=0, DISK_MIB=1) as served:
+        for number in range(0, 4000, 400):
+            served.store.index(
+                [f"passage number {n} of many, {n * n} words and {n}" for n in range(number, number + 400)]
+            )
+        check_answers(served, contexts, expected)
+        [tier] = served.store.stats().tiers
+        assert tier.num_bytes <= 1.1 * tier.limit_bytes
+
+
+def test_a_disk_that_takes_nothing_costs_no_answer(repository, tmp_path, contexts, expected):
+    """/dev/full has no room for anything; the store's folder cannot even be made there."""
+    with Served(repository, "/dev/full/store") as served:
+        check_answers(served, contexts, expected)
+        served.wait_for_metric("refrag_store_errors", 1, tier="disk", model="preprocessing")
+
+
+@needs_redis
+def test_redis_killed_and_back_costs_no_answer(repository, tmp_path, contexts, expected):
+    redis = RedisServer(tmp_path)
+    try:
+        with Served(repository, "off", MEMORY_MIB=0, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=1000) as served:
+            served.store.index([passage for context in contexts for passage in context.passages])
+            warm = check_answers(served, contexts, expected)
+            assert all(figures.num_stored_chunks == figures.num_chunks > 0 for figures in warm)
+            redis.kill()
+            cold = check_answers(served, contexts, expected)
+            assert all(figures.num_stored_chunks == 0 for figures in cold)
+            redis.start()
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not check_answers(served, contexts[:1], expected[:1])[0].num_stored_chunks:
+                assert time.monotonic() < deadline, "the store is not used again"
+    finally:
+        redis.kill()
+
+
+@needs_redis
+def test_what_one_server_encodes_the_other_finds_and_a_rolling_restart_loses_nothing(
+    repository, tmp_path, contexts, expected
+):
+    redis = RedisServer(tmp_path)
+    options = {"REDIS_URL": redis.url, "REDIS_TIMEOUT_MS": 1000}
+    try:
+        with Served(repository, tmp_path / "b", **options) as second:
+            with Served(repository, tmp_path / "a", **options) as first:
+                check_answers(first, contexts, expected)
+                first.wait_for_metric("refrag_store_written", 1, tier="shared", model="expansion_policy")
+            # The first is stopped, and has written what it had begun to write.
+            shared = check_answers(second, contexts, expected)
+            assert all(figures.num_stored_chunks == figures.num_chunks > 0 for figures in shared)
+            with Served(repository, tmp_path / "c", **options) as third:
+                again = check_answers(third, contexts, expected)
+                assert all(figures.num_stored_chunks == figures.num_chunks for figures in again)
+    finally:
+        redis.kill()
+
+
+def run_refrag(served, *arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "refrag_client.cli.main",
+        *map(str, arguments),
+        "--url",
+        served.server.grpc_address,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_a_corpus_is_indexed_once_and_only_its_changes_again(repository, tmp_path, contexts, expected):
+    corpus = tmp_path / "corpus.jsonl"
+    passages = sorted({passage for context in contexts for passage in context.passages})
+    corpus.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in passages))
+    with Served(repository, tmp_path / "store") as served:
+        first = run_refrag(served, "index", corpus, "--json", "--batch-bytes", "2000")
+        assert first["num_passages"] == len(passages)
+        assert 0 < first["num_encoded"] <= first["num_chunks"]
+        warm = check_answers(served, contexts, expected)
+        assert all(figures.num_stored_chunks == figures.num_chunks for figures in warm)
+
+        assert run_refrag(served, "index", corpus, "--json")["num_passages"] == 0
+        again = run_refrag(served, "index", corpus, "--json", "--fresh")
+        assert (again["num_passages"], again["num_encoded"]) == (len(passages), 0)
+
+        changed = [passages[0] + " And one sentence more.", *passages[1:]]
+        corpus.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in changed))
+        update = run_refrag(served, "index", corpus, "--json")
+        assert update["num_passages"] == len(passages)
+        assert 0 < update["num_encoded"] <= 2
+
+
+def test_a_store_is_verified_pruned_exported_and_imported(repository, tmp_path, contexts, expected):
+    passages = [passage for context in contexts for passage in context.passages]
+    with Served(repository, tmp_path / "store", MEMORY_MIB=0) as served:
+        report = served.store.index(passages)
+        exported = run_refrag(served, "store", "export", tmp_path / "vectors.zip")
+        assert exported["num_exported"] == report.num_encoded
+        num_damaged = flip_values(tmp_path / "store")
+        assert run_refrag(served, "store", "verify") == {
+            "disk": {"num_checked": num_damaged, "num_deleted": num_damaged}
+        }
+        assert run_refrag(served, "store", "import", tmp_path / "vectors.zip") == {"num_imported": num_damaged}
+        warm = check_answers(served, contexts, expected)
+        assert all(figures.num_stored_chunks == figures.num_chunks for figures in warm)
+        assert run_refrag(served, "store", "prune")["disk"]["num_deleted"] == 0
+        [tier] = run_refrag(served, "store", "stats")["tiers"]
+        assert (tier["name"], tier["num_entries"], tier["error"]) == ("disk", num_damaged, None)
