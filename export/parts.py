@@ -14,7 +14,8 @@ from pathlib import Path
 from export.graphs import Precision
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
-from refrag.model.checkpoint import DECODER, ENCODER, POLICY, TOKENIZER_FILE
+from refrag.model.checkpoint import POLICY
+from refrag.model.tokenizers import DECODER, ENCODER, has_tokenizer
 from refrag.store.keys import fingerprint_encoder, save_fingerprint
 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
@@ -36,16 +37,16 @@ def choose_chunk_size(config: RefragConfig, chunk_size: int | None, encoder_has_
 def fingerprint_of(checkpoint: Path, config: RefragConfig, precision: Precision) -> bytes:
     """Of the encoder as it is exported: what its vectors are stored under."""
     # An encoder with its own tokenizer reads a chunk's text, which the decoder's tokenizer makes of the tokens.
-    is_own = (checkpoint / ENCODER / TOKENIZER_FILE).exists()
-    tokenizer_files = _non_weights(checkpoint / DECODER) if is_own else []
-    return fingerprint_encoder(sorted((checkpoint / ENCODER).iterdir()), tokenizer_files, config, precision)
+    encoder_files = sorted(path for path in (checkpoint / ENCODER).iterdir() if path.is_file())
+    tokenizer_files = _non_weights(checkpoint / DECODER) if has_tokenizer(checkpoint / ENCODER) else []
+    return fingerprint_encoder(encoder_files, tokenizer_files, config, precision)
 
 
 def build_preprocessing(checkpoint: Path, config: RefragConfig, fingerprint: bytes, target: Path) -> None:
     _start(config, target)
     save_fingerprint(fingerprint, target)
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)
-    if (checkpoint / ENCODER / TOKENIZER_FILE).exists():
+    if has_tokenizer(checkpoint / ENCODER):
         _copy(_non_weights(checkpoint / ENCODER), target / ENCODER)
 
 

@@ -29,15 +29,13 @@ from export.parts import (
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, RefragError
 from refrag.model.checkpoint import (
-    DECODER,
-    load_decoder_tokenizer,
     load_encoder,
-    load_encoder_tokenizer,
     load_policy,
     load_projector,
 )
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
+from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
 
 PROJECT_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 VERSION = "1"

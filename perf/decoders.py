@@ -24,8 +24,9 @@ from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.generation import MixedPrompt
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import Request
-from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
+from refrag.model.checkpoint import load_decoder
 from refrag.model.decoder import Decoder
+from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.request import SamplingParams
 
 # Decoders of random weights: their speed does not depend on what they know.

@@ -43,7 +43,7 @@ from refrag.chunking import Chunk, Chunker
 from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
 from refrag.environment import describe_environment
-from refrag.model.checkpoint import load_decoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.training.data.contexts import ContextMaker
 from refrag_client import Answer, RefragClient, StoreClient
 

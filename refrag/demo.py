@@ -22,7 +22,7 @@ from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
 from refrag.environment import describe_environment
 from refrag.errors import RefragError
-from refrag.model.checkpoint import load_decoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.training.data.contexts import ContextMaker, TokenisedContext
 from refrag.training.data.tasks import Task
 from refrag_client import Answer, RefragClient

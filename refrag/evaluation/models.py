@@ -6,9 +6,10 @@ from pathlib import Path
 
 from refrag.errors import CheckpointError
 from refrag.evaluation.conditions import READS_QUESTION, ContextForm, Selection
-from refrag.model.checkpoint import Checkpoint, load_checkpoint, load_plain_decoder, load_policy_file, load_tokenizer
+from refrag.model.checkpoint import Checkpoint, load_checkpoint, load_plain_decoder, load_policy_file
 from refrag.model.decoder import Decoder
 from refrag.model.policy import ExpansionPolicy
+from refrag.model.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True)

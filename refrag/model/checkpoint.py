@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from refrag.chunking import Chunker
@@ -27,13 +27,12 @@ from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
+from refrag.model.tokenizers import DECODER, ENCODER, load_decoder_tokenizer, load_encoder_tokenizer
 
 Part = Literal["decoder", "policy"]
 
-DECODER, ENCODER = "decoder", "encoder"
 PROJECTOR, POLICY = "projector.safetensors", "policy.safetensors"
 QUESTION_AWARE = "question_aware"
-TOKENIZER_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -123,24 +122,6 @@ def load_plain_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Deco
 def load_decoder_vocab_size(directory: Path) -> int:
     """Rows of the decoder's embedding matrix, from its config alone."""
     return _load_pretrained(AutoConfig, directory / DECODER).get_text_config().vocab_size
-
-
-def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    return load_tokenizer(directory / DECODER)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A decoder's tokenizer, which must be a fast one: answers are decoded token by token."""
-    tokenizer = _load_pretrained(AutoTokenizer, folder)
-    if not tokenizer.is_fast:
-        raise CheckpointError(f"{folder} has a slow tokenizer; save it with a tokenizer.json")
-    return tokenizer
-
-
-def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
-    if not (directory / ENCODER / TOKENIZER_FILE).exists():
-        return None
-    return _load_pretrained(AutoTokenizer, directory / ENCODER)
 
 
 def load_projector(directory: Path) -> Projector:

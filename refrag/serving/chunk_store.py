@@ -19,7 +19,7 @@ import numpy as np
 from refrag.chunking import Chunk, Chunker
 from refrag.config import RefragConfig
 from refrag.errors import InvalidRequest, Overloaded
-from refrag.model.checkpoint import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.serving.preprocessing import look_up, pack_chunks
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, strings, text, texts

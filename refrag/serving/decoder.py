@@ -16,7 +16,8 @@ from refrag.engine.prefix import block_keys
 from refrag.engine.request import Request
 from refrag.engine.worker import EngineWorker
 from refrag.errors import InvalidRequest, RefragError, SetupError
-from refrag.model.checkpoint import load_decoder, load_decoder_tokenizer
+from refrag.model.checkpoint import load_decoder
+from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.request import SamplingParams
 from refrag.serving.decoder_metrics import EngineMetrics
 from refrag.serving.tensors import Tensors, flag, float32, int32, integer, scalar, strings, texts

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from refrag.config import RefragConfig
-from refrag.model.checkpoint import load_decoder_tokenizer, load_decoder_vocab_size, load_policy
+from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
+from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.prompt import lay_out_prompt
 from refrag.request import ExpansionOptions
 from refrag.selection import select_chunks

@@ -10,7 +10,7 @@ from refrag.chunking import Chunk, Chunker
 from refrag.config import RefragConfig
 from refrag.context import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
-from refrag.model.checkpoint import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.request import ContextRequest, ExpansionOptions
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from refrag.store.keys import owner_of
 from refrag.store.tiers.memory import MemoryTier
-from refrag.store.tiers.tier import Tier, TierError
+from refrag.store.tiers.tier import Tier, TierError, TierReplaced
 from refrag.store.values import open_sealed, seal
 from refrag.store.writer import BackgroundWriter
 
@@ -54,12 +54,19 @@ class GuardedTier:
         if self.is_down:
             return None
         try:
-            return action()
+            try:
+                return action()
+            except TierReplaced as error:
+                self._note(error)
+                return action()
         except TierError as error:
-            self.counts.errors += 1
+            self._note(error)
             self.retry_at = self.clock() + RETRY_SECONDS
-            log.warning("%s tier of the store: %s", self.tier.name, error)
             return None
+
+    def _note(self, error: TierError) -> None:
+        self.counts.errors += 1
+        log.warning("%s tier of the store: %s", self.tier.name, error)
 
 
 class VectorStore:

@@ -15,14 +15,13 @@ from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
 from refrag.model.checkpoint import (
     load_decoder,
-    load_decoder_tokenizer,
-    load_encoder_tokenizer,
     load_policy,
 )
 from refrag.model.projector import Projector
+from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 
 MODELS = sorted(path.parent.name for path in PROJECT_REPOSITORY.glob("*/config.pbtxt"))
-PARTS = ("preprocessing", "expansion_policy", "decoder")
+PARTS = ("preprocessing", "expansion_policy", "decoder", "chunk_store")
 
 
 def run_cli(checkpoint: Path, repository: Path, *more: str) -> int:
@@ -77,7 +76,7 @@ def test_preprocessing_gets_no_weights(exported):
 
 def test_an_encoders_own_tokenizer_travels_without_its_weights(changed_checkpoint, tmp_path):
     load_decoder_tokenizer(changed_checkpoint).save_pretrained(changed_checkpoint / "encoder")
-    build_preprocessing(changed_checkpoint, RefragConfig.load(changed_checkpoint), tmp_path / "built")
+    build_preprocessing(changed_checkpoint, RefragConfig.load(changed_checkpoint), b"fingerprint", tmp_path / "built")
     assert load_encoder_tokenizer(tmp_path / "built") is not None
     assert not list((tmp_path / "built").rglob("*.safetensors"))
 

@@ -1,6 +1,8 @@
 """Imports point one way: errors, config ← model ← engine ← serving; the client stands alone."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,12 @@ def test_no_package_imports_what_stands_above_it(place):
         for module in imported_modules(path):
             for forbidden in FORBIDDEN[place]:
                 assert module != forbidden and not module.startswith(f"{forbidden}."), (path.name, module)
+
+
+@pytest.mark.parametrize("module", ["refrag.context", "refrag.model.tokenizers", "refrag.store.settings"])
+def test_preprocessing_needs_no_torch(module):
+    """Three processes of the server would import it, and take most of its start for it."""
+    subprocess.run([sys.executable, "-c", f"import sys, {module}; sys.exit('torch' in sys.modules)"], check=True)
 
 
 def test_one_module_alone_knows_the_python_backend():

@@ -8,6 +8,7 @@ from store_helpers import FINGERPRINT, OTHER, FakeTier, digest, vector, vectors
 
 from refrag.store.store import MAX_PENDING_WRITES, RETRY_SECONDS, VectorStore
 from refrag.store.tiers.memory import MemoryTier
+from refrag.store.tiers.tier import TierReplaced
 from refrag.store.values import seal
 
 
@@ -105,6 +106,16 @@ def test_a_tier_that_fails_is_left_alone_for_a_while(store, tiers, clock):
     num_hits = store.tiers[0].counts.hits
     assert find(store, 1) == [vector(1)]
     assert store.tiers[0].counts.hits == num_hits + 1
+
+
+def test_a_tier_that_was_replaced_is_asked_again_at_once(store, tiers):
+    def fail_once(items, put=tiers[0].put):
+        tiers[0].put = put
+        raise TierReplaced("damaged")
+
+    tiers[0].put = fail_once
+    assert store.put(vectors([1]))
+    assert (store.tiers[0].counts.errors, len(tiers[0].entries)) == (1, 1)
 
 
 def test_a_put_that_one_tier_could_not_take_says_so(store, tiers):

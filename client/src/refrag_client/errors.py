@@ -52,17 +52,16 @@ class ServerError(RefragError):
 
 def error_from_message(message: str) -> RefragError:
     """The typed error a server's error message stands for."""
-    for wire in _json_objects(message):
-        if isinstance(wire.get("type"), str) and isinstance(wire.get("message"), str):
-            return _error_from_wire(wire["type"], wire["message"])
-    return _error_from_wording(message)
+    return _error_in(message) or _error_from_wording(message)
 
 
 def error_from_rpc(error: grpc.RpcError) -> RefragError:
     """The typed error a failed gRPC call stands for."""
     details = error.details() or "no details"
+    if (told := _error_in(details)) is not None:
+        return told
     known = _FROM_STATUS.get(error.code())
-    return known(details) if known else error_from_message(details)
+    return known(details) if known else _error_from_wording(details)
 
 
 _FROM_WIRE = {error.__name__: error for error in (InvalidRequest, Overloaded, Cancelled, DeadlineExceeded)}
@@ -86,6 +85,14 @@ _FROM_WORDING = (
         InvalidRequest,
     ),
 )
+
+
+def _error_in(message: str) -> RefragError | None:
+    """The error that the server itself has put into the message, if it has."""
+    for wire in _json_objects(message):
+        if isinstance(wire.get("type"), str) and isinstance(wire.get("message"), str):
+            return _error_from_wire(wire["type"], wire["message"])
+    return None
 
 
 def _error_from_wire(name: str, message: str) -> RefragError:

@@ -139,7 +139,7 @@ class StoreClient:
             )
         except grpc.RpcError as error:
             failure = error_from_rpc(error)
-            if isinstance(failure, ServerUnavailable) and not error.details().startswith("{"):
+            if isinstance(failure, ServerUnavailable):
                 failure = ServerUnavailable(f"no answer from {self.settings.url}: {failure}; is the server running?")
             raise failure from None
         response = Response(answer)

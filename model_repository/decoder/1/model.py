@@ -1,11 +1,13 @@
 """Triton model `decoder`: mixed prompt → streamed answer. Decoupled: execute() queues and returns at once."""
 
-from refrag.serving.decoder import DecoderService, DecoderSettings
 from refrag.serving.triton import settings_from, version_folder
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        # Here, since Triton loads this file once more to complete its config.
+        from refrag.serving.decoder import DecoderService, DecoderSettings
+
         settings = settings_from(args, DecoderSettings)
         self.service = DecoderService(version_folder(args) / "checkpoint", settings)
 

@@ -1,11 +1,13 @@
 """Triton model `expansion_policy`: chunk vectors → the mixed prompt's layout."""
 
-from refrag.serving.expansion import Expansion, ExpansionSettings
 from refrag.serving.triton import reply_to_each, settings_from, version_folder
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        # Here, since Triton loads this file once more to complete its config.
+        from refrag.serving.expansion import Expansion, ExpansionSettings
+
         settings = settings_from(args, ExpansionSettings)
         self.expansion = Expansion(version_folder(args) / "checkpoint", settings)
 

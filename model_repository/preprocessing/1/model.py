@@ -1,11 +1,13 @@
 """Triton model `preprocessing`: text → chunks and token ids."""
 
-from refrag.serving.preprocessing import Preprocessing, PreprocessingSettings
 from refrag.serving.triton import reply_to_each, settings_from, version_folder
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        # Here, since Triton loads this file once more to complete its config.
+        from refrag.serving.preprocessing import Preprocessing, PreprocessingSettings
+
         settings = settings_from(args, PreprocessingSettings)
         self.preprocessing = Preprocessing(version_folder(args) / "checkpoint", settings)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import lmdb
 
-from refrag.store.tiers.tier import TierError, Usage
+from refrag.store.tiers.tier import TierError, TierReplaced, Usage
 
 CURRENT, LOCK = "CURRENT", "LOCK"
 # Freed pages of running readers and of the transaction that frees them need room besides what is kept.
@@ -112,7 +112,9 @@ class DiskTier:
                 yield transaction, opened
         except DAMAGES as error:
             self._abandon(_read_current(self.path) if self._opened is None else self._opened.number)
-            raise TierError(f"{self.path}: {error}; what it held is lost, and a new folder takes its place") from error
+            raise TierReplaced(
+                f"{self.path}: {error}; what it held is lost, and a new folder takes its place"
+            ) from error
         except (lmdb.Error, OSError) as error:
             raise TierError(f"{self.path}: {error}") from error
 

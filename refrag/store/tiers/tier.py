@@ -9,6 +9,10 @@ class TierError(Exception):
     """The tier could not do what it was asked; whatever it holds may be asked for again later."""
 
 
+class TierReplaced(TierError):
+    """What it held was damaged and is gone; an empty one has taken its place and can be asked at once."""
+
+
 @dataclass(frozen=True)
 class Usage:
     """limit_bytes: None where the tier's own server sets it."""

@@ -1,0 +1,37 @@
+"""Tokenizers of a checkpoint. Without torch, which takes longer to import than all else that preprocessing needs."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from refrag.errors import CheckpointError
+
+DECODER, ENCODER = "decoder", "encoder"
+CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+
+
+def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(directory / DECODER)
+
+
+def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The encoder's own, or None if it reads the decoder's tokens."""
+    return load_tokenizer(directory / ENCODER) if has_tokenizer(directory / ENCODER) else None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).exists()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """By its tokenizer.json, which says all there is to know: no class of its model is needed."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} has no {TOKENIZER_FILE}; load its tokenizer with transformers' AutoTokenizer and save it there"
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # what is wrong with the file decides the class, down to a plain Exception
+        raise CheckpointError(f"{folder} has a tokenizer that cannot be loaded: {error}") from error
