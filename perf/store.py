@@ -58,7 +58,7 @@ Report = dict[str, Any]
 
 
 class Corpus:
-    """Passages that no two requests share, drawn from the made-up world and numbered."""
+    """Passages of the made-up world, their words in random order: no two chunks are alike."""
 
     def __init__(self, repository: Path) -> None:
         deployed = repository / "preprocessing" / "1" / "checkpoint"
@@ -66,7 +66,6 @@ class Corpus:
         self.chunker = Chunker(self.config, load_decoder_tokenizer(deployed))
         self.maker = ContextMaker.draw(random.Random(0), self.chunker, "heldout")
         self.rng = random.Random(1)
-        self.num_drawn = 0
 
     def draw(self, num_tokens: int) -> list[str]:
         """Passages of `num_tokens` context tokens together, or a few more."""
@@ -74,8 +73,8 @@ class Corpus:
         total = 0
         while total < num_tokens:
             for passage in self.maker.ask_one(self.rng, "fact", 10).passages:
-                self.num_drawn += 1
-                passages.append(f"Note {self.num_drawn * 7919}. {passage}")
+                words = passage.split()
+                passages.append(" ".join(self.rng.sample(words, len(words))))
                 total += len(self.chunker.passage_ids(passages[-1]))
                 if total >= num_tokens:
                     break

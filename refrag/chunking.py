@@ -12,6 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from refrag.config import RefragConfig
 
+# C chunks, K tokens per chunk
+
+NO_TOKEN = -1
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -28,6 +32,22 @@ def cut_into_chunks(token_ids: Sequence[int], chunk_size: int, passage: int = 0)
     """Consecutive chunks of `chunk_size` tokens; the last may be shorter, and an empty passage has none."""
     starts = range(0, len(token_ids), chunk_size)
     return [Chunk(tuple(token_ids[start : start + chunk_size]), passage) for start in starts]
+
+
+def pack_chunks(chunks: list[Chunk], chunk_size: int) -> np.ndarray:
+    """Token ids INT32 (C, K), NO_TOKEN after the end of a short chunk."""
+    packed = np.full((len(chunks), chunk_size), NO_TOKEN, np.int32)
+    for row, chunk in enumerate(chunks):
+        packed[row, : len(chunk)] = chunk.token_ids
+    return packed
+
+
+def unpack_chunks(token_ids: np.ndarray, passages: np.ndarray) -> list[Chunk]:
+    """The inverse of pack_chunks, with the passage of each chunk."""
+    return [
+        Chunk(tuple(row[row != NO_TOKEN].tolist()), int(passage))
+        for row, passage in zip(token_ids, passages, strict=True)
+    ]
 
 
 class Chunker:
@@ -47,25 +67,30 @@ class Chunker:
         """Chunks of all passages in order. An empty passage has none."""
         return [
             chunk
-            for number, passage in enumerate(passages)
-            for chunk in cut_into_chunks(self.passage_ids(passage), self.config.chunk_size, number)
+            for number, token_ids in enumerate(self.passages_ids(passages))
+            for chunk in cut_into_chunks(token_ids, self.config.chunk_size, number)
         ]
 
+    def passages_ids(self, passages: Sequence[str]) -> list[list[int]]:
+        """Decoder tokens of each passage inside its template; none at all for an empty passage."""
+        prefix, suffix = self.config.template.passage_prefix, self.config.template.passage_suffix
+        texts = [prefix + passage + suffix for passage in passages if passage]
+        # All in one call, which the tokenizer spreads over the cores.
+        token_ids = iter(self._tokenise(texts) if texts else ())
+        return [next(token_ids) if passage else [] for passage in passages]
+
     def passage_ids(self, passage: str) -> list[int]:
-        """Decoder tokens of a passage inside its template; none at all for an empty passage."""
-        if not passage:
-            return []
-        template = self.config.template
-        return self._tokenise(template.passage_prefix + passage + template.passage_suffix)
+        return self.passages_ids([passage])[0]
 
     def question_ids(self, question: str) -> list[int]:
         """Decoder tokens of everything after the context: the question inside its template."""
         template = self.config.template
-        return self._tokenise(template.question_prefix + question + template.answer_prefix)
+        return self._tokenise([template.question_prefix + question + template.answer_prefix])[0]
 
     def question_chunks(self, question: str) -> list[Chunk]:
         """The bare question, cut for the encoder: what a question-aware policy compares the context with."""
-        return cut_into_chunks(self._tokenise(self.config.template.passage_prefix + question), self.config.chunk_size)
+        [token_ids] = self._tokenise([self.config.template.passage_prefix + question])
+        return cut_into_chunks(token_ids, self.config.chunk_size)
 
     def encoder_inputs(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
         """Padded encoder ids and attention mask of the chunks, both INT64 (C, encoder_length).
@@ -89,6 +114,6 @@ class Chunker:
         # Special tokens are added, as the encoder was pre-trained with them.
         return self.encoder_tokenizer(texts, split_special_tokens=True).input_ids
 
-    def _tokenise(self, text: str) -> list[int]:
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
         # Callers' text may spell a special token; it stays text, or a passage could end the prompt.
-        return self.decoder_tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return self.decoder_tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids

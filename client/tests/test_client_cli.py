@@ -51,7 +51,7 @@ def test_ask_prints_text_then_summary(ask, capsys, fake, tmp_path):
     assert ask("--passages", write(tmp_path, "p.txt", "a\n\nb"), "--expand-fraction", "0.25", "--seed", "3") == 0
     out, err = capsys.readouterr()
     assert out == "Ada built it.\n"
-    assert "3 output tokens · 64 context tokens · 4 chunks, 3 of them stored, 1 expanded · 27 prompt slots · TTFT" in err
+    assert "3 output tokens · 64 context tokens · 4 chunks, 3 of them stored, 1 expanded · 27 prompt slots" in err
     inputs = service.read_inputs(fake.requests[0])
     assert (inputs["passages"].tolist(), inputs["seed"][0]) == ([b"a", b"b"], 3)
     assert "policy" not in inputs and "stop_words" not in inputs

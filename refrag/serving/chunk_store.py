@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from refrag.chunking import Chunk, Chunker
+from refrag.chunking import Chunk, Chunker, pack_chunks
 from refrag.config import RefragConfig
 from refrag.errors import InvalidRequest, Overloaded
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
-from refrag.serving.preprocessing import look_up, pack_chunks
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, strings, text, texts
 from refrag.serving.triton import infer
 from refrag.store.keys import DIGEST_BYTES, FINGERPRINT_BYTES, digest_chunks, load_fingerprint
+from refrag.store.lookup import look_up, storable
 from refrag.store.settings import StoreSettings, open_store
 from refrag.store.store import GuardedTier
 from refrag.store.tiers.tier import TierError
-from refrag.store.values import is_storable, round_to_stored
+from refrag.store.values import round_to_stored
 
 # C different chunks, M of them that the store lacks, L encoder tokens per chunk, E encoder width, N vectors of a page
 
@@ -81,7 +81,7 @@ class ChunkStore:
         packed = pack_chunks(chunks, self.config.chunk_size)
         lookup = look_up(self.store, packed)
         encoded = self._encode([chunks[number] for number in lookup.lacking])
-        if not self.store.put(_by_digest(digest_chunks(packed[lookup.lacking]), encoded)):
+        if not self.store.put(storable(digest_chunks(packed[lookup.lacking]), encoded)):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
         return _answer(
             {
@@ -142,7 +142,7 @@ class ChunkStore:
         digests, vectors = inputs["digests"], inputs["vectors"]
         if len(digests) != len(vectors):
             raise InvalidRequest(f"{len(digests)} digests for {len(vectors)} vectors; send as many of both")
-        if not self.store.put(_by_digest([row.tobytes() for row in digests], vectors)):
+        if not self.store.put(storable([row.tobytes() for row in digests], vectors)):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
         return _answer({"num_written": len(vectors)})
 
@@ -152,12 +152,6 @@ class ChunkStore:
         if name not in tiers:
             raise InvalidRequest(f"tier is {name!r}; this server has {', '.join(tiers) or 'none that lasts'}")
         return tiers[name], inputs["cursor"].tobytes() if "cursor" in inputs else b""
-
-
-def _by_digest(digests: list[bytes], vectors: np.ndarray) -> dict[bytes, bytes]:
-    """C digests, FP16 (C, E)"""
-    rows = zip(digests, vectors, strict=True)
-    return {digest: vector.tobytes() for digest, vector in rows if is_storable(vector)}
 
 
 def _describe(guarded: GuardedTier) -> dict[str, Any]:

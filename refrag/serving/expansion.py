@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from refrag.chunking import unpack_chunks
 from refrag.config import RefragConfig
 from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
 from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.prompt import lay_out_prompt
 from refrag.request import ExpansionOptions
 from refrag.selection import select_chunks
-from refrag.serving.preprocessing import unpack_chunks
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, int32, integer, scalar, text
-from refrag.store.keys import digest_chunks, load_fingerprint
+from refrag.store.keys import load_fingerprint
+from refrag.store.lookup import new_vectors
 from refrag.store.settings import StoreSettings, open_store
-from refrag.store.values import is_storable, round_to_stored
+from refrag.store.values import round_to_stored
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width
 # H different chunks of the context that the store had, M that were encoded
@@ -81,18 +82,6 @@ class Expansion:
     def close(self) -> None:
         self.metrics.close()
         self.store.close()
-
-
-def new_vectors(token_ids: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> dict[bytes, bytes]:
-    """What was encoded, by digest.  INT32 (C, K), INT32 (C,), FP16 (M, E)"""
-    _, firsts = np.unique(rows, return_index=True)
-    new = firsts[rows[firsts] >= num_stored]
-    vectors = encoded[rows[new] - num_stored]
-    return {
-        digest: vector.tobytes()
-        for digest, vector in zip(digest_chunks(token_ids[new]), vectors, strict=True)
-        if is_storable(vector)
-    }
 
 
 def at_least_one_row(vectors: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refrag.chunking import Chunk, Chunker
+from refrag.chunking import Chunker, pack_chunks
 from refrag.config import RefragConfig
 from refrag.context import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
@@ -14,14 +14,12 @@ from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokeniz
 from refrag.request import ContextRequest, ExpansionOptions
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
-from refrag.store.keys import digest_chunks, load_fingerprint
+from refrag.store.keys import load_fingerprint
+from refrag.store.lookup import look_up
 from refrag.store.settings import StoreSettings, open_store
-from refrag.store.store import VectorStore
 
-# C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk, E encoder width
-# H different chunks of the context that the store has, M that it lacks
+# C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
 
-NO_TOKEN = -1
 TEXT_INPUTS = ("text_input", "passages")
 
 
@@ -109,47 +107,3 @@ class Preprocessing:
                 f"{self.config.chunk_size}; with the question's {len(context.question_chunks)} that is over "
                 f"the limit of {limit}; send fewer or shorter passages"
             )
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """What the store has of a request's chunks.
-
-    stored: FP16 (H, E). lacking: numbers of the first chunks of their kind that are to be encoded, M of them.
-    rows: INT32 (C,), each chunk's row among the stored vectors and, after them, those that are to be encoded.
-    """
-
-    stored: np.ndarray
-    lacking: list[int]
-    rows: np.ndarray
-
-
-def look_up(store: VectorStore, packed: np.ndarray) -> Lookup:
-    """All chunks of a request at once; what comes twice is looked up, and encoded, once."""
-    digests = digest_chunks(packed)
-    firsts: dict[bytes, int] = {}
-    for number, digest in enumerate(digests):
-        firsts.setdefault(digest, number)
-    vectors = dict(zip(firsts, store.find(list(firsts)), strict=True))
-    found = [vector for vector in vectors.values() if vector is not None]
-    lacking = [digest for digest, vector in vectors.items() if vector is None]
-    has = [digest for digest, vector in vectors.items() if vector is not None]
-    row_of = {digest: row for row, digest in enumerate([*has, *lacking])}
-    stored = np.frombuffer(b"".join(found), np.float16).reshape(len(found), -1 if found else 0)
-    return Lookup(stored, [firsts[digest] for digest in lacking], int32(*[row_of[digest] for digest in digests]))
-
-
-def pack_chunks(chunks: list[Chunk], chunk_size: int) -> np.ndarray:
-    """Token ids INT32 (C, K), NO_TOKEN after the end of a short chunk."""
-    packed = np.full((len(chunks), chunk_size), NO_TOKEN, np.int32)
-    for row, chunk in enumerate(chunks):
-        packed[row, : len(chunk)] = chunk.token_ids
-    return packed
-
-
-def unpack_chunks(token_ids: np.ndarray, passages: np.ndarray) -> list[Chunk]:
-    """The inverse of pack_chunks, with the passage of each chunk."""
-    return [
-        Chunk(tuple(row[row != NO_TOKEN].tolist()), int(passage))
-        for row, passage in zip(token_ids, passages, strict=True)
-    ]

@@ -6,6 +6,7 @@
 keys.py      encoder's fingerprint + hash of the chunk's tokens
 values.py    FP16 vector, checksummed
 tiers/       where values lie; each may fail at any time
+lookup.py    a request's chunks: found, or to be encoded
 store.py     the tiers as one store, which fails never
 writer.py    puts that nobody waits for
 """

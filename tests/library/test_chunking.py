@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from refrag.chunking import Chunker, cut_into_chunks
-from refrag.serving.preprocessing import pack_chunks, unpack_chunks
+from refrag.chunking import Chunker, cut_into_chunks, pack_chunks, unpack_chunks
 from refrag.training.data.tokenizer import train_tokenizer
 
 TOKENS = st.lists(st.integers(0, 2000), max_size=100)
