@@ -136,7 +136,8 @@ def _read_times(server: EmbeddedServer, triton: Any) -> tuple[float, float]:
     """Seconds spent so far in looking up, and in preprocessing as a whole."""
     time.sleep(METRIC_SECONDS)
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=30) as response:
-        found = re.search(r"^refrag_store_lookup_seconds_sum\{.*\} (\S+)$", response.read().decode(), re.MULTILINE)
+        text = response.read().decode()
+    found = re.search(r'^refrag_store_lookup_seconds_sum\{model="preprocessing"\} (\S+)$', text, re.MULTILINE)
     assert found, "the server does not tell how long it looks up"
     told = triton.get_inference_statistics("preprocessing", as_json=True)
     return float(found[1]), int(told["model_stats"][0]["inference_stats"]["compute_infer"]["ns"]) / 1e9
