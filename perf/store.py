@@ -265,12 +265,13 @@ def redis_server(folder: str) -> Iterator[str | None]:
         process.wait()
 
 
-def render(report: Report) -> str:
-    """For people."""
-    return "\n\n".join([markdown_lookup(report), markdown_ttft(report), index_line(report)]) + "\n"
+def markdown(report: Report) -> str:
+    """For people: both tables and a line, with machine, commit and command."""
+    about = f"`make bench-store` on {report['machine']}, commit {report['commit']}."
+    return "\n\n".join([_lookup_table(report), _ttft_table(report), f"{_index_line(report)}\n{about}"])
 
 
-def markdown_lookup(report: Report) -> str:
+def _lookup_table(report: Report) -> str:
     lines = ["| vectors found in | chunks | lookup | preprocessing in all |", "| --- | ---: | ---: | ---: |"]
     for row in report["lookup"]:
         lines.append(
@@ -279,7 +280,7 @@ def markdown_lookup(report: Report) -> str:
     return "\n".join(lines)
 
 
-def markdown_ttft(report: Report) -> str:
+def _ttft_table(report: Report) -> str:
     ttft = report["ttft"]
     lines = [
         f"| {ttft['context_tokens']} context tokens | prompt slots | first token | plain against it |",
@@ -294,7 +295,7 @@ def markdown_ttft(report: Report) -> str:
     return "\n".join(lines)
 
 
-def index_line(report: Report) -> str:
+def _index_line(report: Report) -> str:
     rates = report["index"]["vectors_per_second"]
     return (
         f"`refrag index`: {rates['index']:,} vectors/s, the encoder alone {rates['encoder']:,}, "
@@ -325,7 +326,7 @@ def main() -> None:
         }
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(render(report))
+    print(markdown(report), end="\n\n")
     print(json.dumps(report))
 
 

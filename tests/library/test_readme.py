@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from perf.engine import markdown_table as engine_table
+from perf.store import markdown as store_results
 from refrag.demo import markdown_table as demo_table
 from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.evaluation.report import markdown_tasks, render
@@ -31,6 +32,7 @@ def section(name):
     [
         ("demo", demo_table, "perf/results/demo.json"),
         ("answers", functools.partial(evaluation_table, table_name="answers"), "checkpoints/demo/evaluation.json"),
+        ("store", store_results, "perf/results/store.json"),
         ("engine", functools.partial(engine_table, decoder="30m"), "perf/results/engine.json"),
         (
             "tasks",
