@@ -44,9 +44,11 @@ from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
 from refrag.environment import describe_environment
 from refrag.model.tokenizers import load_decoder_tokenizer
-from refrag.training.data.contexts import ContextMaker
 from refrag_client import Answer, RefragClient, StoreClient
+from refrag_client.cli.passages import read_passages
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "client" / "examples" / "passages.jsonl"
+PASSAGE_WORDS = 50
 CONTEXT_TOKENS = 8192
 WINDOW = 16384
 # A metric is told once a second.
@@ -58,26 +60,22 @@ Report = dict[str, Any]
 
 
 class Corpus:
-    """Passages of the made-up world, their words in random order: no two chunks are alike."""
+    """Passages of the words of the client's examples in random order: no two chunks are alike."""
 
     def __init__(self, repository: Path) -> None:
         deployed = repository / "preprocessing" / "1" / "checkpoint"
         self.config = RefragConfig.load(deployed)
         self.chunker = Chunker(self.config, load_decoder_tokenizer(deployed))
-        self.maker = ContextMaker.draw(random.Random(0), self.chunker, "heldout")
-        self.rng = random.Random(1)
+        self.words = sorted({word for passage in read_passages(str(EXAMPLES)) for word in passage.split()})
+        self.rng = random.Random(0)
 
     def draw(self, num_tokens: int) -> list[str]:
         """Passages of `num_tokens` context tokens together, or a few more."""
         passages: list[str] = []
         total = 0
         while total < num_tokens:
-            for passage in self.maker.ask_one(self.rng, "fact", 10).passages:
-                words = passage.split()
-                passages.append(" ".join(self.rng.sample(words, len(words))))
-                total += len(self.chunker.passage_ids(passages[-1]))
-                if total >= num_tokens:
-                    break
+            passages.append(" ".join(self.rng.choices(self.words, k=PASSAGE_WORDS)))
+            total += len(self.chunker.passage_ids(passages[-1]))
         return passages
 
 

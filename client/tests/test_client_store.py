@@ -198,3 +198,8 @@ def test_errors_of_the_store_are_typed(url, fake):
 def test_a_server_that_is_not_there_is_named(tmp_path, capsys):
     assert main(["store", "stats", "--url", "127.0.0.1:1"]) == 1
     assert "127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_nothing_to_index_is_nothing_indexed(url, store):
+    with StoreClient(url) as client:
+        assert client.index([]).num_chunks == 0

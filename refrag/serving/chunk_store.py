@@ -30,7 +30,7 @@ from refrag.store.store import GuardedTier
 from refrag.store.tiers.tier import TierError
 from refrag.store.values import round_to_stored
 
-# C different chunks, M of them that the store lacks, L encoder tokens per chunk, E encoder width, N vectors of a page
+# C chunks, M different ones that the store lacks, L encoder tokens per chunk, E encoder width, N vectors of a page
 
 PAGE = 4096
 
@@ -81,26 +81,29 @@ class ChunkStore:
         packed = pack_chunks(chunks, self.config.chunk_size)
         lookup = look_up(self.store, packed)
         encoded = self._encode([chunks[number] for number in lookup.lacking])
-        if not self.store.put(storable(digest_chunks(packed[lookup.lacking]), encoded)):
+        parts = [part for part in (lookup.stored, *encoded) if len(part)]
+        # What one tier had another may lack, so that all goes to all.
+        vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
+        if not self.store.put(storable(digest_chunks(packed), vectors)):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
         return _answer(
             {
                 "fingerprint": self.store.fingerprint.hex(),
                 "num_chunks": len(chunks),
                 "num_tokens": sum(map(len, chunks)),
-                "num_encoded": len(encoded),
-                "num_bytes": encoded.nbytes,
+                "num_encoded": len(lookup.lacking),
+                "num_bytes": sum(part.nbytes for part in encoded),
             }
         )
 
-    def _encode(self, chunks: list[Chunk]) -> np.ndarray:
-        """FP16 (M, E), by the graph's own encoder."""
-        batches = [np.zeros((0, 0), np.float16)]
+    def _encode(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        """FP16 (M, E) in several parts, by the graph's own encoder."""
+        parts = []
         for start in range(0, len(chunks), self.settings.encoder_batch):
             ids, mask = self.chunker.encoder_inputs(chunks[start : start + self.settings.encoder_batch])
             [vectors] = infer("chunk_encoder", {"input_ids": ids, "attention_mask": mask}, ["chunk_vectors"])
-            batches.append(round_to_stored(vectors))
-        return batches[0] if len(batches) == 1 else np.concatenate(batches[1:])
+            parts.append(round_to_stored(vectors))
+        return parts
 
     def _stats(self, inputs: Tensors) -> Tensors:
         return _answer(
@@ -156,7 +159,7 @@ class ChunkStore:
 
 def _describe(guarded: GuardedTier) -> dict[str, Any]:
     try:
-        return {"name": guarded.tier.name, **asdict(guarded.tier.usage()), "error": None}
+        return {"name": guarded.tier.name, **asdict(guarded.insist(guarded.tier.usage)), "error": None}
     except TierError as error:
         return {"name": guarded.tier.name, "num_entries": None, "num_bytes": None, "error": str(error)}
 

@@ -37,6 +37,8 @@ class StoreMetrics:
         self.lookup = Metric(
             "HISTOGRAM", "refrag_store_lookup_seconds", "Looking up a request's chunks", LOOKUP_BUCKETS, labels
         )
+        self.refused = Metric("COUNTER", "refrag_store_refused", "Writes let be since too many waited", labels=labels)
+        self.num_told_refused = 0
         self.lookup_seconds: deque[float] = deque()
         self.flush = Periodic("store-metrics", FLUSH_SECONDS, self._flush)
         self.heartbeat = Periodic("store-heartbeat", HEARTBEAT_SECONDS, self._beat, at_once=True)
@@ -54,6 +56,10 @@ class StoreMetrics:
     def _flush(self) -> None:
         for counters in self.counters:
             counters.flush()
+        num_refused = self.store.num_refused
+        if num_refused > self.num_told_refused:
+            self.refused.add(num_refused - self.num_told_refused)
+            self.num_told_refused = num_refused
         for _ in range(len(self.lookup_seconds)):
             self.lookup.observe(self.lookup_seconds.popleft())
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 # How long a tier that failed is left alone, so that its timeout is paid once and not by every request.
 RETRY_SECONDS = 1.0
 MAX_PENDING_WRITES = 256
-# A server that is up says so at least this often; for so long after it, `prune` leaves its vectors alone.
+# How long `prune` leaves the vectors of an encoder alone after a server last said that it has it.
 LIVE_SECONDS = 24 * 3600.0
 
 
@@ -45,24 +45,24 @@ class GuardedTier:
     counts: Counts = field(default_factory=Counts)
     retry_at: float = 0.0
 
-    @property
-    def is_down(self) -> bool:
-        return self.clock() < self.retry_at
-
     def ask(self, action: Callable[[], T]) -> T | None:
         """What came of it, or None if the tier failed or is left alone because it did."""
-        if self.is_down:
+        if self.clock() < self.retry_at:
             return None
         try:
-            try:
-                return action()
-            except TierReplaced as error:
-                self._note(error)
-                return action()
+            return self.insist(action)
         except TierError as error:
             self._note(error)
             self.retry_at = self.clock() + RETRY_SECONDS
             return None
+
+    def insist(self, action: Callable[[], T]) -> T:
+        """What came of it, at the second try if an empty tier took the place of a damaged one; TierError."""
+        try:
+            return action()
+        except TierReplaced as error:
+            self._note(error)
+            return action()
 
     def _note(self, error: TierError) -> None:
         self.counts.errors += 1
@@ -82,6 +82,7 @@ class VectorStore:
         self.fingerprint, self.memory = fingerprint, memory
         self.memory_counts = Counts()
         self.tiers = [GuardedTier(tier, clock) for tier in tiers]
+        # Writes that were let be since too many waited.
         self.num_refused = 0
         self._writer = BackgroundWriter(MAX_PENDING_WRITES)
 
@@ -108,14 +109,13 @@ class VectorStore:
 
     def put_later(self, vectors: Callable[[], Mapping[bytes, bytes]]) -> None:
         """Compute and store them when there is time; if there is none for too long, let them be."""
-        if not self._writer.submit(lambda: _ignore(self.put(vectors()))):
-            self.num_refused += 1
+        self._write_later(lambda: self.put(vectors()))
 
     def verify(self, tier: GuardedTier, cursor: bytes, count: int) -> tuple[int, int, bytes]:
         """Look at about `count` values and delete the damaged ones -> looked at, damaged, cursor; TierError."""
-        entries, following = tier.tier.scan(b"", cursor, count)
+        entries, following = tier.insist(lambda: tier.tier.scan(b"", cursor, count))
         damaged = [key for key, value in entries if open_sealed(key, value) is None]
-        tier.tier.delete(damaged)
+        tier.insist(lambda: tier.tier.delete(damaged))
         tier.counts.corrupted += len(damaged)
         return len(entries), len(damaged), following
 
@@ -123,15 +123,15 @@ class VectorStore:
         """Look at about `count` values and delete those of encoders that are neither in use anywhere nor `kept`
         -> looked at, deleted, cursor; TierError.
         """
-        owners = {self.fingerprint, *kept, *tier.tier.live(time.time())}
-        entries, following = tier.tier.scan(b"", cursor, count)
+        owners = {self.fingerprint, *kept, *tier.insist(lambda: tier.tier.live(time.time()))}
+        entries, following = tier.insist(lambda: tier.tier.scan(b"", cursor, count))
         orphans = [key for key, _ in entries if owner_of(key) not in owners]
-        tier.tier.delete(orphans)
+        tier.insist(lambda: tier.tier.delete(orphans))
         return len(entries), len(orphans), following
 
     def read(self, tier: GuardedTier, cursor: bytes, count: int) -> tuple[dict[bytes, bytes], bytes]:
         """About `count` intact vectors of this encoder by their digests, and the cursor; TierError."""
-        entries, following = tier.tier.scan(self.fingerprint, cursor, count)
+        entries, following = tier.insist(lambda: tier.tier.scan(self.fingerprint, cursor, count))
         opened = {key[len(self.fingerprint) :]: open_sealed(key, value) for key, value in entries}
         return {digest: vector for digest, vector in opened.items() if vector is not None}, following
 
@@ -169,14 +169,18 @@ class VectorStore:
         if len(intact) < len(found):
             guarded.counts.corrupted += len(found) - len(intact)
             damaged = [key for key in found if key not in intact]
-            self._writer.submit(lambda: _delete_damaged(guarded, damaged))
+            self._write_later(lambda: _delete_damaged(guarded, damaged))
         return intact
 
     def _remember(self, items: Mapping[bytes, bytes], faster: Sequence[GuardedTier]) -> None:
         """Let what a slow tier had be found sooner the next time."""
         if self.memory is not None:
             self.memory.put(items)
-        if faster and not self._writer.submit(lambda: _ignore(_write(faster, items))):
+        if faster:
+            self._write_later(lambda: _write(faster, items))
+
+    def _write_later(self, work: Callable[[], object]) -> None:
+        if not self._writer.submit(work):
             self.num_refused += 1
 
 
@@ -208,7 +212,3 @@ def _delete_damaged(guarded: GuardedTier, keys: Sequence[bytes]) -> None:
         guarded.tier.delete([key for key, value in values if value and open_sealed(key, value) is None])
 
     guarded.ask(delete)
-
-
-def _ignore(_: object) -> None:
-    """For work whose outcome is counted already."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class BackgroundWriter:

@@ -100,6 +100,21 @@ def answer_alone(decoder, tokenizer, request):
     return join_deltas(list(generate(decoder, tokenizer, request.prompt, request.sampling)))
 
 
+def scatter_blocks(engine):
+    """Take every second block, so that a prompt lies in as many runs as it has blocks."""
+    engine.pool.is_blank[::2] = False
+    engine.pool.num_blank = int(engine.pool.is_blank.sum())
+
+
+def run_unchecked(engine, request):
+    """The tokens of one request, from an engine whose blocks do not add up."""
+    engine.add(request)
+    tokens = []
+    while engine.has_work:
+        tokens += [token_id for output in engine.step() for token_id in output.delta.token_ids]
+    return tokens
+
+
 def run(engine, requests, per_step=None):
     """Add the requests, `per_step` before each step or all at once; the answer of each, joined."""
     deltas = {request: [] for request in requests}

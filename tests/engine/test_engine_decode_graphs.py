@@ -6,7 +6,18 @@ import math
 
 import pytest
 import torch
-from engine_helpers import BLOCK_SIZE, GREEDY, SAMPLED, answer_alone, make_engine, make_prompt, make_request, run
+from engine_helpers import (
+    BLOCK_SIZE,
+    GREEDY,
+    SAMPLED,
+    answer_alone,
+    make_engine,
+    make_prompt,
+    make_request,
+    run,
+    run_unchecked,
+    scatter_blocks,
+)
 
 from refrag.engine.block_pool import BlockPool
 from refrag.engine.decode_graphs import DecodeGraphs
@@ -44,14 +55,9 @@ def test_a_step_takes_the_next_larger_graph(llama, tokenizer):
 
 def test_scattered_blocks_are_found(decoder, tokenizer):
     engine = make_engine_with_graphs(decoder, tokenizer)
-    engine.pool.is_blank[::2] = False
-    engine.pool.num_blank = int(engine.pool.is_blank.sum())
+    scatter_blocks(engine)
     [request] = requests_of([75])
-    engine.add(request)
-    tokens = []
-    while engine.has_work:
-        tokens += [token_id for output in engine.step() for token_id in output.delta.token_ids]
-    assert tokens == answer_alone(decoder, tokenizer, request).token_ids
+    assert run_unchecked(engine, request) == answer_alone(decoder, tokenizer, request).token_ids
 
 
 def test_what_a_failed_prompt_leaves_reaches_nobody(llama, tokenizer):

@@ -11,6 +11,8 @@ from engine_helpers import (
     make_request,
     mixed_requests,
     run,
+    run_unchecked,
+    scatter_blocks,
 )
 from transformers import GenerationConfig
 
@@ -106,16 +108,10 @@ def test_preempted_is_undisturbed(decoder, tokenizer):
 
 
 def test_blocks_apart_are_blocks_together(decoder, tokenizer):
-    """Every second block is taken, so that a prompt lies in as many runs as it has blocks."""
     engine = make_engine(decoder, tokenizer)
-    engine.pool.is_blank[::2] = False
-    engine.pool.num_blank = int(engine.pool.is_blank.sum())
+    scatter_blocks(engine)
     request = make_request(make_prompt(75), SAMPLED)
-    engine.add(request)
-    tokens = []
-    while engine.has_work:
-        tokens += [token_id for output in engine.step() for token_id in output.delta.token_ids]
-    assert tokens == answer_alone(decoder, tokenizer, request).token_ids
+    assert run_unchecked(engine, request) == answer_alone(decoder, tokenizer, request).token_ids
 
 
 def test_a_request_has_its_own_penalties_and_log_probabilities(llama, tokenizer):

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import pytest
+import redis
 from redis_server import RedisServer, needs_redis
+from small_disk import needs_mount, small_disk
 
 from refrag.embedded import EmbeddedServer
 from refrag.request import ContextRequest, SamplingParams
-from refrag_client import RefragClient, StoreClient
+from refrag_client import InvalidRequest, Overloaded, RefragClient, StoreClient
 
 pytestmark = pytest.mark.server
 
@@ -148,38 +151,49 @@ def test_a_full_store_gives_up_the_oldest_and_goes_on(repository, tmp_path, cont
         assert tier.num_bytes <= 1.1 * tier.limit_bytes
 
 
-def test_a_disk_that_takes_nothing_costs_no_answer(repository, tmp_path, contexts, expected):
+def test_a_disk_that_takes_nothing_costs_no_answer(repository, contexts, expected):
     """/dev/full has no room for anything; the store's folder cannot even be made there."""
     with Served(repository, "/dev/full/store") as served:
         check_answers(served, contexts, expected)
         served.wait_for_metric("refrag_store_errors", 1, tier="disk", model="preprocessing")
 
 
+@needs_mount
+def test_a_full_disk_costs_no_answer(repository, tmp_path, contexts, expected):
+    with small_disk(tmp_path, 192) as folder, Served(repository, folder / "store", MEMORY_MIB=0) as served:
+        served.store.index(contexts[0].passages)
+        with pytest.raises(Overloaded, match="not every tier"):
+            served.store.index([f"passage number {n} of many, {n * n} words and {n}" for n in range(2000)])
+        figures = check_answers(served, contexts, expected)
+        assert figures[0].num_stored_chunks == figures[0].num_chunks > 0
+        assert served.wait_for_metric("refrag_store_dropped", 1, tier="disk", model="chunk_store")
+
+
 @needs_redis
 def test_redis_killed_and_back_costs_no_answer(repository, tmp_path, contexts, expected):
-    redis = RedisServer(tmp_path)
+    server = RedisServer(tmp_path)
     try:
-        with Served(repository, "off", MEMORY_MIB=0, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=1000) as served:
+        with Served(repository, "off", MEMORY_MIB=0, REDIS_URL=server.url, REDIS_TIMEOUT_MS=1000) as served:
             served.store.index([passage for context in contexts for passage in context.passages])
             warm = check_answers(served, contexts, expected)
             assert all(figures.num_stored_chunks == figures.num_chunks > 0 for figures in warm)
-            redis.kill()
+            server.kill()
             cold = check_answers(served, contexts, expected)
             assert all(figures.num_stored_chunks == 0 for figures in cold)
-            redis.start()
+            server.start()
             deadline = time.monotonic() + PATIENCE_SECONDS
             while not check_answers(served, contexts[:1], expected[:1])[0].num_stored_chunks:
                 assert time.monotonic() < deadline, "the store is not used again"
     finally:
-        redis.kill()
+        server.kill()
 
 
 @needs_redis
 def test_what_one_server_encodes_the_other_finds_and_a_rolling_restart_loses_nothing(
     repository, tmp_path, contexts, expected
 ):
-    redis = RedisServer(tmp_path)
-    options = {"REDIS_URL": redis.url, "REDIS_TIMEOUT_MS": 1000}
+    server = RedisServer(tmp_path)
+    options = {"REDIS_URL": server.url, "REDIS_TIMEOUT_MS": 1000}
     try:
         with Served(repository, tmp_path / "b", **options) as second:
             with Served(repository, tmp_path / "a", **options) as first:
@@ -192,7 +206,40 @@ def test_what_one_server_encodes_the_other_finds_and_a_rolling_restart_loses_not
                 again = check_answers(third, contexts, expected)
                 assert all(figures.num_stored_chunks == figures.num_chunks for figures in again)
     finally:
-        redis.kill()
+        server.kill()
+
+
+@needs_redis
+def test_indexing_again_fills_a_tier_that_lost_what_another_has(repository, tmp_path, contexts):
+    server = RedisServer(tmp_path)
+    try:
+        with Served(repository, tmp_path / "disk", REDIS_URL=server.url, REDIS_TIMEOUT_MS=1000) as served:
+            passages = contexts[0].passages
+            first = served.store.index(passages)
+            with redis.Redis.from_url(server.url) as client:
+                client.flushall()
+            assert served.store.index(passages).num_encoded == 0
+            entries = {tier.name: tier.num_entries for tier in served.store.stats().tiers}
+            assert entries == {"disk": first.num_encoded, "shared": first.num_encoded}
+    finally:
+        server.kill()
+
+
+def test_what_the_store_is_asked_wrongly_it_tells(repository, tmp_path, contexts):
+    with Served(repository, tmp_path) as served:
+        assert served.store.index([]).num_chunks == 0
+        fingerprint = served.store.index(contexts[0].passages).fingerprint
+        [page] = served.store.read("disk")
+        for problem, ask in {
+            "tier is 'shared'; this server has disk": lambda: list(served.store.verify("shared")),
+            "32 hexadecimal digits": lambda: list(served.store.prune("disk", ["nonsense"])),
+            f"this server's is {fingerprint}": lambda: served.store.write(replace(page, fingerprint="0" * 32)),
+            "send as many of both": lambda: served.store.write(replace(page, vectors=page.vectors[1:])),
+            "allowed: index, stats": lambda: served.store._ask("forget"),
+        }.items():
+            with pytest.raises(InvalidRequest, match=problem):
+                ask()
+        assert [len(page.digests) for page in served.store.read("disk")] == [len(page.digests)]
 
 
 def run_refrag(served, *arguments):
@@ -204,7 +251,8 @@ def run_refrag(served, *arguments):
         "--url",
         served.server.grpc_address,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 

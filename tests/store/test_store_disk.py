@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_disk import needs_mount, small_disk
 from store_helpers import FINGERPRINT, OTHER, digest
 
 from refrag.store.tiers.disk import DiskTier
@@ -82,7 +84,7 @@ def test_the_oldest_go_when_the_limit_is_reached(tmp_path):
     assert tier.get(keys([0])) == [None]
     kept = [number for number, value in enumerate(tier.get(keys(range(20_000)))) if value]
     assert kept == list(range(20_000 - len(kept), 20_000))
-    assert data_file(tmp_path).stat().st_size < 4 * MIB
+    assert data_file(tmp_path).stat().st_blocks * 512 < 4 * MIB
 
 
 def test_marks_of_live_fingerprints_run_out(tier):
@@ -101,6 +103,19 @@ def test_a_file_cut_off_under_our_feet_is_given_up(tmp_path, tier, size):
     assert tier.get(keys([1999])) == [None]
     tier.put(items([1]))
     assert tier.get(keys([1])) == [items([1])[keys([1])[0]]]
+
+
+def test_free_pages_at_the_end_of_the_file_are_no_damage(tmp_path, tier):
+    """LMDB does not write them, so that its own file can end before the last page that it counts."""
+    for fill in ("a", "b"):
+        tier.put({key: fill.encode() * 400 for key in keys(range(200))})
+    tier.delete(sorted(keys(range(200))))
+    code = """
+        import sys; from pathlib import Path
+        from refrag.store.tiers.disk import DiskTier
+        print(DiskTier(Path(sys.argv[1]), 32 * 2**20).usage().num_entries)
+    """
+    assert (tier.usage().num_entries, run_python(code, tmp_path)) == (0, "0\n")
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "removed"])
@@ -141,6 +156,44 @@ def test_others_follow_to_the_new_folder(tmp_path, tier):
     with pytest.raises(TierError):
         tier.get([b"key"])
     assert tier.get([b"key"]) == [b"from the other"]
+
+
+def test_a_damaged_file_that_cannot_be_replaced_is_an_error_of_the_tier(tmp_path, tier, monkeypatch):
+    tier.put(items([1]))
+    os.truncate(data_file(tmp_path), 20_000)
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("refrag.store.tiers.disk._write_current", fail)
+    for _ in range(2):
+        with pytest.raises(TierError, match="no new folder can be made: no space left"):
+            tier.get(keys([1]))
+    monkeypatch.undo()
+    with pytest.raises(TierError, match="a new folder takes its place"):
+        tier.get(keys([1]))
+    assert tier.get(keys([1])) == [None]
+
+
+@needs_mount
+def test_a_full_disk_keeps_what_it_has_and_takes_up_again(tmp_path):
+    with small_disk(tmp_path, 1024) as folder:
+        tier = DiskTier(folder / "store", 16 * MIB)
+        tier.put(items(range(100)))
+        with pytest.raises(TierError, match=r"Input/output error|No space left"):
+            tier.put(items(range(100, 20_000)))
+        assert tier.get(keys([0, 99, 100])) == [*items([0, 99]).values(), None]
+        tier.put(items([100]))
+        assert tier.get(keys([100])) == list(items([100]).values())
+        tier.close()
+
+
+def test_threads_that_open_it_at_once_share_it(tmp_path):
+    tier = DiskTier(tmp_path, 16 * MIB)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: tier.put(items([number])), range(64)))
+    assert None not in tier.get(keys(range(64)))
+    tier.close()
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_tier(tmp_path):

@@ -71,7 +71,13 @@ def _new_message(model: str, request_id: str) -> service_pb2.ModelInferRequest:
 
 def _add_tensor(message: service_pb2.ModelInferRequest, name: str, datatype: str, array: np.ndarray) -> None:
     message.inputs.add(name=name, datatype=datatype, shape=array.shape)
-    message.raw_input_contents.append(serialize_byte_tensor(array).item() if datatype == "BYTES" else array.tobytes())
+    message.raw_input_contents.append(_to_bytes(datatype, array))
+
+
+def _to_bytes(datatype: str, array: np.ndarray) -> bytes:
+    if datatype != "BYTES":
+        return array.tobytes()
+    return serialize_byte_tensor(array).item() if array.size else b""
 
 
 def _encode(option: str, tensor: Tensor, value: Any) -> np.ndarray:

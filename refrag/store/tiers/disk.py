@@ -9,7 +9,8 @@
 
 Files get damaged: by a full disk, a copy that broke off, somebody's rm. LMDB maps its file into memory, where reading
 beyond a shortened end would kill the process. So the file is looked at before each use, and once it is not what it
-was, everybody moves on to a new folder.
+was, everybody moves on to a new folder. To tell, it is as long as its map from the beginning, with nothing allocated
+behind what was written: LMDB alone would leave out pages at its end that are free, and look as if cut.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import fcntl
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ class DiskTier:
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self.path, self.limit_bytes = path, limit_bytes
         self._opened: _Opened | None = None
+        # LMDB opens a file once in a process, whatever number of threads ask for it first.
+        self._opening = threading.Lock()
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         with self._transaction() as (transaction, opened):
@@ -106,7 +110,8 @@ class DiskTier:
     def _transaction(self, write: bool = False) -> Iterator[tuple[lmdb.Transaction, "_Opened"]]:
         """One that is wholly done or not at all; raises TierError."""
         try:
-            opened = self._opened = self._opened or self._open()
+            with self._opening:
+                opened = self._opened = self._opened or self._open()
             opened.check_file()
             with opened.environment.begin(write=write) as transaction:
                 yield transaction, opened
@@ -120,26 +125,43 @@ class DiskTier:
 
     def _open(self) -> "_Opened":
         self.path.mkdir(parents=True, exist_ok=True)
-        number = _read_current(self.path)
-        environment = lmdb.open(
-            str(_folder(self.path, number)),
-            map_size=MAP_FACTOR * self.limit_bytes + MAP_SLACK_BYTES,
-            max_dbs=3,
-            max_readers=MAX_READERS,
-            # What a killed process has committed stays; a power cut may cost the last transactions.
-            metasync=False,
-        )
-        return _Opened(environment, _folder(self.path, number) / "data.mdb", number)
+        map_bytes = MAP_FACTOR * self.limit_bytes + MAP_SLACK_BYTES
+        with self._lock():
+            number = _read_current(self.path)
+            file = _folder(self.path, number) / "data.mdb"
+            is_new = not file.exists()
+            environment = lmdb.open(
+                str(file.parent),
+                map_size=map_bytes,
+                max_dbs=3,
+                max_readers=MAX_READERS,
+                # What a killed process has committed stays; a power cut may cost the last transactions.
+                metasync=False,
+            )
+            if not is_new:
+                _check_length(file, environment)
+            if file.stat().st_size < map_bytes:
+                os.truncate(file, map_bytes)
+            return _Opened(environment, file, number)
 
     def _abandon(self, damaged: int) -> None:
-        """The first to notice makes a new folder the current one; whoever comes later finds it so."""
-        with (self.path / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _read_current(self.path) == damaged:
-                _write_current(self.path, damaged + 1)
+        """The first to notice makes a new folder the current one; whoever comes later finds it so. Raises TierError."""
+        try:
+            with self._lock():
+                if _read_current(self.path) == damaged:
+                    _write_current(self.path, damaged + 1)
+        except OSError as error:
+            raise TierError(f"{self.path} is damaged, and no new folder can be made: {error}") from error
         # Not closed: another thread may be in the middle of a transaction, which keeps it open until it ends.
         self._opened = None
         shutil.rmtree(_folder(self.path, damaged), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One process at a time; until the end of the block, or of the process."""
+        with (self.path / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 class _Opened:
@@ -147,8 +169,7 @@ class _Opened:
 
     def __init__(self, environment: lmdb.Environment, file: Path, number: int) -> None:
         self.environment, self.file, self.number = environment, file, number
-        self.inode = file.stat().st_ino
-        self.check_file()
+        self.opened_as = file.stat()
         self.vectors, self.index, self.live = map(environment.open_db, (b"vectors", b"index", b"live"))
 
     def check_file(self) -> None:
@@ -157,12 +178,16 @@ class _Opened:
             status = self.file.stat()
         except FileNotFoundError:
             raise lmdb.CorruptedError(f"{self.file} is gone") from None
-        # The first pages tell how many there are; they too must be there to be read.
-        if status.st_ino != self.inode or status.st_size < META_PAGES * PAGE_BYTES:
+        if status.st_ino != self.opened_as.st_ino or status.st_size < self.opened_as.st_size:
             raise lmdb.CorruptedError(f"{self.file} was replaced or cut")
-        expected = (self.environment.info()["last_pgno"] + 1) * PAGE_BYTES
-        if status.st_size < expected:
-            raise lmdb.CorruptedError(f"{self.file} has {status.st_size} of {expected} bytes")
+
+
+def _check_length(file: Path, environment: lmdb.Environment) -> None:
+    """Raise CorruptedError if the file ends before the last page that it tells of."""
+    length = file.stat().st_size
+    # The first pages tell it; they too must be there to be read.
+    if length < META_PAGES * PAGE_BYTES or length < (environment.info()["last_pgno"] + 1) * PAGE_BYTES:
+        raise lmdb.CorruptedError(f"{file} was cut to {length} bytes")
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -1,0 +1,66 @@
+"""A request's chunks, taken apart into what is stored and what is not, come together again as they were."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from store_helpers import FINGERPRINT
+
+from refrag.store.keys import digest_chunks
+from refrag.store.lookup import look_up, new_vectors, storable
+from refrag.store.store import VectorStore
+from refrag.store.tiers.memory import MemoryTier
+
+WIDTH = 6
+
+
+def pack(kinds):
+    """A chunk of its own for each kind.  INT32 (C, 4)"""
+    return np.array([[kind, kind * kind, -1, -1] for kind in kinds], np.int32).reshape(-1, 4)
+
+
+def encode(packed):
+    """What an encoder would make of the chunks: FP16 (C, WIDTH), a different row for each kind."""
+    return np.stack([np.full(WIDTH, row[0] + 0.5, np.float16) for row in packed]) if len(packed) else _no_vectors()
+
+
+def _no_vectors():
+    return np.zeros((0, WIDTH), np.float16)
+
+
+def store_with(kinds):
+    store = VectorStore(FINGERPRINT, MemoryTier(2**20), [])
+    packed = pack(kinds)
+    store.put(storable(digest_chunks(packed), encode(packed)))
+    return store
+
+
+KINDS = st.lists(st.integers(0, 8), max_size=12)
+
+
+@given(kinds=KINDS, stored=KINDS)
+def test_stored_and_encoded_vectors_come_together_as_one_for_each_chunk(kinds, stored):
+    packed = pack(kinds)
+    lookup = look_up(store_with(stored), packed)
+    encoded = encode(packed[lookup.lacking])
+    together = np.concatenate([lookup.stored.reshape(-1, WIDTH), encoded])
+    assert np.array_equal(together[lookup.rows], encode(packed))
+    assert len(lookup.lacking) == len(set(kinds) - set(stored)), "a chunk that comes twice is encoded once"
+    assert len(lookup.stored) == len(set(kinds) & set(stored))
+
+
+@given(kinds=KINDS, stored=KINDS)
+def test_exactly_what_was_lacking_is_new(kinds, stored):
+    packed = pack(kinds)
+    lookup = look_up(store_with(stored), packed)
+    encoded = encode(packed[lookup.lacking])
+    new = new_vectors(packed, lookup.rows, encoded, len(lookup.stored))
+    expected = pack(sorted(set(kinds) - set(stored)))
+    assert new == storable(digest_chunks(expected), encode(expected))
+
+
+def test_a_vector_that_overflowed_is_not_kept():
+    packed = pack([1, 2, 3])
+    vectors = encode(packed)
+    vectors[1, 3] = np.inf
+    vectors[2, 0] = np.nan
+    assert list(storable(digest_chunks(packed), vectors)) == digest_chunks(packed[:1])

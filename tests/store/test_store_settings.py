@@ -1,0 +1,75 @@
+"""Where the vectors lie: parameters first, then the environment, then the defaults; and what means nothing is told."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from store_helpers import FINGERPRINT, digest, vector, vectors
+
+from refrag.errors import SetupError
+from refrag.store.settings import MIB, StoreSettings, open_store
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return StoreSettings(store_disk_path=str(tmp_path / "disk"))
+
+
+def opened(settings, **options):
+    """The store's memory and its tiers, by name."""
+    store = open_store(replace(settings, **options), FINGERPRINT)
+    store.close()
+    return store.memory, {guarded.tier.name: guarded.tier for guarded in store.tiers}
+
+
+def test_by_default_vectors_lie_in_memory_and_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    memory, tiers = opened(StoreSettings())
+    assert memory.limit_bytes == 64 * MIB
+    assert list(tiers) == ["disk"]
+    assert (tiers["disk"].path, tiers["disk"].limit_bytes) == (tmp_path / "refrag" / "chunk_vectors", 4096 * MIB)
+
+
+def test_the_environment_is_asked_where_a_parameter_is_empty(tmp_path, settings, monkeypatch):
+    monkeypatch.setenv("REFRAG_STORE_DISK_PATH", str(tmp_path / "ignored"))
+    monkeypatch.setenv("REFRAG_STORE_DISK_MIB", "7")
+    monkeypatch.setenv("REFRAG_STORE_REDIS_URL", "redis://cache:6379/0")
+    _, tiers = opened(settings, store_disk_mib="5")
+    assert (tiers["disk"].path, tiers["disk"].limit_bytes) == (Path(settings.store_disk_path), 5 * MIB)
+    assert tiers["shared"].url == "redis://cache:6379/0"
+
+
+def test_every_tier_can_be_turned_off(settings, monkeypatch):
+    monkeypatch.setenv("REFRAG_STORE_REDIS_URL", "redis://cache:6379/0")
+    assert opened(settings, store_memory_mib="0", store_disk_path="off", store_redis_url="off") == (None, {})
+
+
+def test_a_home_folder_is_found(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, tiers = opened(settings, store_disk_path="~/vectors")
+    assert tiers["disk"].path == tmp_path / "vectors"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("store_memory_mib", "-1", "whole number, at least 0"),
+        ("store_memory_mib", "much", "whole number, at least 0"),
+        ("store_disk_mib", "0", "whole number, at least 1"),
+        ("store_disk_mib", "1.5", "whole number, at least 1"),
+        ("store_redis_timeout_ms", "0", "whole number, at least 1"),
+        ("store_redis_url", "cache:6379", "redis://host:port/database, or off"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_told(settings, name, value, message):
+    options = {"store_redis_url": "redis://cache:6379/0", name: value}
+    with pytest.raises(SetupError, match=f"{name} is '{value}'.*{message}"):
+        open_store(replace(settings, **options), FINGERPRINT)
+
+
+def test_two_stores_of_one_folder_see_the_same_vectors(settings):
+    first, second = (open_store(settings, FINGERPRINT, has_memory=False) for _ in range(2))
+    first.put(vectors([1]))
+    first.close()
+    assert second.find([digest(1), digest(2)]) == [vector(1), None]
+    second.close()
