@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml client/pyproject.toml
 	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.10 to 3.12 needed; name another with make PYTHON3=python3.11")'
 	@$(PYTHON3) -c 'import ensurepip, venv' || { echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON3) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,$(RUNTIME),train,evaluate,dev]'
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,$(RUNTIME),train,evaluate,perf,dev]'
 	touch $@
 
 demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import torch
 from onnxscript import ir
+from onnxscript.rewriter import pattern
 from torch import Tensor, nn
 
 from refrag.errors import CheckpointError
@@ -99,10 +100,23 @@ def _in_precision(module: nn.Module, precision: Precision) -> nn.Module:
 
 def _export(graph: Graph, module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
     program = _trace(graph, module.eval(), example)
+    GELU_RULES.apply_to_model(program.model)
     _open_widths(program.model, graph)
     # One file, unless it would be larger than the 2 GB that one protobuf message can hold.
     program.save(path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _gelu_as_exported(op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
+    return op.Mul(x, op.Mul(half, op.Add(op.Erf(op.Div(x, root)), one)))
+
+
+def _gelu_as_fused(op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
+    """The same factors in the order by which ONNX Runtime knows it, and computes it in one pass over memory."""
+    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, root)), one)), half)
+
+
+GELU_RULES = pattern.RewriteRuleSet([pattern.RewriteRule(_gelu_as_exported, _gelu_as_fused)], commute=True)
 
 
 def _trace(graph: Graph, module: nn.Module, example: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram:

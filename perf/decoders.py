@@ -41,6 +41,25 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "max_position_embeddings": 16384,
     },
+    "llama-2-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        # Wider than it was trained with, to measure beyond.
+        "max_position_embeddings": 131072,
+    },
+    "llama-3.1-8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    },
 }
 # Of transformers' cache, in slots.
 PAGE_SIZE = 32
@@ -128,9 +147,21 @@ def make_subject(name: str, kv_cache_mib: int) -> Subject:
         folder = Path(name)
         window = RefragConfig.load(folder).max_prompt_slots
         return Subject(load_decoder(folder), load_decoder_tokenizer(folder), window, settings)
-    shape = SHAPES[name]
+    decoder = make_decoder(name)
+    tokenizer = make_tokenizer(decoder.vocab_size)
+    return Subject(decoder, tokenizer, decoder.backbone.config.max_position_embeddings, settings)
+
+
+def make_decoder(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
+    """Of random weights, made where they are used."""
     torch.manual_seed(0)
-    decoder = Decoder(LlamaForCausalLM(LlamaConfig(**shape)).eval())
-    words = {f"word{index} ": index for index in range(shape["vocab_size"])}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="word0 ")))
-    return Subject(decoder, tokenizer, shape["max_position_embeddings"], settings)
+    config = LlamaConfig(**SHAPES[shape], dtype=dtype)
+    with torch.device(device):
+        model: Any = LlamaForCausalLM(config)
+        return Decoder(model.to(dtype).eval())
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
+    """A word for each id."""
+    words = {f"word{index} ": index for index in range(vocab_size)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="word0 ")))

@@ -4,7 +4,7 @@ Each passage is cut by itself (never the concatenation), so that a chunk's vecto
 chunk and can be stored and reused under any neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,32 +44,37 @@ def pack_chunks(chunks: list[Chunk], chunk_size: int) -> np.ndarray:
 
 def unpack_chunks(token_ids: np.ndarray, passages: np.ndarray) -> list[Chunk]:
     """The inverse of pack_chunks, with the passage of each chunk."""
-    return [
-        Chunk(tuple(row[row != NO_TOKEN].tolist()), int(passage))
-        for row, passage in zip(token_ids, passages, strict=True)
-    ]
+    lengths = (token_ids != NO_TOKEN).sum(1).tolist()
+    rows = zip(token_ids.tolist(), lengths, passages.tolist(), strict=True)
+    return [Chunk(tuple(row[:length]), passage) for row, length, passage in rows]
+
+
+# The token ids of each of a passage's chunks.
+Cut = tuple[tuple[int, ...], ...]
 
 
 class Chunker:
-    """Turns passages and questions into chunks, and chunks into what the encoder reads."""
+    """Turns passages and questions into chunks, and chunks into what the encoder reads.
+
+    cache: remembers the chunks of passages, which are asked about again and again; by default nothing does.
+    """
 
     def __init__(
         self,
         config: RefragConfig,
         decoder_tokenizer: PreTrainedTokenizerBase,
         encoder_tokenizer: PreTrainedTokenizerBase | None = None,
+        cache: MutableMapping[str, Cut] | None = None,
     ) -> None:
         self.config = config
+        self.cache = cache
         self.decoder_tokenizer = decoder_tokenizer
         self.encoder_tokenizer = encoder_tokenizer
 
     def context_chunks(self, passages: Sequence[str]) -> list[Chunk]:
         """Chunks of all passages in order. An empty passage has none."""
-        return [
-            chunk
-            for number, token_ids in enumerate(self.passages_ids(passages))
-            for chunk in cut_into_chunks(token_ids, self.config.chunk_size, number)
-        ]
+        cut = self._cut_passages(list(dict.fromkeys(passages)))
+        return [Chunk(token_ids, number) for number, passage in enumerate(passages) for token_ids in cut[passage]]
 
     def passages_ids(self, passages: Sequence[str]) -> list[list[int]]:
         """Decoder tokens of each passage inside its template; none at all for an empty passage."""
@@ -106,6 +111,19 @@ class Chunker:
             ids[row, : len(token_ids)] = token_ids
             mask[row, : len(token_ids)] = 1
         return ids, mask
+
+    def _cut_passages(self, passages: list[str]) -> dict[str, Cut]:
+        """The token ids of each passage's chunks; those that the cache does not remember are tokenised together."""
+        known = {} if self.cache is None else {each: self.cache[each] for each in passages if each in self.cache}
+        new = [passage for passage in passages if passage not in known]
+        size = self.config.chunk_size
+        cut = {
+            passage: tuple(chunk.token_ids for chunk in cut_into_chunks(token_ids, size))
+            for passage, token_ids in zip(new, self.passages_ids(new), strict=True)
+        }
+        if self.cache is not None:
+            self.cache.update(cut)
+        return {**known, **cut}
 
     def _encoder_ids(self, chunks: Sequence[Chunk]) -> list[Sequence[int]]:
         if self.encoder_tokenizer is None or not chunks:

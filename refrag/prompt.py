@@ -11,6 +11,7 @@ embeddings. With every chunk expanded there is no placeholder left, and the ids 
 """
 
 import hashlib
+from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -64,5 +65,5 @@ def lay_out_prompt(
 
 def content_hash(chunk: Chunk) -> int:
     """A 64-bit hash of the chunk's tokens, never 0 since 0 marks text."""
-    digest = hashlib.blake2b(np.array(chunk.token_ids, np.int64).tobytes(), digest_size=8).digest()
+    digest = hashlib.blake2b(array("q", chunk.token_ids).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1

@@ -1,23 +1,17 @@
-"""Which chunks to expand: a budget, and the selection policies that spend it."""
+"""Which chunks to expand: the selection policies, which spend a budget."""
 
-import math
 import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from refrag.budget import expands_all, expansion_budget
 from refrag.chunking import Chunk
 from refrag.model.policy import ExpansionPolicy, pick_in_turn
 from refrag.request import ExpansionOptions
 
 # C context chunks, Q question chunks, E encoder width
-
-
-def expansion_budget(expand_fraction: float, num_chunks: int) -> int:
-    """How many chunks may be expanded: rounded down, so never more than the fraction; 0 expands nothing."""
-    # A fraction travels as FP32: 0.7 arrives as 0.69999999, and six digits bring it back.
-    return math.floor(round(expand_fraction, 6) * num_chunks + 1e-9)
 
 
 def select_chunks(
@@ -32,11 +26,11 @@ def select_chunks(
 
     chunk_vectors: (C, E). question_vectors: (Q, E).
     """
-    budget = expansion_budget(options.expand_fraction, len(chunks))
-    if options.policy == "none" or (budget == 0 and options.policy != "all"):
-        return []
-    if options.policy == "all" or budget == len(chunks):
+    if expands_all(options, len(chunks)):
         return list(range(len(chunks)))
+    budget = expansion_budget(options.expand_fraction, len(chunks))
+    if options.policy == "none" or budget == 0:
+        return []
     if options.policy == "random":
         return sorted(random.Random(options.seed).sample(range(len(chunks)), budget))
     logits = score_chunks(chunks, network, chunk_vectors, question_vectors)

@@ -42,6 +42,7 @@ class EngineSettings:
     given to a request, and that can be reused.
     max_active: requests that decode together. max_waiting: requests that wait for a place; more are refused.
     max_step_slots: of new prompts, with the running answers' one each, in one step: how long they hold answers up.
+    max_whole_slots: of new prompts in one step where there is no answer to hold up; longer ones are cut.
     """
 
     kv_cache_mib: int = 512
@@ -49,6 +50,7 @@ class EngineSettings:
     max_active: int = 32
     max_waiting: int = 256
     max_step_slots: int = 256
+    max_whole_slots: int = 1024
 
     def __post_init__(self) -> None:
         for field in fields(EngineSettings):
@@ -91,7 +93,9 @@ class Engine:
         self.runner = Runner(decoder, cache, graphs)
         # The rows that fill up a recorded pass keep the last block to themselves.
         self.pool = BlockPool(num_blocks if graphs is None else num_blocks - 1, settings.block_size)
-        self.scheduler: Scheduler[Task] = Scheduler(self.pool, settings.max_active, settings.max_step_slots)
+        self.scheduler: Scheduler[Task] = Scheduler(
+            self.pool, settings.max_active, settings.max_step_slots, settings.max_whole_slots
+        )
         self.tasks: dict[Request, Task] = {}
         self.num_added = 0
         self.stats = StepStats()

@@ -65,10 +65,14 @@ class Part(Generic[S]):
 
 
 class Scheduler(Generic[S]):
-    """Continuous batching: every decoding sequence advances in each step, prefills share what is left of it."""
+    """Continuous batching: every decoding sequence advances in each step, prefills share what is left of it.
 
-    def __init__(self, pool: BlockPool, max_active: int, max_step_slots: int) -> None:
-        self.pool, self.max_active, self.max_step_slots = pool, max_active, max_step_slots
+    max_whole_slots: where nobody decodes, prompts of so many slots together are computed in one step.
+    """
+
+    def __init__(self, pool: BlockPool, max_active: int, max_step_slots: int, max_whole_slots: int = 0) -> None:
+        self.pool, self.max_active = pool, max_active
+        self.max_step_slots, self.max_whole_slots = max_step_slots, max_whole_slots
         self.waiting: list[S] = []
         self.active: list[S] = []
         self.num_preempted = 0
@@ -92,7 +96,7 @@ class Scheduler(Generic[S]):
         decoding = [sequence for sequence in self.active if sequence.num_left == 1]
         prefilling = [sequence for sequence in self.active if sequence.num_left > 1]
         parts = [Part(one, one.num_computed, one.num_slots) for one in decoding]
-        return parts + self._share_out(prefilling, max(1, self.max_step_slots - len(parts)))
+        return parts + self._share_out(prefilling, max(1, self._prefill_slots(prefilling) - len(parts)))
 
     def complete(self, part: Part[S]) -> None:
         """It is computed; full blocks of its prompt can be found by others from now on."""
@@ -175,6 +179,13 @@ class Scheduler(Generic[S]):
         self.active.remove(sequence)
         self.pool.free(sequence.blocks)
         sequence.blocks, sequence.runs, sequence.num_computed, sequence.num_published = [], [], 0, 0
+
+    def _prefill_slots(self, prefilling: List[S]) -> int:
+        """Cutting a prompt costs time, which pays only if it lets somebody go on: an answer, or a shorter prompt."""
+        num_slots = sum(sequence.num_slots for sequence in prefilling)
+        if len(prefilling) == len(self.active) and num_slots <= self.max_whole_slots:
+            return max(self.max_step_slots, num_slots)
+        return self.max_step_slots
 
     def _share_out(self, prefilling: List[S], budget: int) -> list[Part[S]]:
         """Whole prompts, the shortest first, so that none waits for a long one; else a part of one long prompt."""

@@ -43,7 +43,9 @@ class ExpansionPolicy(nn.Module):
         if self.question_aware:
             states = torch.cat([states, self.question_in(question_vectors)], 1)  # (B, C + Q, W)
             present = torch.cat([present, question_mask], 1)
-        states = self.norm(self.layers(states, src_key_padding_mask=~present))
+        # A softmax under a mask is torch's slowest step here, and a single context needs none.
+        padding = None if bool(present.all()) else ~present
+        states = self.norm(self.layers(states, src_key_padding_mask=padding))
         chunks, question = states[:, :num_chunks], states[:, num_chunks:]
         logits = self.score(chunks).squeeze(-1)  # (B, C)
         if self.question_aware:
@@ -72,15 +74,12 @@ def pick_in_turn(logits: Tensor, budget: int, confidence: float = 1.0) -> list[i
     The logits (C,) are computed once. The paper always spends the budget; here picking ends once the picks hold
     `confidence` of the probability, since what follows only distracts the decoder.
     """
-    picked: list[int] = []
-    probabilities, remaining = logits.softmax(-1), logits.clone()
-    for _ in range(min(budget, int(torch.isfinite(logits).sum()))):
-        pick = int(remaining.argmax())
-        picked.append(pick)
-        remaining[pick] = float("-inf")
-        if confidence < 1 and float(probabilities[picked].sum()) >= confidence:
-            break
-    return picked
+    num_picks = min(budget, int(torch.isfinite(logits).sum()))
+    picks = logits.sort(descending=True, stable=True).indices[:num_picks]
+    if confidence < 1:
+        held = logits.softmax(-1)[picks].cumsum(-1)
+        picks = picks[: int((held < confidence).sum()) + 1]
+    return picks.tolist()
 
 
 def sample_in_turn(logits: Tensor, budgets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ from refrag.errors import InvalidRequest, RefragError, SetupError
 from refrag.model.checkpoint import load_decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.request import SamplingParams
+from refrag.serving.allocator import keep_freed_memory
 from refrag.serving.decoder_metrics import EngineMetrics
 from refrag.serving.tensors import Tensors, flag, float32, int32, integer, scalar, strings, texts
 from refrag.serving.triton import ResponseStream, tensors_of
@@ -70,6 +71,7 @@ class DecoderService:
     """Takes requests by their tensors, and sends their responses from the engine's worker."""
 
     def __init__(self, checkpoint: Path, settings: DecoderSettings) -> None:
+        keep_freed_memory()
         if settings.num_threads:
             torch.set_num_threads(settings.num_threads)
         self.settings = settings

@@ -13,6 +13,7 @@ from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.prompt import lay_out_prompt
 from refrag.request import ExpansionOptions
 from refrag.selection import select_chunks
+from refrag.serving.allocator import keep_freed_memory
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, int32, integer, scalar, text
 from refrag.store.keys import load_fingerprint
@@ -35,6 +36,7 @@ class ExpansionSettings(StoreSettings):
 
 class Expansion:
     def __init__(self, checkpoint: Path, settings: ExpansionSettings) -> None:
+        keep_freed_memory()
         torch.set_num_threads(settings.num_threads)
         self.config = RefragConfig.load(checkpoint)
         self.policy = load_policy(checkpoint, self.config)

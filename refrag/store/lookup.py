@@ -31,6 +31,10 @@ class Lookup:
     rows: np.ndarray
 
 
+# Of a request that needs no vectors: none is stored, none lacking.
+NOTHING_NEEDED = Lookup(np.zeros((0, 0), np.float16), [], np.zeros(0, np.int32))
+
+
 def look_up(store: VectorStore, packed: np.ndarray) -> Lookup:
     """All chunks of a request at once; what comes twice is looked up, and encoded, once."""
     digests = digest_chunks(packed)

@@ -68,7 +68,7 @@ def make_decoder(name):
 
 
 def make_engine(decoder, tokenizer, **settings):
-    defaults = {"kv_cache_mib": 8, "block_size": BLOCK_SIZE, "max_step_slots": 24}
+    defaults = {"kv_cache_mib": 8, "block_size": BLOCK_SIZE, "max_step_slots": 24, "max_whole_slots": 1}
     return Engine(decoder, tokenizer, WINDOW, EngineSettings(**{**defaults, **settings}))
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_prompt_without_slots_is_refused(llama, tokenizer):
         make_engine(llama, tokenizer).add(make_request(make_prompt(0)))
 
 
-@pytest.mark.parametrize("name", ["kv_cache_mib", "block_size", "max_active", "max_waiting", "max_step_slots"])
+@pytest.mark.parametrize("name", [field.name for field in fields(EngineSettings)])
 def test_settings_that_would_never_answer_are_refused(name):
     with pytest.raises(SetupError, match=f"{name} is 0; it must be at least 1"):
         EngineSettings(**{name: 0})

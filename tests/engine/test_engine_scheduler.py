@@ -10,8 +10,8 @@ from refrag.engine.scheduler import MAX_SKIPPED, Scheduler, Sequence
 NUMBERS = itertools.count()
 
 
-def make_scheduler(num_blocks=64, max_active=8, max_step_slots=32):
-    return Scheduler(BlockPool(num_blocks, 4), max_active, max_step_slots)
+def make_scheduler(num_blocks=64, max_active=8, max_step_slots=32, max_whole_slots=0):
+    return Scheduler(BlockPool(num_blocks, 4), max_active, max_step_slots, max_whole_slots)
 
 
 def add(scheduler, num_slots, num_tokens=5, **options):
@@ -42,6 +42,20 @@ def test_prefill_and_decoding_share_a_step():
     assert step(scheduler) == {first: 1, second: 31}
     assert step(scheduler) == {first: 1, second: 9}
     assert step(scheduler) == {first: 1, second: 1}
+
+
+def test_prompts_are_not_cut_where_no_answer_would_wait_for_them():
+    scheduler = make_scheduler(max_whole_slots=100)
+    first, second = add(scheduler, 60), add(scheduler, 40)
+    assert step(scheduler) == {first: 60, second: 40}
+    third = add(scheduler, 50)
+    assert step(scheduler) == {first: 1, second: 1, third: 30}
+
+
+def test_a_prompt_too_long_for_one_step_is_cut_as_ever():
+    scheduler = make_scheduler(max_whole_slots=100)
+    long = add(scheduler, 101)
+    assert [step(scheduler)[long] for _ in range(4)] == [32, 32, 32, 5]
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one():

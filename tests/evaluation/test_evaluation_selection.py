@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from refrag.budget import expansion_budget
 from refrag.context import prepare_context
 from refrag.errors import CheckpointError
 from refrag.evaluation.conditions import POLICIES, Condition, compressed
@@ -14,7 +15,6 @@ from refrag.evaluation.reading import read
 from refrag.evaluation.selection import choose_chunks, rank_by_surprise
 from refrag.pipeline import Pipeline
 from refrag.request import ContextRequest, ExpansionOptions
-from refrag.selection import expansion_budget
 
 
 @pytest.mark.parametrize("policy", POLICIES)

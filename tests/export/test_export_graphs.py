@@ -128,6 +128,19 @@ def test_a_graph_is_one_file_that_the_onnx_runtime_of_triton_24_10_reads(graph, 
     assert not any(tensor.external_data for tensor in model.graph.initializer)
 
 
+def test_onnx_runtime_computes_every_gelu_in_one_pass(tmp_path):
+    encoder = make_encoder("bert")
+    export_chunk_encoder(encoder, tmp_path / "model.onnx", "fp32")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    # That this file fits this machine alone is what it would warn of.
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert operators.count("BiasGelu") + operators.count("Gelu") == encoder.backbone.config.num_hidden_layers
+    assert "Erf" not in operators
+
+
 class UntraceableBackbone(torch.nn.Module):
     def forward(self, input_ids, attention_mask):
         raise RuntimeError("this architecture needs a fused kernel")

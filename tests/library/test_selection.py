@@ -3,11 +3,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refrag.budget import expansion_budget
 from refrag.chunking import Chunk
 from refrag.errors import InvalidRequest
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
 from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
-from refrag.selection import expansion_budget, score_chunks, select_chunks
+from refrag.selection import score_chunks, select_chunks
 
 CHUNKS = [Chunk((1, 2), passage=number // 3) for number in range(12)]
 VECTORS, QUESTION = torch.randn(12, 8), torch.randn(2, 8)

@@ -27,16 +27,15 @@ METHODS = ["generate, one by one", "generate, padded", "transformers' continuous
 @pytest.fixture(scope="module")
 def printed_and_written(tmp_path_factory):
     output = tmp_path_factory.mktemp("results") / "engine.json"
-    patch = pytest.MonkeyPatch()
-    patch.setitem(decoders.SHAPES, "tiny", TINY)
-    for name, value in {"SHORTEST_PROMPT": 5, "LONGEST_PROMPT": 20, "LONG_PROMPT": 3000}.items():
-        patch.setattr(benchmark, name, value)
     options = ["--concurrency", "1", "3", "--num-tokens", "4", "--rounds", "1", "--kv-cache-mib", "4"]
-    patch.setattr(sys, "argv", ["engine", "tiny", *options, "--output", str(output)])
     lines = []
-    patch.setattr("builtins.print", lines.append)
-    benchmark.main()
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(decoders.SHAPES, "tiny", TINY)
+        for name, value in {"SHORTEST_PROMPT": 5, "LONGEST_PROMPT": 20, "LONG_PROMPT": 3000}.items():
+            patch.setattr(benchmark, name, value)
+        patch.setattr(sys, "argv", ["engine", "tiny", *options, "--output", str(output)])
+        patch.setattr("builtins.print", lines.append)
+        benchmark.main()
     return lines, json.loads(output.read_text())
 
 

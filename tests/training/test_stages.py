@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
+from refrag.budget import expansion_budget
 from refrag.model.policy import pick_in_turn
-from refrag.selection import expansion_budget
 from refrag.training.batches import ContextBatch, MixedExample, Segment, collate_contexts, collate_mixed
 from refrag.training.data.contexts import ContextMaker
 from refrag.training.data.tasks import TASKS

@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from refrag.budget import expansion_budget
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import sample_in_turn
-from refrag.selection import expansion_budget
 from refrag.training.batches import (
     ContextBatch,
     MixedBatch,

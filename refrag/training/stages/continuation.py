@@ -9,9 +9,9 @@ import random
 from dataclasses import replace
 from typing import Any
 
+from refrag.budget import expansion_budget
 from refrag.chunking import cut_into_chunks
 from refrag.model.checkpoint import Checkpoint
-from refrag.selection import expansion_budget
 from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
 from refrag.training.curriculum import draw_num_chunks
 from refrag.training.data.text import open_windows

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refrag.budget import expansion_budget
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import pick_in_turn
-from refrag.selection import expansion_budget
 from refrag.training.batches import (
     ContextBatch,
     MixedBatch,

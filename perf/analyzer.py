@@ -1,0 +1,112 @@
+"""NVIDIA's perf_analyzer, which comes with tritonclient, run against a served model; and what its export says.
+
+The binary is linked against two libraries that the server's wheel carries under names of its own, so that it gets a
+folder of links with the names that it asks for.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refrag.embedded.runtime import find_wheel
+from refrag.errors import SetupError
+
+# Name that is asked for, and how the wheel's name for it begins.
+LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
+# Requests that are sent before the clock starts.
+NUM_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many requests at a time, or so many a second; one of the two."""
+
+    concurrency: int | None = None
+    requests_per_second: float | None = None
+
+    @property
+    def options(self) -> list[str]:
+        if self.concurrency is not None:
+            return ["--concurrency-range", str(self.concurrency)]
+        return ["--request-rate-range", str(self.requests_per_second)]
+
+    @property
+    def name(self) -> str:
+        return f"{self.concurrency} at a time" if self.concurrency is not None else f"{self.requests_per_second:g}/s"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a request was sent and when each of its responses that holds something came, in seconds."""
+
+    sent: float
+    responses: tuple[float, ...]
+
+    @property
+    def ttft(self) -> float:
+        return self.responses[0] - self.sent
+
+    @property
+    def total(self) -> float:
+        return self.responses[-1] - self.sent
+
+    @property
+    def inter_token(self) -> float:
+        """The mean of the times between its responses."""
+        return (self.responses[-1] - self.responses[0]) / max(1, len(self.responses) - 1)
+
+
+def find_binary() -> Path:
+    """SetupError tells how to get it."""
+    beside_python = Path(sys.executable).with_name("perf_analyzer")
+    found = beside_python if beside_python.exists() else shutil.which("perf_analyzer")
+    if found is None:
+        raise SetupError("perf_analyzer is missing; install it with `pip install tritonclient==2.51.0`")
+    return Path(found)
+
+
+def run_analyzer(address: str, model: str, requests: Sequence[dict[str, Any]], load: Load) -> list[Timing]:
+    """Send each request once, streaming, and tell when its responses came. SetupError if one of them failed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data, export = folder / "requests.json", folder / "export.json"
+        data.write_text(json.dumps({"data": list(requests)}))
+        command = [str(find_binary()), "-m", model, "-u", address, "-i", "grpc", "--streaming", "--async"]
+        command += ["--input-data", str(data), *load.options]
+        command += ["--request-count", str(len(requests)), "--profile-export-file", str(export)]
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(folder))
+        if done.returncode != 0 or not export.exists():
+            raise SetupError(f"perf_analyzer ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return read_export(json.loads(export.read_text()), len(requests))
+
+
+def read_export(export: dict[str, Any], num_requests: int) -> list[Timing]:
+    """Of one experiment. The last response of a stream is empty, and only tells that it has ended."""
+    [experiment] = export["experiments"]
+    timings = [
+        Timing(request["timestamp"] / 1e9, tuple(time / 1e9 for time in request["response_timestamps"][:-1]))
+        for request in experiment["requests"]
+    ]
+    num_answered = sum(bool(timing.responses) for timing in timings)
+    if num_answered < num_requests:
+        raise SetupError(f"{num_answered} of {num_requests} requests were answered; the server's log tells why")
+    return timings
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    wheel = find_wheel()
+    if wheel is None:
+        raise SetupError("nvidia-pytriton is missing, whose libraries perf_analyzer needs; run `make install`")
+    libraries = folder / "libraries"
+    libraries.mkdir()
+    for name, begin in LIBRARIES.items():
+        (libraries / name).symlink_to(next(wheel.libraries.glob(f"{begin}*")))
+    path = os.pathsep.join([str(libraries), str(wheel.libraries)])
+    return {**os.environ, "LD_LIBRARY_PATH": path}

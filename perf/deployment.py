@@ -1,0 +1,46 @@
+"""A checkpoint deployed for measuring: exported with the window and the chunk size of one's choice, served, asked."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from export.repository import export_repository
+from perf.corpus import QUESTION
+from refrag.config import RefragConfig
+from refrag.embedded import EmbeddedServer
+from refrag_client import Answer, RefragClient
+
+
+def deploy(checkpoint: Path, folder: Path, window: int, chunk_size: int | None = None) -> Path:
+    """A repository in `folder`, of a copy of the checkpoint whose window has `window` slots.
+
+    Beyond the window that it was trained with its answers mean nothing, but its times are what they would be.
+    chunk_size: another than the checkpoint's own, for the same reason.
+    """
+    copied, repository = folder / "checkpoint", folder / "repository"
+    widen(checkpoint, copied, window, chunk_size)
+    export_repository(copied, repository)
+    return repository
+
+
+def widen(checkpoint: Path, target: Path, window: int, chunk_size: int | None = None) -> None:
+    shutil.copytree(checkpoint, target)
+    config = RefragConfig.load(checkpoint)
+    replace(config, max_prompt_slots=window, chunk_size=chunk_size or config.chunk_size).save(target)
+    path = target / "decoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": window}))
+
+
+@contextmanager
+def serve(repository: Path, **store: object) -> Iterator[EmbeddedServer]:
+    """On free ports; `store` as in refrag.store.settings, without its prefix."""
+    variables = {f"REFRAG_STORE_{name.upper()}": str(value) for name, value in store.items()}
+    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, environment=variables) as server:
+        yield server
+
+
+def ask(client: RefragClient, passages: Sequence[str], expand_fraction: float, max_tokens: int = 1) -> Answer:
+    return client.generate(QUESTION, passages, expand_fraction=expand_fraction, max_tokens=max_tokens)

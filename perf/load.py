@@ -1,0 +1,187 @@
+"""Many callers at once: NVIDIA's perf_analyzer against the ensemble, compressed and plain side by side.
+
+    make perf        or: python -m perf.load --output perf/results/load.json
+
+Every request asks about a few of a pool of passages, which are in the store, drawn anew and in random order: as from a
+retriever, and so that no prompt begins like another one's. All answers have the same length. Each level is measured
+compressed and plain in turn, with requests of its own, each sent once.
+
+    throughput     requests per second: their number by the time from the first one sent to the last response
+    TTFT           sent to first response, by perf_analyzer's clock; median, 95th and 99th percentile, and of how many
+    inter-token    mean time between the responses of a request; the same
+    speed-up       of throughput, compressed over plain
+    models         milliseconds that a request waited for each model of the graph and was computed by it, in the mean,
+                   by Triton's statistics; for the decoder until its first token, by its own metrics
+
+At a rate of requests per second, instead of a number at a time, requests are sent whether or not others are answered.
+A request that fails ends the run. The last line of the output is the report as one JSON object.
+"""
+
+import argparse
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from perf.analyzer import Load, Timing, run_analyzer
+from perf.corpus import QUESTION, Corpus
+from perf.deployment import deploy, serve
+from perf.results import Report, describe_run, emit, summarise, table
+from perf.stages import Reading, StageClock, compute_seconds, queue_seconds
+from refrag_client import StoreClient
+
+SPARE_SLOTS = 256
+# Contexts that the pool could fill: few enough to be indexed soon, enough that two of them are hardly alike.
+POOL_CONTEXTS = 8
+WAYS = {"compressed": 0.0, "plain": 1.0}
+
+
+@dataclass
+class Callers:
+    """Draws requests about the pool's passages."""
+
+    pool: Sequence[str]
+    num_passages: int
+    num_tokens: int
+    rng: random.Random
+
+    def draw(self, count: int, expand_fraction: float) -> list[dict[str, Any]]:
+        """In perf_analyzer's own format."""
+        return [
+            {
+                "text_input": [QUESTION],
+                "passages": {"content": self.rng.sample(self.pool, self.num_passages), "shape": [self.num_passages]},
+                "expand_fraction": [float(expand_fraction)],
+                "max_tokens": [self.num_tokens],
+                "min_tokens": [self.num_tokens],
+            }
+            for _ in range(count)
+        ]
+
+
+def measure(options: argparse.Namespace) -> list[Report]:
+    with tempfile.TemporaryDirectory() as folder:
+        window = options.context_tokens + SPARE_SLOTS
+        repository = deploy(options.checkpoint, Path(folder), window)
+        corpus = Corpus(repository)
+        with (
+            serve(repository, disk_path=f"{folder}/store") as server,
+            StageClock(server) as clock,
+            StoreClient(server.grpc_address) as store,
+        ):
+            callers = make_callers(corpus, options)
+            store.index(callers.pool)
+            for expand_fraction in WAYS.values():
+                run_analyzer(server.grpc_address, "refrag", callers.draw(4, expand_fraction), Load(concurrency=2))
+            loads = [Load(concurrency=count) for count in options.concurrency]
+            loads += [Load(requests_per_second=rate) for rate in options.request_rates]
+            return [
+                measure_load(server.grpc_address, clock, callers, load, options)
+                for load in tqdm(loads, desc="load", disable=None)
+            ]
+
+
+def make_callers(corpus: Corpus, options: argparse.Namespace) -> Callers:
+    """Passages of about equal length, so many in each request that they hold the context's tokens."""
+    pool = [corpus.draw_passage() for _ in range(64)]
+    mean = sum(map(corpus.count_tokens, pool)) / len(pool)
+    num_passages = max(1, round(options.context_tokens / mean))
+    pool += [corpus.draw_passage() for _ in range(POOL_CONTEXTS * num_passages - len(pool))]
+    return Callers(pool, num_passages, options.num_tokens, random.Random(0))
+
+
+def measure_load(address: str, clock: StageClock, callers: Callers, load: Load, options: argparse.Namespace) -> Report:
+    """Both ways at one level."""
+    count = options.requests * (load.concurrency or 1)
+    row: Report = {"load": load.name, "concurrency": load.concurrency, "requests_per_second": load.requests_per_second}
+    for name, expand_fraction in WAYS.items():
+        before = clock.read()
+        timings = run_analyzer(address, "refrag", callers.draw(count, expand_fraction), load)
+        row[name] = {**describe(timings), "models_ms": model_times(before, clock.read())}
+    row["speedup"] = round(row["compressed"]["throughput"] / row["plain"]["throughput"], 2)
+    return row
+
+
+def describe(timings: Sequence[Timing]) -> Report:
+    seconds = max(timing.responses[-1] for timing in timings) - min(timing.sent for timing in timings)
+    return {
+        "throughput": round(len(timings) / seconds, 3),
+        "ttft": summarise([timing.ttft for timing in timings]),
+        "inter_token": summarise([timing.inter_token for timing in timings]),
+        "total": summarise([timing.total for timing in timings]),
+    }
+
+
+def model_times(before: Reading, after: Reading) -> Report:
+    """Of one request in the mean: milliseconds in the queue of each model, and computing."""
+    waits, computes = queue_seconds(before, after), compute_seconds(before, after)
+    return {
+        model: {"queue": round(1e3 * waits[model], 2), "compute": round(1e3 * computes[model], 2)} for model in waits
+    }
+
+
+def markdown(report: Report) -> str:
+    """Both tables, with machine, commit and command."""
+    about = f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
+    return "\n\n".join([load_table(report), model_table(report), about])
+
+
+def load_table(report: Report) -> str:
+    header = [
+        f"{report['context_tokens']:,} context tokens",
+        "compressed, requests/s",
+        "plain, requests/s",
+        "speed-up",
+        "TTFT compressed, p50 / p99",
+        "TTFT plain, p50 / p99",
+        "between tokens, compressed",
+        "plain",
+    ]
+    return table(header, [_cells(row) for row in report["rows"]])
+
+
+def _cells(row: Report) -> list[str]:
+    ways = [row[name] for name in WAYS]
+    return [
+        row["load"],
+        *(f"{way['throughput']:.2f}" for way in ways),
+        f"{row['speedup']:.1f}×",
+        *(f"{way['ttft']['p50_ms']:,.0f} / {way['ttft']['p99_ms']:,.0f} ms" for way in ways),
+        *(f"{way['inter_token']['p50_ms']:.0f} ms" for way in ways),
+    ]
+
+
+def model_table(report: Report) -> str:
+    """Compressed: milliseconds that a request waits for each model, and that it is computed by it."""
+    rows = [(row["load"], row["compressed"]["models_ms"]) for row in report["rows"]]
+    return table(
+        ["queue + compute, ms", *rows[0][1]],
+        [[name, *(f"{ms['queue']:.1f} + {ms['compute']:.1f}" for ms in models.values())] for name, models in rows],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
+    parser.add_argument("--context-tokens", type=int, default=4096)
+    parser.add_argument("--num-tokens", type=int, default=16, help="tokens of every answer")
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4])
+    parser.add_argument("--request-rates", type=float, nargs="*", default=[], help="requests per second")
+    parser.add_argument("--requests", type=int, default=6, help="times the number at a time; or of each rate")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    report = {
+        **describe_run("perf.load"),
+        "context_tokens": options.context_tokens,
+        "answer_tokens": options.num_tokens,
+        "rows": measure(options),
+    }
+    emit(report, markdown(report), options.output)
+
+
+if __name__ == "__main__":
+    main()

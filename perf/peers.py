@@ -1,0 +1,202 @@
+"""The same checkpoint and the same prompts, three ways in one run: Hugging Face's generate, our plain path, compressed.
+
+    make perf-full        or: python -m perf.peers --output perf/results/peers.json
+
+    generate      transformers in this process, over all context tokens: tokenised, embedded, generated, greedy
+    plain         the served graph with every chunk expanded: the same tokens, through Triton
+    compressed    the served graph with the store warm and `--expand-fraction` of the chunks expanded
+
+    TTFT          seconds from the text to the first token: to generate's streamer, to the client over gRPC
+    answer        seconds to the last of the answer's tokens, all answers being equally long
+
+Ways take turns on passages that are new in every round; medians, and medians of ratios within a round. While one is
+timed the others are idle. That generate and the plain path give the same tokens is checked wherever the window that the
+checkpoint was trained with is long enough. The last line of the output is the report as one JSON object.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging as transformers_logging
+
+from perf.corpus import QUESTION, Corpus
+from perf.deployment import deploy, serve
+from perf.in_process import BareDecoder
+from perf.results import Report, describe_run, emit, median_ratio, summarise, table
+from refrag.config import RefragConfig
+from refrag_client import RefragClient, StoreClient
+
+SPARE_SLOTS = 256
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One answer."""
+
+    token_ids: tuple[int, ...]
+    ttft: float
+    total: float
+
+
+Way = Callable[[Sequence[str]], Timed]
+
+
+class FirstToken(BaseStreamer):
+    """Notes when generate gives its first token; what it is called with first is the prompt."""
+
+    def __init__(self) -> None:
+        self.num_calls, self.time = 0, 0.0
+
+    def put(self, value: Any) -> None:
+        self.num_calls += 1
+        if self.num_calls == 2:
+            self.time = time.perf_counter()
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+
+class Generate:
+    """Hugging Face's own way."""
+
+    def __init__(self, bare: BareDecoder, num_tokens: int) -> None:
+        self.bare, self.num_tokens = bare, num_tokens
+
+    @torch.inference_mode()
+    def __call__(self, passages: Sequence[str]) -> Timed:
+        streamer, start = FirstToken(), time.perf_counter()
+        prompt = torch.tensor([self.bare.plain_prompt(passages, QUESTION)])
+        ids = self.bare.model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=self.num_tokens,
+            min_new_tokens=self.num_tokens,
+            do_sample=False,
+            streamer=streamer,
+        )
+        end = time.perf_counter()
+        return Timed(tuple(ids[0, prompt.shape[1] :].tolist()), streamer.time - start, end - start)
+
+
+class Served:
+    """Through the graph."""
+
+    def __init__(self, client: RefragClient, expand_fraction: float, num_tokens: int) -> None:
+        self.client, self.expand_fraction, self.num_tokens = client, expand_fraction, num_tokens
+
+    def __call__(self, passages: Sequence[str]) -> Timed:
+        answer = self.client.generate(
+            QUESTION,
+            passages,
+            expand_fraction=self.expand_fraction,
+            max_tokens=self.num_tokens,
+            min_tokens=self.num_tokens,
+        )
+        assert answer.ttft_seconds is not None, "the answer has no token"
+        return Timed(answer.token_ids, answer.ttft_seconds, answer.total_seconds)
+
+
+def measure(options: argparse.Namespace) -> list[Report]:
+    trained_window = RefragConfig.load(options.checkpoint).max_prompt_slots
+    with tempfile.TemporaryDirectory() as folder:
+        repository = deploy(options.checkpoint, Path(folder), max(options.context_tokens) + SPARE_SLOTS)
+        corpus, bare = Corpus(repository), BareDecoder(Path(folder, "checkpoint"))
+        with (
+            serve(repository, disk_path=f"{folder}/store") as server,
+            RefragClient(server.grpc_address) as client,
+            StoreClient(server.grpc_address) as store,
+        ):
+            ways: dict[str, Way] = {
+                "generate": Generate(bare, options.num_tokens),
+                "plain": Served(client, 1.0, options.num_tokens),
+                "compressed": Served(client, options.expand_fraction, options.num_tokens),
+            }
+            return [
+                measure_length(
+                    ways, corpus, store, num_tokens, options.rounds, num_tokens + SPARE_SLOTS < trained_window
+                )
+                for num_tokens in tqdm(options.context_tokens, desc="peers", disable=None)
+            ]
+
+
+def measure_length(
+    ways: dict[str, Way], corpus: Corpus, store: StoreClient, num_tokens: int, rounds: int, must_agree: bool
+) -> Report:
+    timed: dict[str, list[Timed]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        passages = corpus.draw(num_tokens)
+        store.index(passages)
+        answers = {name: way(passages) for name, way in ways.items()}
+        if must_agree:
+            assert answers["generate"].token_ids == answers["plain"].token_ids, "generate and the plain path disagree"
+        # The first round warms up.
+        for name, answer in answers.items() if number else ():
+            timed[name].append(answer)
+    row: Report = {"context_tokens": num_tokens, "tokens_compared": must_agree}
+    for quantity in ("ttft", "total"):
+        seconds = {name: [getattr(one, quantity) for one in series] for name, series in timed.items()}
+        row[quantity] = {name: summarise(values) for name, values in seconds.items()}
+        row[f"{quantity}_against_generate"] = {
+            name: median_ratio(seconds["generate"], seconds[name]) for name in ways if name != "generate"
+        }
+    return row
+
+
+def markdown(report: Report) -> str:
+    """One table, with machine, commit and command."""
+    about = f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
+    return f"{peers_table(report)}\n\n{about}"
+
+
+def peers_table(report: Report) -> str:
+    header = [
+        "context tokens",
+        "first token of generate",
+        "plain",
+        "compressed",
+        "answer of generate",
+        "plain",
+        "compressed",
+    ]
+    rows = []
+    for row in report["rows"]:
+        cells = [f"{row['context_tokens']:,}"]
+        for quantity in ("ttft", "total"):
+            cells.append(f"{row[quantity]['generate']['p50_ms']:,.0f} ms")
+            cells += [
+                f"{row[quantity][name]['p50_ms']:,.0f} ms, {ratio:.1f}×"
+                for name, ratio in row[f"{quantity}_against_generate"].items()
+            ]
+        rows.append(cells)
+    return table(header, rows, num_text=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
+    parser.add_argument("--context-tokens", type=int, nargs="+", default=[1024, 4096, 8192])
+    parser.add_argument("--expand-fraction", type=float, default=0.1)
+    parser.add_argument("--num-tokens", type=int, default=32, help="tokens of every answer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    report = {
+        **describe_run("perf.peers"),
+        "answer_tokens": options.num_tokens,
+        "expand_fraction": options.expand_fraction,
+        "rows": measure(options),
+    }
+    emit(report, markdown(report), options.output)
+
+
+if __name__ == "__main__":
+    main()

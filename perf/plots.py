@@ -1,0 +1,215 @@
+"""Plots of result files. Axes name their units, and each plot shows what it is measured against."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from perf.results import Report
+
+BASELINE: dict[str, Any] = {"color": "#6b7280", "linestyle": "--"}
+COLORS = ("#0b6e4f", "#c2410c", "#1d4ed8", "#a21caf", "#b45309", "#0e7490")
+SIZE = (9.0, 4.2)
+
+
+def ttft(report: Report) -> Figure:
+    """Milliseconds over context tokens, plain as the baseline."""
+    figure, axes = _figure("context tokens", "time to first token, ms")
+    for name, rows in _series(report["rows"], _way).items():
+        is_plain = name.startswith("plain")
+        lengths, times = [row["context_tokens"] for row in rows], [row["ttft"]["p50_ms"] for row in rows]
+        axes.plot(lengths, times, marker="o", label=name, **(BASELINE if is_plain else {}))
+    _logarithmic(axes, sorted({row["context_tokens"] for row in report["rows"]}))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def speedup(report: Report) -> Figure:
+    """Plain over each way, and what the paper's model predicts for the same slots where nothing is expanded."""
+    figure, axes = _figure("context tokens", "times as fast as plain")
+    rows = [row for row in report["rows"] if "speedup" in row]
+    for index, (name, own) in enumerate(_series(rows, _way).items()):
+        lengths, color = [row["context_tokens"] for row in own], COLORS[index % len(COLORS)]
+        axes.plot(lengths, [row["speedup"] for row in own], marker="o", color=color, label=name)
+        if own[0]["store"] == "warm" and own[0]["expand_fraction"] == 0.0:
+            analytic = [row["analytic"] for row in own]
+            axes.plot(lengths, analytic, linestyle=":", color=color, label=f"{name}: the paper's model")
+    axes.axhline(1.0, label="plain", **BASELINE)
+    _logarithmic(axes, sorted({row["context_tokens"] for row in rows}))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def stages(report: Report) -> Figure:
+    """Where the time goes, at the longest context that all ways were asked with; plain is cut off where it leaves."""
+    longest = max(row["context_tokens"] for row in report["rows"] if row["store"] == "plain")
+    rows = [row for row in report["rows"] if row["context_tokens"] == longest]
+    figure, axes = _figure(f"milliseconds of a request with {longest:,} context tokens", "")
+    names = [_way(row) for row in rows]
+    left = [0.0] * len(rows)
+    for stage in rows[0]["stages_ms"]:
+        widths = [max(0.0, row["stages_ms"][stage]) for row in rows]
+        axes.barh(names, widths, left=left, label=stage)
+        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+    compressed = [total for total, row in zip(left, rows, strict=True) if row["store"] != "plain"]
+    axes.set_xlim(0, 1.15 * max(compressed))
+    for index, (total, row) in enumerate(zip(left, rows, strict=True)):
+        if row["store"] == "plain":
+            axes.text(1.14 * max(compressed), index, f"to {total:,.0f} ms →", ha="right", va="center", color="white")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure
+
+
+def throughput(report: Report) -> Figure:
+    """Requests per second at each level of load."""
+    figure, axes = _figure("load", "requests per second")
+    _pair_bars(axes, report, lambda way: way["throughput"])
+    return figure
+
+
+def latency(report: Report) -> Figure:
+    """Median time to first token, and its 99th percentile as a whisker."""
+    figure, axes = _figure("load", "time to first token, ms (whisker: 99th percentile)")
+    _pair_bars(
+        axes,
+        report,
+        lambda way: way["ttft"]["p50_ms"],
+        lambda way: max(0.0, way["ttft"]["p99_ms"] - way["ttft"]["p50_ms"]),
+    )
+    axes.set_yscale("log")
+    return figure
+
+
+def peers(report: Report) -> Figure:
+    """Milliseconds of each way, generate as the baseline."""
+    figure, axes = _figure("context tokens", "time to first token, ms")
+    labels = [f"{row['context_tokens']:,}" for row in report["rows"]]
+    ways = list(report["rows"][0]["ttft"])
+    for index, name in enumerate(ways):
+        places = [place + (index - 1) * 0.27 for place in range(len(labels))]
+        heights = [row["ttft"][name]["p50_ms"] for row in report["rows"]]
+        color = BASELINE["color"] if name == "generate" else COLORS[index - 1]
+        axes.bar(places, heights, width=0.25, label=name, color=color)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def passages(report: Report) -> Figure:
+    """Time to first token over prompt slots; the dashed line grows as the slots do."""
+    figure, axes = _figure("prompt slots", "time to first token, ms")
+    slots = [row["prompt_slots"] for row in report["passages"]]
+    times = [row["ttft"]["p50_ms"] for row in report["passages"]]
+    axes.plot(slots, times, marker="o", color=COLORS[0], label="measured")
+    rate = times[-1] / slots[-1]
+    axes.plot([0, slots[-1]], [0, rate * slots[-1]], label="in proportion to the slots", **BASELINE)
+    for row, slot, time in zip(report["passages"], slots, times, strict=True):
+        axes.annotate(
+            f"{row['passages']} passages", (slot, time), textcoords="offset points", xytext=(6, -10), fontsize=8
+        )
+    axes.legend(fontsize=8)
+    return figure
+
+
+def callers(report: Report) -> Figure:
+    """Requests per second over callers; the dashed line is one caller's."""
+    figure, axes = _figure("callers at a time", "requests per second")
+    counts = [row["callers"] for row in report["callers"]]
+    axes.plot(counts, [row["throughput"] for row in report["callers"]], marker="o", color=COLORS[0], label="measured")
+    axes.axhline(report["callers"][0]["throughput"], label=f"{counts[0]} at a time", **BASELINE)
+    axes.set_xticks(counts)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def prefill(report: Report) -> Figure:
+    """Plain over each way in process, with the paper's model."""
+    figure, axes = _figure("context tokens", "times as fast as plain")
+    rows = [row for row in report["rows"] if "speedup" in row and row["expand_fraction"] == 0.0]
+    for index, (name, own) in enumerate(
+        _series(rows, lambda row: f"k={row['chunk_size']}, batch {row['batch']}").items()
+    ):
+        lengths, color = [row["context_tokens"] for row in own], COLORS[index % len(COLORS)]
+        axes.plot(lengths, [row["speedup"] for row in own], marker="o", color=color, label=f"{name}, cached")
+        not_cached = [row["speedup_not_cached"] for row in own]
+        axes.plot(lengths, not_cached, marker="x", color=color, linestyle="-.", label=f"{name}, not cached")
+        axes.plot(
+            lengths, [row["analytic"] for row in own], linestyle=":", color=color, label=f"{name}: the paper's model"
+        )
+    axes.axhline(1.0, label="plain", **BASELINE)
+    _logarithmic(axes, sorted({row["context_tokens"] for row in rows}))
+    axes.legend(fontsize=7, ncols=2)
+    return figure
+
+
+def engine(report: Report) -> Figure:
+    """Tokens per second of the engine over each other way."""
+    figure, axes = _figure("requests at a time", "times the tokens per second of")
+    name, decoder = next(iter(report["decoders"].items()))
+    rows = decoder["throughput"]
+    counts = [row["concurrency"] for row in rows]
+    for index, other in enumerate(rows[0]["engine_against"]):
+        ratios = [row["engine_against"][other] for row in rows]
+        axes.plot(counts, ratios, marker="o", color=COLORS[index], label=f"{name}: {other}")
+    axes.axhline(1.0, label="as fast", **BASELINE)
+    axes.set_xticks(counts)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _figure(x: str, y: str) -> tuple[Figure, Axes]:
+    # Without pyplot, which keeps every figure until it is closed.
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_prop_cycle(color=COLORS)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _series(rows: Sequence[Report], name: Callable[[Report], str]) -> dict[str, list[Report]]:
+    """Rows by name, in their order."""
+    series: dict[str, list[Report]] = {}
+    for row in rows:
+        series.setdefault(name(row), []).append(row)
+    return series
+
+
+def _way(row: Report) -> str:
+    if row["store"] == "plain":
+        return f"plain (server of k={row['chunk_size']})"
+    return f"k={row['chunk_size']}, {row['store']}, p={row['expand_fraction']:g}"
+
+
+def _logarithmic(axes: Axes, lengths: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+
+
+def _pair_bars(
+    axes: Axes,
+    report: Report,
+    value: Callable[[Report], float],
+    whisker: Callable[[Report], float] | None = None,
+) -> None:
+    """Compressed beside plain, the baseline."""
+    labels = [row["load"] for row in report["rows"]]
+    colors = {"compressed": COLORS[0], "plain": BASELINE["color"]}
+    for index, (name, color) in enumerate(colors.items()):
+        places = [place + (index - 0.5) * 0.4 for place in range(len(labels))]
+        ways: list[Any] = [row[name] for row in report["rows"]]
+        errors = None if whisker is None else [[0.0] * len(ways), [whisker(way) for way in ways]]
+        axes.bar(places, [value(way) for way in ways], width=0.38, yerr=errors, capsize=3, label=name, color=color)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.legend(fontsize=8)

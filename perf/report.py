@@ -1,0 +1,157 @@
+"""Result files as one page for people: Markdown, or HTML that needs nothing besides itself; and two of them compared.
+
+    python -m perf.report page perf/results --output build/perf/report.html      or .md
+    python -m perf.report compare before/ttft.json after/ttft.json
+
+A folder's page has a section for each benchmark that left its result there. Every plot has its baseline.
+"""
+
+import argparse
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import markdown as markdown_library
+
+from perf import engine, load, peers, plots, prefill, scale, store, ttft
+from perf.results import Report, table
+
+# What tells the entries of a list apart.
+IDENTITY = (
+    "context_tokens",
+    "chunk_size",
+    "store",
+    "expand_fraction",
+    "load",
+    "passages",
+    "callers",
+    "concurrency",
+    "batch",
+    "tier",
+    "computed_share",
+)
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1e21 }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 0.85rem }
+th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #d9dce0 }
+th { text-align: left; vertical-align: bottom }
+img { width: 100% }
+code { background: #f2f3f5; padding: 0 0.2rem }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one benchmark's result file becomes."""
+
+    name: str
+    title: str
+    text: Callable[[Report], str]
+    figures: tuple[Callable[[Report], Any], ...] = ()
+
+
+SECTIONS = (
+    Section(
+        "ttft", "Time to first token through the served graph", ttft.markdown, (plots.ttft, plots.speedup, plots.stages)
+    ),
+    Section("load", "Many callers at once", load.markdown, (plots.throughput, plots.latency)),
+    Section("peers", "Beside Hugging Face's generate", peers.markdown, (plots.peers,)),
+    Section("scale", "Idle cost and growth", scale.markdown, (plots.passages, plots.callers)),
+    Section("prefill", "The decoder in process", prefill.markdown, (plots.prefill,)),
+    Section("engine", "The engine against other ways to run the decoder", engine.render, (plots.engine,)),
+    Section("store", "The store of chunk vectors", store.markdown),
+)
+
+
+def markdown_page(folder: Path) -> str:
+    """Tables only."""
+    parts = [f"## {section.title}\n\n{section.text(report)}" for section, report in read_results(folder)]
+    return "\n\n".join(["# REFRAG: performance", *parts]) + "\n"
+
+
+def html_page(folder: Path) -> str:
+    """Plots, then the tables that they are drawn from."""
+    parts = []
+    for section, report in read_results(folder):
+        images = "".join(
+            f'<img alt="{html.escape(section.title)}" src="{_data_url(draw(report))}">' for draw in section.figures
+        )
+        text = markdown_library.markdown(section.text(report), extensions=["tables"])
+        parts.append(f"<h2>{html.escape(section.title)}</h2>\n{images}\n{text}")
+    title = "REFRAG: performance"
+    head = f'<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
+    return f'<!doctype html>\n<html lang="en">{head}<body><h1>{title}</h1>\n{chr(10).join(parts)}\n</body></html>\n'
+
+
+def read_results(folder: Path) -> Iterator[tuple[Section, Report]]:
+    for section in SECTIONS:
+        path = folder / f"{section.name}.json"
+        if path.exists():
+            yield section, json.loads(path.read_text())
+
+
+def compare(before: Report, after: Report) -> str:
+    """Every number that both have, and how many times the first the second is."""
+    first, second = dict(flatten(before)), dict(flatten(after))
+    rows = [
+        [name, f"{first[name]:g}", f"{second[name]:g}", f"{second[name] / first[name]:.2f}×" if first[name] else ""]
+        for name in first
+        if name in second
+    ]
+    about = [f"{report['commit']} on {report['machine']}" for report in (before, after)]
+    return table(["what", *about, "second over first"], rows)
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a report by their place in it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in IDENTITY:
+                yield from flatten(item, f"{name} {key}".strip())
+    elif isinstance(value, list):
+        for item in value:
+            yield from flatten(item, f"{name} ({_identify(item)})")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name, float(value)
+
+
+def _identify(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    return ", ".join(f"{key} {item[key]}" for key in IDENTITY if item.get(key) is not None)
+
+
+def _data_url(figure: Any) -> str:
+    image = io.BytesIO()
+    figure.savefig(image, format="svg", bbox_inches="tight")
+    return f"data:image/svg+xml;base64,{base64.b64encode(image.getvalue()).decode()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    page = commands.add_parser("page", help="one page of a folder's results")
+    page.add_argument("folder", type=Path)
+    page.add_argument("--output", type=Path, required=True, help="a name that ends in .html or .md")
+    comparison = commands.add_parser("compare", help="two results of one benchmark")
+    comparison.add_argument("before", type=Path)
+    comparison.add_argument("after", type=Path)
+    options = parser.parse_args()
+    if options.command == "compare":
+        print(compare(*(json.loads(path.read_text()) for path in (options.before, options.after))))
+        return
+    if options.output.suffix not in (".html", ".md"):
+        parser.error(f"--output is {options.output}; its name must end in .html or .md")
+    text = html_page(options.folder) if options.output.suffix == ".html" else markdown_page(options.folder)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text)
+    print(f"{options.output}: {len(text):,} bytes")
+
+
+if __name__ == "__main__":
+    main()

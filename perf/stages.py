@@ -1,0 +1,132 @@
+"""Where a request's time goes, by the server's own clocks: Triton's statistics of each model, and the engine's metrics.
+
+    client, gRPC      the client's time to first token less the graph's: encoding, transport, the way back
+    preprocessing     waiting for the model and computing, with its tensors copied in and out; so for each model
+    ...
+    hand-overs        what is left until the decoder admits the request: Triton between the models
+    decoder           admission to first token
+
+Times are means over the requests between two readings.
+"""
+
+import re
+import time
+import urllib.request
+from dataclasses import dataclass
+from types import TracebackType
+
+from tritonclient.grpc import InferenceServerClient
+
+from refrag.embedded import EmbeddedServer
+
+# Models before the decoder, in their order.
+MODELS = ("preprocessing", "chunk_encoder", "expansion_policy", "projector")
+# The engine tells its metrics once a second.
+METRIC_SECONDS = 1.2
+COMPUTE = ("compute_input", "compute_infer", "compute_output")
+PHASES = ("queue", *COMPUTE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Seconds so far. models: of each model and phase. engine: of histograms, as (sum, count)."""
+
+    models: dict[str, dict[str, float]]
+    engine: dict[str, tuple[float, int]]
+
+
+class StageClock:
+    """Reads a server's clocks."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.server = server
+        self.triton = InferenceServerClient(server.grpc_address)
+
+    def __enter__(self) -> "StageClock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.triton.close()
+
+    def read(self) -> Reading:
+        time.sleep(METRIC_SECONDS)
+        told = self.triton.get_inference_statistics(as_json=True)["model_stats"]
+        models = {model["name"]: _phases(model["inference_stats"]) for model in told}
+        return Reading(models, {name: self._read_histogram(name) for name in ("ttft", "queue")})
+
+    def read_lookup(self) -> float:
+        """Seconds spent so far in looking up chunk vectors."""
+        time.sleep(METRIC_SECONDS)
+        return self._read_metric("refrag_store_lookup_seconds_sum", 'model="preprocessing"')
+
+    def read_model(self, name: str) -> float:
+        """Seconds that a model has computed so far."""
+        told = self.triton.get_inference_statistics(name, as_json=True)["model_stats"]
+        return _phases(told[0]["inference_stats"])["compute_infer"]
+
+    def _read_histogram(self, name: str) -> tuple[float, int]:
+        total, count = (self._read_metric(f"refrag_{name}_seconds_{part}") for part in ("sum", "count"))
+        return total, int(count)
+
+    def _read_metric(self, name: str, label: str = "") -> float:
+        with urllib.request.urlopen(f"http://{self.server.metrics_address}/metrics", timeout=30) as response:
+            text = response.read().decode()
+        found = re.search(rf"^{name}(?:{{.*{re.escape(label)}.*}})? (\S+)$", text, re.MULTILINE)
+        assert found, f"the server tells no {name}"
+        return float(found[1])
+
+
+def queue_seconds(before: Reading, after: Reading) -> dict[str, float]:
+    """Of one request, waiting for each model; for the decoder from the last model before it to admission."""
+    models = {name: _spent(before, after, name, ("queue",)) for name in MODELS}
+    _, admission = _engine_seconds(before, after)
+    done = sum(models.values()) + sum(_spent(before, after, name, COMPUTE) for name in MODELS)
+    return {**models, "decoder": admission + _unclocked(before, after) - done}
+
+
+def compute_seconds(before: Reading, after: Reading) -> dict[str, float]:
+    """Of one request, in each model; in the decoder from admission to first token."""
+    first_token, admission = _engine_seconds(before, after)
+    return {**{name: _spent(before, after, name, COMPUTE) for name in MODELS}, "decoder": first_token - admission}
+
+
+def stage_seconds(before: Reading, after: Reading, ttft: float) -> dict[str, float]:
+    """Of one request; `ttft`: the client's mean time to first token, in seconds."""
+    waits, computes = queue_seconds(before, after), compute_seconds(before, after)
+    first_token, _ = _engine_seconds(before, after)
+    return {
+        "client, gRPC": ttft - first_token - _unclocked(before, after),
+        **{name: waits[name] + computes[name] for name in MODELS},
+        "hand-overs": waits["decoder"],
+        "decoder": computes["decoder"],
+    }
+
+
+def _engine_seconds(before: Reading, after: Reading) -> tuple[float, float]:
+    """From the arrival of a request in the graph to its first token, and to its admission by the decoder."""
+    count = _count(before, after)
+    first_token, admission = ((after.engine[name][0] - before.engine[name][0]) / count for name in ("ttft", "queue"))
+    return first_token, admission
+
+
+def _unclocked(before: Reading, after: Reading) -> float:
+    """The graph's clock starts when preprocessing begins to compute: what it spent before."""
+    return _spent(before, after, "preprocessing", ("queue", "compute_input"))
+
+
+def _spent(before: Reading, after: Reading, model: str, phases: tuple[str, ...]) -> float:
+    """Of one request."""
+    seconds = sum(after.models[model][phase] - before.models[model][phase] for phase in phases)
+    return seconds / _count(before, after)
+
+
+def _count(before: Reading, after: Reading) -> int:
+    count = after.engine["ttft"][1] - before.engine["ttft"][1]
+    assert count > 0, "no request was answered between the readings"
+    return count
+
+
+def _phases(stats: dict[str, dict[str, str]]) -> dict[str, float]:
+    return {phase: int(stats.get(phase, {}).get("ns", 0)) / 1e9 for phase in PHASES}
