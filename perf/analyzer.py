@@ -6,6 +6,7 @@ folder of links with the names that it asks for.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,7 @@ from refrag.errors import SetupError
 
 # Name that is asked for, and how the wheel's name for it begins.
 LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
-# Requests that are sent before the clock starts.
-NUM_WARM_UP = 2
+NO_NUMBER = re.compile(r"(?<=[:,\[])-?(?:nan|inf)(?=[,}\]])")
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,22 @@ def run_analyzer(address: str, model: str, requests: Sequence[dict[str, Any]], l
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(folder))
         if done.returncode != 0 or not export.exists():
             raise SetupError(f"perf_analyzer ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return read_export(json.loads(export.read_text()), len(requests))
+        return read_export(export.read_text(), len(requests))
 
 
-def read_export(export: dict[str, Any], num_requests: int) -> list[Timing]:
-    """Of one experiment. The last response of a stream is empty, and only tells that it has ended."""
-    [experiment] = export["experiments"]
+def read_export(text: str, num_requests: int) -> list[Timing]:
+    """Of one experiment. A response that holds nothing only tells that the stream has ended."""
+    # Of an output without elements it writes whatever number lies there in memory, and that may be no number.
+    [experiment] = json.loads(NO_NUMBER.sub("null", text))["experiments"]
     timings = [
-        Timing(request["timestamp"] / 1e9, tuple(time / 1e9 for time in request["response_timestamps"][:-1]))
+        Timing(
+            request["timestamp"] / 1e9,
+            tuple(
+                time / 1e9
+                for time, outputs in zip(request["response_timestamps"], request["response_outputs"], strict=True)
+                if outputs
+            ),
+        )
         for request in experiment["requests"]
     ]
     num_answered = sum(bool(timing.responses) for timing in timings)

@@ -85,6 +85,8 @@ class PagedStep:
             pairs = self.cache.read(layer, runs)
             if span.num_rows == 1:
                 attend_one(rows[span.rows.start], pairs, heads.softcap, output[span.rows.start])
+            elif span.num_past and rows.device.type == "cpu" and _is_plain(span, heads):
+                output[span.rows] = attend_after(rows[span.rows], pairs)
             else:
                 mask = self._mask(span, runs, heads.sliding_window)
                 output[span.rows] = attend_many(rows[span.rows], pairs, mask, heads.softcap)
@@ -146,6 +148,36 @@ def attend_one(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], softcap: f
         output.baddbmm_(share, values)
 
 
+def attend_after(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Several rows, scaled, plainly causal at the end of more slots, on a CPU.  (R, K, G, W) -> (R, K, G, W)
+
+    What was there before is read without a mask, the rows' own slots as a causal square, and the two are weighed by
+    their sums of exponentials: a mask as large as both costs as much again as the products.
+    """
+    keys, values = _joined(pairs)
+    num_rows, _, group_size, _ = query.shape
+    num_past = keys.shape[1] - num_rows
+    # The kernel reads rows as if they lay one after another, and does not check.
+    grouped = query.permute(1, 2, 0, 3).contiguous()  # (K, G, R, W)
+    own_keys, own_values = (part[:, num_past:].repeat_interleave(group_size, 0) for part in (keys, values))  # (H, R, W)
+    before, log_sum_before = _flash(grouped.flatten(1, 2), keys[:, :num_past], values[:, :num_past], is_causal=False)
+    within, log_sum_within = _flash(grouped.flatten(0, 1), own_keys, own_values, is_causal=True)
+    share = torch.sigmoid(log_sum_before.reshape(-1, num_rows) - log_sum_within).unsqueeze(-1)  # (H, R, 1)
+    output = torch.lerp(within, before.reshape(within.shape), share.to(within.dtype))  # (H, R, W)
+    return output.unflatten(0, (-1, group_size)).permute(2, 0, 1, 3)
+
+
+def _flash(query: Tensor, keys: Tensor, values: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """Attention, and the logarithm of each row's sum of exponentials, which torch's public function keeps to itself.
+
+    (H, R, W), (H, L, W), (H, L, W) -> (H, R, W), (H, R)
+    """
+    output, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), is_causal=is_causal, scale=1.0
+    )
+    return output[0], log_sums[0]
+
+
 def attend_many(
     query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, softcap: float | None
 ) -> Tensor:
@@ -153,7 +185,7 @@ def attend_many(
 
     (R, K, G, W) -> (R, K, G, W)
     """
-    keys, values = pairs[0] if len(pairs) == 1 else (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
+    keys, values = _joined(pairs)
     num_rows, _, group_size, _ = query.shape
     if mask is None and softcap is None:
         heads = query.flatten(1, 2).transpose(0, 1)  # (H, R, W)
@@ -181,14 +213,30 @@ def attend_many(
 
 def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
     """Which of the last `num_slots` positions each row of the span sees; None if that is plainly causal.  (R, L)"""
-    end = span.num_past + span.num_rows
-    fits_window = sliding_window is None or end <= sliding_window
-    if span.num_past == 0 and fits_window:
+    if span.num_past == 0 and _fits_window(span, sliding_window):
         return None
+    end = span.num_past + span.num_rows
     rows = torch.arange(span.num_past, end, device=device).unsqueeze(1)
     slots = torch.arange(end - num_slots, end, device=device).unsqueeze(0)
     mask = slots <= rows
     return mask if sliding_window is None else mask & (slots > rows - sliding_window)
+
+
+def _is_plain(span: Span, heads: Heads) -> bool:
+    """Whether each row sees all slots up to its own, by scores as they are."""
+    return heads.softcap is None and _fits_window(span, heads.sliding_window) and heads.key.shape == heads.value.shape
+
+
+def _fits_window(span: Span, sliding_window: int | None) -> bool:
+    return sliding_window is None or span.num_past + span.num_rows <= sliding_window
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values of all runs, copied together where there are several."""
+    if len(pairs) == 1:
+        return pairs[0]
+    keys, values = zip(*pairs, strict=True)
+    return torch.cat(keys, 1), torch.cat(values, 1)
 
 
 def _last_slots(span: Span, sliding_window: int | None) -> Sequence[Run]:
