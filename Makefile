@@ -7,6 +7,7 @@ CHECKPOINT ?= checkpoints/demo
 BASELINES ?= $(CHECKPOINT)-baselines
 REPOSITORY ?= model_repository
 EXPORT_OPTIONS ?=
+RESULTS ?= perf/results
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -15,7 +16,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export bench-engine bench-store test test-fast check format evaluate train-demo train-tiny clean
+.PHONY: help install demo results serve export perf perf-full bench-engine bench-store test test-fast check format evaluate train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,6 +47,20 @@ export: install ## checkpoint → ONNX graphs and a deployable repository; EXPOR
 # What is exported already stays, with the options it was exported with, until the checkpoint changes.
 $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
 	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+
+perf: install ## a report on this machine in five minutes: first tokens and load → build/perf/report.html
+	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --output build/perf/ttft.json
+	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --output build/perf/load.json
+	$(BIN)/python -m perf.report page build/perf --output build/perf/report.html
+
+perf-full: install ## all of perf/ at length → $(RESULTS) and build/perf-full/report.html
+	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --context-tokens 512 2048 8192 16384 --chunk-sizes 8 16 32 \
+		--expand-fractions 0 0.05 0.1 0.2 --output $(RESULTS)/ttft.json
+	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --concurrency 1 2 4 8 16 --request-rates 1 2 --output $(RESULTS)/load.json
+	$(BIN)/python -m perf.peers --checkpoint $(CHECKPOINT) --output $(RESULTS)/peers.json
+	$(BIN)/python -m perf.scale --checkpoint $(CHECKPOINT) --output $(RESULTS)/scale.json
+	$(BIN)/python -m perf.prefill 30m --output $(RESULTS)/prefill.json
+	$(BIN)/python -m perf.report page $(RESULTS) --output build/perf-full/report.html
 
 bench-engine: install ## the decoder's engine against Hugging Face's ways to generate → perf/results/engine.json
 	$(BIN)/python -m perf.engine $(if $(shell command -v g++),--compile) --output perf/results/engine.json

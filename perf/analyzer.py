@@ -83,7 +83,8 @@ def run_analyzer(address: str, model: str, requests: Sequence[dict[str, Any]], l
         command += ["--request-count", str(len(requests)), "--profile-export-file", str(export)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(folder))
         if done.returncode != 0 or not export.exists():
-            raise SetupError(f"perf_analyzer ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            # Its whole usage follows what is wrong.
+            raise SetupError(f"perf_analyzer ended with {done.returncode}:\n{done.stdout[-500:]}{done.stderr[:500]}")
         return read_export(export.read_text(), len(requests))
 
 

@@ -18,6 +18,7 @@ A request that fails ends the run. The last line of the output is the report as 
 """
 
 import argparse
+import math
 import random
 import tempfile
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ def make_callers(corpus: Corpus, options: argparse.Namespace) -> Callers:
 
 def measure_load(address: str, clock: StageClock, callers: Callers, load: Load, options: argparse.Namespace) -> Report:
     """Both ways at one level."""
-    count = options.requests * (load.concurrency or 1)
+    count = math.ceil(options.requests * (load.concurrency or load.requests_per_second or 1))
     row: Report = {"load": load.name, "concurrency": load.concurrency, "requests_per_second": load.requests_per_second}
     for name, expand_fraction in WAYS.items():
         before = clock.read()
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=int, default=16, help="tokens of every answer")
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--request-rates", type=float, nargs="*", default=[], help="requests per second")
-    parser.add_argument("--requests", type=int, default=6, help="times the number at a time; or of each rate")
+    parser.add_argument("--requests", type=int, default=6, help="of each caller; at a rate, seconds of it")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report = {

@@ -1,13 +1,11 @@
 """The store's benchmark tells what it measured; how fast is for `make bench-store` to say."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from perf import sizing, store
 from perf.sizing import GEOMETRIES, measure_entry_bytes
-from refrag.config import RefragConfig
 
 REPORT = {
     "machine": "a machine",
@@ -19,26 +17,13 @@ REPORT = {
         "num_vectors": 10,
         "bytes_per_vector": 384,
     },
-    "ttft": {
-        "context_tokens": 8192,
-        "prompt_slots": {"plain": 8200, "cold": 530, "warm": 530},
-        "ttft_ms": {"plain": 1000.0, "cold": 100.0, "warm": 40.0},
-        "plain_against": {"cold": 10.0, "warm": 25.0},
-    },
 }
 
 
 def test_the_tables_tell_what_was_measured():
     text = store.markdown(REPORT)
     assert "| memory | 512 | 1.2 ms | 30.0 ms |" in text
-    assert "| compressed, all stored | 530 | 40 ms | 25.0× |" in text
     assert "95% of it" in text
-
-
-def test_the_window_is_widened_in_a_copy(tmp_path):
-    store.widen(Path("checkpoints/demo"), tmp_path / "wide")
-    assert RefragConfig.load(tmp_path / "wide").max_prompt_slots == store.WINDOW
-    assert json.loads((tmp_path / "wide/decoder/config.json").read_text())["max_position_embeddings"] == store.WINDOW
 
 
 def test_the_sizing_page_is_what_its_command_writes():

@@ -1,0 +1,74 @@
+"""The tools against a real server, for as short as they can be: they end with a report, and a condition that fails ends
+them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perf import load, peers, scale, ttft
+from perf.deployment import deploy
+from refrag.config import RefragConfig
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+def run(module, output, *options):
+    command = [sys.executable, "-m", module.__name__, *map(str, options), "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(output.read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == report
+    assert module.markdown(report) in done.stdout
+    return report
+
+
+def test_first_tokens_are_measured_with_their_stages(tmp_path):
+    options = ["--context-tokens", 400, "--rounds", 1, "--stage-requests", 1]
+    report = run(ttft, tmp_path / "ttft.json", *options)
+    rows = {(row["store"], row["expand_fraction"]): row for row in report["rows"]}
+    assert list(rows) == [("plain", 1.0), ("cold", 0.0), ("cold", 0.1), ("warm", 0.0), ("warm", 0.1)]
+    plain, warm = rows["plain", 1.0], rows["warm", 0.0]
+    assert 400 <= plain["prompt_slots"] < 450
+    assert warm["prompt_slots"] < plain["prompt_slots"] / 6
+    assert warm["against_bare"] > 0
+    assert all(row["ttft"]["n"] == 1 and row["stages_ms"]["decoder"] > 0 for row in rows.values())
+
+
+def test_load_is_measured_by_perf_analyzer(tmp_path):
+    options = ["--context-tokens", 300, "--concurrency", 2, "--request-rates", 5, "--requests", 3, "--num-tokens", 4]
+    report = run(load, tmp_path / "load.json", *options)
+    assert [row["load"] for row in report["rows"]] == ["2 at a time", "5/s"]
+    for row in report["rows"]:
+        for way in ("compressed", "plain"):
+            assert row[way]["throughput"] > 0
+            assert row[way]["total"]["p50_ms"] > row[way]["ttft"]["p50_ms"] > 0
+            assert row[way]["models_ms"]["decoder"]["compute"] > 0
+    assert report["rows"][0]["plain"]["ttft"]["n"] == 6
+
+
+def test_peers_give_the_same_tokens(tmp_path):
+    report = run(peers, tmp_path / "peers.json", "--context-tokens", 300, "--rounds", 1, "--num-tokens", 4)
+    [row] = report["rows"]
+    assert row["tokens_compared"]
+    assert set(row["ttft_against_generate"]) == {"plain", "compressed"}
+
+
+def test_growth_is_measured_over_requests(tmp_path):
+    options = ["--passages", 1, 4, "--callers", 2, "--requests-per-caller", 3, "--requests", 20, "--rounds", 1]
+    report = run(scale, tmp_path / "scale.json", *options)
+    assert [row["passages"] for row in report["passages"]] == [1, 4]
+    assert report["requests"]["requests"] == 20
+    assert report["requests"]["after_mib"] > report["idle_mib"] / 2 > 100
+
+
+def test_a_deployment_is_a_copy_with_its_own_window_and_chunk_size(tmp_path):
+    repository = deploy(Path("checkpoints/demo"), tmp_path, 9000, chunk_size=32)
+    for model in ("preprocessing", "decoder"):
+        config = RefragConfig.load(repository / model / "1" / "checkpoint")
+        assert (config.max_prompt_slots, config.chunk_size) == (9000, 32)
+    deployed = json.loads((repository / "decoder/1/checkpoint/decoder/config.json").read_text())
+    assert deployed["max_position_embeddings"] == 9000

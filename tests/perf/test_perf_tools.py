@@ -1,0 +1,117 @@
+"""What the tools compute from what they read; that they measure the real server is in test_perf_server."""
+
+import json
+import random
+import sys
+
+import pytest
+
+from perf import decoders, prefill
+from perf.analytic import predicted_speedup
+from perf.analyzer import read_export
+from perf.load import Callers, describe
+from perf.prefill import Case
+from perf.stages import Reading, compute_seconds, queue_seconds, stage_seconds
+from refrag.errors import SetupError
+
+PHASES = {"queue": 0.001, "compute_input": 0.0, "compute_infer": 0.01, "compute_output": 0.0}
+MODELS = ("preprocessing", "chunk_encoder", "expansion_policy", "projector")
+
+
+def readings(num_requests, ttft, admission):
+    """Before and after: each model waits 1 ms and computes 10 ms for a request."""
+    zero = {name: dict.fromkeys(PHASES, 0.0) for name in MODELS}
+    spent = {name: {phase: num_requests * seconds for phase, seconds in PHASES.items()} for name in MODELS}
+    before = Reading(zero, {"ttft": (0.0, 0), "queue": (0.0, 0)})
+    engine = {"ttft": (num_requests * ttft, num_requests), "queue": (num_requests * admission, num_requests)}
+    return before, Reading(spent, engine)
+
+
+def test_stages_add_up_to_what_the_client_waited():
+    before, after = readings(4, ttft=0.1, admission=0.05)
+    stages = stage_seconds(before, after, ttft=0.12)
+    assert sum(stages.values()) == pytest.approx(0.12)
+    assert stages["preprocessing"] == pytest.approx(0.011)
+    assert stages["decoder"] == pytest.approx(0.05)
+    # The graph's clock does not see the millisecond before preprocessing begins.
+    assert stages["client, gRPC"] == pytest.approx(0.019)
+    assert stages["hand-overs"] == pytest.approx(0.007)
+
+
+def test_waiting_and_computing_are_told_apart():
+    before, after = readings(2, ttft=0.1, admission=0.05)
+    assert queue_seconds(before, after)["projector"] == pytest.approx(0.001)
+    assert compute_seconds(before, after)["projector"] == pytest.approx(0.01)
+
+
+def test_readings_without_a_request_between_them_are_refused():
+    before, _ = readings(1, 0.1, 0.1)
+    with pytest.raises(AssertionError, match="no request was answered"):
+        stage_seconds(before, before, 0.1)
+
+
+def test_the_papers_model_gives_its_own_figures():
+    """16,384 tokens of LLaMA-2-7B: 25.6 times at k=16 by its text."""
+    assert predicted_speedup(16384, 1024, 4096) == pytest.approx(25.6, rel=0.01)
+    assert predicted_speedup(100, 100, 192) == 1.0
+
+
+EXPORT = """{"experiments":[{"requests":[
+    {"timestamp":1000000000,"response_timestamps":[1100000000,1150000000,1200000000],
+     "response_outputs":[{"text_output":"nan, inf","token_log_probs":-nan},{"token_log_probs":[inf,1]},{}]},
+    {"timestamp":1050000000,"response_timestamps":[1250000000],"response_outputs":[{"token_log_probs":nan}]}
+]}]}"""
+
+
+def test_an_export_is_read_whatever_lies_in_empty_outputs():
+    first, second = read_export(EXPORT, 2)
+    assert first.ttft == pytest.approx(0.1)
+    assert len(first.responses) == 2, "the empty one only ends the stream"
+    assert first.inter_token == pytest.approx(0.05)
+    assert second.total == pytest.approx(0.2)
+
+
+def test_a_request_without_an_answer_ends_the_run():
+    with pytest.raises(SetupError, match="2 of 3 requests were answered"):
+        read_export(EXPORT, 3)
+
+
+def test_throughput_is_from_the_first_request_to_the_last_response():
+    assert describe(read_export(EXPORT, 2))["throughput"] == pytest.approx(2 / 0.25)
+
+
+def test_callers_never_ask_the_same_twice():
+    callers = Callers([f"passage {n}" for n in range(40)], 5, 8, random.Random(0))
+    requests = callers.draw(20, 0.0)
+    assert len({tuple(request["passages"]["content"]) for request in requests}) == 20
+    assert all(request["passages"]["shape"] == [5] for request in requests)
+    assert all(request["max_tokens"] == request["min_tokens"] == [8] for request in requests)
+
+
+def test_a_case_has_a_slot_for_each_compressed_chunk_and_all_tokens_of_the_others():
+    assert Case(1000).num_slots == 1000 + prefill.QUESTION_TOKENS
+    assert Case(1000, 16).num_slots == 63 + prefill.QUESTION_TOKENS
+    assert Case(1600, 16, 0.1).num_slots == 90 + 10 * 16 + prefill.QUESTION_TOKENS
+
+
+def test_the_papers_geometry_is_measured_in_process(tmp_path, monkeypatch, capsys):
+    tiny = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    monkeypatch.setitem(decoders.SHAPES, "tiny", {**tiny, **heads})
+    encoder = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    monkeypatch.setitem(prefill.ENCODERS, "tiny", encoder)
+    monkeypatch.setitem(prefill.PEAK_WIDTH, "cpu", 64)
+    output = tmp_path / "prefill.json"
+    options = ["--context-tokens", "64", "5000", "--chunk-sizes", "16", "--rounds", "1", "--kv-cache-mib", "1"]
+    monkeypatch.setattr(sys, "argv", ["prefill", "tiny", *options, "--output", str(output)])
+    prefill.main()
+    report = json.loads(output.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
+    rows = {(row["context_tokens"], row["chunk_size"], row["expand_fraction"]): row for row in report["rows"]}
+    assert len(rows) == 6
+    compressed = rows[64, 16, 0.0]
+    assert compressed["prompt_slots"] == 4 + prefill.QUESTION_TOKENS
+    assert compressed["ttft_not_cached"]["p50_ms"] > compressed["ttft"]["p50_ms"] > 0
+    assert {"speedup", "speedup_not_cached", "analytic", "share_of_peak"} <= compressed.keys()
+    assert rows[5000, None, None]["left_out"] == "keys and values do not fit"
+    assert "ttft" in rows[5000, 16, 0.0], "the compressed one fits"
