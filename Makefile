@@ -16,7 +16,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export perf perf-full bench-engine bench-store test test-fast check format evaluate train-demo train-tiny clean
+.PHONY: help install demo results serve export perf perf-full bench-engine bench-store readme test test-fast check format evaluate train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ bench-engine: install ## the decoder's engine against Hugging Face's ways to gen
 
 bench-store: install ## the store of chunk vectors: lookups, indexing, time to first token → perf/results/store.json
 	$(BIN)/python -m perf.store --output perf/results/store.json
+
+readme: install ## bring the README's figures up to date with the result files
+	$(BIN)/python -m perf.readme
 
 test: install ## all tests, with a real tritonserver
 	$(BIN)/python -m pytest tests client/tests

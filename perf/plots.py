@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter
 from perf.results import Report
 
 BASELINE: dict[str, Any] = {"color": "#6b7280", "linestyle": "--"}
-COLORS = ("#0b6e4f", "#c2410c", "#1d4ed8", "#a21caf", "#b45309", "#0e7490")
+COLORS = ("#0b6e4f", "#c2410c", "#1d4ed8", "#a21caf", "#b45309", "#0e7490", "#be123c")
 SIZE = (9.0, 4.2)
 
 
@@ -22,8 +22,7 @@ def ttft(report: Report) -> Figure:
         lengths, times = [row["context_tokens"] for row in rows], [row["ttft"]["p50_ms"] for row in rows]
         axes.plot(lengths, times, marker="o", label=name, **(BASELINE if is_plain else {}))
     _logarithmic(axes, sorted({row["context_tokens"] for row in report["rows"]}))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _logarithmic_times(axes)
     axes.legend(fontsize=8)
     return figure
 
@@ -47,7 +46,8 @@ def speedup(report: Report) -> Figure:
 def stages(report: Report) -> Figure:
     """Where the time goes, at the longest context that all ways were asked with; plain is cut off where it leaves."""
     longest = max(row["context_tokens"] for row in report["rows"] if row["store"] == "plain")
-    rows = [row for row in report["rows"] if row["context_tokens"] == longest]
+    chosen = [row for row in report["rows"] if row["context_tokens"] == longest]
+    rows = [row for row in chosen if row["chunk_size"] == 16] or chosen
     figure, axes = _figure(f"milliseconds of a request with {longest:,} context tokens", "")
     names = [_way(row) for row in rows]
     left = [0.0] * len(rows)
@@ -81,7 +81,7 @@ def latency(report: Report) -> Figure:
         lambda way: way["ttft"]["p50_ms"],
         lambda way: max(0.0, way["ttft"]["p99_ms"] - way["ttft"]["p50_ms"]),
     )
-    axes.set_yscale("log")
+    _logarithmic_times(axes)
     return figure
 
 
@@ -96,7 +96,7 @@ def peers(report: Report) -> Figure:
         color = BASELINE["color"] if name == "generate" else COLORS[index - 1]
         axes.bar(places, heights, width=0.25, label=name, color=color)
     axes.set_xticks(range(len(labels)), labels)
-    axes.set_yscale("log")
+    _logarithmic_times(axes)
     axes.legend(fontsize=8)
     return figure
 
@@ -195,6 +195,15 @@ def _logarithmic(axes: Axes, lengths: Sequence[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
+
+
+def _logarithmic_times(axes: Axes) -> None:
+    """Milliseconds, written out."""
+    axes.set_yscale("log")
+    written = FuncFormatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(written)
+    axes.yaxis.set_minor_formatter(written)
+    axes.tick_params(axis="y", which="minor", labelsize=7)
 
 
 def _pair_bars(

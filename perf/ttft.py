@@ -46,6 +46,8 @@ from refrag_client import Answer, RefragClient
 SPARE_SLOTS = 128
 # Vectors are stored once the answer is on its way.
 STORED_SECONDS = 0.5
+# What a summary shows.
+CHOSEN_SIZE, CHOSEN_FRACTIONS = 16, (0.0, 0.1, 1.0)
 # Of a context's tokens, so many may be in chunks that another context has too: the last ones of passages are short.
 TOLERATED_HITS = 0.2
 
@@ -81,16 +83,15 @@ class Server:
         self.corpus, self.client, self.clock, self.bare = corpus, client, clock, bare
         self.rng = random.Random(0)
 
-    def ask_in_turn(self, num_tokens: int, ways: list[Way]) -> Iterator[tuple[Way, list[str], Answer]]:
+    def ask_in_turn(self, num_tokens: int, ways: list[Way]) -> Iterator[tuple[Way, Answer]]:
         """Every way once: the plain one and cold ones about passages of their own, each warm one about a cold one's."""
         passages = {way: self.corpus.draw(num_tokens) for way in ways if way.store != "warm"}
         for way, own in passages.items():
-            yield way, own, self.ask(way, own)
+            yield way, self.ask(way, own)
         time.sleep(STORED_SECONDS)
         for way in ways:
             if way.store == "warm":
-                own = self.shuffled(passages[Way("cold", way.expand_fraction)])
-                yield way, own, self.ask(way, own)
+                yield way, self.ask(way, self.shuffled(passages[Way("cold", way.expand_fraction)]))
 
     def ask(self, way: Way, passages: list[str]) -> Answer:
         answer = ask(self.client, passages, way.expand_fraction)
@@ -119,14 +120,15 @@ def measure_length(server: Server, num_tokens: int, ways: list[Way], options: ar
     bare: list[float] = []
     floor = Way("warm", 0.0)
     for number in range(options.rounds + 1):
-        for way, passages, answer in server.ask_in_turn(num_tokens, ways):
+        for way, answer in server.ask_in_turn(num_tokens, ways):
             series[way].prompt_slots = answer.statistics.prompt_slots
             # The first round warms up.
             if number:
                 series[way].ttft.append(answer.ttft_seconds or 0.0)
-            if way == floor:
-                seconds = server.bare.prefill(passages, answer.statistics.prompt_slots)
-                bare += [seconds] if number else []
+        # After a pause, as the first of the warm ones.
+        time.sleep(STORED_SECONDS)
+        seconds = server.bare.prefill(server.corpus.draw(num_tokens), series[floor].prompt_slots)
+        bare += [seconds] if number else []
     for way in ways:
         series[way].stages = server.measure_stages(num_tokens, way, options.stage_requests)
     rows = [_row(num_tokens, way, series, server) for way in ways]
@@ -185,8 +187,18 @@ def markdown(report: Report) -> str:
 
 
 def ttft_table(report: Report) -> str:
+    return _table(report["rows"])
+
+
+def chosen_table(report: Report) -> str:
+    """The same at the checkpoint's own chunk size alone, without small fractions."""
+    rows = [row for row in report["rows"] if row["chunk_size"] == CHOSEN_SIZE]
+    return _table([row for row in rows if row["expand_fraction"] in CHOSEN_FRACTIONS])
+
+
+def _table(rows: list[Report]) -> str:
     header = ["context tokens", "k", "way", "slots", "first token", "p95", "speed-up", "analytic", "over bare"]
-    return table(header, [_cells(row) for row in report["rows"]], num_text=0)
+    return table(header, [_cells(row) for row in rows], num_text=0)
 
 
 def _cells(row: Report) -> list[str]:
@@ -207,7 +219,8 @@ def _cells(row: Report) -> list[str]:
 def stage_table(report: Report) -> str:
     """Milliseconds of each stage at the longest context that all ways were asked with."""
     longest = max(row["context_tokens"] for row in report["rows"] if row["store"] == "plain")
-    rows = [row for row in report["rows"] if row["context_tokens"] == longest]
+    chosen = [row for row in report["rows"] if row["context_tokens"] == longest]
+    rows = [row for row in chosen if row["chunk_size"] == CHOSEN_SIZE] or chosen
     header = [f"{longest:,} tokens, ms", *rows[0]["stages_ms"]]
     names = [f"k={row['chunk_size']}, {Way(row['store'], row['expand_fraction']).name}" for row in rows]
     return table(

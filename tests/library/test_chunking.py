@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from refrag.chunking import Chunker, cut_into_chunks, pack_chunks, unpack_chunks
+from refrag.serving.passage_cache import PassageCache
 from refrag.training.data.tokenizer import train_tokenizer
 
+PASSAGES = ["Mara Tolen keeps a cat.", "Odo Marsk plays the flute every evening, and sings.", "It is late.", ""]
 TOKENS = st.lists(st.integers(0, 2000), max_size=100)
 
 
@@ -35,6 +37,25 @@ def test_a_passage_has_the_same_chunks_under_any_neighbours(tiny_checkpoint):
     alone = chunker.context_chunks(["Odo Marsk plays the flute."])
     among = chunker.context_chunks(["Some other passage.", "Odo Marsk plays the flute."])
     assert [c.token_ids for c in alone] == [c.token_ids for c in among if c.passage == 1]
+
+
+@given(rounds=st.lists(st.lists(st.sampled_from(PASSAGES), max_size=6), max_size=5), limit_bytes=st.integers(0, 3000))
+def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, limit_bytes):
+    plain, cache = tiny_checkpoint.chunker, PassageCache(limit_bytes)
+    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=cache)
+    for passages in rounds:
+        assert cached.context_chunks(passages) == plain.context_chunks(passages)
+        assert cache.currsize <= limit_bytes
+
+
+def test_a_passage_is_tokenised_once(tiny_checkpoint, monkeypatch):
+    plain = tiny_checkpoint.chunker
+    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=PassageCache(2**20))
+    asked = []
+    monkeypatch.setattr(cached, "passages_ids", lambda passages: asked.append(passages) or plain.passages_ids(passages))
+    for passages in (PASSAGES[:2], PASSAGES[1:], PASSAGES * 2):
+        cached.context_chunks(passages)
+    assert [passage for passages in asked for passage in passages] == PASSAGES
 
 
 @pytest.mark.parametrize("special", ["<|eos|>", "<|bos|>", "<|pad|>"])

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag.budget import expansion_budget
+from refrag.budget import expands_all, expansion_budget
 from refrag.chunking import Chunk
 from refrag.errors import InvalidRequest
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
@@ -141,3 +141,17 @@ def test_bad_sampling_says_what_was_given(options, named):
 def test_an_empty_question_is_refused(question):
     with pytest.raises(InvalidRequest, match="text_input is empty"):
         ContextRequest(question)
+
+
+@given(
+    policy=st.sampled_from(["learned", "random", "all", "none"]),
+    fraction=st.floats(0, 1),
+    num_chunks=st.integers(0, 40),
+)
+def test_a_plain_prompt_is_known_beforehand(policy, fraction, num_chunks):
+    options = ExpansionOptions(expand_fraction=fraction, policy=policy)
+    chunks = [Chunk((1, 2), 0)] * num_chunks
+    network = ExpansionPolicy(encoder_width=8, width=8, num_heads=2).eval()
+    vectors = torch.zeros(num_chunks, 8)
+    selected = select_chunks(options, chunks, network, vectors, torch.zeros(1, 8))
+    assert expands_all(options, num_chunks) == (len(selected) == num_chunks)
