@@ -124,7 +124,7 @@ class Subject:
         batching = ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
             num_blocks=self.engine.pool.num_blocks * self.engine.pool.block_size // PAGE_SIZE,
-            max_batch_tokens=self.engine.settings.max_step_slots,
+            max_batch_tokens=max(self.engine.settings.max_step_slots, self.engine.settings.max_whole_slots),
         )
         generation = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
         with self.model.continuous_batching_context_manager(

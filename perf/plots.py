@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from perf.results import Report
+from perf.ttft import stage_rows
 
 BASELINE: dict[str, Any] = {"color": "#6b7280", "linestyle": "--"}
 COLORS = ("#0b6e4f", "#c2410c", "#1d4ed8", "#a21caf", "#b45309", "#0e7490", "#be123c")
@@ -34,7 +35,7 @@ def speedup(report: Report) -> Figure:
     for index, (name, own) in enumerate(_series(rows, _way).items()):
         lengths, color = [row["context_tokens"] for row in own], COLORS[index % len(COLORS)]
         axes.plot(lengths, [row["speedup"] for row in own], marker="o", color=color, label=name)
-        if own[0]["store"] == "warm" and own[0]["expand_fraction"] == 0.0:
+        if own[0]["store"] == "hot" and own[0]["expand_fraction"] == 0.0:
             analytic = [row["analytic"] for row in own]
             axes.plot(lengths, analytic, linestyle=":", color=color, label=f"{name}: the paper's model")
     axes.axhline(1.0, label="plain", **BASELINE)
@@ -45,9 +46,8 @@ def speedup(report: Report) -> Figure:
 
 def stages(report: Report) -> Figure:
     """Where the time goes, at the longest context that all ways were asked with; plain is cut off where it leaves."""
-    longest = max(row["context_tokens"] for row in report["rows"] if row["store"] == "plain")
-    chosen = [row for row in report["rows"] if row["context_tokens"] == longest]
-    rows = [row for row in chosen if row["chunk_size"] == 16] or chosen
+    rows = stage_rows(report)
+    longest = rows[0]["context_tokens"]
     figure, axes = _figure(f"milliseconds of a request with {longest:,} context tokens", "")
     names = [_way(row) for row in rows]
     left = [0.0] * len(rows)
@@ -55,7 +55,7 @@ def stages(report: Report) -> Figure:
         widths = [max(0.0, row["stages_ms"][stage]) for row in rows]
         axes.barh(names, widths, left=left, label=stage)
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
-    compressed = [total for total, row in zip(left, rows, strict=True) if row["store"] != "plain"]
+    compressed = [total for total, row in zip(left, rows, strict=True) if row["store"] != "plain"] or left
     axes.set_xlim(0, 1.15 * max(compressed))
     for index, (total, row) in enumerate(zip(left, rows, strict=True)):
         if row["store"] == "plain":

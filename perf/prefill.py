@@ -1,8 +1,8 @@
 """The paper's latency curve in process: a decoder's time to first token over context length, at any geometry.
 
     python -m perf.prefill 30m --output perf/results/prefill.json
-    python -m perf.prefill llama-2-7b --device cuda --dtype bfloat16 --context-tokens 512 2048 8192 16384 65536 \\
-        --chunk-sizes 8 16 32 --expand-fractions 0 0.1 --batch 1 8
+    python -m perf.prefill llama-2-7b --device cuda --dtype bfloat16 --kv-cache-mib 49152 --max-step-slots 8192 \\
+        --max-whole-slots 16384 --context-tokens 512 2048 8192 16384 65536 --batch 1 8
 
 Weights are random: time does not depend on what they know. There is no server, and nothing is tokenised; perf.ttft
 measures the whole of a served checkpoint.
@@ -38,9 +38,12 @@ from transformers import RobertaConfig, RobertaModel
 from perf.analytic import predicted_speedup, prefill_flops
 from perf.decoders import SHAPES, make_decoder, make_tokenizer
 from perf.results import Report, describe_run, emit, median_ratio, summarise, table
+from refrag.budget import expansion_budget
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.generation import MixedPrompt
+from refrag.engine.kv_cache import bytes_per_slot
 from refrag.engine.request import Request
+from refrag.engine.support import layer_shapes
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.model.projector import Projector
 from refrag.request import SamplingParams
@@ -80,7 +83,7 @@ class Case:
 
     @property
     def num_compressed(self) -> int:
-        return self.num_chunks - int(self.expand_fraction * self.num_chunks)
+        return self.num_chunks - expansion_budget(self.expand_fraction, self.num_chunks)
 
     @property
     def num_slots(self) -> int:
@@ -95,14 +98,26 @@ class Machine:
     def __init__(self, shape: str, options: argparse.Namespace) -> None:
         self.device, dtype = options.device, DTYPES[options.dtype]
         self.decoder = make_decoder(shape, self.device, dtype)
-        window = self.decoder.backbone.config.max_position_embeddings
-        settings = EngineSettings(kv_cache_mib=options.kv_cache_mib, max_step_slots=options.max_step_slots)
+        settings = EngineSettings(
+            kv_cache_mib=options.kv_cache_mib,
+            max_step_slots=options.max_step_slots,
+            max_whole_slots=options.max_whole_slots,
+        )
+        window = self._find_window(settings)
         self.engine = Engine(self.decoder, make_tokenizer(self.decoder.vocab_size), window, settings)
         with torch.device(self.device):
             roberta: Any = RobertaModel(RobertaConfig(**ENCODERS[shape], dtype=dtype), add_pooling_layer=False)
             self.encoder = ChunkEncoder(roberta.to(dtype).eval(), "cls")
             self.projector = Projector(self.encoder.width, self.decoder.width).to(dtype).eval()
         self.encoder_batch, self.rng = options.encoder_batch, random.Random(0)
+
+    def _find_window(self, settings: EngineSettings) -> int:
+        """The decoder's, or what the memory for keys and values holds of it."""
+        window: int = self.decoder.backbone.config.max_position_embeddings
+        num_bytes = bytes_per_slot(layer_shapes(self.decoder, window), self.decoder.token_embeddings.weight.dtype)
+        # A block is kept for rows that fill up a recorded step.
+        held = settings.kv_cache_mib * MIB // num_bytes - 2 * settings.block_size
+        return min(window, held)
 
     def prefill(self, case: Case, batch: int) -> float:
         """Seconds to the first token of all of them; nothing of one prompt can be reused for another."""
@@ -288,6 +303,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kv-cache-mib", type=int, default=EngineSettings.kv_cache_mib)
     parser.add_argument("--max-step-slots", type=int, default=EngineSettings.max_step_slots)
+    parser.add_argument("--max-whole-slots", type=int, default=EngineSettings.max_whole_slots)
     parser.add_argument("--encoder-batch", type=int, default=256, help="chunks that the encoder reads at once")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -303,7 +319,7 @@ def main() -> None:
         "peak_tflops": round(peak / 1e12, 3),
         "rows": measure(machine, peak, options),
     }
-    emit(report, markdown(report), options.output)
+    emit(report, markdown, options.output)
 
 
 def device_name(device: str) -> str:

@@ -59,7 +59,7 @@ def engine_results(report: Report) -> str:
 
 def with_source(draw: Callable[[Report], str]) -> Callable[[Report], str]:
     """The table, and where it comes from."""
-    return lambda report: f"{draw(report)}\n\n`make perf-full` on {report['machine']}, commit {report['commit']}."
+    return lambda report: f"{draw(report)}\n\n`{report['command']}` on {report['machine']}, commit {report['commit']}."
 
 
 # Block → result file, and what becomes of it.

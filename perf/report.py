@@ -111,7 +111,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Numbers of a report by their place in it."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if key not in IDENTITY:
+            if key not in IDENTITY or isinstance(item, (dict, list)):
                 yield from flatten(item, f"{name} {key}".strip())
     elif isinstance(value, list):
         for item in value:

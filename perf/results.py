@@ -3,7 +3,7 @@
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ def describe_run(module: str) -> Report:
     return {"command": " ".join([f"python -m {module}", *sys.argv[1:]]), **describe_environment()}
 
 
-def emit(report: Report, text: str, output: Path | None) -> None:
-    """The text for people, then the report as the last line, and as a file."""
+def emit(report: Report, draw: Callable[[Report], str], output: Path | None) -> None:
+    """As a file, then what is drawn of it for people, and as the last line."""
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report, indent=2) + "\n")
-    print(text, end="\n\n")
+    print(draw(report), end="\n\n")
     print(json.dumps(report))
 
 

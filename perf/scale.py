@@ -9,7 +9,8 @@
                  and milliseconds for each prompt slot, which stay level where time grows as the slots do
     callers      requests per second and TTFT with so many callers at a time, from a pool of passages that are stored,
                  by perf_analyzer; and the memory afterwards
-    requests     memory before and after so many requests of mixed length, after the caches have filled
+    requests     memory before and after so many requests of mixed length about a pool of passages, all of which the
+                 server knows by then
 
 A request that fails ends the run. The last line of the output is the report as one JSON object.
 """
@@ -38,7 +39,7 @@ WINDOW = 8192
 # Passages of one chunk each would tell nothing of passages; these have several.
 POOL_SIZE = 1024
 ANSWER_TOKENS = 8
-# Of the requests that memory is measured over, these are sent before: caches fill, allocators grow.
+# So many more are sent before memory is measured: caches fill, allocators grow.
 FILLING_SHARE = 0.2
 NUM_CALLERS = 8
 MOST_PASSAGES = 8
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report = {**describe_run("perf.scale"), **measure(options)}
-    emit(report, markdown(report), options.output)
+    emit(report, markdown, options.output)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 Everything is measured in one run, so that ratios hold on a noisy machine:
 
     lookup       the store's share of a request of 512 chunks that are all stored, and the whole stage that it is part
-                 of (preprocessing: tokenising, chunking, looking up), both by the server's own clock; one request at a
-                 time; medians, for each tier as the only one that has the vectors
+                 of (preprocessing; of a request that comes again, whose tokens are remembered), both by the server's
+                 own clock; one request at a time; medians, for each tier as the only one that has the vectors
     index        vectors per second of `refrag index` into an empty store against ONNX Runtime alone with the same graph
                  and the same chunks, tokenised before; in turns; median of ratios
 
@@ -201,7 +201,7 @@ def main() -> None:
             "lookup": measure_lookup(repository, corpus, options),
             "index": measure_index(repository, corpus, options),
         }
-    emit(report, markdown(report), options.output)
+    emit(report, markdown, options.output)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,20 @@
 
 Measured are, in turns, so that ratios hold on a noisy machine,
 
-    plain        every chunk expanded: the decoder reads all context tokens, nothing is looked up or encoded
+    plain        every chunk expanded: the decoder reads all context tokens, no chunk of them is looked up or encoded
     cold         the store has none of the context's vectors, which are encoded and stored
-    warm         the store has all of them
+    warm         the passages were indexed, as by `refrag index`, and never asked about: the disk has their vectors
+    hot          they were asked about before: their tokens and vectors are in the server's memory
 
-for each context length, chunk size k and expanded fraction p. Passages are new in every round, and in another order for
-the warm store, so that no prompt's KV cache can be found again.
+for each context length, chunk size k and expanded fraction p. Passages are new in every round, and hot ones come in
+another order, so that no prompt's KV cache is found again.
 
     TTFT         seconds from before the request is encoded to the first response that has a token; one request at a
                  time; a round of warm-up; median, 95th and 99th percentile, and of how many
     speed-up     plain over it: median of the ratios within a round
     analytic     what the paper's model predicts for the same slots (perf/analytic.py)
     bare         tokenising and one forward pass over as many slots by transformers in this process, with nothing
-                 between; warm, nothing expanded. Over it: median of the ratios within a round
+                 between. Over it: warm, which tokenises too, with nothing expanded; median of the ratios within a round
     stages       where the time goes (perf/stages.py), of requests of their own
 
 A request that fails, or a store that is warmer or colder than it should be, ends the run. The last line of the output
@@ -24,7 +25,6 @@ is the report as one JSON object.
 """
 
 import argparse
-import random
 import statistics
 import tempfile
 import time
@@ -40,16 +40,17 @@ from perf.deployment import ask, deploy, serve
 from perf.in_process import BareDecoder, decoder_width
 from perf.results import Report, describe_run, emit, median_ratio, summarise, table
 from perf.stages import StageClock, stage_seconds
-from refrag_client import Answer, RefragClient
+from refrag_client import Answer, RefragClient, StoreClient
 
 # Answers are one token long; what is over is the question's.
 SPARE_SLOTS = 128
-# Vectors are stored once the answer is on its way.
-STORED_SECONDS = 0.5
+# Between preparing a round and asking, so that nothing of the one is left in the other.
+PAUSE_SECONDS = 0.5
 # What a summary shows.
-CHOSEN_SIZE, CHOSEN_FRACTIONS = 16, (0.0, 0.1, 1.0)
-# Of a context's tokens, so many may be in chunks that another context has too: the last ones of passages are short.
+CHOSEN_SIZE = 16
+# So many of a context's chunks another one may have too: the last ones of passages are short.
 TOLERATED_HITS = 0.2
+STORES = ("cold", "warm", "hot")
 
 
 @dataclass(frozen=True)
@@ -79,40 +80,49 @@ class Series:
 class Server:
     """A served checkpoint of one chunk size, and everything that asks it."""
 
-    def __init__(self, corpus: Corpus, client: RefragClient, clock: StageClock, bare: BareDecoder) -> None:
-        self.corpus, self.client, self.clock, self.bare = corpus, client, clock, bare
-        self.rng = random.Random(0)
+    def __init__(
+        self, corpus: Corpus, client: RefragClient, store: StoreClient, clock: StageClock, bare: BareDecoder
+    ) -> None:
+        self.corpus, self.client, self.store, self.clock, self.bare = corpus, client, store, clock, bare
 
     def ask_in_turn(self, num_tokens: int, ways: list[Way]) -> Iterator[tuple[Way, Answer]]:
-        """Every way once: the plain one and cold ones about passages of their own, each warm one about a cold one's."""
-        passages = {way: self.corpus.draw(num_tokens) for way in ways if way.store != "warm"}
-        for way, own in passages.items():
-            yield way, self.ask(way, own)
-        time.sleep(STORED_SECONDS)
+        """Every way once, about passages of its own; a hot one about those of the warm one before it."""
+        passages = {way: self.prepare(num_tokens, way) for way in ways if way.store != "hot"}
+        time.sleep(PAUSE_SECONDS)
         for way in ways:
-            if way.store == "warm":
-                yield way, self.ask(way, self.shuffled(passages[Way("cold", way.expand_fraction)]))
+            own = rotated(passages[Way("warm", way.expand_fraction)]) if way.store == "hot" else passages[way]
+            yield way, self.ask(way, own)
+
+    def prepare(self, num_tokens: int, way: Way) -> list[str]:
+        """New passages, which the store has if it is to be warm."""
+        passages = self.corpus.draw(num_tokens)
+        if way.store in ("warm", "hot"):
+            self.store.index(passages)
+        return passages
 
     def ask(self, way: Way, passages: list[str]) -> Answer:
         answer = ask(self.client, passages, way.expand_fraction)
         known, total = answer.statistics.num_stored_chunks, answer.statistics.num_chunks
-        assert way.store != "warm" or known == total, f"{total - known} of {total} chunks were not stored"
-        assert way.store == "warm" or known <= TOLERATED_HITS * total, f"{known} of {total} chunks were stored"
+        has_all = way.store in ("warm", "hot")
+        assert not has_all or known == total, f"{total - known} of {total} chunks were not stored"
+        assert has_all or known <= TOLERATED_HITS * total, f"{known} of {total} chunks were stored"
         assert answer.ttft_seconds is not None, "the answer has no token"
         return answer
 
-    def shuffled(self, passages: list[str]) -> list[str]:
-        return self.rng.sample(passages, len(passages))
-
     def measure_stages(self, num_tokens: int, way: Way, num_requests: int) -> dict[str, float]:
         """Seconds of each stage, in the mean."""
-        asked = [self.corpus.draw(num_tokens) for _ in range(num_requests)]
-        if way.store == "warm":
+        asked = [self.prepare(num_tokens, way) for _ in range(num_requests)]
+        if way.store == "hot":
             for passages in asked:
-                self.ask(Way("cold", 0.0), passages)
+                self.ask(Way("warm", 0.0), passages)
         before = self.clock.read()
-        ttft = [self.ask(way, self.shuffled(passages)).ttft_seconds or 0.0 for passages in asked]
+        ttft = [self.ask(way, rotated(passages)).ttft_seconds or 0.0 for passages in asked]
         return stage_seconds(before, self.clock.read(), statistics.mean(ttft))
+
+
+def rotated(passages: list[str]) -> list[str]:
+    """In an order that begins otherwise."""
+    return [*passages[1:], *passages[:1]]
 
 
 def measure_length(server: Server, num_tokens: int, ways: list[Way], options: argparse.Namespace) -> list[Report]:
@@ -125,8 +135,6 @@ def measure_length(server: Server, num_tokens: int, ways: list[Way], options: ar
             # The first round warms up.
             if number:
                 series[way].ttft.append(answer.ttft_seconds or 0.0)
-        # After a pause, as the first of the warm ones.
-        time.sleep(STORED_SECONDS)
         seconds = server.bare.prefill(server.corpus.draw(num_tokens), series[floor].prompt_slots)
         bare += [seconds] if number else []
     for way in ways:
@@ -166,9 +174,10 @@ def measure(options: argparse.Namespace) -> list[Report]:
             with (
                 serve(repository, disk_path=f"{folder}/store") as running,
                 RefragClient(running.grpc_address) as client,
+                StoreClient(running.grpc_address) as store,
                 StageClock(running) as clock,
             ):
-                server = Server(corpus, client, clock, bare)
+                server = Server(corpus, client, store, clock, bare)
                 for num_tokens in tqdm(options.context_tokens, desc=f"TTFT, k={chunk_size}", disable=None):
                     rows += measure_length(server, num_tokens, choose_ways(num_tokens, options), options)
     return rows
@@ -176,7 +185,7 @@ def measure(options: argparse.Namespace) -> list[Report]:
 
 def choose_ways(num_tokens: int, options: argparse.Namespace) -> list[Way]:
     """The plain one up to the length that is asked for: its time grows with the square of it."""
-    compressed = [Way(store, fraction) for store in ("cold", "warm") for fraction in options.expand_fractions]
+    compressed = [Way(store, fraction) for store in STORES for fraction in options.expand_fractions]
     return ([PLAIN] if num_tokens <= options.longest_plain else []) + compressed
 
 
@@ -191,9 +200,8 @@ def ttft_table(report: Report) -> str:
 
 
 def chosen_table(report: Report) -> str:
-    """The same at the checkpoint's own chunk size alone, without small fractions."""
-    rows = [row for row in report["rows"] if row["chunk_size"] == CHOSEN_SIZE]
-    return _table([row for row in rows if row["expand_fraction"] in CHOSEN_FRACTIONS])
+    """The same at one chunk size."""
+    return _table([row for row in report["rows"] if row["chunk_size"] == CHOSEN_SIZE])
 
 
 def _table(rows: list[Report]) -> str:
@@ -218,15 +226,23 @@ def _cells(row: Report) -> list[str]:
 
 def stage_table(report: Report) -> str:
     """Milliseconds of each stage at the longest context that all ways were asked with."""
-    longest = max(row["context_tokens"] for row in report["rows"] if row["store"] == "plain")
-    chosen = [row for row in report["rows"] if row["context_tokens"] == longest]
-    rows = [row for row in chosen if row["chunk_size"] == CHOSEN_SIZE] or chosen
+    rows = stage_rows(report)
+    longest = rows[0]["context_tokens"]
     header = [f"{longest:,} tokens, ms", *rows[0]["stages_ms"]]
     names = [f"k={row['chunk_size']}, {Way(row['store'], row['expand_fraction']).name}" for row in rows]
     return table(
         header,
         [[name, *(f"{ms:.1f}" for ms in row["stages_ms"].values())] for name, row in zip(names, rows, strict=True)],
     )
+
+
+def stage_rows(report: Report) -> list[Report]:
+    """Of the chosen chunk size or the first one, at the longest context that plain was asked with, or the longest."""
+    sizes = [row["chunk_size"] for row in report["rows"]]
+    size = CHOSEN_SIZE if CHOSEN_SIZE in sizes else sizes[0]
+    rows = [row for row in report["rows"] if row["chunk_size"] == size]
+    longest = max(row["context_tokens"] for row in [row for row in rows if row["store"] == "plain"] or rows)
+    return [row for row in rows if row["context_tokens"] == longest]
 
 
 def main() -> None:
@@ -241,7 +257,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report = {**describe_run("perf.ttft"), "decoder_width": decoder_width(options.checkpoint), "rows": measure(options)}
-    emit(report, markdown(report), options.output)
+    emit(report, markdown, options.output)
 
 
 if __name__ == "__main__":

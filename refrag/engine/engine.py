@@ -42,7 +42,7 @@ class EngineSettings:
     given to a request, and that can be reused.
     max_active: requests that decode together. max_waiting: requests that wait for a place; more are refused.
     max_step_slots: of new prompts, with the running answers' one each, in one step: how long they hold answers up.
-    max_whole_slots: of new prompts in one step where there is no answer to hold up; longer ones are cut.
+    max_whole_slots: of a prompt that is computed in one step where nothing else is; longer ones are cut.
     """
 
     kv_cache_mib: int = 512

@@ -67,7 +67,7 @@ class Part(Generic[S]):
 class Scheduler(Generic[S]):
     """Continuous batching: every decoding sequence advances in each step, prefills share what is left of it.
 
-    max_whole_slots: where nobody decodes, prompts of so many slots together are computed in one step.
+    max_whole_slots: a prompt of up to so many slots is computed in one step where it is the only one at work.
     """
 
     def __init__(self, pool: BlockPool, max_active: int, max_step_slots: int, max_whole_slots: int = 0) -> None:
@@ -182,9 +182,9 @@ class Scheduler(Generic[S]):
 
     def _prefill_slots(self, prefilling: List[S]) -> int:
         """Cutting a prompt costs time, which pays only if it lets somebody go on: an answer, or a shorter prompt."""
-        num_slots = sum(sequence.num_slots for sequence in prefilling)
-        if len(prefilling) == len(self.active) and num_slots <= self.max_whole_slots:
-            return max(self.max_step_slots, num_slots)
+        is_alone = len(prefilling) == len(self.active) == 1
+        if is_alone and prefilling[0].num_slots <= self.max_whole_slots:
+            return max(self.max_step_slots, self.max_whole_slots)
         return self.max_step_slots
 
     def _share_out(self, prefilling: List[S], budget: int) -> list[Part[S]]:

@@ -4,8 +4,8 @@ from cachetools import LRUCache
 
 from refrag.chunking import Cut
 
-# A number and its place in a tuple, and its share of the text; and what is around a passage. Rounded up.
-BYTES_PER_TOKEN, BYTES_PER_PASSAGE = 48, 512
+# A number, its place in a tuple, its share of the tuple and of the text; and what is around a passage. Rounded up.
+BYTES_PER_TOKEN, BYTES_PER_PASSAGE = 64, 512
 
 
 class PassageCache(LRUCache[str, Cut]):

@@ -44,12 +44,19 @@ def test_prefill_and_decoding_share_a_step():
     assert step(scheduler) == {first: 1, second: 1}
 
 
-def test_prompts_are_not_cut_where_no_answer_would_wait_for_them():
+def test_a_prompt_is_not_cut_where_nobody_would_wait_for_it():
     scheduler = make_scheduler(max_whole_slots=100)
-    first, second = add(scheduler, 60), add(scheduler, 40)
-    assert step(scheduler) == {first: 60, second: 40}
-    third = add(scheduler, 50)
-    assert step(scheduler) == {first: 1, second: 1, third: 30}
+    first = add(scheduler, 60)
+    assert step(scheduler) == {first: 60}
+    second = add(scheduler, 50)
+    assert step(scheduler) == {first: 1, second: 31}
+
+
+def test_of_prompts_that_come_together_the_short_one_goes_first():
+    scheduler = make_scheduler(max_whole_slots=100)
+    long, short = add(scheduler, 60), add(scheduler, 30)
+    assert step(scheduler) == {short: 30}
+    assert step(scheduler) == {short: 1, long: 31}
 
 
 def test_a_prompt_too_long_for_one_step_is_cut_as_ever():

@@ -129,6 +129,12 @@ def test_two_results_are_compared_by_what_they_measured():
     assert f"| {name} | 40 | 20 | 0.50× |" in text
 
 
+def test_no_part_of_a_result_is_left_out_of_a_comparison():
+    text = report.compare(RESULTS["scale"], RESULTS["scale"])
+    assert "| passages (context_tokens 5760, passages 64) ms_per_slot | 0.2 | 0.2 | 1.00× |" in text
+    assert "| callers (callers 4) throughput | 20 | 20 | 1.00× |" in text
+
+
 def test_a_page_of_another_kind_is_refused(folder):
     command = [sys.executable, "-m", "perf.report", "page", str(folder), "--output", str(folder / "report.pdf")]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """LMDB under everything that happens to files, and several processes at once."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -194,6 +195,32 @@ def test_threads_that_open_it_at_once_share_it(tmp_path):
         list(pool.map(lambda number: tier.put(items([number])), range(64)))
     assert None not in tier.get(keys(range(64)))
     tier.close()
+
+
+def test_damage_that_many_threads_notice_costs_one_folder(tmp_path, tier):
+    tier.put(items(range(2000)))
+    os.truncate(data_file(tmp_path), 20_000)
+    outcomes = []
+
+    def ask(number):
+        try:
+            outcomes.append(tier.put(items([number])))
+        except TierError as error:
+            outcomes.append(str(error))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert {folder.name for folder in tmp_path.iterdir() if folder.is_dir()} == {"000001"}
+    assert all(outcome is None or "a new folder takes its place" in outcome for outcome in outcomes)
+    assert tier.usage().num_entries == outcomes.count(None)
+
+
+def test_a_lock_that_another_process_keeps_is_an_error_of_the_tier(tmp_path, monkeypatch):
+    monkeypatch.setattr("refrag.store.tiers.disk.LOCK_SECONDS", 0.05)
+    with (tmp_path / "LOCK").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TierError, match="another process has kept LOCK"):
+            DiskTier(tmp_path, MIB).get(keys([1]))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_tier(tmp_path):

@@ -19,15 +19,18 @@ import os
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lmdb
 
 from refrag.store.tiers.tier import TierError, TierReplaced, Usage
 
 CURRENT, LOCK = "CURRENT", "LOCK"
+# It is held while a folder is opened or left.
+LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.01
 # Freed pages of running readers and of the transaction that frees them need room besides what is kept.
 MAP_FACTOR, MAP_SLACK_BYTES = 2, 64 * 2**20
 MAX_READERS = 512
@@ -110,57 +113,64 @@ class DiskTier:
     def _transaction(self, write: bool = False) -> Iterator[tuple[lmdb.Transaction, "_Opened"]]:
         """One that is wholly done or not at all; raises TierError."""
         try:
-            with self._opening:
-                opened = self._opened = self._opened or self._open()
-            opened.check_file()
-            with opened.environment.begin(write=write) as transaction:
-                yield transaction, opened
-        except DAMAGES as error:
-            self._abandon(_read_current(self.path) if self._opened is None else self._opened.number)
-            raise TierReplaced(
-                f"{self.path}: {error}; what it held is lost, and a new folder takes its place"
-            ) from error
+            opened = self._get_opened()
+            try:
+                opened.check_file()
+                with opened.environment.begin(write=write) as transaction:
+                    yield transaction, opened
+            except DAMAGES as error:
+                self._abandon(opened.number)
+                raise self._replaced(error) from error
         except (lmdb.Error, OSError) as error:
             raise TierError(f"{self.path}: {error}") from error
 
+    def _get_opened(self) -> "_Opened":
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
     def _open(self) -> "_Opened":
+        """The current folder, or the next one, whose place it takes, if that is damaged (TierReplaced)."""
         self.path.mkdir(parents=True, exist_ok=True)
-        map_bytes = MAP_FACTOR * self.limit_bytes + MAP_SLACK_BYTES
         with self._lock():
             number = _read_current(self.path)
-            file = _folder(self.path, number) / "data.mdb"
-            is_new = not file.exists()
-            environment = lmdb.open(
-                str(file.parent),
-                map_size=map_bytes,
-                max_dbs=3,
-                max_readers=MAX_READERS,
-                # What a killed process has committed stays; a power cut may cost the last transactions.
-                metasync=False,
-            )
-            if not is_new:
-                _check_length(file, environment)
-            if file.stat().st_size < map_bytes:
-                os.truncate(file, map_bytes)
-            return _Opened(environment, file, number)
+            try:
+                return _open_folder(self.path, number, MAP_FACTOR * self.limit_bytes + MAP_SLACK_BYTES)
+            except DAMAGES as error:
+                self._leave(number)
+                raise self._replaced(error) from error
 
     def _abandon(self, damaged: int) -> None:
         """The first to notice makes a new folder the current one; whoever comes later finds it so. Raises TierError."""
+        with self._opening:
+            # Not closed: another thread may be in the middle of a transaction, which keeps it open until it ends.
+            if self._opened is not None and self._opened.number == damaged:
+                self._opened = None
+        with self._lock():
+            if _read_current(self.path) == damaged:
+                self._leave(damaged)
+
+    def _leave(self, damaged: int) -> None:
+        """For the next folder; under the lock."""
         try:
-            with self._lock():
-                if _read_current(self.path) == damaged:
-                    _write_current(self.path, damaged + 1)
+            _write_current(self.path, damaged + 1)
         except OSError as error:
             raise TierError(f"{self.path} is damaged, and no new folder can be made: {error}") from error
-        # Not closed: another thread may be in the middle of a transaction, which keeps it open until it ends.
-        self._opened = None
         shutil.rmtree(_folder(self.path, damaged), ignore_errors=True)
+
+    def _replaced(self, error: Exception) -> TierReplaced:
+        return TierReplaced(f"{self.path}: {error}; what it held is lost, and a new folder takes its place")
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """One process at a time; until the end of the block, or of the process."""
+        """One process at a time; until the end of the block, or of the process. OSError if another one keeps it."""
         with (self.path / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _try_lock(lock):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another process has kept {LOCK} for {LOCK_SECONDS:g} s")
+                time.sleep(LOCK_POLL_SECONDS)
             yield
 
 
@@ -180,6 +190,33 @@ class _Opened:
             raise lmdb.CorruptedError(f"{self.file} is gone") from None
         if status.st_ino != self.opened_as.st_ino or status.st_size < self.opened_as.st_size:
             raise lmdb.CorruptedError(f"{self.file} was replaced or cut")
+
+
+def _open_folder(path: Path, number: int, map_bytes: int) -> _Opened:
+    """What raises one of DAMAGES if it is not whole."""
+    file = _folder(path, number) / "data.mdb"
+    is_new = not file.exists()
+    environment = lmdb.open(
+        str(file.parent),
+        map_size=map_bytes,
+        max_dbs=3,
+        max_readers=MAX_READERS,
+        # What a killed process has committed stays; a power cut may cost the last transactions.
+        metasync=False,
+    )
+    if not is_new:
+        _check_length(file, environment)
+    if file.stat().st_size < map_bytes:
+        os.truncate(file, map_bytes)
+    return _Opened(environment, file, number)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_length(file: Path, environment: lmdb.Environment) -> None:
