@@ -35,7 +35,8 @@ from perf.results import Report, describe_run, emit, summarise, table
 from perf.stages import Reading, StageClock, compute_seconds, queue_seconds
 from refrag_client import StoreClient
 
-SPARE_SLOTS = 256
+# A context is as many passages as hold its tokens in the mean; one may have more, and there are question and answer.
+SPARE_SHARE, SPARE_SLOTS = 0.25, 256
 # Contexts that the pool could fill: few enough to be indexed soon, enough that two of them are hardly alike.
 POOL_CONTEXTS = 8
 WAYS = {"compressed": 0.0, "plain": 1.0}
@@ -66,7 +67,7 @@ class Callers:
 
 def measure(options: argparse.Namespace) -> list[Report]:
     with tempfile.TemporaryDirectory() as folder:
-        window = options.context_tokens + SPARE_SLOTS
+        window = int((1 + SPARE_SHARE) * options.context_tokens) + SPARE_SLOTS
         repository = deploy(options.checkpoint, Path(folder), window)
         corpus = Corpus(repository)
         with (
