@@ -56,7 +56,7 @@ perf: install ## a report on this machine in five minutes: first tokens and load
 perf-full: install ## what the README quotes under Performance, but the engine → $(RESULTS) and build/perf-full/report.html
 	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --context-tokens 512 2048 8192 16384 --chunk-sizes 8 16 32 \
 		--output $(RESULTS)/ttft.json
-	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --concurrency 1 2 4 8 16 --request-rates 1 2 --requests 4 --output $(RESULTS)/load.json
+	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --concurrency 1 2 4 8 16 --request-rates 1 2 --requests 3 --output $(RESULTS)/load.json
 	$(BIN)/python -m perf.peers --checkpoint $(CHECKPOINT) --output $(RESULTS)/peers.json
 	$(BIN)/python -m perf.scale --checkpoint $(CHECKPOINT) --output $(RESULTS)/scale.json
 	$(BIN)/python -m perf.prefill 30m --output $(RESULTS)/prefill.json

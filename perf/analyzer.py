@@ -6,7 +6,6 @@ folder of links with the names that it asks for.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from refrag.errors import SetupError
 
 # Name that is asked for, and how the wheel's name for it begins.
 LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
-NO_NUMBER = re.compile(r"(?<=[:,\[])-?(?:nan|inf)(?=[,}\]])")
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,12 @@ def run_analyzer(address: str, model: str, requests: Sequence[dict[str, Any]], l
 
 def read_export(text: str, num_requests: int) -> list[Timing]:
     """Of one experiment. A response that holds nothing only tells that the stream has ended."""
-    # Of an output without elements it writes whatever number lies there in memory, and that may be no number.
-    [experiment] = json.loads(NO_NUMBER.sub("null", text))["experiments"]
+    try:
+        [experiment] = json.loads(text)["experiments"]
+    except ValueError as error:
+        raise SetupError(
+            f"perf_analyzer's export is no JSON ({error}); does an FP32 output have no elements?"
+        ) from None
     timings = [
         Timing(
             request["timestamp"] / 1e9,

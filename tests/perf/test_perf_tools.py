@@ -58,12 +58,17 @@ def test_the_papers_model_gives_its_own_figures():
 
 EXPORT = """{"experiments":[{"requests":[
     {"timestamp":1000000000,"response_timestamps":[1100000000,1150000000,1200000000],
-     "response_outputs":[{"text_output":"nan, inf","token_log_probs":-nan},{"token_log_probs":[inf,1]},{}]},
-    {"timestamp":1050000000,"response_timestamps":[1250000000],"response_outputs":[{"token_log_probs":nan}]}
+     "response_outputs":[{"text_output":"nan, inf","token_log_probs":-1.5},{"token_log_probs":[-2,1]},{}]},
+    {"timestamp":1050000000,"response_timestamps":[1250000000],"response_outputs":[{"token_log_probs":-3}]}
 ]}]}"""
 
 
-def test_an_export_is_read_whatever_lies_in_empty_outputs():
+def test_an_export_that_broke_off_says_why():
+    with pytest.raises(SetupError, match="is no JSON .*does an FP32 output have no elements"):
+        read_export(EXPORT[:300], 2)
+
+
+def test_responses_that_hold_something_are_timed():
     first, second = read_export(EXPORT, 2)
     assert first.ttft == pytest.approx(0.1)
     assert len(first.responses) == 2, "the empty one only ends the stream"
