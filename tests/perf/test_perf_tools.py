@@ -64,7 +64,7 @@ EXPORT = """{"experiments":[{"requests":[
 
 
 def test_an_export_that_broke_off_says_why():
-    with pytest.raises(SetupError, match="is no JSON .*does an FP32 output have no elements"):
+    with pytest.raises(SetupError, match=r"is no JSON .*does an FP32 output have no elements"):
         read_export(EXPORT[:300], 2)
 
 
