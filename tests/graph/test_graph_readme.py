@@ -31,7 +31,7 @@ def test_a_python_script_streams_the_answer(server, containing):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_streams_server_sent_events(server):
-    command = at_server(code_block("bash", "generate_stream"), server)
+    command = at_server(code_block("bash", "curl -N"), server)
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=True)
     assert "data: {" in done.stdout
     assert '"finish_reason":"' in done.stdout
