@@ -21,7 +21,9 @@ from refrag.model.projector import Projector
 
 # C chunks, L encoder tokens per chunk, E encoder width, D decoder width
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+# The type that a graph is traced in: integers are put in its place afterwards (export/quantisation.py).
+TracedPrecision = Literal["fp32", "fp16"]
 
 # The newest opset that TensorRT 10 and the ONNX Runtime of Triton 24.10 both know.
 OPSET = 18
@@ -53,13 +55,15 @@ PROJECTOR = Graph(
 )
 
 
-def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: Precision) -> None:
+def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: TracedPrecision) -> None:
     """Write INT64 `input_ids`, `attention_mask` (C, L) → FP32 `chunk_vectors` (C, E), or raise CheckpointError."""
     ids = torch.zeros(TRACED_NUM_CHUNKS, TRACED_LENGTH, dtype=torch.int64)
-    _export(CHUNK_ENCODER, ServedEncoder(_in_precision(encoder, precision)), (ids, torch.ones_like(ids)), path)
+    with _eager_attention(encoder):
+        served = ServedEncoder(_in_precision(encoder, precision))
+        _export(CHUNK_ENCODER, served, (ids, torch.ones_like(ids)), path)
 
 
-def export_projector(projector: Projector, path: Path, precision: Precision) -> None:
+def export_projector(projector: Projector, path: Path, precision: TracedPrecision) -> None:
     """Write FP32 `chunk_vectors` (C, E) → FP32 `chunk_embeddings` (C, D), or raise CheckpointError."""
     vectors = torch.zeros(TRACED_NUM_CHUNKS, projector.up.in_features)
     _export(PROJECTOR, ServedProjector(_in_precision(projector, precision)), (vectors,), path)
@@ -91,7 +95,7 @@ class ServedProjector(nn.Module):
         return self.projector(chunk_vectors.to(dtype)).float()  # (C, E) -> (C, D)
 
 
-def _in_precision(module: nn.Module, precision: Precision) -> nn.Module:
+def _in_precision(module: nn.Module, precision: TracedPrecision) -> nn.Module:
     """Half precision is written into the graph: newer TensorRT takes types from there and no longer chooses them."""
     if precision == "fp32":
         return module
@@ -162,6 +166,18 @@ def _open_widths(model: ir.Model, graph: Graph) -> None:
     opened = reshape.outputs[0]
     opened.name, opened.dtype, opened.shape = graph.output, ir.DataType.FLOAT, ir.Shape(graph.output_axes)
     model.graph.outputs[0] = opened
+
+
+@contextmanager
+def _eager_attention(encoder: ChunkEncoder) -> Iterator[None]:
+    """As two products and a softmax, which ONNX Runtime computes faster than what torch's fused attention becomes."""
+    backbone = encoder.backbone
+    usual = backbone.config._attn_implementation
+    backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        backbone.set_attn_implementation(usual)
 
 
 @contextmanager

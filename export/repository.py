@@ -1,6 +1,6 @@
 """Build a deployable model repository: `python -m export.repository --checkpoint checkpoints/demo`.
 
-    checkpoint ──► graphs (ONNX) ──► parity with torch ──► <repository>/<model>/1/
+    checkpoint ──► graphs (ONNX) ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
                └─► parts (refrag.json, tokenizers, policy, decoder) ──┘
 
 Everything is built in a temporary folder first, so that a failed export leaves the repository as it was.
@@ -17,7 +17,15 @@ from typing import get_args
 
 from transformers import AutoConfig
 
-from export.graphs import CHUNK_ENCODER, PROJECTOR, Precision, export_chunk_encoder, export_projector
+from export.calibration import Calibration, read_calibration
+from export.graphs import (
+    CHUNK_ENCODER,
+    PROJECTOR,
+    Precision,
+    TracedPrecision,
+    export_chunk_encoder,
+    export_projector,
+)
 from export.parity import Parity, check_chunk_encoder, check_projector
 from export.parts import (
     build_decoder,
@@ -26,6 +34,7 @@ from export.parts import (
     choose_chunk_size,
     fingerprint_of,
 )
+from export.quantisation import quantise_chunk_encoder
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, RefragError
 from refrag.model.checkpoint import (
@@ -54,19 +63,25 @@ class Source:
 
 
 def export_repository(
-    checkpoint: Path, repository: Path, precision: Precision = "fp32", chunk_size: int | None = None
+    checkpoint: Path,
+    repository: Path,
+    precision: Precision = "fp32",
+    chunk_size: int | None = None,
+    calibration: Path | None = None,
 ) -> list[Parity]:
     """Fill `repository` from `checkpoint` and return each graph's distance from torch.
 
-    Models that the repository lacks are added as the project ships them. Raises CheckpointError, and leaves an
-    earlier export as it was, if the checkpoint does not fit or a graph fails its parity check.
+    calibration: passages, which int8 needs: JSON lines, or plain text with blank lines between them. Models that the
+    repository lacks are added as the project ships them. Raises CheckpointError, and leaves an earlier export as it
+    was, if the checkpoint does not fit or a graph fails its parity check.
     """
     source = load_source(checkpoint, chunk_size)
+    chunks = _read_calibration(source, precision, calibration)
     add_missing_models(repository)
     # In a model's folder Triton reads numbered sub-folders only; and a rename needs both ends on one file system.
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
-        parities = build_graphs(source, built, precision)
+        parities = build_graphs(source, built, precision, chunks)
         build_parts(source, built, precision)
         place(built, repository, replaced)
     return parities
@@ -95,16 +110,22 @@ def add_missing_models(repository: Path) -> None:
     (repository / CHUNK_ENCODER.name).mkdir(parents=True, exist_ok=True)
 
 
-def build_graphs(source: Source, built: Path, precision: Precision) -> list[Parity]:
+def build_graphs(source: Source, built: Path, precision: Precision, chunks: Calibration | None) -> list[Parity]:
+    """`chunks` where the precision is int8, which is the encoder's only: the projector is small."""
+    traced: TracedPrecision = "fp32" if precision == "int8" else precision
     encoder_path = _version_folder(built, CHUNK_ENCODER.name) / "model.onnx"
     projector_path = _version_folder(built, PROJECTOR.name) / "model.onnx"
-    export_chunk_encoder(source.encoder, encoder_path, precision)
-    export_projector(source.projector, projector_path, precision)
+    export_chunk_encoder(source.encoder, encoder_path, traced)
+    export_projector(source.projector, projector_path, traced)
     length = source.config.encoder_length
-    return [
-        check_chunk_encoder(encoder_path, source.encoder, length, precision),
-        check_projector(projector_path, source.projector, source.encoder, length, precision),
+    parities = [
+        check_chunk_encoder(encoder_path, source.encoder, length, traced),
+        check_projector(projector_path, source.projector, source.encoder, length, traced),
     ]
+    if chunks is not None:
+        quantise_chunk_encoder(encoder_path, chunks.scales)
+        parities.append(check_chunk_encoder(encoder_path, source.encoder, length, precision, chunks.checks))
+    return parities
 
 
 def build_parts(source: Source, built: Path, precision: Precision) -> None:
@@ -129,6 +150,15 @@ def place(built: Path, repository: Path, replaced: Path) -> None:
             aside.parent.mkdir(parents=True, exist_ok=True)
             target.rename(aside)
         entry.rename(target)
+
+
+def _read_calibration(source: Source, precision: Precision, passages: Path | None) -> Calibration | None:
+    if (precision == "int8") != (passages is not None):
+        raise CheckpointError(
+            "int8 and calibration go together: give --precision int8 and --calibration with a file of passages like "
+            "those that will be served, or neither"
+        )
+    return None if passages is None else read_calibration(passages, source.directory, source.config)
 
 
 def _check_widths(source: Source) -> None:
@@ -172,7 +202,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--precision",
         choices=get_args(Precision),
         default="fp32",
-        help="arithmetic inside the graphs (default: %(default)s); their inputs and outputs are FP32 either way",
+        help="arithmetic inside the graphs (default: %(default)s); their inputs and outputs are FP32 either way. "
+        "fp16 is for GPUs; int8, of the encoder alone, for CPUs with 8-bit products (AVX-512 VNNI and later)",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="PASSAGES", help="file of passages that int8 takes its scales from"
     )
     parser.add_argument(
         "--chunk-size",
@@ -185,7 +219,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
-        parities = export_repository(options.checkpoint, options.repository, options.precision, options.chunk_size)
+        parities = export_repository(
+            options.checkpoint, options.repository, options.precision, options.chunk_size, options.calibration
+        )
     except (RefragError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Tiny checkpoints and encoders for the export tests."""
 
+import random
 from pathlib import Path
 
 import torch
@@ -43,6 +44,12 @@ def make_encoder(family: str, pooling: Pooling = "mean") -> ChunkEncoder:
     torch.manual_seed(0)
     backbone: PreTrainedModel = BACKBONES[family]()
     return ChunkEncoder(backbone, pooling).eval()
+
+
+def make_passages(count: int) -> list[str]:
+    words = "the keeper of a harbour counts boats in winter and paints them red before every spring tide".split()
+    rng = random.Random(0)
+    return [" ".join(rng.choices(words, k=30)) for _ in range(count)]
 
 
 def read_config(model: str, variant: str = "config.pbtxt", repository: Path = PROJECT_REPOSITORY):

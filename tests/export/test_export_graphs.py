@@ -7,7 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_helpers import make_encoder, read_config
+from export_helpers import SHAPE, make_encoder, read_config
+from transformers import BertConfig, BertModel
 
 from export.graphs import CHUNK_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
 from export.parity import check_chunk_encoder, check_projector
@@ -141,14 +142,17 @@ def test_onnx_runtime_computes_every_gelu_in_one_pass(tmp_path):
     assert "Erf" not in operators
 
 
-class UntraceableBackbone(torch.nn.Module):
+class UntraceableBackbone(BertModel):
     def forward(self, input_ids, attention_mask):
         raise RuntimeError("this architecture needs a fused kernel")
 
 
-def test_an_encoder_that_cannot_be_a_graph_is_refused_by_name(tmp_path):
+def test_an_encoder_that_cannot_be_a_graph_is_refused_by_name_and_left_as_it_was(tmp_path):
+    encoder = ChunkEncoder(UntraceableBackbone(BertConfig(**SHAPE)), "mean")
+    attention = encoder.backbone.config._attn_implementation
     with pytest.raises(CheckpointError, match="chunk_encoder cannot be exported"):
-        export_chunk_encoder(ChunkEncoder(UntraceableBackbone(), "mean"), tmp_path / "model.onnx", "fp32")
+        export_chunk_encoder(encoder, tmp_path / "model.onnx", "fp32")
+    assert encoder.backbone.config._attn_implementation == attention
 
 
 def test_a_chunk_longer_than_the_encoder_can_read_is_refused_in_words(half_bert):

@@ -1,0 +1,169 @@
+"""The encoder in 8-bit integers: close to torch, and the same for a chunk whatever is beside it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from export_helpers import make_encoder, make_passages, read_files
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from onnx import TensorProto, numpy_helper
+
+from export.calibration import read_calibration
+from export.graphs import export_chunk_encoder, export_projector
+from export.parity import check_chunk_encoder
+from export.quantisation import activation_scale, quantise_chunk_encoder, quantise_weight
+from export.repository import main
+from refrag.config import RefragConfig
+from refrag.errors import CheckpointError, RefragError
+from refrag.model.encoder import ChunkEncoder
+from refrag.model.projector import Projector
+from refrag.store.keys import load_fingerprint
+
+LENGTH, VOCAB = 8, 100
+LIVELINESS = 5.0
+
+
+def draw_chunks(num_chunks: int, seed: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(3, VOCAB, (num_chunks, LENGTH))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def make_lively_encoder(family: str) -> ChunkEncoder:
+    """With weights so large that every product counts; as they are drawn at first, they hardly do."""
+    encoder = make_encoder(family)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.mul_(LIVELINESS if weight.ndim == 2 else 1.0)
+    return encoder
+
+
+def export_integers(path: Path, family: str = "bert") -> None:
+    export_chunk_encoder(make_lively_encoder(family), path, "fp32")
+    quantise_chunk_encoder(path, [draw_chunks(64, seed=0)])
+
+
+def encode(path: Path, chunks: dict[str, np.ndarray]) -> np.ndarray:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, chunks)[0]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    export_integers(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def passages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("passages") / "passages.txt"
+    path.write_text("\n\n".join(make_passages(12)))
+    return path
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_every_encoder_family_computes_in_integers_nearly_what_it_does_in_torch(family, tmp_path):
+    export_integers(tmp_path / "model.onnx", family)
+    assert check_chunk_encoder(tmp_path / "model.onnx", make_lively_encoder(family), LENGTH, "int8").holds
+
+
+def test_a_chunks_vector_is_the_same_alone_and_beside_any_others(bert):
+    chunks = draw_chunks(40, seed=1)
+    alone = [encode(bert, {name: array[row : row + 1] for name, array in chunks.items()})[0] for row in range(40)]
+    # Up to the order of sums; with a scale of each batch's own they would be a hundred times as far apart.
+    np.testing.assert_allclose(encode(bert, chunks), np.stack(alone), atol=1e-5)
+
+
+def test_all_products_with_weights_are_of_integers_and_each_activation_becomes_them_once(bert):
+    graph = onnx.load(bert).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    operators = [node.op_type for node in graph.node]
+    num_layers = make_encoder("bert").backbone.config.num_hidden_layers
+    # Query, key, value, the attention's output, and the two of the network after it; the first three share an input.
+    assert operators.count("MatMulIntegerToFloat") == 6 * num_layers
+    assert operators.count("QuantizeLinear") == 4 * num_layers
+    assert not [node for node in graph.node if node.op_type == "MatMul" and set(node.input) & set(weights)]
+    assert not [tensor for tensor in weights.values() if len(tensor.dims) == 2 and is_float_product(tensor, graph)]
+
+
+def is_float_product(tensor: onnx.TensorProto, graph: onnx.GraphProto) -> bool:
+    readers = {node.op_type for node in graph.node if tensor.name in node.input}
+    return tensor.data_type == TensorProto.FLOAT and bool(readers & {"MatMul", "MatMulIntegerToFloat"})
+
+
+def test_a_weight_whose_scale_is_off_is_found(bert, tmp_path):
+    model = onnx.load(bert)
+    *_, tensor = (tensor for tensor in model.graph.initializer if tensor.name.endswith("_scales"))
+    tensor.CopyFrom(numpy_helper.from_array(np.array(3 * numpy_helper.to_array(tensor), np.float32), tensor.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match=r"chunk_encoder: largest error .* the int8 graph does not compute"):
+        check_chunk_encoder(tmp_path / "model.onnx", make_lively_encoder("bert"), LENGTH, "int8")
+
+
+def test_a_graph_without_products_is_refused_in_words(tmp_path):
+    path = tmp_path / "model.onnx"
+    export_projector(Projector(16, 16), path, "fp32")
+    model = onnx.load(path)
+    del model.graph.node[:]
+    model.graph.node.append(onnx.helper.make_node("Identity", ["chunk_vectors"], ["chunk_embeddings"]))
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match="no product with weights to compute in int8; export it in fp32"):
+        quantise_chunk_encoder(path, [{"chunk_vectors": np.ones((2, 16), np.float32)}])
+
+
+@given(arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32)))
+def test_a_weight_is_within_half_a_step_of_its_integer(weight):
+    integers, scales = quantise_weight(weight)
+    assert np.abs(integers).max() <= 127
+    # And what rounding the scale itself to 24 bits costs.
+    assert (np.abs(integers * scales - weight) <= 0.5001 * scales).all()
+
+
+@given(st.floats(-100, 0), st.floats(0, 100))
+def test_an_activations_scale_spans_its_range_and_has_a_step_for_zero(smallest, largest):
+    scale, zero = activation_scale((smallest, largest))
+    steps = (np.array([smallest, 0.0, largest]) / scale).round() + zero
+    assert steps[1] == zero
+    assert -1 <= steps[0] <= steps[2] <= 256
+
+
+def test_calibration_and_check_share_no_chunk_and_a_row_of_each_is_empty(checkpoint, passages):
+    read = read_calibration(passages, checkpoint, RefragConfig.load(checkpoint))
+    scales = np.concatenate([batch["attention_mask"] for batch in read.scales])
+    checks = np.concatenate([mask.numpy() for _, mask in read.checks])
+    assert abs(len(scales) - len(checks)) <= 1
+    assert (scales.sum(1) == 0).sum() == len(read.scales)
+    assert (checks.sum(1) == 0).sum() == len(read.checks)
+
+
+def test_too_few_passages_are_refused_with_their_number(checkpoint, tmp_path):
+    (tmp_path / "few.txt").write_text("word")
+    with pytest.raises(CheckpointError, match=r"few\.txt holds 1 chunks; calibration needs 2"):
+        read_calibration(tmp_path / "few.txt", checkpoint, RefragConfig.load(checkpoint))
+
+
+def test_passages_that_cannot_be_read_are_named(checkpoint, tmp_path):
+    with pytest.raises(RefragError, match=r"cannot read passages from .*nowhere\.jsonl"):
+        read_calibration(tmp_path / "nowhere.jsonl", checkpoint, RefragConfig.load(checkpoint))
+
+
+def test_the_command_exports_integers_and_stores_their_vectors_apart(
+    checkpoint, exported, passages, repository, capsys
+):
+    options = ["--precision", "int8", "--calibration", str(passages)]
+    assert main(["--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 0
+    assert "(allowed 5e-02)" in capsys.readouterr().out
+    part = Path("preprocessing", "1", "checkpoint")
+    assert load_fingerprint(repository / part) != load_fingerprint(exported / part)
+
+
+@pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibration", "passages.txt"]])
+def test_integers_and_calibration_are_asked_for_together(options, checkpoint, repository, capsys):
+    before = read_files(repository)
+    assert main(["--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 1
+    assert "int8 and calibration go together" in capsys.readouterr().err
+    assert read_files(repository) == before
