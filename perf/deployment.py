@@ -7,22 +7,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from export.graphs import Precision
 from export.repository import export_repository
-from perf.corpus import QUESTION
+from perf.corpus import EXAMPLES, QUESTION
 from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
 from refrag_client import Answer, RefragClient
 
 
-def deploy(checkpoint: Path, folder: Path, window: int, chunk_size: int | None = None) -> Path:
+def deploy(
+    checkpoint: Path, folder: Path, window: int, chunk_size: int | None = None, precision: Precision = "fp32"
+) -> Path:
     """A repository in `folder`, of a copy of the checkpoint whose window has `window` slots.
 
     Beyond the window that it was trained with its answers mean nothing, but its times are what they would be.
-    chunk_size: another than the checkpoint's own, for the same reason.
+    chunk_size: another than the checkpoint's own, for the same reason. precision: of the exported graphs.
     """
     copied, repository = folder / "checkpoint", folder / "repository"
     widen(checkpoint, copied, window, chunk_size)
-    export_repository(copied, repository)
+    export_repository(copied, repository, precision, calibration=EXAMPLES if precision == "int8" else None)
     return repository
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from perf.results import Report
-from perf.ttft import stage_rows
+from perf.ttft import name_way, stage_rows
 
 BASELINE: dict[str, Any] = {"color": "#6b7280", "linestyle": "--"}
 COLORS = ("#0b6e4f", "#c2410c", "#1d4ed8", "#a21caf", "#b45309", "#0e7490", "#be123c")
@@ -188,7 +188,7 @@ def _series(rows: Sequence[Report], name: Callable[[Report], str]) -> dict[str, 
 def _way(row: Report) -> str:
     if row["store"] == "plain":
         return f"plain (server of k={row['chunk_size']})"
-    return f"k={row['chunk_size']}, {row['store']}, p={row['expand_fraction']:g}"
+    return f"k={row['chunk_size']}, {name_way(row)}"
 
 
 def _logarithmic(axes: Axes, lengths: Sequence[int]) -> None:

@@ -25,6 +25,7 @@ from perf.results import Report, table
 IDENTITY = (
     "context_tokens",
     "chunk_size",
+    "encoder",
     "store",
     "expand_fraction",
     "load",

@@ -10,7 +10,8 @@ Measured are, in turns, so that ratios hold on a noisy machine,
     hot          they were asked about before: their tokens and vectors are in the server's memory
 
 for each context length, chunk size k and expanded fraction p. Passages are new in every round, and hot ones come in
-another order, so that no prompt's KV cache is found again.
+another order, so that no prompt's KV cache is found again. Encoders after the first, such as int8, answer plain and
+cold alone, on a server of their own: their speed-up is over its plain, and the table shows the first one's.
 
     TTFT         seconds from before the request is encoded to the first response that has a token; one request at a
                  time; a round of warm-up; median, 95th and 99th percentile, and of how many
@@ -25,15 +26,19 @@ is the report as one JSON object.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
+from export.graphs import Precision
 from perf.analytic import predicted_speedup
 from perf.corpus import Corpus
 from perf.deployment import ask, deploy, serve
@@ -60,10 +65,6 @@ class Way:
     store: str
     expand_fraction: float
 
-    @property
-    def name(self) -> str:
-        return "plain" if self.store == "plain" else f"{self.store}, p={self.expand_fraction:g}"
-
 
 PLAIN = Way("plain", 1.0)
 
@@ -78,12 +79,19 @@ class Series:
 
 
 class Server:
-    """A served checkpoint of one chunk size, and everything that asks it."""
+    """A served checkpoint of one chunk size and one encoder, and everything that asks it."""
 
     def __init__(
-        self, corpus: Corpus, client: RefragClient, store: StoreClient, clock: StageClock, bare: BareDecoder
+        self,
+        precision: Precision,
+        corpus: Corpus,
+        client: RefragClient,
+        store: StoreClient,
+        clock: StageClock,
+        bare: BareDecoder,
     ) -> None:
-        self.corpus, self.client, self.store, self.clock, self.bare = corpus, client, store, clock, bare
+        self.precision, self.corpus, self.client, self.store = precision, corpus, client, store
+        self.clock, self.bare = clock, bare
 
     def ask_in_turn(self, num_tokens: int, ways: list[Way]) -> Iterator[tuple[Way, Answer]]:
         """Every way once, about passages of its own; a hot one about those of the warm one before it."""
@@ -126,6 +134,7 @@ def rotated(passages: list[str]) -> list[str]:
 
 
 def measure_length(server: Server, num_tokens: int, ways: list[Way], options: argparse.Namespace) -> list[Report]:
+    """A row for each way."""
     series = {way: Series() for way in ways}
     bare: list[float] = []
     floor = Way("warm", 0.0)
@@ -135,22 +144,23 @@ def measure_length(server: Server, num_tokens: int, ways: list[Way], options: ar
             # The first round warms up.
             if number:
                 series[way].ttft.append(answer.ttft_seconds or 0.0)
-        seconds = server.bare.prefill(server.corpus.draw(num_tokens), series[floor].prompt_slots)
-        bare += [seconds] if number else []
+        if floor in ways:
+            seconds = server.bare.prefill(server.corpus.draw(num_tokens), series[floor].prompt_slots)
+            bare += [seconds] if number else []
     for way in ways:
         series[way].stages = server.measure_stages(num_tokens, way, options.stage_requests)
-    rows = [_row(num_tokens, way, series, server) for way in ways]
-    for row in rows:
-        if (row["store"], row["expand_fraction"]) == ("warm", 0.0):
-            row["bare"] = summarise(bare)
-            row["against_bare"] = median_ratio(series[floor].ttft, bare)
-    return rows
+    rows = {way: _row(num_tokens, way, series, server) for way in ways}
+    if floor in ways:
+        rows[floor]["bare"] = summarise(bare)
+        rows[floor]["against_bare"] = median_ratio(series[floor].ttft, bare)
+    return list(rows.values())
 
 
 def _row(num_tokens: int, way: Way, series: dict[Way, Series], server: Server) -> Report:
     own, plain = series[way], series.get(PLAIN)
     row: Report = {
         "chunk_size": server.corpus.config.chunk_size,
+        "encoder": server.precision,
         "context_tokens": num_tokens,
         "store": way.store,
         "expand_fraction": way.expand_fraction,
@@ -166,27 +176,43 @@ def _row(num_tokens: int, way: Way, series: dict[Way, Series], server: Server) -
 
 def measure(options: argparse.Namespace) -> list[Report]:
     rows = []
-    for chunk_size in options.chunk_sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            window = max(options.context_tokens) + SPARE_SLOTS
-            repository = deploy(options.checkpoint, Path(folder), window, chunk_size)
-            corpus, bare = Corpus(repository), BareDecoder(Path(folder, "checkpoint"))
-            with (
-                serve(repository, disk_path=f"{folder}/store") as running,
-                RefragClient(running.grpc_address) as client,
-                StoreClient(running.grpc_address) as store,
-                StageClock(running) as clock,
-            ):
-                server = Server(corpus, client, store, clock, bare)
-                for num_tokens in tqdm(options.context_tokens, desc=f"TTFT, k={chunk_size}", disable=None):
-                    rows += measure_length(server, num_tokens, choose_ways(num_tokens, options), options)
-    return rows
+    for chunk_size, precision in itertools.product(options.chunk_sizes, options.encoders):
+        is_first = precision == options.encoders[0]
+        with serve_one(chunk_size, precision, options) as server:
+            for num_tokens in tqdm(options.context_tokens, desc=f"TTFT, k={chunk_size}, {precision}", disable=None):
+                ways = choose_ways(num_tokens, STORES if is_first else ("cold",), options)
+                measured = measure_length(server, num_tokens, ways, options)
+                rows += [row for row in measured if is_first or row["store"] != "plain"]
+    return sorted(rows, key=lambda row: (row["chunk_size"], row["context_tokens"]))
 
 
-def choose_ways(num_tokens: int, options: argparse.Namespace) -> list[Way]:
+@contextmanager
+def serve_one(chunk_size: int, precision: Precision, options: argparse.Namespace) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as folder:
+        window = max(options.context_tokens) + SPARE_SLOTS
+        repository = deploy(options.checkpoint, Path(folder), window, chunk_size, precision)
+        corpus, bare = Corpus(repository), BareDecoder(Path(folder, "checkpoint"))
+        with (
+            serve(repository, disk_path=f"{folder}/store") as running,
+            RefragClient(running.grpc_address) as client,
+            StoreClient(running.grpc_address) as store,
+            StageClock(running) as clock,
+        ):
+            yield Server(precision, corpus, client, store, clock, bare)
+
+
+def choose_ways(num_tokens: int, stores: Sequence[str], options: argparse.Namespace) -> list[Way]:
     """The plain one up to the length that is asked for: its time grows with the square of it."""
-    compressed = [Way(store, fraction) for store in STORES for fraction in options.expand_fractions]
+    compressed = [Way(store, fraction) for store in stores for fraction in options.expand_fractions]
     return ([PLAIN] if num_tokens <= options.longest_plain else []) + compressed
+
+
+def name_way(row: Report) -> str:
+    """Without the chunk size."""
+    if row["store"] == "plain":
+        return "plain"
+    encoder = "" if row["encoder"] == "fp32" else f" in {row['encoder']}"
+    return f"{row['store']}{encoder}, p={row['expand_fraction']:g}"
 
 
 def markdown(report: Report) -> str:
@@ -210,11 +236,10 @@ def _table(rows: list[Report]) -> str:
 
 
 def _cells(row: Report) -> list[str]:
-    way = Way(row["store"], row["expand_fraction"])
     return [
         f"{row['context_tokens']:,}",
         str(row["chunk_size"]),
-        way.name,
+        name_way(row),
         f"{row['prompt_slots']:,}",
         f"{row['ttft']['p50_ms']:.0f} ms",
         f"{row['ttft']['p95_ms']:.0f} ms",
@@ -229,7 +254,7 @@ def stage_table(report: Report) -> str:
     rows = stage_rows(report)
     longest = rows[0]["context_tokens"]
     header = [f"{longest:,} tokens, ms", *rows[0]["stages_ms"]]
-    names = [f"k={row['chunk_size']}, {Way(row['store'], row['expand_fraction']).name}" for row in rows]
+    names = [f"k={row['chunk_size']}, {name_way(row)}" for row in rows]
     return table(
         header,
         [[name, *(f"{ms:.1f}" for ms in row["stages_ms"].values())] for name, row in zip(names, rows, strict=True)],
@@ -250,6 +275,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
     parser.add_argument("--context-tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[16])
+    parser.add_argument("--encoders", nargs="+", choices=get_args(Precision), default=["fp32", "int8"])
     parser.add_argument("--expand-fractions", type=float, nargs="+", default=[0.0, 0.1], help="0 must be among them")
     parser.add_argument("--longest-plain", type=int, default=16384, help="context tokens; longer ones take too long")
     parser.add_argument("--rounds", type=int, default=3)

@@ -29,7 +29,9 @@ def run(module, output, *options):
 def test_first_tokens_are_measured_with_their_stages(tmp_path):
     options = ["--context-tokens", 400, "--rounds", 1, "--stage-requests", 1]
     report = run(ttft, tmp_path / "ttft.json", *options)
-    rows = {(row["store"], row["expand_fraction"]): row for row in report["rows"]}
+    integers = [row for row in report["rows"] if row["encoder"] == "int8"]
+    assert [(row["store"], row["expand_fraction"]) for row in integers] == [("cold", 0.0), ("cold", 0.1)]
+    rows = {(row["store"], row["expand_fraction"]): row for row in report["rows"] if row["encoder"] == "fp32"}
     assert list(rows) == [("plain", 1.0), *((store, p) for store in ttft.STORES for p in (0.0, 0.1))]
     plain, warm = rows["plain", 1.0], rows["warm", 0.0]
     assert 400 <= plain["prompt_slots"] < 450

@@ -1,0 +1,71 @@
+"""Answers with an exported encoder's vectors, by the command."""
+
+import json
+import sys
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export.graphs import export_chunk_encoder
+from refrag.errors import CheckpointError, TrainingError
+from refrag.evaluation import graphs
+from refrag.evaluation.graphs import GraphEncoder, parse_graph
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exact") / "model.onnx"
+    export_chunk_encoder(tiny_checkpoint.encoder, path, "fp32")
+    return path
+
+
+@pytest.fixture(scope="module")
+def damaged(exact, tmp_path_factory):
+    """Every row of the embedding table another token's."""
+    path, model = tmp_path_factory.mktemp("damaged") / "model.onnx", onnx.load(exact)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("word_embeddings.weight"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tiny_checkpoint, exact, damaged, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    tiny_checkpoint.save(folder / "checkpoint")
+    patch = pytest.MonkeyPatch()
+    options = ["--checkpoint", f"{folder}/checkpoint", "--output", f"{folder}/out.json", "--num-questions", "8"]
+    patch.setattr(sys, "argv", ["graphs", *options, "--graph", f"exact={exact}", f"damaged={damaged}"])
+    graphs.main()
+    patch.undo()
+    return json.loads((folder / "out.json").read_text())["tables"]["graphs"]
+
+
+def test_a_graph_in_full_precision_answers_as_torch_does(table):
+    differences = [row["difference"] for row in table["differences"] if row["name"].endswith("exact")]
+    assert len(differences) == 4
+    assert all(abs(difference["value"]) < 1e-4 for difference in differences)
+    assert "100.0% of the learned policy's picks are the same. Vectors by damaged" in table["about"]
+
+
+def test_a_graph_that_computes_something_else_is_told_apart(table):
+    [changed] = [
+        row["difference"]
+        for row in table["differences"]
+        if row["name"] == "REFRAG k=16, damaged" and row["metric"] == "log_perplexity"
+    ]
+    assert abs(changed["value"]) > 1e-4
+    assert not table["about"].endswith("100.0% of the learned policy's picks are the same.")
+
+
+def test_a_graph_that_is_not_there_is_named(tiny_checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.onnx does not exist; export the checkpoint"):
+        GraphEncoder(tiny_checkpoint.encoder, tmp_path / "nowhere.onnx")
+
+
+@pytest.mark.parametrize("text", ["model.onnx", "=model.onnx", "int8="])
+def test_a_graph_without_a_name_is_refused_with_the_form(text):
+    with pytest.raises(TrainingError, match=r"the form is NAME=model\.onnx"):
+        parse_graph(text)
