@@ -33,14 +33,14 @@ class BareDecoder:
 
     @torch.inference_mode()
     def prefill(self, passages: Sequence[str], num_slots: int) -> float:
-        """Seconds to tokenise the passages and the question, and to compute the token after `num_slots` slots.
+        """Seconds to tokenise the passages and the question, and to compute the token after `num_slots` slots, both as
+        transformers does it.
 
         The slots hold noise: what a slot holds does not change what it costs.
         """
         rows = torch.randn(1, num_slots, self.width)  # (1, S, D)
         start = time.perf_counter()
-        self.chunker.passages_ids(passages)
-        self.chunker.question_ids(QUESTION)
+        self.tokenizer([*passages, QUESTION])
         output = self.model(inputs_embeds=rows, use_cache=True, logits_to_keep=1)
         int(output.logits[0, -1].argmax())
         return time.perf_counter() - start

@@ -13,16 +13,18 @@ def block_keys(prompt: MixedPrompt, block_size: int, vocab_size: int) -> list[by
     The rows themselves are hashed. The caller's `prompt_table_extra_ids` is only a claim about them, and a false
     one would answer one request from the context of another.
     """
-    ids = prompt.input_ids.cpu().numpy().astype("<i8")
-    rows = prompt.chunk_embeddings.cpu().float().numpy().astype("<f4")
+    ids = prompt.input_ids.cpu().numpy()
     is_row = ids >= vocab_size
     # Where a row stands in its own request's table is no part of the content.
-    texts = np.where(is_row, vocab_size, ids)
-    keys, digest = [], hashlib.blake2b(digest_size=16)
+    texts = np.where(is_row, vocab_size, ids).astype("<i8")
+    table = prompt.chunk_embeddings.cpu().float().numpy()
+    rows = np.ascontiguousarray(table[ids[is_row] - vocab_size], "<f4")
+    num_rows = is_row.cumsum()  # up to each slot, itself among them
+    keys, digest, start_row = [], hashlib.blake2b(digest_size=16), 0
     for stop in range(block_size, len(ids) + 1, block_size):
-        block = slice(stop - block_size, stop)
-        digest.update(texts[block].tobytes())
-        if is_row[block].any():
-            digest.update(rows[ids[block][is_row[block]] - vocab_size].tobytes())
+        stop_row = int(num_rows[stop - 1])
+        digest.update(texts[stop - block_size : stop].data)
+        digest.update(rows[start_row:stop_row].data)
         keys.append(digest.digest())
+        start_row = stop_row
     return keys

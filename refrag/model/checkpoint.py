@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from refrag.chunking import Chunker
@@ -44,8 +44,8 @@ class Checkpoint:
     projector: Projector
     policy: ExpansionPolicy
     decoder: Decoder
-    decoder_tokenizer: PreTrainedTokenizerBase
-    encoder_tokenizer: PreTrainedTokenizerBase | None = None
+    decoder_tokenizer: PreTrainedTokenizerFast
+    encoder_tokenizer: PreTrainedTokenizerFast | None = None
 
     @property
     def chunker(self) -> Chunker:

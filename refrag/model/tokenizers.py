@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from refrag.errors import CheckpointError
 
@@ -10,11 +10,11 @@ DECODER, ENCODER = "decoder", "encoder"
 CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
 
 
-def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(directory / DECODER)
 
 
-def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast | None:
     """The encoder's own, or None if it reads the decoder's tokens."""
     return load_tokenizer(directory / ENCODER) if has_tokenizer(directory / ENCODER) else None
 
@@ -23,7 +23,7 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / CONFIG_FILE).exists()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """By its tokenizer.json, which says all there is to know: no class of its model is needed."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")

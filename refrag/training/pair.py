@@ -10,7 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from refrag.chunking import Chunk, cut_into_chunks
@@ -41,7 +41,7 @@ def make_pair(pair: Pair) -> Checkpoint:
     """
     torch.manual_seed(pair.seed)
     decoder_tokenizer = _decoder_tokenizer(pair)
-    encoder_tokenizer = AutoTokenizer.from_pretrained(pair.encoder.pretrained) if pair.encoder.pretrained else None
+    encoder_tokenizer = _load_tokenizer(pair.encoder.pretrained) if pair.encoder.pretrained else None
     num_special_tokens = encoder_tokenizer.num_special_tokens_to_add() if encoder_tokenizer else None
     config = RefragConfig(
         chunk_size=pair.chunk_size,
@@ -75,7 +75,7 @@ def default_encoder_length(pair: Pair, num_special_tokens: int | None) -> int:
     return longest if num_special_tokens is None else ENCODER_LENGTH_MARGIN * longest + num_special_tokens
 
 
-def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_prompt_slots: int) -> Any:
+def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_prompt_slots: int) -> Any:
     """The pretrained causal LM, or one of random weights with the tokenizer's vocabulary."""
     if backbone.pretrained is not None:
         model = AutoModelForCausalLM.from_pretrained(backbone.pretrained, dtype=torch.float32)
@@ -91,7 +91,7 @@ def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_pro
     return AutoModelForCausalLM.from_config(make_config(backbone, own))
 
 
-def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Any:
+def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Any:
     """The pretrained encoder, or one of random weights that reads the decoder's tokens."""
     if backbone.pretrained is not None:
         return without_pooler(AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32))
@@ -145,7 +145,7 @@ def without_pooler(model: Any) -> Any:
     return model
 
 
-def _end_answers_with(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:
     """Generation stops where training ends answers. Nothing else of a model's generation settings is used, and what
     contradicts itself there, as in many a model, could not be saved.
     """
@@ -157,7 +157,17 @@ def _end_answers_with(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     )
 
 
-def _decoder_tokenizer(pair: Pair) -> PreTrainedTokenizerBase:
+def _decoder_tokenizer(pair: Pair) -> PreTrainedTokenizerFast:
     if pair.decoder.pretrained is None:
         return train_tokenizer(pair.vocab_size, pair.seed, pair.tokenizer_documents)
-    return AutoTokenizer.from_pretrained(pair.decoder.pretrained)
+    return _load_tokenizer(pair.decoder.pretrained)
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TrainingError(
+            f"the tokenizer of {name} is a {type(tokenizer).__name__}, which has no tokenizer.json to serve; "
+            "convert it with transformers.convert_slow_tokenizer and save it as a PreTrainedTokenizerFast"
+        )
+    return tokenizer

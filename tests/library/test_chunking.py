@@ -66,6 +66,17 @@ def test_a_special_token_spelt_out_by_a_caller_stays_text(tiny_checkpoint, speci
         assert special in tokenizer.decode(ids)
 
 
+@given(st.lists(st.text(min_size=1), max_size=4))
+def test_tokens_are_those_of_transformers_own_call(tiny_checkpoint, passages):
+    chunker, tokenizer = tiny_checkpoint.chunker, tiny_checkpoint.decoder_tokenizer
+    # As another user of the tokenizer may leave it.
+    tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=4, split_special_tokens=False)
+    template = tiny_checkpoint.config.template
+    texts = [template.passage_prefix + passage + template.passage_suffix for passage in passages]
+    expected = [tokenizer(each, add_special_tokens=False, split_special_tokens=True).input_ids for each in texts]
+    assert chunker.passages_ids(passages) == expected
+
+
 def test_an_empty_passage_has_no_chunk(tiny_checkpoint):
     assert tiny_checkpoint.chunker.context_chunks(["", ""]) == []
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    SentencePieceBackend,
+)
 
 from refrag.chunking import Chunk
 from refrag.errors import TrainingError
@@ -374,6 +381,15 @@ def test_answers_end_with_the_token_that_training_ends_them_with(folders, tmp_pa
     tokenizer.save_pretrained(tmp_path)
     decoder = Decoder(make_decoder(Backbone(pretrained=str(tmp_path)), tokenizer, 512))
     assert decoder.eos_ids == {2, 5, 7}
+
+
+def test_a_tokenizer_that_could_not_be_served_is_refused_by_name(folders, monkeypatch):
+    slow = SentencePieceBackend.__new__(SentencePieceBackend)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: slow)
+    with pytest.raises(
+        TrainingError, match=r"a SentencePieceBackend, which has no tokenizer\.json to serve; convert it"
+    ):
+        make_pair(pair(folders("llama"), folders("roberta")))
 
 
 def test_a_tokenizer_without_an_end_is_refused(folders, tmp_path):
