@@ -23,7 +23,7 @@ from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokeniz
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, strings, text, texts
 from refrag.serving.triton import infer
-from refrag.store.keys import DIGEST_BYTES, FINGERPRINT_BYTES, digest_chunks, load_fingerprint
+from refrag.store.keys import DIGEST_BYTES, FINGERPRINT_BYTES, load_fingerprint
 from refrag.store.lookup import look_up, storable
 from refrag.store.settings import StoreSettings, open_store
 from refrag.store.store import GuardedTier
@@ -84,7 +84,7 @@ class ChunkStore:
         parts = [part for part in (lookup.stored, *encoded) if len(part)]
         # What one tier had another may lack, so that all goes to all.
         vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
-        if not self.store.put(storable(digest_chunks(packed), vectors)):
+        if not self.store.put(storable(lookup.digests, vectors)):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
         return _answer(
             {

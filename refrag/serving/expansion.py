@@ -52,9 +52,9 @@ class Expansion:
         encoded = round_to_stored(inputs["chunk_vectors"])  # (M + Q, E)
         num_encoded = max(0, int(rows.max(initial=-1)) + 1 - len(stored))
         table = np.concatenate([stored.reshape(len(stored), encoded.shape[1]), encoded])  # (H + M + Q, E)
-        all_vectors = torch.from_numpy(table.astype(np.float32))
-        vectors = all_vectors[torch.from_numpy(rows).long()]  # (C, E)
-        question_vectors = all_vectors[len(stored) + num_encoded :]  # (Q, E)
+        # Gathered before they are widened: of a large context, memory is what this step waits for.
+        vectors = torch.from_numpy(table[rows].astype(np.float32))  # (C, E)
+        question_vectors = torch.from_numpy(table[len(stored) + num_encoded :].astype(np.float32))  # (Q, E)
         options = ExpansionOptions(
             expand_fraction=round(scalar(inputs, "resolved_expand_fraction") or 0.0, 6),
             policy=text(inputs, "resolved_policy"),  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ class Expansion:
             self.store.put_later(lambda: new_vectors(token_ids, rows, encoded[:num_encoded], len(stored)))
         prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.bos_id)
         return {
-            "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy()),
+            "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy() if expanded else vectors.numpy()),
             "prompt_ids": prompt.input_ids,
             "prompt_table_extra_ids": prompt.extra_ids,
             "expanded_chunks": int32(*expanded),

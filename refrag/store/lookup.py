@@ -12,7 +12,7 @@ import numpy as np
 
 from refrag.store.keys import digest_chunks
 from refrag.store.store import VectorStore
-from refrag.store.values import is_storable
+from refrag.store.values import are_storable
 
 # C context chunks, K tokens per chunk, E encoder width
 # H different chunks that the store has, M that it lacks
@@ -24,15 +24,17 @@ class Lookup:
 
     stored: FP16 (H, E). lacking: numbers of the first chunks of their kind that are to be encoded, M of them.
     rows: INT32 (C,), each chunk's row among the stored vectors and, after them, those that are to be encoded.
+    digests: of each chunk, C of them.
     """
 
     stored: np.ndarray
     lacking: list[int]
     rows: np.ndarray
+    digests: list[bytes]
 
 
 # Of a request that needs no vectors: none is stored, none lacking.
-NOTHING_NEEDED = Lookup(np.zeros((0, 0), np.float16), [], np.zeros(0, np.int32))
+NOTHING_NEEDED = Lookup(np.zeros((0, 0), np.float16), [], np.zeros(0, np.int32), [])
 
 
 def look_up(store: VectorStore, packed: np.ndarray) -> Lookup:
@@ -47,9 +49,8 @@ def look_up(store: VectorStore, packed: np.ndarray) -> Lookup:
     has = [digest for digest, vector in vectors.items() if vector is not None]
     row_of = {digest: row for row, digest in enumerate([*has, *lacking])}
     stored = np.frombuffer(b"".join(found), np.float16).reshape(len(found), -1 if found else 0)
-    return Lookup(
-        stored, [firsts[digest] for digest in lacking], np.array([row_of[digest] for digest in digests], np.int32)
-    )
+    rows = np.array([row_of[digest] for digest in digests], np.int32)
+    return Lookup(stored, [firsts[digest] for digest in lacking], rows, digests)
 
 
 def new_vectors(token_ids: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> dict[bytes, bytes]:
@@ -62,5 +63,5 @@ def new_vectors(token_ids: np.ndarray, rows: np.ndarray, encoded: np.ndarray, nu
 
 def storable(digests: Sequence[bytes], vectors: np.ndarray) -> dict[bytes, bytes]:
     """The vectors' bytes by digest, but for those that are not worth keeping.  M digests, FP16 (M, E)"""
-    rows = zip(digests, vectors, strict=True)
-    return {digest: vector.tobytes() for digest, vector in rows if is_storable(vector)}
+    rows = zip(digests, vectors, are_storable(vectors), strict=True)
+    return {digest: vector.tobytes() for digest, vector, is_storable in rows if is_storable}

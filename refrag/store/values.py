@@ -18,9 +18,9 @@ def round_to_stored(vectors: np.ndarray) -> np.ndarray:
     return np.clip(vectors, -LARGEST, LARGEST).astype(np.float16)
 
 
-def is_storable(vector: np.ndarray) -> bool:
-    """Whether it is worth keeping: an encoder that overflowed once may not do so the next time."""
-    return bool(np.isfinite(vector).all())
+def are_storable(vectors: np.ndarray) -> np.ndarray:
+    """BOOL (C,): which are worth keeping; an encoder that overflowed once may not do so the next time."""
+    return np.isfinite(vectors).all(-1)
 
 
 def seal(key: bytes, vector: bytes) -> bytes:

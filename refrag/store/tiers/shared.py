@@ -85,7 +85,7 @@ class SharedTier:
 
 
 def _name(key: bytes) -> bytes:
-    return VECTOR + key[:FINGERPRINT_BYTES].hex().encode() + b":" + key[FINGERPRINT_BYTES:].hex().encode()
+    return VECTOR + key.hex(":", -FINGERPRINT_BYTES).encode()
 
 
 def _key(name: bytes) -> bytes:
