@@ -7,6 +7,8 @@ CHECKPOINT ?= checkpoints/demo
 BASELINES ?= $(CHECKPOINT)-baselines
 REPOSITORY ?= model_repository
 EXPORT_OPTIONS ?=
+# Passages like those that will be served, for the encoder in integers.
+CALIBRATION ?= client/examples/passages.jsonl
 RESULTS ?= perf/results
 
 BIN := .venv/bin
@@ -16,7 +18,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export perf perf-full bench-engine bench-store readme test test-fast check format evaluate train-demo train-tiny clean
+.PHONY: help install demo results serve export perf perf-full bench-engine bench-store readme test test-fast check format evaluate evaluate-int8 train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -89,6 +91,10 @@ format: install ## format the code
 evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json and .md
 	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) $(COMPARED) --output $(CHECKPOINT)/evaluation.json
 	$(BIN)/python -m refrag.evaluation.report $(CHECKPOINT)/evaluation.json > $(CHECKPOINT)/evaluation.md
+
+evaluate-int8: install ## answers with the encoder in integers against those in floats → $(CHECKPOINT)/int8.json
+	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
+	$(BIN)/python -m refrag.evaluation.graphs --checkpoint $(CHECKPOINT) --graph int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
 
 train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
 	$(BIN)/python -m refrag.training train demo

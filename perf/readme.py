@@ -14,8 +14,8 @@ from pathlib import Path
 from perf import engine, load, peers, scale, store, ttft
 from perf.results import Report
 from refrag.demo import markdown_table as demo_table
+from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
-from refrag.evaluation.report import markdown_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -31,15 +31,22 @@ TASK_ROWS = (
 NUM_SHOWN = 4
 
 
-def demo(report: Report) -> str:
-    return f"{demo_table(report)}\n\n`make results` on {report['machine']}, commit {report['commit']}."
-
-
 def quickstart(transcript: str) -> str:
     """The first question with both answers, and the last line."""
     lines = transcript.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("1. "))
     return "\n".join(["```", *lines[first : first + NUM_SHOWN], "…", lines[-1], "```"])
+
+
+def integers(report: Report) -> str:
+    """How near the vectors are, the answers, and their differences."""
+    parts = [
+        report["tables"]["graphs"]["about"],
+        evaluation_table(report, "graphs"),
+        markdown_differences(report, "graphs"),
+        f"`{report['command']}` on {report['machine']}, commit {report['commit']}.",
+    ]
+    return "\n\n".join(parts)
 
 
 def engine_results(report: Report) -> str:
@@ -64,7 +71,7 @@ def with_source(draw: Callable[[Report], str]) -> Callable[[Report], str]:
 
 # Block → result file, and what becomes of it.
 BLOCKS: dict[str, tuple[Path, Callable[[Report], str]]] = {
-    "demo": (RESULTS / "demo.json", demo),
+    "demo": (RESULTS / "demo.json", demo_table),
     "ttft": (RESULTS / "ttft.json", with_source(ttft.chosen_table)),
     "stages": (RESULTS / "ttft.json", ttft.stage_table),
     "load": (RESULTS / "load.json", with_source(load.load_table)),
@@ -74,6 +81,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "store": (RESULTS / "store.json", store.markdown),
     "answers": (DEMO / "evaluation.json", partial(evaluation_table, table_name="answers")),
     "tasks": (DEMO / "evaluation.json", partial(markdown_tasks, table_name="answers", names=TASK_ROWS)),
+    "int8": (DEMO / "int8.json", integers),
     "reconstruction": (DEMO / "ablations.json", partial(evaluation_table, table_name="reconstruction, world")),
     "continuation": (DEMO / "ablations.json", partial(evaluation_table, table_name="continuation, world")),
 }

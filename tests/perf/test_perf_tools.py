@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from perf import decoders, prefill
+from perf import decoders, prefill, ttft
 from perf.analytic import predicted_speedup
 from perf.analyzer import read_export
 from perf.load import Callers, describe
 from perf.prefill import Case
 from perf.stages import Reading, compute_seconds, queue_seconds, stage_seconds
 from refrag.errors import SetupError
+from refrag_client import Answer, Statistics
 
 PHASES = {"queue": 0.001, "compute_input": 0.0, "compute_infer": 0.01, "compute_output": 0.0}
 MODELS = ("preprocessing", "chunk_encoder", "expansion_policy", "projector")
@@ -83,6 +84,31 @@ def test_a_request_without_an_answer_ends_the_run():
 
 def test_throughput_is_from_the_first_request_to_the_last_response():
     assert describe(read_export(EXPORT, 2))["throughput"] == pytest.approx(2 / 0.25)
+
+
+class FakeClient:
+    """Answers with so many of ten chunks found in the store."""
+
+    def __init__(self, num_stored: int, ttft_seconds: float | None = 0.1) -> None:
+        self.statistics = Statistics(160, 10, num_stored, 0, (), 30, 1)
+        self.ttft_seconds = ttft_seconds
+
+    def generate(self, question, passages, **options):
+        return Answer("a", (5,), (), "length", self.statistics, self.ttft_seconds, total_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    ("way", "client", "what"),
+    [
+        (ttft.Way("warm", 0.0), FakeClient(9), "1 of 10 chunks were not stored"),
+        (ttft.Way("cold", 0.0), FakeClient(5), "5 of 10 chunks were stored"),
+        (ttft.Way("cold", 0.0), FakeClient(0, None), "the answer has no token"),
+    ],
+)
+def test_a_store_that_is_not_as_it_should_be_ends_the_run(way, client, what):
+    server = ttft.Server("fp32", None, client, None, None, None)
+    with pytest.raises(AssertionError, match=what):
+        server.ask(way, ["a passage"])
 
 
 def test_callers_never_ask_the_same_twice():
