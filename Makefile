@@ -21,7 +21,7 @@ EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 .PHONY: help install demo results serve export perf perf-full bench-engine bench-store readme test test-fast check format evaluate evaluate-int8 train-demo train-tiny clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 install: $(INSTALLED) ## install everything into .venv
 
@@ -51,13 +51,13 @@ $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
 	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 perf: install ## a report on this machine in five minutes: first tokens and load → build/perf/report.html
-	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --output build/perf/ttft.json
+	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --encoders fp32 int8 --output build/perf/ttft.json
 	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --output build/perf/load.json
 	$(BIN)/python -m perf.report page build/perf --output build/perf/report.html
 
 perf-full: install ## what the README quotes under Performance, but the engine → $(RESULTS) and build/perf-full/report.html
 	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --context-tokens 512 2048 8192 16384 --chunk-sizes 8 16 32 \
-		--output $(RESULTS)/ttft.json
+		--encoders fp32 int8 --output $(RESULTS)/ttft.json
 	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --concurrency 1 2 4 8 16 --request-rates 1 2 --requests 3 --output $(RESULTS)/load.json
 	$(BIN)/python -m perf.peers --checkpoint $(CHECKPOINT) --output $(RESULTS)/peers.json
 	$(BIN)/python -m perf.scale --checkpoint $(CHECKPOINT) --output $(RESULTS)/scale.json

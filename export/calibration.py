@@ -1,5 +1,6 @@
 """Real chunks for a graph in integers: half of them set its scales, the other half say how far it is from torch."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,11 @@ from refrag.chunking import Chunk, Chunker
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, RefragError
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
-from refrag_client import RefragError as ClientError
-from refrag_client.cli.passages import read_passages
 
 # C chunks, L encoder tokens per chunk
 
 BATCH_CHUNKS = 64
-# More change the scales little, and every one of them runs through torch.
+# More change the scales little, and take their time.
 MAX_CHUNKS = 2048
 
 
@@ -30,25 +29,38 @@ class Calibration:
     scales: list[Batch]
     checks: list[tuple[Tensor, Tensor]]
 
+    @property
+    def digest(self) -> str:
+        """Of what the scales are made from: other scales give other vectors."""
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in self.scales:
+            for array in batch.values():
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
 
 def read_calibration(passages: Path, checkpoint: Path, config: RefragConfig) -> Calibration:
     """Cut the file's passages as the server would; raise RefragError if they are too few or cannot be read."""
+    # Here, since no other export needs the client.
+    from refrag_client import RefragError as ClientError
+    from refrag_client.cli.passages import read_passages
+
     chunker = Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
     try:
         chunks = chunker.context_chunks(read_passages(str(passages)))[:MAX_CHUNKS]
     except ClientError as error:
         raise RefragError(str(error)) from None
     if len(chunks) < 2:
-        raise CheckpointError(f"{passages} holds {len(chunks)} chunks; calibration needs 2, and better hundreds")
-    # In turn, so that both halves hold every passage's beginning and end.
+        raise CheckpointError(f"{passages} holds {len(chunks)} chunks; give more passages, with 2 at least")
+    # In turn, so that neither half lacks a part of the file.
+    scales = [chunker.encoder_inputs(batch) for batch in _batches(chunks[::2])]
+    # The graph promises zeros for a row of padding.
+    checks = [chunker.encoder_inputs([*batch, Chunk((), 0)]) for batch in _batches(chunks[1::2])]
     return Calibration(
-        [{"input_ids": ids, "attention_mask": mask} for ids, mask in _batches(chunks[::2], chunker)],
-        [(torch.from_numpy(ids), torch.from_numpy(mask)) for ids, mask in _batches(chunks[1::2], chunker)],
+        [{"input_ids": ids, "attention_mask": mask} for ids, mask in scales],
+        [(torch.from_numpy(ids), torch.from_numpy(mask)) for ids, mask in checks],
     )
 
 
-def _batches(chunks: Sequence[Chunk], chunker: Chunker) -> list[tuple[np.ndarray, np.ndarray]]:
-    starts = range(0, len(chunks), BATCH_CHUNKS)
-    # A row of padding in each: the graph promises zeros for it.
-    padding = Chunk((), 0)
-    return [chunker.encoder_inputs([*chunks[start : start + BATCH_CHUNKS], padding]) for start in starts]
+def _batches(chunks: Sequence[Chunk]) -> list[Sequence[Chunk]]:
+    return [chunks[start : start + BATCH_CHUNKS] for start in range(0, len(chunks), BATCH_CHUNKS)]

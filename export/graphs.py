@@ -58,7 +58,7 @@ PROJECTOR = Graph(
 def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: TracedPrecision) -> None:
     """Write INT64 `input_ids`, `attention_mask` (C, L) → FP32 `chunk_vectors` (C, E), or raise CheckpointError."""
     ids = torch.zeros(TRACED_NUM_CHUNKS, TRACED_LENGTH, dtype=torch.int64)
-    with _eager_attention(encoder):
+    with _attention(encoder, precision):
         served = ServedEncoder(_in_precision(encoder, precision))
         _export(CHUNK_ENCODER, served, (ids, torch.ones_like(ids)), path)
 
@@ -126,7 +126,7 @@ GELU_RULES = pattern.RewriteRuleSet([pattern.RewriteRule(_gelu_as_exported, _gel
 def _trace(graph: Graph, module: nn.Module, example: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram:
     try:
         with _without_torch_chatter():
-            # The dynamo exporter: it guards attention against fully masked rows, and the older one is deprecated.
+            # The dynamo exporter: it guards fused attention against fully masked rows, and the older is deprecated.
             program = torch.onnx.export(
                 module,
                 example,
@@ -169,11 +169,14 @@ def _open_widths(model: ir.Model, graph: Graph) -> None:
 
 
 @contextmanager
-def _eager_attention(encoder: ChunkEncoder) -> Iterator[None]:
-    """As two products and a softmax, which ONNX Runtime computes faster than what torch's fused attention becomes."""
+def _attention(encoder: ChunkEncoder, precision: TracedPrecision) -> Iterator[None]:
+    """As two products and a softmax, which ONNX Runtime computes faster than what torch's fused attention becomes.
+
+    In half precision the usual one: its graph is guarded against rows that are masked wholly, the other's overflows.
+    """
     backbone = encoder.backbone
     usual = backbone.config._attn_implementation
-    backbone.set_attn_implementation("eager")
+    backbone.set_attn_implementation("eager" if precision == "fp32" else usual)
     try:
         yield
     finally:

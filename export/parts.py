@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from export.graphs import Precision
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
 from refrag.model.checkpoint import POLICY
@@ -34,12 +33,12 @@ def choose_chunk_size(config: RefragConfig, chunk_size: int | None, encoder_has_
     return replace(config, chunk_size=chunk_size, encoder_length=encoder_length)
 
 
-def fingerprint_of(checkpoint: Path, config: RefragConfig, precision: Precision) -> bytes:
-    """Of the encoder as it is exported: what its vectors are stored under."""
+def fingerprint_of(checkpoint: Path, config: RefragConfig, arithmetic: str) -> bytes:
+    """Of the encoder as it is exported: what its vectors are stored under. arithmetic: all that decides the graph's."""
     # An encoder with its own tokenizer reads a chunk's text, which the decoder's tokenizer makes of the tokens.
     encoder_files = sorted(path for path in (checkpoint / ENCODER).iterdir() if path.is_file())
     tokenizer_files = _non_weights(checkpoint / DECODER) if has_tokenizer(checkpoint / ENCODER) else []
-    return fingerprint_encoder(encoder_files, tokenizer_files, config, precision)
+    return fingerprint_encoder(encoder_files, tokenizer_files, config, arithmetic)
 
 
 def build_preprocessing(checkpoint: Path, config: RefragConfig, fingerprint: bytes, target: Path) -> None:

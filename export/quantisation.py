@@ -35,7 +35,9 @@ SMALLEST_SCALE = 1e-12
 
 
 def quantise_chunk_encoder(path: Path, batches: Sequence[Batch]) -> None:
-    """Rewrite the FP32 graph at `path`; raise CheckpointError where no product with weights is found."""
+    """Rewrite the FP32 graph at `path`; raise CheckpointError if it has no product with weights, or is over 2 GB."""
+    if list(path.parent.glob(f"{path.name}.*")):
+        raise CheckpointError("the encoder's graph is too large for one file, as int8 needs it; use fp32 or fp16")
     model = ir.load(path)
     if not Quantiser(model.graph, calibrate(path, batches)).rewrite_products():
         raise CheckpointError("the encoder's graph has no product with weights to compute in int8; export it in fp32")
@@ -65,6 +67,8 @@ class Quantiser:
         self.graph, self.ranges = graph, ranges
         # By activation: itself in UINT8, its scale and its zero. Query, key and value are made of the same one.
         self.activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        # By weight: itself in INT8, its scales and its zeros. Layers may share one.
+        self.weights: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def rewrite_products(self) -> int:
         """How many there were."""
@@ -82,23 +86,28 @@ class Quantiser:
 
     def _rewrite(self, product: ir.Node) -> None:
         x, weight = product.inputs
-        assert x is not None and weight is not None and weight.const_value is not None
-        integers, scales = quantise_weight(weight.const_value.numpy())
-        quantised, scale, zero = self._quantise(x, product)
-        inputs = [
-            quantised,
-            self._constant(f"{weight.name}_int8", integers),
-            scale,
-            self._constant(f"{weight.name}_scales", scales),
-            zero,
-            self._constant(f"{weight.name}_zeros", np.zeros(len(scales), np.int8)),
-        ]
-        addition, bias = _find_bias(product)
+        assert x is not None and weight is not None
+        x_int8, x_scale, x_zero = self._quantise(x, product)
+        w_int8, w_scales, w_zeros = self._quantise_weight(weight)
+        addition, bias = _find_bias(product, w_scales)
         replaced = [node for node in (addition, product) if node is not None]
-        integer_product = ir.node(INTEGER_PRODUCT, [*inputs, bias], domain=ORT_DOMAIN)
+        inputs = [x_int8, w_int8, x_scale, w_scales, x_zero, w_zeros, bias]
+        integer_product = ir.node(INTEGER_PRODUCT, inputs, domain=ORT_DOMAIN)
         self.graph.insert_before(replaced[0], integer_product)
-        replaced[0].outputs[0].replace_all_uses_with(integer_product.outputs[0])
+        before, after = replaced[0].outputs[0], integer_product.outputs[0]
+        before.replace_all_uses_with(after)
+        # The next product may read it, and finds its range by its name.
+        before.name, after.name, after.type, after.shape = None, before.name, before.type, before.shape
         self.graph.remove(replaced, safe=True)
+
+    def _quantise_weight(self, weight: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if weight not in self.weights:
+            assert weight.const_value is not None
+            integers, scales = quantise_weight(weight.const_value.numpy())
+            arrays = {"int8": integers, "scales": scales, "zeros": np.zeros(len(scales), np.int8)}
+            w_int8, w_scales, w_zeros = (self._constant(f"{weight.name}_{role}", each) for role, each in arrays.items())
+            self.weights[weight] = (w_int8, w_scales, w_zeros)
+        return self.weights[weight]
 
     def _quantise(self, x: ir.Value, user: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
         if x not in self.activations:
@@ -144,14 +153,14 @@ def _with_zero(smallest: np.ndarray, largest: np.ndarray) -> Range:
     return min(0.0, smallest.item()), max(0.0, largest.item())
 
 
-def _find_bias(product: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
+def _find_bias(product: ir.Node, scales: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
     """The addition of a constant vector (N,) that follows, and the vector; None and None where none does."""
     users = [use.node for use in product.outputs[0].uses()]
     if [user.op_type for user in users] != ["Add"]:
         return None, None
     [addition] = users
     for value in addition.inputs:
-        if _num_axes(value) == 1:
+        if _num_axes(value) == 1 and value is not None and value.shape == scales.shape:
             return addition, value
     return None, None
 

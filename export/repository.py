@@ -82,7 +82,7 @@ def export_repository(
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
         parities = build_graphs(source, built, precision, chunks)
-        build_parts(source, built, precision)
+        build_parts(source, built, precision if chunks is None else f"{precision} {chunks.digest}")
         place(built, repository, replaced)
     return parities
 
@@ -128,8 +128,8 @@ def build_graphs(source: Source, built: Path, precision: Precision, chunks: Cali
     return parities
 
 
-def build_parts(source: Source, built: Path, precision: Precision) -> None:
-    fingerprint = fingerprint_of(source.directory, source.config, precision)
+def build_parts(source: Source, built: Path, arithmetic: str) -> None:
+    fingerprint = fingerprint_of(source.directory, source.config, arithmetic)
     users_of_the_store = {
         "preprocessing": build_preprocessing,
         "chunk_store": build_preprocessing,

@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
     parser.add_argument("--context-tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[16])
-    parser.add_argument("--encoders", nargs="+", choices=get_args(Precision), default=["fp32", "int8"])
+    parser.add_argument("--encoders", nargs="+", choices=get_args(Precision), default=["fp32"])
     parser.add_argument("--expand-fractions", type=float, nargs="+", default=[0.0, 0.1], help="0 must be among them")
     parser.add_argument("--longest-plain", type=int, default=16384, help="context tokens; longer ones take too long")
     parser.add_argument("--rounds", type=int, default=3)

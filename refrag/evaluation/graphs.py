@@ -11,7 +11,7 @@ import argparse
 import functools
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from refrag.training.data.tasks import TASKS
 
 # C chunks, L encoder tokens per chunk, E encoder width
 
+TORCH = "torch"
+
 
 class GraphEncoder(ChunkEncoder):
     """In place of the encoder that it was exported from."""
@@ -56,7 +58,7 @@ def tabulate_graphs(models: Models, graphs: Mapping[str, Path], options: Options
     size = models.checkpoint.config.chunk_size
     conditions = [compressed(size), compressed(size, "learned", options.expand_fraction)]
     asking = Asking(TASKS, options.num_questions, NUM_PASSAGES)
-    by_torch = CaseSet(models, draw_questions(models.checkpoint, asking, options.seed), options.seed, "torch")
+    by_torch = CaseSet(models, draw_questions(models.checkpoint, asking, options.seed), options.seed, TORCH)
     expected = answer_all(by_torch, conditions, by_torch.label)
     answers, differences, about = [*expected], [], [f"{NUM_PASSAGES} passages from the strong retriever."]
     for name, graph in graphs.items():
@@ -87,16 +89,21 @@ def _tell_agreement(by_graph: CaseSet, by_torch: CaseSet, learned: Condition) ->
     num_shared, num_picks = map(sum, zip(*shared, strict=True))
     return (
         f"Vectors by {by_graph.label}: cosine with torch's {cosines.mean():.5f} in the mean, {cosines.min():.5f} at "
-        f"least; {100 * num_shared / num_picks:.1f}% of the learned policy's picks are the same."
+        f"least; {num_shared} of {num_picks} picks of the learned policy are the same."
     )
 
 
-def parse_graph(text: str) -> tuple[str, Path]:
-    """NAME=FILE, or TrainingError that says so."""
-    name, equals, path = text.partition("=")
-    if not name or not equals or not path:
-        raise TrainingError(f"a graph is given as {text!r}; the form is NAME=model.onnx")
-    return name, Path(path)
+def parse_graphs(texts: Sequence[str]) -> dict[str, Path]:
+    """Of NAME=FILE each; TrainingError for another form, and for a name that would be mistaken."""
+    graphs = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not name or not equals or not path:
+            raise TrainingError(f"a graph is given as {text!r}; the form is NAME=model.onnx")
+        if name in graphs or name == TORCH:
+            raise TrainingError(f"two rows would be called {name!r}; give each graph a name of its own")
+        graphs[name] = Path(path)
+    return graphs
 
 
 def main() -> None:
@@ -105,7 +112,7 @@ def main() -> None:
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     try:
         options = parsed_options(arguments)
-        graphs = dict(map(parse_graph, arguments.graph))
+        graphs = parse_graphs(arguments.graph)
         report = Report("refrag.evaluation.graphs", options.seed, arguments.output)
         report.add("graphs", functools.partial(tabulate_graphs, load_models(arguments.checkpoint), graphs, options))
     except RefragError as error:

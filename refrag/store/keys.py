@@ -23,18 +23,19 @@ FINGERPRINT_NAME = "encoder.fingerprint"
 
 
 def fingerprint_encoder(
-    encoder: Sequence[Path], tokenizer: Sequence[Path], config: RefragConfig, precision: str
+    encoder: Sequence[Path], tokenizer: Sequence[Path], config: RefragConfig, arithmetic: str
 ) -> bytes:
     """Of everything that turns a chunk's tokens into its vector.
 
     encoder: its files, in Hugging Face format. tokenizer: files of the decoder's, where the encoder does not read the
-    decoder's tokens but text that is made of them. precision: of the exported graph.
+    decoder's tokens but text that is made of them. arithmetic: of the exported graph, its precision and what it was
+    calibrated with.
     """
     settings = {
         "chunk_size": config.chunk_size,
         "encoder_length": config.encoder_length,
         "pooling": config.pooling,
-        "precision": precision,
+        "precision": arithmetic,
     }
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=FINGERPRINT_BYTES)
     for path in (*encoder, *tokenizer):

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_helpers import make_encoder, make_passages, read_files
+from export_helpers import SHAPE, make_encoder, make_passages, read_files
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -26,6 +26,7 @@ from refrag.store.keys import load_fingerprint
 
 LENGTH, VOCAB = 8, 100
 LIVELINESS = 5.0
+NUM_LAYERS = SHAPE["num_hidden_layers"]
 
 
 def draw_chunks(num_chunks: int, seed: int) -> dict[str, np.ndarray]:
@@ -65,9 +66,12 @@ def passages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
-def test_every_encoder_family_computes_in_integers_nearly_what_it_does_in_torch(family, tmp_path):
+# Query, key and value, which one product makes in ModernBERT; the attention's output, and the network's two.
+@pytest.mark.parametrize(("family", "num_products"), [("bert", 6), ("roberta", 6), ("modernbert", 4)])
+def test_every_encoder_family_computes_in_integers_nearly_what_it_does_in_torch(family, num_products, tmp_path):
     export_integers(tmp_path / "model.onnx", family)
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert operators.count("MatMulIntegerToFloat") == num_products * NUM_LAYERS
     assert check_chunk_encoder(tmp_path / "model.onnx", make_lively_encoder(family), LENGTH, "int8").holds
 
 
@@ -82,10 +86,9 @@ def test_all_products_with_weights_are_of_integers_and_each_activation_becomes_t
     graph = onnx.load(bert).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     operators = [node.op_type for node in graph.node]
-    num_layers = make_encoder("bert").backbone.config.num_hidden_layers
-    # Query, key, value, the attention's output, and the two of the network after it; the first three share an input.
-    assert operators.count("MatMulIntegerToFloat") == 6 * num_layers
-    assert operators.count("QuantizeLinear") == 4 * num_layers
+    # Query, key and value share an input.
+    assert operators.count("MatMulIntegerToFloat") == 6 * NUM_LAYERS
+    assert operators.count("QuantizeLinear") == 4 * NUM_LAYERS
     assert not [node for node in graph.node if node.op_type == "MatMul" and set(node.input) & set(weights)]
     assert not [tensor for tensor in weights.values() if len(tensor.dims) == 2 and is_float_product(tensor, graph)]
 
@@ -115,6 +118,39 @@ def test_a_graph_without_products_is_refused_in_words(tmp_path):
         quantise_chunk_encoder(path, [{"chunk_vectors": np.ones((2, 16), np.float32)}])
 
 
+def save_graph(path: Path, nodes: list[onnx.NodeProto], **weights: np.ndarray) -> None:
+    """Of x (R, 8) to y (R, 8)."""
+    x, y = (onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
+    constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "graph", [x], [y], constants)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def test_products_in_a_row_a_shared_weight_and_an_odd_bias_are_computed_too(tmp_path):
+    """The first product feeds the second; both have one weight; what is added to the second is no bias of its width."""
+    rng, make = np.random.default_rng(0), onnx.helper.make_node
+    nodes = [
+        make("MatMul", ["x", "w"], ["first"]),
+        make("Add", ["first", "b"], ["biased"]),
+        make("MatMul", ["biased", "w"], ["second"]),
+        make("Add", ["second", "one"], ["shifted"]),
+        make("Identity", ["shifted"], ["y"]),
+    ]
+    save_graph(tmp_path / "g.onnx", nodes, w=rng.normal(size=(8, 8)), b=rng.normal(size=8), one=np.ones(1))
+    feed = {"x": rng.normal(size=(20, 8)).astype(np.float32)}
+    expected = encode(tmp_path / "g.onnx", feed)
+    quantise_chunk_encoder(tmp_path / "g.onnx", [feed])
+    operators = [node.op_type for node in onnx.load(tmp_path / "g.onnx").graph.node]
+    assert operators.count("MatMulIntegerToFloat") == 2
+    assert np.abs(encode(tmp_path / "g.onnx", feed) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_graph_of_several_files_is_refused_in_words(bert, tmp_path):
+    onnx.save(onnx.load(bert), tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    with pytest.raises(CheckpointError, match="too large for one file, as int8 needs it"):
+        quantise_chunk_encoder(tmp_path / "model.onnx", [draw_chunks(4, seed=0)])
+
+
 @given(arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32)))
 def test_a_weight_is_within_half_a_step_of_its_integer(weight):
     integers, scales = quantise_weight(weight)
@@ -131,18 +167,18 @@ def test_an_activations_scale_spans_its_range_and_has_a_step_for_zero(smallest, 
     assert -1 <= steps[0] <= steps[2] <= 256
 
 
-def test_calibration_and_check_share_no_chunk_and_a_row_of_each_is_empty(checkpoint, passages):
+def test_calibration_and_check_share_no_chunk_and_an_empty_one_is_checked(checkpoint, passages):
     read = read_calibration(passages, checkpoint, RefragConfig.load(checkpoint))
-    scales = np.concatenate([batch["attention_mask"] for batch in read.scales])
-    checks = np.concatenate([mask.numpy() for _, mask in read.checks])
-    assert abs(len(scales) - len(checks)) <= 1
-    assert (scales.sum(1) == 0).sum() == len(read.scales)
-    assert (checks.sum(1) == 0).sum() == len(read.checks)
+    scales = {tuple(row) for batch in read.scales for row in batch["input_ids"].tolist()}
+    checks = {tuple(row) for ids, mask in read.checks for row in ids[mask.sum(1) > 0].tolist()}
+    assert len(scales) > 10 < len(checks)
+    assert not scales & checks
+    assert all((mask.sum(1) == 0).tolist() == [False] * (len(mask) - 1) + [True] for _, mask in read.checks)
 
 
 def test_too_few_passages_are_refused_with_their_number(checkpoint, tmp_path):
     (tmp_path / "few.txt").write_text("word")
-    with pytest.raises(CheckpointError, match=r"few\.txt holds 1 chunks; calibration needs 2"):
+    with pytest.raises(CheckpointError, match=r"few\.txt holds 1 chunks; give more passages, with 2 at least"):
         read_calibration(tmp_path / "few.txt", checkpoint, RefragConfig.load(checkpoint))
 
 
@@ -154,11 +190,16 @@ def test_passages_that_cannot_be_read_are_named(checkpoint, tmp_path):
 def test_the_command_exports_integers_and_stores_their_vectors_apart(
     checkpoint, exported, passages, repository, capsys
 ):
-    options = ["--precision", "int8", "--calibration", str(passages)]
-    assert main(["--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 0
-    assert "(allowed 5e-02)" in capsys.readouterr().out
+    """From those in floats, and from those by other scales."""
     part = Path("preprocessing", "1", "checkpoint")
-    assert load_fingerprint(repository / part) != load_fingerprint(exported / part)
+    fingerprints = {load_fingerprint(exported / part)}
+    for text in (passages.read_text(), passages.read_text() + "\n\nOne passage more, with other words in it."):
+        passages.write_text(text)
+        options = ["--precision", "int8", "--calibration", str(passages)]
+        assert main(["--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 0
+        assert "(allowed 5e-02)" in capsys.readouterr().out
+        fingerprints.add(load_fingerprint(repository / part))
+    assert len(fingerprints) == 3
 
 
 @pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibration", "passages.txt"]])

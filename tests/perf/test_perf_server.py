@@ -27,7 +27,7 @@ def run(module, output, *options):
 
 
 def test_first_tokens_are_measured_with_their_stages(tmp_path):
-    options = ["--context-tokens", 400, "--rounds", 1, "--stage-requests", 1]
+    options = ["--context-tokens", 400, "--encoders", "fp32", "int8", "--rounds", 1, "--stage-requests", 1]
     report = run(ttft, tmp_path / "ttft.json", *options)
     integers = [row for row in report["rows"] if row["encoder"] == "int8"]
     assert [(row["store"], row["expand_fraction"]) for row in integers] == [("cold", 0.0), ("cold", 0.1)]

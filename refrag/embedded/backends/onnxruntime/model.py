@@ -154,6 +154,8 @@ def open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> An
     options.intra_op_num_threads = int_parameter(config, "intra_op_thread_count", default_num_threads(config))
     # Threads that went on spinning after a run would take the cores from the models that come next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Without VNNI, sums of 8-bit products could overflow; this takes the slower way there that does not.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     wants_gpu = args["model_instance_kind"] == "GPU"
     providers: list[Any] = ["CPUExecutionProvider"]
     if wants_gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
