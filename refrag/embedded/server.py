@@ -25,6 +25,8 @@ _SHARED_MEMORY_BYTES_PER_INSTANCE = 16 * 2**20
 # On top of the drain: unloading the models, which the server polls once a second.
 _UNLOAD_SECONDS = 5
 _POLL_SECONDS = 0.1
+# A caller's way to have none, which are not waited for then.
+_NO_METRICS = "--allow-metrics=false"
 
 
 class EmbeddedServer:
@@ -127,11 +129,16 @@ class EmbeddedServer:
     def _wait_until_ready(self) -> None:
         assert self._process is not None, "start() launches before it waits"
         deadline = time.monotonic() + self.settings.ready_timeout_seconds
-        while not is_ready(self.http_address):
+        while not self._is_ready():
             if self._process.wait(_POLL_SECONDS):
                 raise SetupError(self._explain(f"the server ended with exit code {self._process.exit_code}"))
             if time.monotonic() > deadline:
                 raise SetupError(self._explain_delay())
+
+    def _is_ready(self) -> bool:
+        """Whether all three ports answer: Triton opens that of the metrics last."""
+        has_metrics = _NO_METRICS not in self.settings.server_arguments
+        return is_ready(self.http_address) and (not has_metrics or answers(self.metrics_address, "/metrics"))
 
     def _explain(self, what: str) -> str:
         errors = "\n".join("  - " + error.replace("\n", "\n    ") for error in self.read_errors())
@@ -201,10 +208,14 @@ def build_command(wheel: Wheel, settings: ServerSettings, runtime: Path, shared_
 
 
 def is_ready(http_address: str) -> bool:
+    return answers(http_address, "/v2/health/ready")
+
+
+def answers(address: str, path: str) -> bool:
     # http.client and not urllib, which would send the question through a configured proxy.
-    connection = http.client.HTTPConnection(http_address, timeout=5)
+    connection = http.client.HTTPConnection(address, timeout=5)
     try:
-        connection.request("GET", "/v2/health/ready")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False

@@ -17,7 +17,7 @@ from embedded_helpers import DOUBLER, VECTOR_CONFIG, affine, is_group_alive, sha
 from tritonclient.utils import InferenceServerException
 
 from refrag.embedded import EmbeddedServer
-from refrag.embedded.server import is_ready
+from refrag.embedded.server import answers, is_ready
 from refrag.errors import SetupError
 
 pytestmark = pytest.mark.server
@@ -54,6 +54,12 @@ def infer_at_once(client, model: str, batches: list[np.ndarray]) -> list[Future]
 
 def count_executions(client, model: str) -> int:
     return client.get_inference_statistics(model).model_stats[0].execution_count
+
+
+def test_a_server_without_metrics_is_not_waited_for_in_vain(tiny_repository):
+    with EmbeddedServer(tiny_repository, **ANY_PORTS, server_arguments=("--allow-metrics=false",)) as server:
+        assert is_ready(server.http_address)
+        assert not answers(server.metrics_address, "/metrics")
 
 
 def test_a_started_server_is_ready_and_exports_metrics(server):
