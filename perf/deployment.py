@@ -46,4 +46,7 @@ def serve(repository: Path, **store: object) -> Iterator[EmbeddedServer]:
 
 
 def ask(client: RefragClient, passages: Sequence[str], expand_fraction: float, max_tokens: int = 1) -> Answer:
-    return client.generate(QUESTION, passages, expand_fraction=expand_fraction, max_tokens=max_tokens)
+    """For an answer of just so many tokens: one that ended with the first step would have no first token."""
+    return client.generate(
+        QUESTION, passages, expand_fraction=expand_fraction, max_tokens=max_tokens, min_tokens=max_tokens
+    )
