@@ -14,6 +14,7 @@ MatMulIntegerToFloat is ONNX Runtime's own operator; TensorRT does not know it.
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -82,7 +83,7 @@ class Quantiser:
         if node.op_type != "MatMul":
             return False
         x, weight = node.inputs
-        return x is not None and x.name in self.ranges and _num_axes(weight) == 2
+        return x is not None and x.name in self.ranges and len(_constant_shape(weight) or ()) == 2
 
     def _rewrite(self, product: ir.Node) -> None:
         x, weight = product.inputs
@@ -160,11 +161,11 @@ def _find_bias(product: ir.Node, scales: ir.Value) -> tuple[ir.Node | None, ir.V
         return None, None
     [addition] = users
     for value in addition.inputs:
-        if _num_axes(value) == 1 and value is not None and value.shape == scales.shape:
+        if _constant_shape(value) == _constant_shape(scales):
             return addition, value
     return None, None
 
 
-def _num_axes(value: ir.Value | None) -> int | None:
-    """Of a constant; None for what is none."""
-    return None if value is None or value.const_value is None else len(value.const_value.shape)
+def _constant_shape(value: ir.Value | None) -> tuple[Any, ...] | None:
+    """None for what is no constant."""
+    return None if value is None or value.const_value is None else tuple(value.const_value.shape)

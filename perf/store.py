@@ -178,7 +178,7 @@ def _index_line(report: Report) -> str:
     rates = report["index"]["vectors_per_second"]
     return (
         f"`refrag index`: {rates['index']:,} vectors/s, the encoder alone {rates['encoder']:,}, "
-        f"{100 * report['index']['index_against_encoder']:.0f}% of it; "
+        f"{100 * report['index']['index_against_encoder']:.1f}% of it; "
         f"{report['index']['bytes_per_vector']} bytes a vector."
     )
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from refrag.environment import flush_denormals
 from refrag.errors import RefragError
 from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION
-from refrag.evaluation.models import load_models
+from refrag.evaluation.graphs import parse_graphs
+from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.options import add_options, parsed_options
 from refrag.evaluation.report import render
 from refrag.evaluation.results import Report
@@ -29,12 +30,17 @@ def main() -> None:
         options = parsed_options(arguments)
         report = Report("refrag.evaluation", options.seed, arguments.output)
         policies = {name: getattr(arguments, name) for name in POLICY_OPTIONS}
-        models = load_models(arguments.checkpoint, arguments.plain, policies)
-        for name in arguments.tables:
+        models = load_models(arguments.checkpoint, arguments.plain, policies, parse_graphs(arguments.graph))
+        for name in arguments.tables or default_tables(models):
             report.add(name, functools.partial(TABLES[name], models, options))
     except RefragError as error:
         parser.error(str(error))
     print(render(report.values))
+
+
+def default_tables(models: Models) -> list[str]:
+    """All that there is something for."""
+    return [name for name in TABLES if name != "graphs" or models.graphs]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,7 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
         sight = "sees" if READS_QUESTION[name] else "does not see"
         text = f"weights of a policy that {sight} the question and learned from reward alone"
         parser.add_argument(option, dest=name, metavar="POLICY", type=Path, help=text)
-    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="default: all")
+    parser.add_argument(
+        "--graph", nargs="+", default=[], metavar="NAME=FILE", help="exported encoders of the checkpoint"
+    )
+    parser.add_argument(
+        "--tables", nargs="+", choices=list(TABLES), help="default: all, `graphs` only where some are given"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     add_options(parser)
     return parser

@@ -16,13 +16,15 @@ from refrag.model.tokenizers import load_tokenizer
 class Models:
     """plain: reads contexts as tokens; with the same training as the checkpoint it is the fair baseline.
 
-    plain_name: what rows call it. policies: those of `READS_QUESTION` that there are.
+    plain_name: what rows call it. policies: those of `READS_QUESTION` that there are. graphs: exported encoders of the
+    checkpoint, by what rows call them.
     """
 
     checkpoint: Checkpoint
     plain: Decoder
     plain_name: str
     policies: Mapping[Selection, ExpansionPolicy] = field(default_factory=dict)
+    graphs: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def bos_id(self) -> int | None:
@@ -39,16 +41,19 @@ class Models:
 
 
 def load_models(
-    checkpoint: Path, plain: Path | None = None, policies: Mapping[Selection, Path | None] | None = None
+    checkpoint: Path,
+    plain: Path | None = None,
+    policies: Mapping[Selection, Path | None] | None = None,
+    graphs: Mapping[str, Path] | None = None,
 ) -> Models:
     """Without a plain decoder the checkpoint's own reads uncompressed contexts too, and is named so."""
     loaded = load_checkpoint(checkpoint)
     others = {name: _load_policy(path, loaded, READS_QUESTION[name]) for name, path in (policies or {}).items() if path}
     if plain is None:
-        return Models(loaded, loaded.decoder, "REFRAG's own decoder", others)
+        return Models(loaded, loaded.decoder, "REFRAG's own decoder", others, graphs or {})
     if load_tokenizer(plain).get_vocab() != loaded.decoder_tokenizer.get_vocab():
         raise CheckpointError(f"{plain} has another tokenizer than {checkpoint}; questions would not be the same")
-    return Models(loaded, load_plain_decoder(plain), "plain decoder", others)
+    return Models(loaded, load_plain_decoder(plain), "plain decoder", others, graphs or {})
 
 
 def _load_policy(path: Path, checkpoint: Checkpoint, question_aware: bool) -> ExpansionPolicy:

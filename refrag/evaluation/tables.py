@@ -17,6 +17,7 @@ from refrag.evaluation.conditions import (
     reference,
 )
 from refrag.evaluation.encoding import CaseSet
+from refrag.evaluation.graphs import TORCH, tell_agreement, with_graph
 from refrag.evaluation.lengths import tabulate_extrapolation, tabulate_passages
 from refrag.evaluation.models import Models
 from refrag.evaluation.options import Options
@@ -66,6 +67,27 @@ def tabulate_phrasing(models: Models, options: Options) -> Table:
     return tabulate(about, answers, options)
 
 
+def tabulate_graphs(models: Models, options: Options) -> Table:
+    """All compressed, and with the learned policy, which reads the vectors too: by torch, then by each graph."""
+    size = models.checkpoint.config.chunk_size
+    conditions = [compressed(size), compressed(size, "learned", options.expand_fraction)]
+    by_torch = draw_cases(models, options, label=TORCH)
+    expected = answer_all(by_torch, conditions, TORCH)
+    answers, differences, about = [*expected], [], [f"{NUM_PASSAGES} passages from the strong retriever."]
+    for name, graph in models.graphs.items():
+        by_graph = CaseSet(with_graph(models, graph), by_torch.cases, options.seed, name)
+        found = answer_all(by_graph, conditions, name)
+        answers += found
+        about.append(tell_agreement(by_graph, by_torch, conditions[-1]))
+        differences += [
+            answer_difference(*pair, metric, options.seed)
+            for pair, metric in itertools.product(zip(found, expected, strict=True), METRICS)
+        ]
+    table = tabulate(" ".join(about), answers, options)
+    table.differences.extend(differences)
+    return table
+
+
 TABLES: dict[str, Callable[[Models, Options], Table]] = {
     "answers": tabulate_answers,
     "policies": tabulate_policies,
@@ -73,12 +95,13 @@ TABLES: dict[str, Callable[[Models, Options], Table]] = {
     "extrapolation": tabulate_extrapolation,
     "prose": tabulate_prose,
     "phrasing": tabulate_phrasing,
+    "graphs": tabulate_graphs,
 }
 
 
-def draw_cases(models: Models, options: Options, phrasing: Phrasing | None = None) -> CaseSet:
+def draw_cases(models: Models, options: Options, phrasing: Phrasing | None = None, label: str = "") -> CaseSet:
     asking = Asking(TASKS, options.num_questions, NUM_PASSAGES, phrasing=phrasing or Phrasing())
-    return CaseSet(models, draw_questions(models.checkpoint, asking, options.seed), options.seed)
+    return CaseSet(models, draw_questions(models.checkpoint, asking, options.seed), options.seed, label)
 
 
 def answer_all(cases: CaseSet, conditions: Sequence[Condition], title: str, with_texts: bool = False) -> list[Answers]:

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from export.graphs import export_chunk_encoder
 from refrag.errors import CheckpointError, TrainingError
-from refrag.evaluation import graphs
+from refrag.evaluation import __main__
 from refrag.evaluation.graphs import GraphEncoder, parse_graphs
 
 
@@ -38,8 +38,9 @@ def table(tiny_checkpoint, exact, damaged, tmp_path_factory):
     tiny_checkpoint.save(folder / "checkpoint")
     patch = pytest.MonkeyPatch()
     options = ["--checkpoint", f"{folder}/checkpoint", "--output", f"{folder}/out.json", "--num-questions", "8"]
-    patch.setattr(sys, "argv", ["graphs", *options, "--graph", f"exact={exact}", f"damaged={damaged}"])
-    graphs.main()
+    options += ["--tables", "graphs", "--graph", f"exact={exact}", f"damaged={damaged}"]
+    patch.setattr(sys, "argv", ["evaluation", *options])
+    __main__.main()
     patch.undo()
     return json.loads((folder / "out.json").read_text())["tables"]["graphs"]
 

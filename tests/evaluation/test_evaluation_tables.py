@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from export.graphs import export_chunk_encoder
 from refrag.errors import CheckpointError, TrainingError
 from refrag.evaluation import __main__, ablations, answers, lengths
 from refrag.evaluation.ablations import parse_run
@@ -38,6 +39,8 @@ def report(folder, models, tmp_path_factory):
     for name, flag in (("blind", "--blind-policy"), ("learned unlabelled", "--unlabelled-policy")):
         replace(models.checkpoint, policy=models.policies[name]).save(output.parent / name, part="policy")
         options += [flag, str(output.parent / name / "policy.safetensors")]
+    export_chunk_encoder(models.checkpoint.encoder, output.parent / "model.onnx", "fp32")
+    options += ["--graph", f"exported={output.parent}/model.onnx"]
     patch.setattr(sys, "argv", ["evaluation", "--checkpoint", str(folder), "--output", str(output), *options, *TINY])
     __main__.main()
     patch.undo()
@@ -47,6 +50,11 @@ def report(folder, models, tmp_path_factory):
 def test_the_command_writes_every_table(report):
     assert list(report["tables"]) == list(TABLES)
     assert {"command", "machine", "commit", "seed"} < set(report)
+
+
+def test_graphs_are_compared_only_where_some_are_given(models):
+    assert "graphs" not in __main__.default_tables(models)
+    assert __main__.default_tables(replace(models, graphs={"int8": "model.onnx"})) == list(TABLES)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -23,7 +23,7 @@ REPORT = {
 def test_the_tables_tell_what_was_measured():
     text = store.markdown(REPORT)
     assert "| memory | 512 | 1.2 ms | 30.0 ms |" in text
-    assert "95% of it" in text
+    assert "95.0% of it" in text
 
 
 def test_the_sizing_page_is_what_its_command_writes():
