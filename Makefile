@@ -18,19 +18,26 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo results serve export perf perf-full bench-engine bench-store readme test test-fast check format evaluate evaluate-int8 train-demo train-tiny clean
+.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store readme test test-fast check format evaluate evaluate-int8 train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 install: $(INSTALLED) ## install everything into .venv
 
-$(INSTALLED): pyproject.toml client/pyproject.toml
-	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.10 to 3.12 needed; name another with make PYTHON3=python3.11")'
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.11 or 3.12 needed; name another with make PYTHON3=python3.11")'
 	@$(PYTHON3) -c 'import ensurepip, venv' || { echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON3) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable client --editable '.[server,$(RUNTIME),train,evaluate,perf,dev]'
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable client --editable '.[server,$(RUNTIME),train,evaluate,perf,dev]'
 	touch $@
+
+# For both runtimes. Resolved for the oldest Python; the releases that it names have the newer one's wheels too.
+constraints: install ## the newest releases that go together → constraints.txt, which `make install` follows
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
+		--no-annotate --custom-compile-command "make constraints" \
+		--extra server --extra cpu --extra gpu --extra train --extra evaluate --extra perf --extra dev \
+		--no-emit-package refrag --no-emit-package refrag-client --output-file constraints.txt pyproject.toml client/pyproject.toml
 
 demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side
 	$(BIN)/python -m refrag.demo --repository $(REPOSITORY)
@@ -94,7 +101,7 @@ evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.js
 
 evaluate-int8: install ## answers with the encoder in integers against those in floats → $(CHECKPOINT)/int8.json
 	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
-	$(BIN)/python -m refrag.evaluation.graphs --checkpoint $(CHECKPOINT) --graph int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
+	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) --tables graphs --graph int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
 
 train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
 	$(BIN)/python -m refrag.training train demo

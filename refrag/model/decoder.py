@@ -80,13 +80,11 @@ class Decoder(nn.Module):
     def prefill(self, inputs_embeds: Tensor) -> tuple[Tensor, Cache]:
         """Run the whole prompt; the next token's logits (V,) and the cache to go on with.  (S, D) -> (V,)"""
         cache = DynamicCache(config=self.backbone.config)
-        output = self.backbone(
-            inputs_embeds=inputs_embeds.unsqueeze(0), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        output = self.backbone(inputs_embeds=inputs_embeds.unsqueeze(0), cache=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1], cache
 
     @torch.inference_mode()
     def decode_one_token(self, token_id: int, cache: Cache) -> Tensor:
         """Append one token to the cache and return the next one's logits (V,)."""
         input_ids = torch.tensor([[token_id]], device=self.backbone.device)
-        return self.backbone(input_ids=input_ids, past_key_values=cache, use_cache=True).logits[0, -1]
+        return self.backbone(input_ids=input_ids, cache=cache, use_cache=True).logits[0, -1]
