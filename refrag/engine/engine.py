@@ -18,7 +18,7 @@ from refrag.engine.block_pool import BlockPool, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs
 from refrag.engine.generation import Generation
 from refrag.engine.kv_cache import KVCache, bytes_per_slot
-from refrag.engine.linear import use_few_rows_linear
+from refrag.engine.linear import speed_up_linear
 from refrag.engine.request import Output, Request, StepStats
 from refrag.engine.runner import Runner, Segment
 from refrag.engine.sampler import Pick
@@ -85,7 +85,7 @@ class Engine:
         self.settings = settings = settings or EngineSettings()
         self.tokenizer, self.eos_ids, self.clock = tokenizer, decoder.eos_ids, clock
         if decoder.backbone.device.type == "cpu":
-            use_few_rows_linear(decoder.backbone)
+            speed_up_linear(decoder.backbone)
         shapes, weight = layer_shapes(decoder, max_prompt_slots), decoder.token_embeddings.weight
         num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
