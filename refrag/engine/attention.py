@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from refrag.engine.block_pool import Run, clip_runs
 from refrag.engine.kv_cache import KVCache, LayerShape
 
-# H query heads, in K groups of G that share a key-value head; T rows of a step, R rows of one sequence,
+# H query heads, in K groups of G that share a key-value head; T rows of a step in S spans, R rows of one sequence,
 # L slots that they see, W width of a head
 
 PAGED_ATTENTION = "refrag_paged"
@@ -73,6 +73,19 @@ class PagedStep:
     slots: Tensor
     spans: Sequence[Span]
     masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+
+    @property
+    def last_rows(self) -> Tensor:
+        """Of each span.  (S,)"""
+        return torch.tensor([span.rows.stop - 1 for span in self.spans], device=self.slots.device)
+
+    def of_last_rows(self) -> "PagedStep":
+        """The step of these alone, once all others have been written."""
+        spans = [
+            Span(slice(number, number + 1), span.num_past + span.num_rows - 1, span.runs)
+            for number, span in enumerate(self.spans)
+        ]
+        return PagedStep(self.cache, self.slots[self.last_rows], spans)
 
     def attend(self, heads: Heads) -> Tensor:
         layer, query, key, value = heads.layer, heads.query, heads.key, heads.value

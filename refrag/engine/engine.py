@@ -23,7 +23,7 @@ from refrag.engine.request import Output, Request, StepStats
 from refrag.engine.runner import Runner, Segment
 from refrag.engine.sampler import Pick
 from refrag.engine.scheduler import Part, Scheduler, Sequence
-from refrag.engine.support import layer_shapes, probe
+from refrag.engine.support import layer_shapes, probe, separable_last_layer
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.model.decoder import Decoder
 
@@ -90,7 +90,7 @@ class Engine:
         num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
         graphs = _record_graphs(decoder, cache, settings) if weight.is_cuda else None
-        self.runner = Runner(decoder, cache, graphs)
+        self.runner = Runner(decoder, cache, graphs, separable_last_layer(decoder, shapes))
         # The rows that fill up a recorded pass keep the last block to themselves.
         self.pool = BlockPool(num_blocks if graphs is None else num_blocks - 1, settings.block_size)
         self.scheduler: Scheduler[Task] = Scheduler(

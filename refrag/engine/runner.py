@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refrag.engine.attention import PAGED_ATTENTION, PagedStep, Span
 from refrag.engine.block_pool import Run, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs, Row
 from refrag.engine.generation import MixedPrompt
 from refrag.engine.kv_cache import KVCache
+from refrag.engine.last_layer import last_rows_only
 from refrag.model.decoder import Decoder
 
 # S parts, T rows of a step, P prompt slots, D decoder width, V vocabulary size
@@ -31,11 +32,19 @@ class Segment:
 class Runner:
     """The decoder and its KV cache. What a segment needs of the slots before it must have been run already.
 
-    graphs: the faster way, where there is one, for segments of one slot.
+    graphs: the faster way, where there is one, for segments of one slot. last_layer: the decoder's, where it can be
+    computed for some of the rows alone.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, graphs: DecodeGraphs | None = None) -> None:
-        self.decoder, self.cache, self.device, self.graphs = decoder, cache, decoder.backbone.device, graphs
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        graphs: DecodeGraphs | None = None,
+        last_layer: nn.Module | None = None,
+    ) -> None:
+        self.decoder, self.cache, self.device = decoder, cache, decoder.backbone.device
+        self.graphs, self.last_layer = graphs, last_layer
 
     @torch.inference_mode()
     def run(self, segments: Sequence[Segment]) -> Tensor:
@@ -60,20 +69,24 @@ class Runner:
             Span(slice(first, last), segment.start, clip_runs(segment.runs, 0, segment.stop))
             for segment, (first, last) in zip(segments, pairwise([0, *stops]), strict=True)
         ]
-        positions = [position for segment in segments for position in range(segment.start, segment.stop)]
         slots = [
             slot
             for segment in segments
             for run in clip_runs(segment.runs, segment.start, segment.stop)
             for slot in range(*run)
         ]
-        states = self.decoder.read_with(
-            PAGED_ATTENTION,
-            self._embed(segments),
-            torch.tensor(positions, device=self.device),
-            step=PagedStep(self.cache, torch.tensor(slots, device=self.device), spans),
-        )  # (T, D)
-        return self.decoder.logits(states[torch.tensor(stops, device=self.device) - 1])
+        step = PagedStep(self.cache, torch.tensor(slots, device=self.device), spans)
+        if self.last_layer is None or len(slots) == len(segments):
+            return self.decoder.logits(self._read(segments, step)[step.last_rows])
+        with last_rows_only(self.last_layer, step):
+            return self.decoder.logits(self._read(segments, step))
+
+    def _read(self, segments: Sequence[Segment], step: PagedStep) -> Tensor:
+        """Hidden states, (T, D) or of those rows that the last layer is computed for."""
+        positions = [position for segment in segments for position in range(segment.start, segment.stop)]
+        return self.decoder.read_with(
+            PAGED_ATTENTION, self._embed(segments), torch.tensor(positions, device=self.device), step=step
+        )
 
     def _embed(self, segments: Sequence[Segment]) -> Tensor:
         """All rows at once, their chunk embeddings in one table.  -> (T, D)"""

@@ -4,9 +4,12 @@ No list of architectures is kept. What is known not to work is refused by name; 
 both ways, by the model's own attention at once and by the engine's in parts, and must come out the same.
 """
 
+import logging
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
 
 from refrag.engine.attention import PAGED_ATTENTION, ShapeRecorder
@@ -16,6 +19,8 @@ from refrag.engine.kv_cache import KVCache, LayerShape
 from refrag.engine.runner import Runner, Segment
 from refrag.errors import CheckpointError
 from refrag.model.decoder import Decoder
+
+log = logging.getLogger(__name__)
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Positions are scaled by the longest prompt so far, whoever sent it.
@@ -53,9 +58,26 @@ def layer_shapes(decoder: Decoder, max_prompt_slots: int) -> list[LayerShape]:
             f"{recorder.windows[blind[0]] or 'all'}"
         )
     shapes = [recorder.shapes[layer] for layer in layers]
-    weight = decoder.token_embeddings.weight
-    probe(Runner(decoder, KVCache(shapes, PROBE_PARTS[-1], weight.dtype, weight.device)), PROBE_BLOCK_SIZE)
+    probe(Runner(decoder, _probe_cache(decoder, shapes)), PROBE_BLOCK_SIZE)
     return shapes
+
+
+def separable_last_layer(decoder: Decoder, shapes: Sequence[LayerShape]) -> nn.Module | None:
+    """The decoder's last layer, if it can be computed for some of a step's rows alone; where not, prefill is slower."""
+    layer = decoder.last_layer
+    if layer is None:
+        return None
+    try:
+        probe(Runner(decoder, _probe_cache(decoder, shapes), last_layer=layer), PROBE_BLOCK_SIZE)
+    except Exception as error:
+        log.warning("the last layer is computed for all slots of a prompt: %s", error)
+        return None
+    return layer
+
+
+def _probe_cache(decoder: Decoder, shapes: Sequence[LayerShape]) -> KVCache:
+    weight = decoder.token_embeddings.weight
+    return KVCache(shapes, PROBE_PARTS[-1], weight.dtype, weight.device)
 
 
 def _known_obstacle(config: PreTrainedConfig, max_prompt_slots: int) -> str | None:

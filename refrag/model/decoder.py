@@ -26,6 +26,12 @@ class Decoder(nn.Module):
         return self.token_embeddings.num_embeddings
 
     @property
+    def last_layer(self) -> nn.Module | None:
+        """None where the backbone does not keep its layers as transformers' decoders do."""
+        layers = getattr(self.backbone.base_model, "layers", None)
+        return layers[-1] if isinstance(layers, nn.ModuleList) else None
+
+    @property
     def token_embeddings(self) -> nn.Embedding:
         embeddings = self.backbone.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
