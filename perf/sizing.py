@@ -19,6 +19,7 @@ from refrag.store.values import seal
 
 NUM_MEASURED, BATCH = 20_000, 1000
 CHUNK_SIZE = 16
+TOKEN_BYTES = 4
 MILLION, PASSAGE_TOKENS = 1_000_000, 128
 # The paper retrieves from 400 million passages.
 PAPER_PASSAGES = 400 * MILLION
@@ -62,14 +63,14 @@ GEOMETRIES = (
 )
 
 
-def measure_entry_bytes(vector_bytes: int) -> float:
-    """Bytes that the disk tier takes for one vector."""
+def measure_entry_bytes(value_bytes: int) -> float:
+    """Bytes that the disk tier takes for one value of that length."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         tier = DiskTier(Path(folder), 2**30)
         for start in range(0, NUM_MEASURED, BATCH):
             keys = [hashlib.blake2b(str(n).encode(), digest_size=32).digest() for n in range(start, start + BATCH)]
-            tier.put({key: seal(key, rng.bytes(vector_bytes)) for key in keys})
+            tier.put({key: seal(key, rng.bytes(value_bytes)) for key in keys})
         num_bytes = tier.usage().num_bytes
         tier.close()
     return num_bytes / NUM_MEASURED
@@ -77,7 +78,7 @@ def measure_entry_bytes(vector_bytes: int) -> float:
 
 def render() -> str:
     entries = {geometry: measure_entry_bytes(geometry.vector_bytes) for geometry in GEOMETRIES}
-    return "\n\n".join([HEAD, _per_token(entries), _per_corpus(entries), FOOT])
+    return "\n\n".join([HEAD, _per_token(entries), _per_corpus(entries), _tokens(), FOOT])
 
 
 def _per_token(entries: Mapping[Geometry, float]) -> str:
@@ -106,6 +107,14 @@ def _per_corpus(entries: Mapping[Geometry, float]) -> str:
             cells += [_size(entry * num_tokens / CHUNK_SIZE), _size(geometry.kv_bytes_per_token * num_tokens)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _tokens() -> str:
+    entry = measure_entry_bytes(TOKEN_BYTES * PASSAGE_TOKENS)
+    return (
+        f"Beside the vectors lie the tokens of each passage, {TOKEN_BYTES} bytes each: an entry of {entry:,.0f} B, "
+        f"{entry / PASSAGE_TOKENS:.0f} B\nper token, whatever the encoder."
+    )
 
 
 def _size(num_bytes: float) -> str:

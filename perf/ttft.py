@@ -6,7 +6,8 @@ Measured are, in turns, so that ratios hold on a noisy machine,
 
     plain        every chunk expanded: the decoder reads all context tokens, no chunk of them is looked up or encoded
     cold         the store has none of the context's vectors, which are encoded and stored
-    warm         the passages were indexed, as by `refrag index`, and never asked about: the disk has their vectors
+    warm         the passages were indexed, as by `refrag index`, and never asked about: the disk has their tokens and
+                 vectors
     hot          they were asked about before: their tokens and vectors are in the server's memory
 
 for each context length, chunk size k and expanded fraction p. Passages are new in every round, and hot ones come in
@@ -18,7 +19,7 @@ cold alone, on a server of their own: their speed-up is over its plain, and the 
     speed-up     plain over it: median of the ratios within a round
     analytic     what the paper's model predicts for the same slots (perf/analytic.py)
     bare         tokenising and one forward pass over as many slots by transformers in this process, with nothing
-                 between. Over it: warm, which tokenises too, with nothing expanded; median of the ratios within a round
+                 between. Over it: warm with nothing expanded; median of the ratios within a round
     stages       where the time goes (perf/stages.py), of requests of their own
 
 A request that fails, or a store that is warmer or colder than it should be, ends the run. The last line of the output

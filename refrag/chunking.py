@@ -4,8 +4,9 @@ Each passage is cut by itself (never the concatenation), so that a chunk's vecto
 chunk and can be stored and reused under any neighbours.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -47,14 +48,19 @@ def unpack_chunks(token_ids: np.ndarray, passages: np.ndarray) -> list[Chunk]:
     return [Chunk(tuple(row[:length]), passage) for row, length, passage in rows]
 
 
-# The token ids of each of a passage's chunks.
-Cut = tuple[tuple[int, ...], ...]
+class TokenCache(Protocol):
+    """Remembers the tokens of passages, which are asked about again and again."""
+
+    def find(self, passages: Sequence[str]) -> dict[str, list[int]]:
+        """Token ids of those passages that it knows."""
+
+    def keep(self, token_ids: Mapping[str, Sequence[int]]) -> None: ...
 
 
 class Chunker:
     """Turns passages and questions into chunks, and chunks into what the encoder reads.
 
-    cache: remembers the chunks of passages, which are asked about again and again; by default nothing does.
+    cache: by default passages are tokenised each time.
     """
 
     def __init__(
@@ -62,7 +68,7 @@ class Chunker:
         config: RefragConfig,
         decoder_tokenizer: PreTrainedTokenizerFast,
         encoder_tokenizer: PreTrainedTokenizerFast | None = None,
-        cache: MutableMapping[str, Cut] | None = None,
+        cache: TokenCache | None = None,
     ) -> None:
         self.config = config
         self.cache = cache
@@ -71,8 +77,12 @@ class Chunker:
 
     def context_chunks(self, passages: Sequence[str]) -> list[Chunk]:
         """Chunks of all passages in order. An empty passage has none."""
-        cut = self._cut_passages(list(dict.fromkeys(passages)))
-        return [Chunk(token_ids, number) for number, passage in enumerate(passages) for token_ids in cut[passage]]
+        token_ids, size = self._remembered_ids(list(dict.fromkeys(passages))), self.config.chunk_size
+        return [
+            chunk
+            for number, passage in enumerate(passages)
+            for chunk in cut_into_chunks(token_ids[passage], size, number)
+        ]
 
     def passages_ids(self, passages: Sequence[str]) -> list[list[int]]:
         """Decoder tokens of each passage inside its template; none at all for an empty passage."""
@@ -110,18 +120,14 @@ class Chunker:
             mask[row, : len(token_ids)] = 1
         return ids, mask
 
-    def _cut_passages(self, passages: list[str]) -> dict[str, Cut]:
-        """The token ids of each passage's chunks; those that the cache does not remember are tokenised together."""
-        known = {} if self.cache is None else {each: self.cache[each] for each in passages if each in self.cache}
+    def _remembered_ids(self, passages: Sequence[str]) -> dict[str, Sequence[int]]:
+        """The token ids of each passage; those that the cache does not know are tokenised together."""
+        known = {} if self.cache is None else self.cache.find(passages)
         new = [passage for passage in passages if passage not in known]
-        size = self.config.chunk_size
-        cut = {
-            passage: tuple(chunk.token_ids for chunk in cut_into_chunks(token_ids, size))
-            for passage, token_ids in zip(new, self.passages_ids(new), strict=True)
-        }
+        token_ids = dict(zip(new, self.passages_ids(new), strict=True))
         if self.cache is not None:
-            self.cache.update(cut)
-        return {**known, **cut}
+            self.cache.keep(token_ids)
+        return {**known, **token_ids}
 
     def _encoder_ids(self, chunks: Sequence[Chunk]) -> list[Sequence[int]]:
         if self.encoder_tokenizer is None or not chunks:

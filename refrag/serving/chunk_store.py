@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from refrag.chunking import Chunk, Chunker, pack_chunks
+from refrag.chunking import Chunk, pack_chunks
 from refrag.config import RefragConfig
 from refrag.errors import InvalidRequest, Overloaded
-from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, strings, text, texts
 from refrag.serving.triton import infer
@@ -49,8 +49,8 @@ class ChunkStore:
     def __init__(self, checkpoint: Path, settings: ChunkStoreSettings) -> None:
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
-        self.chunker = Chunker(self.config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
         self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
+        self.chunker = open_chunker(checkpoint, self.config, self.store)
         self.metrics = StoreMetrics(self.store, "chunk_store")
         self.operations: dict[str, Callable[[Tensors], Tensors]] = {
             "index": self._index,
@@ -86,6 +86,8 @@ class ChunkStore:
         vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
         if not self.store.put(storable(lookup.digests, vectors)):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
+        # The passages' tokens were written while the encoder was at work.
+        self.store.wait_until_written()
         return _answer(
             {
                 "fingerprint": self.store.fingerprint.hex(),

@@ -7,18 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from refrag.budget import expands_all
-from refrag.chunking import Chunker, pack_chunks
+from refrag.chunking import pack_chunks
 from refrag.config import RefragConfig
 from refrag.context import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
-from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.request import ContextRequest, ExpansionOptions
-from refrag.serving.passage_cache import PassageCache
+from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
 from refrag.store.keys import load_fingerprint
 from refrag.store.lookup import NOTHING_NEEDED, Lookup, look_up
-from refrag.store.settings import MIB, StoreSettings, open_store
+from refrag.store.settings import StoreSettings, open_store
 
 # C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
 
@@ -31,25 +30,18 @@ class PreprocessingSettings(StoreSettings):
 
     max_chunks: context and question chunks of one request; at most chunk_encoder's max_batch_size.
     max_text_bytes: bytes of question and passages together; more are refused before any of them is tokenised.
-    passage_cache_mib: of passages whose tokens are remembered, 0 for none.
     """
 
     max_chunks: int = 4096
     max_text_bytes: int = 4 * 1024 * 1024
-    passage_cache_mib: int = 64
 
 
 class Preprocessing:
     def __init__(self, checkpoint: Path, settings: PreprocessingSettings) -> None:
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
-        self.chunker = Chunker(
-            self.config,
-            load_decoder_tokenizer(checkpoint),
-            load_encoder_tokenizer(checkpoint),
-            PassageCache(settings.passage_cache_mib * MIB),
-        )
         self.store = open_store(settings, load_fingerprint(checkpoint))
+        self.chunker = open_chunker(checkpoint, self.config, self.store)
         self.metrics = StoreMetrics(self.store, "preprocessing")
 
     def run(self, inputs: Tensors) -> Tensors:

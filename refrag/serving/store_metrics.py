@@ -1,4 +1,4 @@
-"""What the store does, among Triton's metrics: for each tier and each model that uses it."""
+"""What the store does, among Triton's metrics: for each tier, each model that uses it, and each kind of value."""
 
 import time
 from collections import deque
@@ -8,18 +8,18 @@ from dataclasses import asdict
 
 from refrag.serving.periodic import Periodic
 from refrag.serving.triton import Metric
-from refrag.store.store import Counts, GuardedTier, VectorStore
+from refrag.store.store import Counts, GuardedTier, Store
 
 FLUSH_SECONDS = 1.0
 # The store says so often that its encoder is in use, and tells how much it holds.
 HEARTBEAT_SECONDS = 60.0
 LOOKUP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 DESCRIPTIONS = {
-    "hits": "Chunk vectors found",
-    "misses": "Chunk vectors not found",
-    "corrupted": "Chunk vectors found damaged, and deleted",
-    "written": "Chunk vectors written",
-    "dropped": "Chunk vectors that could not be written",
+    "hits": "Values found",
+    "misses": "Values not found",
+    "corrupted": "Values found damaged, and deleted",
+    "written": "Values written",
+    "dropped": "Values that could not be written",
     "errors": "Times that the tier failed",
 }
 
@@ -27,11 +27,11 @@ DESCRIPTIONS = {
 class StoreMetrics:
     """Counters of every tier, brought up to date by a thread that no answer waits for; and the store's heartbeat."""
 
-    def __init__(self, store: VectorStore, model: str) -> None:
+    def __init__(self, store: Store, model: str) -> None:
         self.store = store
-        tiers = {guarded.tier.name: guarded.counts for guarded in store.tiers}
-        counts = tiers if store.memory is None else {"memory": store.memory_counts, **tiers}
-        self.counters = [_TierCounters(count, {"tier": name, "model": model}) for name, count in counts.items()]
+        self.counters = _counters(store, {"model": model, "kind": "vectors"})
+        for other in store.others:
+            self.counters += _counters(other, {"model": model, "kind": "tokens"})
         self.sizes = {guarded.tier.name: _TierSize(guarded, model) for guarded in store.tiers}
         labels = {"model": model}
         self.lookup = Metric(
@@ -56,7 +56,7 @@ class StoreMetrics:
     def _flush(self) -> None:
         for counters in self.counters:
             counters.flush()
-        num_refused = self.store.num_refused
+        num_refused = sum(store.num_refused for store in (self.store, *self.store.others))
         if num_refused > self.num_told_refused:
             self.refused.add(num_refused - self.num_told_refused)
             self.num_told_refused = num_refused
@@ -67,6 +67,12 @@ class StoreMetrics:
         self.store.mark_live()
         for size in self.sizes.values():
             size.flush()
+
+
+def _counters(store: Store, labels: dict[str, str]) -> list["_TierCounters"]:
+    tiers = {guarded.tier.name: guarded.counts for guarded in store.tiers}
+    counts = tiers if store.memory is None else {"memory": store.memory_counts, **tiers}
+    return [_TierCounters(count, {"tier": name, **labels}) for name, count in counts.items()]
 
 
 class _TierCounters:

@@ -1,7 +1,7 @@
 """Chunk vectors, computed once and served from anywhere.
 
-    request ─► VectorStore.find ─► memory (LRU) ─► disk (LMDB) ─► shared (Redis)
-               VectorStore.put  ─► all of them
+    request ─► Store.find ─► memory (LRU) ─► disk (LMDB) ─► shared (Redis)
+               Store.put  ─► all of them
 
 keys.py      encoder's fingerprint + hash of the chunk's tokens
 values.py    FP16 vector, checksummed

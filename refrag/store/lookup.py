@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refrag.store.keys import digest_chunks
-from refrag.store.store import VectorStore
+from refrag.store.store import Store
 from refrag.store.values import are_storable
 
 # C context chunks, K tokens per chunk, E encoder width
@@ -37,7 +37,7 @@ class Lookup:
 NOTHING_NEEDED = Lookup(np.zeros((0, 0), np.float16), [], np.zeros(0, np.int32), [])
 
 
-def look_up(store: VectorStore, packed: np.ndarray) -> Lookup:
+def look_up(store: Store, packed: np.ndarray) -> Lookup:
     """All chunks of a request at once; what comes twice is looked up, and encoded, once."""
     digests = digest_chunks(packed)
     firsts: dict[bytes, int] = {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from refrag.errors import SetupError
-from refrag.store.store import VectorStore
+from refrag.store.store import Store
 from refrag.store.tiers.disk import DiskTier
 from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tiers.shared import SharedTier
@@ -38,7 +38,7 @@ class StoreSettings:
 DEFAULTS = StoreSettings("64", "", "4096", OFF, "50")
 
 
-def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = True) -> VectorStore:
+def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = True) -> Store:
     """The store of one process; SetupError for settings that mean nothing. No tier need be in reach."""
     resolved = _resolve(settings)
     memory_bytes = _number("store_memory_mib", resolved.store_memory_mib, 0) * MIB
@@ -50,7 +50,7 @@ def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = T
     if resolved.store_redis_url != OFF:
         timeout_seconds = _number("store_redis_timeout_ms", resolved.store_redis_timeout_ms, 1) / 1e3
         tiers.append(_shared_tier(resolved.store_redis_url, timeout_seconds))
-    return VectorStore(fingerprint, memory, tiers)
+    return Store(fingerprint, memory, tiers)
 
 
 def _resolve(settings: StoreSettings) -> StoreSettings:

@@ -1,5 +1,6 @@
 """The tiers as one store. It answers with what it has; that a tier is down, full or damaged costs time, no answer."""
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ LIVE_SECONDS = 24 * 3600.0
 
 @dataclass
 class Counts:
-    """Vectors found, not found, found damaged, written and not written; and how often the tier failed."""
+    """Values found, not found, found damaged, written and not written; and how often the tier failed."""
 
     hits: int = 0
     misses: int = 0
@@ -37,23 +38,30 @@ class Counts:
 
 
 @dataclass
+class Rest:
+    """Until when a tier is left alone, whoever asks."""
+
+    ends_at: float = 0.0
+
+
+@dataclass
 class GuardedTier:
     """A tier that may fail, and what came of asking it."""
 
     tier: Tier
     clock: Callable[[], float]
+    rest: Rest = field(default_factory=Rest)
     counts: Counts = field(default_factory=Counts)
-    retry_at: float = 0.0
 
     def ask(self, action: Callable[[], T]) -> T | None:
         """What came of it, or None if the tier failed or is left alone because it did."""
-        if self.clock() < self.retry_at:
+        if self.clock() < self.rest.ends_at:
             return None
         try:
             return self.insist(action)
         except TierError as error:
             self._note(error)
-            self.retry_at = self.clock() + RETRY_SECONDS
+            self.rest.ends_at = self.clock() + RETRY_SECONDS
             return None
 
     def insist(self, action: Callable[[], T]) -> T:
@@ -69,8 +77,10 @@ class GuardedTier:
         log.warning("%s tier of the store: %s", self.tier.name, error)
 
 
-class VectorStore:
-    """Vectors of one encoder, by the digest of the chunk's tokens; as bytes, which all have the same length."""
+class Store:
+    """Values that belong to one fingerprint, by digest, as bytes: an encoder's vectors of chunks, by the chunk's
+    tokens; and beside it, in the same tiers, a tokenizer's tokens of passages.
+    """
 
     def __init__(
         self,
@@ -82,12 +92,22 @@ class VectorStore:
         self.fingerprint, self.memory = fingerprint, memory
         self.memory_counts = Counts()
         self.tiers = [GuardedTier(tier, clock) for tier in tiers]
+        self.others: list[Store] = []
         # Writes that were let be since too many waited.
         self.num_refused = 0
         self._writer = BackgroundWriter(MAX_PENDING_WRITES)
 
+    def beside(self, fingerprint: bytes) -> "Store":
+        """What belongs to another fingerprint, with counts of its own; it lives as long as this one."""
+        other = copy.copy(self)
+        other.fingerprint, other.others = fingerprint, []
+        other.memory_counts, other.num_refused = Counts(), 0
+        other.tiers = [GuardedTier(guarded.tier, guarded.clock, guarded.rest) for guarded in self.tiers]
+        self.others.append(other)
+        return other
+
     def find(self, digests: Sequence[bytes]) -> list[bytes | None]:
-        """The vector of each chunk, None where no tier has one that is intact."""
+        """The value of each digest, None where no tier has one that is intact."""
         keys = [self.fingerprint + digest for digest in digests]
         found = self._find_in_memory(keys)
         for number, guarded in enumerate(self.tiers):
@@ -123,7 +143,8 @@ class VectorStore:
         """Look at about `count` values and delete those of encoders that are neither in use anywhere nor `kept`
         -> looked at, deleted, cursor; TierError.
         """
-        owners = {self.fingerprint, *kept, *tier.insist(lambda: tier.tier.live(time.time()))}
+        ours = {self.fingerprint, *(other.fingerprint for other in self.others)}
+        owners = {*ours, *kept, *tier.insist(lambda: tier.tier.live(time.time()))}
         entries, following = tier.insist(lambda: tier.tier.scan(b"", cursor, count))
         orphans = [key for key, _ in entries if owner_of(key) not in owners]
         tier.insist(lambda: tier.tier.delete(orphans))
@@ -136,8 +157,9 @@ class VectorStore:
         return {digest: vector for digest, vector in opened.items() if vector is not None}, following
 
     def mark_live(self) -> None:
-        for guarded in self.tiers:
-            guarded.ask(partial(guarded.tier.mark_live, self.fingerprint, time.time(), LIVE_SECONDS))
+        for store in (self, *self.others):
+            for guarded in store.tiers:
+                guarded.ask(partial(guarded.tier.mark_live, store.fingerprint, time.time(), LIVE_SECONDS))
 
     def wait_until_written(self) -> None:
         self._writer.wait()

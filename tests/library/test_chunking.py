@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from refrag.chunking import Chunker, cut_into_chunks, pack_chunks, unpack_chunks
-from refrag.serving.passage_cache import PassageCache
+from refrag.store.store import Store
+from refrag.store.tiers.memory import MemoryTier
+from refrag.store.tokens import StoredTokens
 from refrag.training.data.tokenizer import train_tokenizer
 
 PASSAGES = ["Mara Tolen keeps a cat.", "Odo Marsk plays the flute every evening, and sings.", "It is late.", ""]
@@ -41,21 +43,26 @@ def test_a_passage_has_the_same_chunks_under_any_neighbours(tiny_checkpoint):
 
 @given(rounds=st.lists(st.lists(st.sampled_from(PASSAGES), max_size=6), max_size=5), limit_bytes=st.integers(0, 3000))
 def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, limit_bytes):
-    plain, cache = tiny_checkpoint.chunker, PassageCache(limit_bytes)
-    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=cache)
+    plain, store = tiny_checkpoint.chunker, Store(b"f" * 16, MemoryTier(limit_bytes), [])
+    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=StoredTokens(store))
     for passages in rounds:
         assert cached.context_chunks(passages) == plain.context_chunks(passages)
-        assert cache.currsize <= limit_bytes
+        store.wait_until_written()
+    store.close()
 
 
 def test_a_passage_is_tokenised_once(tiny_checkpoint, monkeypatch):
     plain = tiny_checkpoint.chunker
-    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=PassageCache(2**20))
+    store = Store(b"f" * 16, MemoryTier(2**20), [])
+    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=StoredTokens(store))
     asked = []
     monkeypatch.setattr(cached, "passages_ids", lambda passages: asked.append(passages) or plain.passages_ids(passages))
     for passages in (PASSAGES[:2], PASSAGES[1:], PASSAGES * 2):
         cached.context_chunks(passages)
-    assert [passage for passages in asked for passage in passages] == PASSAGES
+        store.wait_until_written()
+    store.close()
+    # What is empty is not kept, and costs nothing.
+    assert [passage for passages in asked for passage in passages if passage] == PASSAGES[:-1]
 
 
 @pytest.mark.parametrize("special", ["<|eos|>", "<|bos|>", "<|pad|>"])

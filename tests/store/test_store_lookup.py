@@ -7,7 +7,7 @@ from store_helpers import FINGERPRINT
 
 from refrag.store.keys import digest_chunks
 from refrag.store.lookup import look_up, new_vectors, storable
-from refrag.store.store import VectorStore
+from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
 
 WIDTH = 6
@@ -28,7 +28,7 @@ def _no_vectors():
 
 
 def store_with(kinds):
-    store = VectorStore(FINGERPRINT, MemoryTier(2**20), [])
+    store = Store(FINGERPRINT, MemoryTier(2**20), [])
     packed = pack(kinds)
     store.put(storable(digest_chunks(packed), encode(packed)))
     return store
