@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from refrag.allocator import keep_freed_memory
 from refrag.config import RefragConfig
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.generation import Delta, MixedPrompt, check_prompt, join_deltas
@@ -19,7 +20,6 @@ from refrag.errors import InvalidRequest, RefragError, SetupError
 from refrag.model.checkpoint import load_decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.request import SamplingParams
-from refrag.serving.allocator import keep_freed_memory
 from refrag.serving.decoder_metrics import EngineMetrics
 from refrag.serving.tensors import Tensors, flag, float32, int32, integer, scalar, strings, texts
 from refrag.serving.triton import ResponseStream, tensors_of

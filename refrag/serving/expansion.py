@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from refrag.allocator import keep_freed_memory
 from refrag.chunking import unpack_chunks
 from refrag.config import RefragConfig
 from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
@@ -13,7 +14,6 @@ from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.prompt import lay_out_prompt
 from refrag.request import ExpansionOptions
 from refrag.selection import select_chunks
-from refrag.serving.allocator import keep_freed_memory
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, int32, integer, scalar, text
 from refrag.store.keys import load_fingerprint

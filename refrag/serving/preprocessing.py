@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refrag.allocator import keep_freed_memory
 from refrag.budget import expands_all
 from refrag.chunking import pack_chunks
 from refrag.config import RefragConfig
@@ -38,6 +39,7 @@ class PreprocessingSettings(StoreSettings):
 
 class Preprocessing:
     def __init__(self, checkpoint: Path, settings: PreprocessingSettings) -> None:
+        keep_freed_memory()
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
         self.store = open_store(settings, load_fingerprint(checkpoint))

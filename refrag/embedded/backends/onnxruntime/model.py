@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from refrag.allocator import keep_freed_memory
+
 Tensors = dict[str, np.ndarray]
 
 DEFAULT_MAX_ROWS_PER_RUN = 256
@@ -48,6 +50,7 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
+        keep_freed_memory()
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], file_name(config))
         session = open_session(path, config, args)

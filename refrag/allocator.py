@@ -2,7 +2,8 @@
 
 By default it gives large blocks back to the kernel at once, and gives every thread but the first an arena that it trims
 all the time: each layer's activations are then paged in and zeroed anew. The engine computes in a thread of its own;
-there a prefill of 574 slots of the demo decoder took 100 ms instead of 68.
+there a prefill of 574 slots of the demo decoder took 100 ms instead of 68. The models before it hand on hundreds of
+kilobytes with each request, and so does their part: the projector's took 3.5 ms instead of 1.9.
 """
 
 import ctypes
