@@ -9,8 +9,9 @@ Methods take turns on the same prompts in one run, so that ratios hold on a nois
     overhead             share of the decoding steps' time outside the model's forward pass, which holds the attention
                          over the paged cache
     TTFT                 of a short prompt alone, and of one that arrives when a step of a long prefill has just begun
-    torch.compile        of every layer, its attention over the cache left out: what warming up costs, and a decoding
-                         step against one that is not compiled. The engine does not compile; this says why.
+    torch.compile        of every layer, but for its attention over the cache and its products with packed weights:
+                         what warming up costs, and a decoding step against one that is not compiled. The engine does
+                         not compile; this says why.
 
 The last line of the output is the report as one JSON object.
 """
@@ -33,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 from perf.decoders import Prompts, Subject, make_subject
 from refrag.engine.attention import PAGED_ATTENTION, paged_attention
 from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.linear import PackedLinear
 from refrag.environment import describe_environment
 from refrag.model.decoder import Decoder
 
@@ -45,6 +47,8 @@ NUM_COMPILED = 8
 
 Report = dict[str, Any]
 
+multiply_packed = PackedLinear.forward
+
 
 def measure(name: str, options: argparse.Namespace) -> Report:
     """Everything about one decoder."""
@@ -56,7 +60,7 @@ def measure(name: str, options: argparse.Namespace) -> Report:
         for concurrency in tqdm(options.concurrency, desc=f"throughput, {name}", disable=None)
     ]
     report: Report = {
-        "num_parameters": sum(parameter.numel() for parameter in subject.decoder.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
         "throughput": throughput,
         "overhead": [measure_overhead(subject, concurrency, options, rng) for concurrency in options.concurrency],
     }
@@ -181,12 +185,15 @@ class CompiledLayers:
     def __enter__(self) -> "CompiledLayers":
         # It reads Python lists that differ from step to step, each of which would be compiled anew.
         AttentionInterface.register(PAGED_ATTENTION, torch.compiler.disable(paged_attention))
+        # The compiler does not know tensors in oneDNN's own order.
+        PackedLinear.forward = torch.compiler.disable(multiply_packed)  # type: ignore[method-assign]
         self.switch(True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.switch(False)
         AttentionInterface.register(PAGED_ATTENTION, paged_attention)
+        PackedLinear.forward = multiply_packed  # type: ignore[method-assign]
 
     def switch(self, is_compiled: bool) -> None:
         for layer, forward in zip(self.layers, self.compiled, strict=True):
