@@ -13,8 +13,9 @@ measures the whole of a served checkpoint.
     not cached    the same after the encoder and the projector have made them: an encoder shaped as RoBERTa, as large as
                   the paper takes for such a decoder
     speed-up      plain over it: median of the ratios within a round; analytic: the paper's model (perf/analytic.py)
-    of the peak   the decoder's floating-point operations by the paper's count, over its time, as a share of what a
-                  product of two large matrices reaches on the same machine in the same run
+    of the peak   the decoder's floating-point operations by the paper's count, of all layers but the last, which the
+                  engine computes for one slot of a prompt, over its time, as a share of what a product of two large
+                  matrices reaches on the same machine in the same run
 
 A length that the memory for keys and values does not hold is left out, and named. Medians over rounds after one of
 warm-up; ways take turns. The last line of the output is the report as one JSON object.
@@ -218,9 +219,8 @@ def _row(
     cached: dict[Case, list[float]],
     fresh: dict[Case, list[float]],
 ) -> Report:
-    flops = prefill_flops(
-        case.num_slots, machine.decoder.width, machine.decoder.backbone.config.num_hidden_layers, batch
-    )
+    num_layers = machine.decoder.backbone.config.num_hidden_layers - 1
+    flops = prefill_flops(case.num_slots, machine.decoder.width, num_layers, batch)
     rate = flops / statistics.median(cached[case])
     row = {"batch": batch, **_describe(case), "ttft": summarise(cached[case]), "share_of_peak": round(rate / peak, 3)}
     if case.chunk_size is not None:

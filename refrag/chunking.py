@@ -4,7 +4,7 @@ Each passage is cut by itself (never the concatenation), so that a chunk's vecto
 chunk and can be stored and reused under any neighbours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,12 +49,10 @@ def unpack_chunks(token_ids: np.ndarray, passages: np.ndarray) -> list[Chunk]:
 
 
 class TokenCache(Protocol):
-    """Remembers the tokens of passages, which are asked about again and again."""
+    """Knows the tokens of passages that were asked about before."""
 
     def find(self, passages: Sequence[str]) -> dict[str, list[int]]:
         """Token ids of those passages that it knows."""
-
-    def keep(self, token_ids: Mapping[str, Sequence[int]]) -> None: ...
 
 
 class Chunker:
@@ -77,12 +75,17 @@ class Chunker:
 
     def context_chunks(self, passages: Sequence[str]) -> list[Chunk]:
         """Chunks of all passages in order. An empty passage has none."""
-        token_ids, size = self._remembered_ids(list(dict.fromkeys(passages))), self.config.chunk_size
-        return [
+        return self.read_passages(passages)[0]
+
+    def read_passages(self, passages: Sequence[str]) -> tuple[list[Chunk], dict[str, list[int]]]:
+        """Chunks of all passages in order; and the tokens of those that the cache does not know, for it to keep."""
+        token_ids, new = self._token_ids({passage: None for passage in passages if passage})
+        chunks = [
             chunk
             for number, passage in enumerate(passages)
-            for chunk in cut_into_chunks(token_ids[passage], size, number)
+            for chunk in cut_into_chunks(token_ids.get(passage, ()), self.config.chunk_size, number)
         ]
+        return chunks, new
 
     def passages_ids(self, passages: Sequence[str]) -> list[list[int]]:
         """Decoder tokens of each passage inside its template; none at all for an empty passage."""
@@ -120,14 +123,12 @@ class Chunker:
             mask[row, : len(token_ids)] = 1
         return ids, mask
 
-    def _remembered_ids(self, passages: Sequence[str]) -> dict[str, Sequence[int]]:
-        """The token ids of each passage; those that the cache does not know are tokenised together."""
-        known = {} if self.cache is None else self.cache.find(passages)
+    def _token_ids(self, passages: Collection[str]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Of each passage, and of those that were tokenised for it, all together: the cache does not know them."""
+        known = {} if self.cache is None else self.cache.find(list(passages))
         new = [passage for passage in passages if passage not in known]
-        token_ids = dict(zip(new, self.passages_ids(new), strict=True))
-        if self.cache is not None:
-            self.cache.keep(token_ids)
-        return {**known, **token_ids}
+        tokenised = dict(zip(new, self.passages_ids(new), strict=True))
+        return {**known, **tokenised}, tokenised
 
     def _encoder_ids(self, chunks: Sequence[Chunk]) -> list[Sequence[int]]:
         if self.encoder_tokenizer is None or not chunks:

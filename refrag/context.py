@@ -8,11 +8,15 @@ from refrag.request import ContextRequest
 
 @dataclass(frozen=True)
 class PreparedContext:
-    """question_ids go into the prompt; question_chunks to the encoder, for a policy that reads the question."""
+    """question_ids go into the prompt; question_chunks to the encoder, for a policy that reads the question.
+
+    new_tokens: of the passages that the chunker's cache did not know.
+    """
 
     chunks: list[Chunk]
     question_ids: list[int]
     question_chunks: list[Chunk]
+    new_tokens: dict[str, list[int]]
 
     @property
     def num_tokens(self) -> int:
@@ -20,8 +24,10 @@ class PreparedContext:
 
 
 def prepare_context(request: ContextRequest, chunker: Chunker) -> PreparedContext:
+    chunks, new_tokens = chunker.read_passages(request.passages)
     return PreparedContext(
-        chunks=chunker.context_chunks(request.passages),
+        chunks=chunks,
         question_ids=chunker.question_ids(request.question),
         question_chunks=chunker.question_chunks(request.question),
+        new_tokens=new_tokens,
     )

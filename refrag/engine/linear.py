@@ -21,8 +21,8 @@ FEWEST_ROWS, MOST_ROWS = 16, 48
 class PackedLinear(nn.Linear):
     """The same product, by weights in the order in which oneDNN reads them.  (…, D) -> (…, F)
 
-    They are held in that order alone: `weight` keeps its shape and type, takes no memory and is NaN throughout, so that
-    whoever reads it after all is found out.
+    They are held in that order alone, but for those that the token embeddings share, which keep their own: `weight`
+    keeps its shape and type, takes no memory and is NaN throughout, so that whoever reads it after all is found out.
     """
 
     packed: Tensor
@@ -54,10 +54,10 @@ def speed_up_linear(module: nn.Module) -> None:
     for layer in module.modules():
         if type(layer) is not nn.Linear:
             continue
-        if can_pack and layer.weight.dtype == torch.float32 and layer.weight.numel() >= PACKED:
-            _pack(layer)
-        else:
+        if layer.weight.numel() < PACKED:
             layer.__class__ = FewRowsLinear
+        elif can_pack and layer.weight.dtype == torch.float32:
+            _pack(layer)
 
 
 def _pack(layer: nn.Linear) -> None:

@@ -79,7 +79,9 @@ class Runner:
         if self.last_layer is None or len(slots) == len(segments):
             return self.decoder.logits(self._read(segments, step)[step.last_rows])
         with last_rows_only(self.last_layer, step):
-            return self.decoder.logits(self._read(segments, step))
+            states = self._read(segments, step)  # (S, D)
+        assert len(states) == len(segments), f"{len(states)} rows came out of the last layer for {len(segments)} parts"
+        return self.decoder.logits(states)
 
     def _read(self, segments: Sequence[Segment], step: PagedStep) -> Tensor:
         """Hidden states, (T, D) or of those rows that the last layer is computed for."""

@@ -8,10 +8,11 @@ All conditions of a table see the same questions, so that their differences are 
 import argparse
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from refrag.environment import flush_denormals
-from refrag.errors import RefragError
+from refrag.errors import RefragError, TrainingError
 from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION
 from refrag.evaluation.graphs import parse_graphs
 from refrag.evaluation.models import Models, load_models
@@ -31,16 +32,20 @@ def main() -> None:
         report = Report("refrag.evaluation", options.seed, arguments.output)
         policies = {name: getattr(arguments, name) for name in POLICY_OPTIONS}
         models = load_models(arguments.checkpoint, arguments.plain, policies, parse_graphs(arguments.graph))
-        for name in arguments.tables or default_tables(models):
+        for name in choose_tables(arguments.tables, models):
             report.add(name, functools.partial(TABLES[name], models, options))
     except RefragError as error:
         parser.error(str(error))
     print(render(report.values))
 
 
-def default_tables(models: Models) -> list[str]:
-    """All that there is something for."""
-    return [name for name in TABLES if name != "graphs" or models.graphs]
+def choose_tables(asked: Sequence[str] | None, models: Models) -> Sequence[str]:
+    """By default all that there is something for; TrainingError for graphs without their table, or it without them."""
+    if asked is None:
+        return [name for name in TABLES if name != "graphs" or models.graphs]
+    if ("graphs" in asked) != bool(models.graphs):
+        raise TrainingError("the table `graphs` and the option --graph go together; give both, or neither")
+    return asked
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import torch
 from torch import Tensor
 
@@ -29,8 +28,9 @@ class GraphEncoder(ChunkEncoder):
 
     def __init__(self, encoder: ChunkEncoder, graph: Path) -> None:
         super().__init__(encoder.backbone, encoder.pooling)
-        if not graph.is_file():
-            raise CheckpointError(f"{graph} does not exist; export the checkpoint, or name another graph")
+        # Not among what evaluation needs otherwise.
+        import onnxruntime
+
         self.session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -39,15 +39,20 @@ class GraphEncoder(ChunkEncoder):
 
 
 def parse_graphs(texts: Sequence[str]) -> dict[str, Path]:
-    """Of NAME=FILE each; TrainingError for another form, and for a name that would be mistaken."""
+    """Of NAME=FILE each; TrainingError for another form and for a name that would be mistaken, CheckpointError for a
+    file that is not there.
+    """
     graphs: dict[str, Path] = {}
     for text in texts:
-        name, equals, path = text.partition("=")
-        if not name or not equals or not path:
+        name, equals, file = text.partition("=")
+        if not name or not equals or not file:
             raise TrainingError(f"a graph is given as {text!r}; the form is NAME=model.onnx")
         if name in graphs or name == TORCH:
             raise TrainingError(f"two rows would be called {name!r}; give each graph a name of its own")
-        graphs[name] = Path(path)
+        graphs[name] = Path(file)
+    for path in graphs.values():
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist; export the checkpoint, or name another graph")
     return graphs
 
 

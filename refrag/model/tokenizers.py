@@ -23,11 +23,6 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / CONFIG_FILE).exists()
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """All that `load_tokenizer` reads."""
-    return [folder / name for name in (TOKENIZER_FILE, CONFIG_FILE) if (folder / name).is_file()]
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """By its tokenizer.json, which says all there is to know: no class of its model is needed."""
     if not folder.is_dir():

@@ -19,7 +19,7 @@ import numpy as np
 from refrag.chunking import Chunk, pack_chunks
 from refrag.config import RefragConfig
 from refrag.errors import InvalidRequest, Overloaded
-from refrag.serving.passages import open_chunker
+from refrag.serving.passages import open_chunker, open_tokens
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, strings, text, texts
 from refrag.serving.triton import infer
@@ -50,7 +50,8 @@ class ChunkStore:
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
         self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
-        self.chunker = open_chunker(checkpoint, self.config, self.store)
+        self.tokens = open_tokens(checkpoint, self.config, self.store)
+        self.chunker = open_chunker(checkpoint, self.config, self.tokens)
         self.metrics = StoreMetrics(self.store, "chunk_store")
         self.operations: dict[str, Callable[[Tensors], Tensors]] = {
             "index": self._index,
@@ -77,17 +78,16 @@ class ChunkStore:
     def _index(self, inputs: Tensors) -> Tensors:
         if not self.store.tiers:
             raise InvalidRequest("the store has no tier that lasts; set store_disk_path or store_redis_url")
-        chunks = self.chunker.context_chunks(texts(inputs, "passages"))
+        chunks, new_tokens = self.chunker.read_passages(texts(inputs, "passages"))
         packed = pack_chunks(chunks, self.config.chunk_size)
         lookup = look_up(self.store, packed)
         encoded = self._encode([chunks[number] for number in lookup.lacking])
         parts = [part for part in (lookup.stored, *encoded) if len(part)]
         # What one tier had another may lack, so that all goes to all.
         vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
-        if not self.store.put(storable(lookup.digests, vectors)):
+        are_written = self.store.put(storable(lookup.digests, vectors)), self.tokens.put(new_tokens)
+        if not all(are_written):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
-        # The passages' tokens were written while the encoder was at work.
-        self.store.wait_until_written()
         return _answer(
             {
                 "fingerprint": self.store.fingerprint.hex(),

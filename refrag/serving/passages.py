@@ -1,20 +1,20 @@
-"""The chunker of a served model, which remembers passages in the store."""
+"""How a served model reads passages: its chunker, and what the store remembers of them."""
 
 from pathlib import Path
 
 from refrag.chunking import Chunker
 from refrag.config import RefragConfig
-from refrag.model.tokenizers import (
-    DECODER,
-    load_decoder_tokenizer,
-    load_encoder_tokenizer,
-    tokenizer_files,
-)
+from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.store.store import Store
 from refrag.store.tokens import StoredTokens, fingerprint_tokenizer
 
 
-def open_chunker(checkpoint: Path, config: RefragConfig, store: Store) -> Chunker:
-    """Its tokens are kept beside the store's vectors."""
-    tokens = store.beside(fingerprint_tokenizer(tokenizer_files(checkpoint / DECODER), config.template))
-    return Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint), StoredTokens(tokens))
+def open_tokens(checkpoint: Path, config: RefragConfig, store: Store) -> StoredTokens:
+    """Kept beside the store's vectors."""
+    # A model's folder holds no weights, but all that its tokenizer may be made of.
+    files = sorted(path for path in (checkpoint / DECODER).iterdir() if path.is_file())
+    return StoredTokens(store.beside(fingerprint_tokenizer(files, config.template)))
+
+
+def open_chunker(checkpoint: Path, config: RefragConfig, tokens: StoredTokens) -> Chunker:
+    return Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint), tokens)

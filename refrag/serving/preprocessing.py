@@ -13,7 +13,7 @@ from refrag.config import RefragConfig
 from refrag.context import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
 from refrag.request import ContextRequest, ExpansionOptions
-from refrag.serving.passages import open_chunker
+from refrag.serving.passages import open_chunker, open_tokens
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
 from refrag.store.keys import load_fingerprint
@@ -43,7 +43,8 @@ class Preprocessing:
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
         self.store = open_store(settings, load_fingerprint(checkpoint))
-        self.chunker = open_chunker(checkpoint, self.config, self.store)
+        self.tokens = open_tokens(checkpoint, self.config, self.store)
+        self.chunker = open_chunker(checkpoint, self.config, self.tokens)
         self.metrics = StoreMetrics(self.store, "preprocessing")
 
     def run(self, inputs: Tensors) -> Tensors:
@@ -52,6 +53,7 @@ class Preprocessing:
         request = self._read_request(inputs)
         context = prepare_context(request, self.chunker)
         self._check_size(context)
+        self.tokens.keep(context.new_tokens)
         packed = pack_chunks(context.chunks, self.config.chunk_size)
         lookup = NOTHING_NEEDED if expands_all(request.expansion, len(packed)) else self._look_up(packed)
         lacking = [context.chunks[number] for number in lookup.lacking]

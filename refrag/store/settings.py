@@ -21,9 +21,9 @@ class StoreSettings:
     """An empty value is taken from the environment, REFRAG_STORE_DISK_PATH for store_disk_path and so on; if that is
     not set, the default in brackets holds.
 
-    store_memory_mib: of vectors in the process [64], 0 for none.
+    store_memory_mib: of vectors and tokens in the process [64], 0 for none.
     store_disk_path: folder of LMDB files, shared by the processes of a machine [~/.cache/refrag/chunk_vectors], or off.
-    store_disk_mib: what they may hold [4096]; then the oldest vectors go.
+    store_disk_mib: what they may hold [4096]; then the oldest go.
     store_redis_url: of a server shared by replicas, such as redis://host:6379/0 [off].
     store_redis_timeout_ms: how long a request waits for it at most [50].
     """

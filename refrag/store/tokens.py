@@ -22,7 +22,7 @@ STORED_TYPE = np.dtype("<i4")
 
 
 class StoredTokens:
-    """What it is told, it keeps when there is time; of a passage that it does not know it says nothing."""
+    """Of a passage that it does not know it says nothing."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -32,16 +32,23 @@ class StoredTokens:
         values = zip(passages, self.store.find(digest_texts(passages)), strict=True)
         return {passage: np.frombuffer(value, STORED_TYPE).tolist() for passage, value in values if value is not None}
 
+    def put(self, token_ids: Mapping[str, Sequence[int]]) -> bool:
+        """Store them, and return whether every tier has them now; those of an empty passage are not worth it."""
+        values = _as_values(token_ids)
+        return self.store.put(values) if values else True
+
     def keep(self, token_ids: Mapping[str, Sequence[int]]) -> None:
-        """An empty passage is not worth it."""
-        known = {passage: ids for passage, ids in token_ids.items() if ids}
-        if known:
-            self.store.put_later(lambda: _as_values(known))
+        """The same when there is time; if there is none for too long, let them be."""
+        # As bytes already, which take a tenth of the memory while they wait.
+        values = _as_values(token_ids)
+        if values:
+            self.store.put_later(lambda: values)
 
 
 def fingerprint_tokenizer(files: Iterable[Path], template: PromptTemplate) -> bytes:
     """Of everything that turns a passage into tokens."""
-    settings = {"template": asdict(template), "tokenizers": version("tokenizers")}
+    libraries = {name: version(name) for name in ("tokenizers", "transformers")}
+    settings = {"template": asdict(template), "libraries": libraries}
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=FINGERPRINT_BYTES)
     for path in files:
         digest.update(f"\0{path.name}\0".encode())
@@ -54,5 +61,6 @@ def digest_texts(texts: Iterable[str]) -> list[bytes]:
 
 
 def _as_values(token_ids: Mapping[str, Sequence[int]]) -> dict[bytes, bytes]:
-    values = (np.array(ids, STORED_TYPE).tobytes() for ids in token_ids.values())
-    return dict(zip(digest_texts(token_ids), values, strict=True))
+    passages = [passage for passage, ids in token_ids.items() if ids]
+    values = (np.array(token_ids[passage], STORED_TYPE).tobytes() for passage in passages)
+    return dict(zip(digest_texts(passages), values, strict=True))

@@ -16,6 +16,7 @@ from engine_helpers import (
 )
 from transformers import GenerationConfig
 
+from refrag.engine import linear
 from refrag.request import SamplingParams
 
 
@@ -127,10 +128,14 @@ def test_a_request_has_its_own_penalties_and_log_probabilities(llama, tokenizer)
     assert all(value < 0 for value in answers[2].log_probabilities)
 
 
-def test_single_precision_answers_too(llama, tokenizer):
+@pytest.mark.parametrize("packed_from", [linear.PACKED, 1], ids=["as they lie", "packed"])
+def test_single_precision_answers_too(llama, tokenizer, monkeypatch, packed_from):
     """As served, where sums in another order may differ in their last bits."""
+    monkeypatch.setattr(linear, "PACKED", packed_from)
     single = type(llama)(type(llama.backbone)(llama.backbone.config).eval())
     single.load_state_dict(llama.state_dict())
     requests = mixed_requests(6)
-    together = run(make_engine(single, tokenizer), requests, per_step=1)
-    assert together == [answer_alone(single, tokenizer, request) for request in requests]
+    expected = [answer_alone(single, tokenizer, request) for request in requests]
+    engine = make_engine(single, tokenizer)
+    assert isinstance(single.backbone.lm_head, linear.PackedLinear) == (packed_from == 1)
+    assert run(engine, requests, per_step=1) == expected

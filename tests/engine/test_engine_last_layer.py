@@ -17,6 +17,7 @@ from engine_helpers import (
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from refrag.engine.runner import Segment
+from refrag.engine.support import layer_shapes, separable_last_layer
 from refrag.model.decoder import Decoder
 
 
@@ -57,6 +58,15 @@ def test_a_layer_that_cannot_be_parted_is_computed_for_all_rows(llama, tokenizer
     assert "the last layer is computed for all slots of a prompt" in caplog.text
     requests = mixed_requests(3)
     assert run(engine, requests) == [answer_alone(llama, tokenizer, request) for request in requests]
+
+
+def test_a_pass_whose_rows_do_not_come_out_as_asked_is_found_out(llama):
+    """Keys and values are right, and the rows that come out of the layer are others."""
+    shapes, layer = layer_shapes(llama, max_prompt_slots=512), llama.last_layer
+    assert separable_last_layer(llama, shapes) is layer
+    hook = layer.register_forward_hook(lambda _, args, output: output.roll(1, -1) if args[0].shape[1] == 1 else output)
+    assert separable_last_layer(llama, shapes) is None
+    hook.remove()
 
 
 def test_a_decoder_that_names_its_layers_otherwise_answers_too(tokenizer):

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from export.graphs import export_chunk_encoder
 from refrag.errors import CheckpointError, TrainingError
 from refrag.evaluation import __main__
-from refrag.evaluation.graphs import GraphEncoder, parse_graphs
+from refrag.evaluation.graphs import parse_graphs
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def test_a_graph_that_computes_something_else_is_told_apart(table):
     assert shared < picks
 
 
-def test_a_graph_that_is_not_there_is_named(tiny_checkpoint, tmp_path):
+def test_a_graph_that_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.onnx does not exist; export the checkpoint"):
-        GraphEncoder(tiny_checkpoint.encoder, tmp_path / "nowhere.onnx")
+        parse_graphs([f"int8={tmp_path}/nowhere.onnx"])
 
 
 @pytest.mark.parametrize("text", ["model.onnx", "=model.onnx", "int8="])

@@ -53,8 +53,13 @@ def test_the_command_writes_every_table(report):
 
 
 def test_graphs_are_compared_only_where_some_are_given(models):
-    assert "graphs" not in __main__.default_tables(models)
-    assert __main__.default_tables(replace(models, graphs={"int8": "model.onnx"})) == list(TABLES)
+    with_graph = replace(models, graphs={"int8": "model.onnx"})
+    assert "graphs" not in __main__.choose_tables(None, models)
+    assert __main__.choose_tables(None, with_graph) == list(TABLES)
+    assert __main__.choose_tables(["graphs"], with_graph) == ["graphs"]
+    for asked, given in ((["graphs"], models), (["answers"], with_graph)):
+        with pytest.raises(TrainingError, match="go together"):
+            __main__.choose_tables(asked, given)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -121,6 +121,7 @@ def test_empty_warm_half_warm_and_damaged_stores_give_the_same_tokens(repository
         assert all(figures.num_stored_chunks == figures.num_chunks > 0 for figures in warm)
 
         num_damaged = flip_values(tmp_path)
+        assert served.wait_for_metric("refrag_store_hits", 1, tier="disk", model="preprocessing", kind="tokens")
         damaged = check_answers(served, contexts, expected)
         assert damaged[0].num_stored_chunks == 0
         assert served.wait_for_metric("refrag_store_corrupted", 1, tier="disk", model="preprocessing") <= num_damaged

@@ -44,6 +44,12 @@ def test_any_tokens_of_any_text_are_found_but_none_of_empty_ones(token_ids):
     assert tokens.find(list(token_ids)) == {text: ids for text, ids in token_ids.items() if ids}
 
 
+def test_what_a_tier_did_not_take_is_told(tokens, tier):
+    assert tokens.put({}) and tokens.put(PASSAGES)
+    tier.fails = True
+    assert not tokens.put(PASSAGES)
+
+
 def test_damaged_tokens_are_not_found_and_are_counted(store, tokens, tier):
     tokens.keep(PASSAGES)
     store.wait_until_written()

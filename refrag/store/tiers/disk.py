@@ -37,6 +37,8 @@ MAX_READERS = 512
 # Each time that the limit is reached, this share of the entries goes, the oldest first.
 EVICTED_SHARE = 1 / 16
 META_PAGES = 2
+# Passages can be read from their tokens, and guessed from their vectors.
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 NUMBER, TIME = struct.Struct(">Q"), struct.Struct(">d")
 DAMAGES = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.VersionMismatchError)
@@ -132,7 +134,7 @@ class DiskTier:
 
     def _open(self) -> "_Opened":
         """The current folder, or the next one, whose place it takes, if that is damaged (TierReplaced)."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         with self._lock():
             number = _read_current(self.path)
             try:
@@ -196,11 +198,13 @@ def _open_folder(path: Path, number: int, map_bytes: int) -> _Opened:
     """What raises one of DAMAGES if it is not whole."""
     file = _folder(path, number) / "data.mdb"
     is_new = not file.exists()
+    file.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
     environment = lmdb.open(
         str(file.parent),
         map_size=map_bytes,
         max_dbs=3,
         max_readers=MAX_READERS,
+        mode=PRIVATE_FILE,
         # What a killed process has committed stays; a power cut may cost the last transactions.
         metasync=False,
     )

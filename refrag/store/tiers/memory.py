@@ -1,4 +1,4 @@
-"""The first tier: vectors in this process, the least recently used given up for others."""
+"""The first tier: values in this process, the least recently used given up for others."""
 
 import threading
 from collections import OrderedDict

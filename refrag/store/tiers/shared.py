@@ -11,8 +11,8 @@ from redis.retry import Retry
 from refrag.store.keys import FINGERPRINT_BYTES
 from refrag.store.tiers.tier import TierError, Usage
 
-# Hexadecimal, so that people can read them: refrag:vector:<fingerprint>:<digest>
-VECTOR, LIVE = b"refrag:vector:", b"refrag:live:"
+# Hexadecimal, so that people can read them: refrag:value:<fingerprint>:<digest>
+VALUE, LIVE = b"refrag:value:", b"refrag:live:"
 # Redis is single-threaded: of a long batch, others wait for one such part at most.
 MOST_PER_COMMAND = 4096
 
@@ -50,7 +50,7 @@ class SharedTier:
 
     def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """The cursor is Redis's own."""
-        pattern = VECTOR + prefix[:FINGERPRINT_BYTES].hex().encode() + b"*"
+        pattern = VALUE + prefix[:FINGERPRINT_BYTES].hex().encode() + b"*"
         with self._errors():
             following, names = self._redis.scan(int(cursor or b"0"), match=pattern, count=count)
             values = self._redis.mget(names) if names else []
@@ -85,11 +85,11 @@ class SharedTier:
 
 
 def _name(key: bytes) -> bytes:
-    return VECTOR + key.hex(":", -FINGERPRINT_BYTES).encode()
+    return VALUE + key.hex(":", -FINGERPRINT_BYTES).encode()
 
 
 def _key(name: bytes) -> bytes:
-    return bytes.fromhex(name[len(VECTOR) :].replace(b":", b"").decode())
+    return bytes.fromhex(name[len(VALUE) :].replace(b":", b"").decode())
 
 
 def _parts(names: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
