@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from perf.results import Report
 from perf.ttft import name_way, stage_rows
@@ -13,34 +13,34 @@ from perf.ttft import name_way, stage_rows
 BASELINE: dict[str, Any] = {"color": "#6b7280", "linestyle": "--"}
 COLORS = ("#0b6e4f", "#c2410c", "#1d4ed8", "#a21caf", "#b45309", "#0e7490", "#be123c")
 SIZE = (9.0, 4.2)
+# A way to ask: its color is that of where the vectors are, its line that of what is expanded.
+STORE_COLORS = {"cold": COLORS[1], "warm": COLORS[2], "hot": COLORS[0], "cold in int8": COLORS[3]}
+FRACTION_LINES = ("-", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
 
 def ttft(report: Report) -> Figure:
-    """Milliseconds over context tokens, plain as the baseline."""
-    figure, axes = _figure("context tokens", "time to first token, ms")
-    for name, rows in _series(report["rows"], _way).items():
-        is_plain = name.startswith("plain")
-        lengths, times = [row["context_tokens"] for row in rows], [row["ttft"]["p50_ms"] for row in rows]
-        axes.plot(lengths, times, marker="o", label=name, **(BASELINE if is_plain else {}))
-    _logarithmic(axes, sorted({row["context_tokens"] for row in report["rows"]}))
-    _logarithmic_times(axes)
-    axes.legend(fontsize=8)
+    """Milliseconds over context tokens, plain as the baseline; a panel for each chunk size."""
+    figure, panels = _panels(report, "time to first token, ms")
+    fractions = _fractions(report)
+    for axes, rows in panels:
+        for way, own in _series(rows, name_way).items():
+            axes.plot(_lengths(own), [row["ttft"]["p50_ms"] for row in own], label=way, **_style(own[0], fractions))
+    _finish_panels(figure, panels)
     return figure
 
 
 def speedup(report: Report) -> Figure:
     """Plain over each way, and what the paper's model predicts for the same slots where nothing is expanded."""
-    figure, axes = _figure("context tokens", "times as fast as plain")
-    rows = [row for row in report["rows"] if "speedup" in row]
-    for index, (name, own) in enumerate(_series(rows, _way).items()):
-        lengths, color = [row["context_tokens"] for row in own], COLORS[index % len(COLORS)]
-        axes.plot(lengths, [row["speedup"] for row in own], marker="o", color=color, label=name)
-        if own[0]["store"] == "hot" and own[0]["expand_fraction"] == 0.0:
-            analytic = [row["analytic"] for row in own]
-            axes.plot(lengths, analytic, linestyle=":", color=color, label=f"{name}: the paper's model")
-    axes.axhline(1.0, label="plain", **BASELINE)
-    _logarithmic(axes, sorted({row["context_tokens"] for row in rows}))
-    axes.legend(fontsize=8)
+    figure, panels = _panels(report, "times as fast as plain")
+    fractions = _fractions(report)
+    for axes, rows in panels:
+        for way, own in _series([row for row in rows if "speedup" in row], name_way).items():
+            axes.plot(_lengths(own), [row["speedup"] for row in own], label=way, **_style(own[0], fractions))
+            if own[0]["store"] == "hot" and own[0]["expand_fraction"] == 0.0:
+                style = {"linestyle": ":", "color": _style(own[0], fractions)["color"]}
+                axes.plot(_lengths(own), [row["analytic"] for row in own], label="the paper's model, p=0", **style)
+        axes.axhline(1.0, label="plain", **BASELINE)
+    _finish_panels(figure, panels)
     return figure
 
 
@@ -170,11 +170,54 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=COLORS)
+    _label(axes, x, y)
+    return figure, axes
+
+
+def _panels(report: Report, y: str) -> tuple[Figure, list[tuple[Axes, list[Report]]]]:
+    """A panel for each chunk size, with its rows."""
+    by_size = _series(report["rows"], lambda row: f"k = {row['chunk_size']}")
+    figure = Figure(figsize=SIZE, layout="constrained")
+    drawn = figure.subplots(1, len(by_size), sharey=True, squeeze=False)[0]
+    panels = list(zip(drawn, by_size.values(), strict=True))
+    for (axes, _), size in zip(panels, by_size, strict=True):
+        _label(axes, "context tokens", y if axes is drawn[0] else "")
+        axes.set_title(size, fontsize=10)
+    return figure, panels
+
+
+def _finish_panels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Report]]]) -> None:
+    """One legend for all, below them."""
+    for axes, rows in panels:
+        _logarithmic(axes, sorted({row["context_tokens"] for row in rows}))
+        axes.tick_params(axis="x", labelsize=7)
+    _logarithmic_times(panels[0][0])
+    handles = {label: line for axes, _ in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), fontsize=8, ncols=4, loc="outside lower center")
+
+
+def _style(row: Report, fractions: Sequence[float]) -> dict[str, Any]:
+    if row["store"] == "plain":
+        return {"marker": "o", "markersize": 4, **BASELINE}
+    store = row["store"] if row["encoder"] == "fp32" else f"{row['store']} in {row['encoder']}"
+    line = FRACTION_LINES[fractions.index(row["expand_fraction"]) % len(FRACTION_LINES)]
+    return {"marker": "o", "markersize": 4, "color": STORE_COLORS.get(store, COLORS[-1]), "linestyle": line}
+
+
+def _fractions(report: Report) -> list[float]:
+    """That are expanded by any way but plain."""
+    return sorted({row["expand_fraction"] for row in report["rows"] if row["store"] != "plain"})
+
+
+def _lengths(rows: Sequence[Report]) -> list[int]:
+    return [row["context_tokens"] for row in rows]
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _series(rows: Sequence[Report], name: Callable[[Report], str]) -> dict[str, list[Report]]:
@@ -198,12 +241,11 @@ def _logarithmic(axes: Axes, lengths: Sequence[int]) -> None:
 
 
 def _logarithmic_times(axes: Axes) -> None:
-    """Milliseconds, written out."""
+    """Numbers written out."""
     axes.set_yscale("log")
-    written = FuncFormatter(lambda value, _: f"{value:,.0f}")
-    axes.yaxis.set_major_formatter(written)
-    axes.yaxis.set_minor_formatter(written)
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _pair_bars(
