@@ -108,11 +108,14 @@ def passages(report: Report) -> Figure:
     times = [row["ttft"]["p50_ms"] for row in report["passages"]]
     axes.plot(slots, times, marker="o", color=COLORS[0], label="measured")
     rate = times[-1] / slots[-1]
-    axes.plot([0, slots[-1]], [0, rate * slots[-1]], label="in proportion to the slots", **BASELINE)
+    axes.plot(slots, [rate * slot for slot in slots], label="in proportion to the slots", **BASELINE)
     for row, slot, time in zip(report["passages"], slots, times, strict=True):
         axes.annotate(
-            f"{row['passages']} passages", (slot, time), textcoords="offset points", xytext=(6, -10), fontsize=8
+            f"{row['passages']} passages", (slot, time), textcoords="offset points", xytext=(-14, 8), fontsize=8
         )
+    # As passages are drawn: few of them in small steps, many in large ones.
+    _logarithmic(axes, slots)
+    _logarithmic_times(axes)
     axes.legend(fontsize=8)
     return figure
 
@@ -161,7 +164,7 @@ def engine(report: Report) -> Figure:
     axes.axhline(1.0, label="as fast", **BASELINE)
     axes.set_xticks(counts)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="lower right")
     return figure
 
 
