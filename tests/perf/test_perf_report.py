@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perf import report
+from perf import plots, report
 from perf.results import median_ratio, summarise, table
 
 COMMITTED = Path(report.__file__).with_name("results")
@@ -108,10 +108,17 @@ def test_the_page_needs_nothing_besides_itself(folder):
 def test_every_plot_names_its_axes_and_its_baseline(section):
     result = RESULTS.get(section.name) or json.loads((COMMITTED / f"{section.name}.json").read_text())
     for draw in section.figures:
-        [axes] = draw(result).axes
-        labels = [text.get_text() for text in [*axes.get_legend().get_texts(), *axes.get_yticklabels()]]
-        assert axes.get_xlabel()
+        figure = draw(result)
+        [legend] = figure.legends or [axes.get_legend() for axes in figure.axes]
+        labels = [text.get_text() for text in [*legend.get_texts(), *figure.axes[0].get_yticklabels()]]
+        assert all(axes.get_xlabel() for axes in figure.axes)
         assert any(word in " ".join(labels) for word in ("plain", "generate", "proportion", "at a time", "as fast"))
+
+
+def test_each_chunk_size_has_a_panel_of_its_own_with_plain_in_it():
+    figure = plots.ttft(json.loads((COMMITTED / "ttft.json").read_text()))
+    assert [axes.get_title() for axes in figure.axes] == ["k = 8", "k = 16", "k = 32"]
+    assert all("plain" in axes.get_legend_handles_labels()[1] for axes in figure.axes)
 
 
 def test_the_tables_tell_what_was_measured(folder):
