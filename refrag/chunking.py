@@ -4,9 +4,10 @@ Each passage is cut by itself (never the concatenation), so that a chunk's vecto
 chunk and can be stored and reused under any neighbours.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Protocol, overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +17,7 @@ from refrag.config import RefragConfig
 # C chunks, K tokens per chunk
 
 NO_TOKEN = -1
+TokenIds = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,68 @@ def cut_into_chunks(token_ids: Sequence[int], chunk_size: int, passage: int = 0)
     return [Chunk(tuple(token_ids[start : start + chunk_size]), passage) for start in starts]
 
 
-def pack_chunks(chunks: list[Chunk], chunk_size: int) -> np.ndarray:
-    """Token ids INT32 (C, K), NO_TOKEN after the end of a short chunk."""
-    rows = [chunk.token_ids + (NO_TOKEN,) * (chunk_size - len(chunk)) for chunk in chunks]
-    return np.array(rows, np.int32).reshape(len(chunks), chunk_size)
+@dataclass(frozen=True, eq=False)
+class PackedChunks(Sequence[Chunk]):
+    """Chunks as two arrays: as they travel through the graph, and for what is done with hundreds of them at once.
 
+    token_ids: INT32 (C, K), NO_TOKEN after the end of a short chunk. passages: INT32 (C,).
+    """
 
-def unpack_chunks(token_ids: np.ndarray, passages: np.ndarray) -> list[Chunk]:
-    """The inverse of pack_chunks, with the passage of each chunk."""
-    lengths = (token_ids != NO_TOKEN).sum(1).tolist()
-    rows = zip(token_ids.tolist(), lengths, passages.tolist(), strict=True)
-    return [Chunk(tuple(row[:length]), passage) for row, length, passage in rows]
+    token_ids: np.ndarray
+    passages: np.ndarray
+
+    @classmethod
+    def cut(cls, passages: Sequence[TokenIds], chunk_size: int) -> "PackedChunks":
+        """Each passage's token ids cut by itself, as by cut_into_chunks."""
+        counts = [-(-len(token_ids) // chunk_size) for token_ids in passages]
+        packed = np.full(sum(counts) * chunk_size, NO_TOKEN, np.int32)
+        start = 0
+        for token_ids, count in zip(passages, counts, strict=True):
+            packed[start : start + len(token_ids)] = token_ids
+            start += count * chunk_size
+        return cls(packed.reshape(-1, chunk_size), np.arange(len(counts), dtype=np.int32).repeat(counts))
+
+    @classmethod
+    def of(cls, chunks: Iterable[Chunk]) -> "PackedChunks":
+        """As wide as the longest of them."""
+        chunks = list(chunks)
+        width = max(map(len, chunks), default=0)
+        rows = [chunk.token_ids + (NO_TOKEN,) * (width - len(chunk)) for chunk in chunks]
+        passages = np.array([chunk.passage for chunk in chunks], np.int32)
+        return cls(np.array(rows, np.int32).reshape(len(chunks), width), passages)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each chunk.  (C,)"""
+        return (self.token_ids != NO_TOKEN).sum(1)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        rows = zip(self.token_ids.tolist(), self.lengths.tolist(), self.passages.tolist(), strict=True)
+        return (Chunk(tuple(row[:length]), passage) for row, length, passage in rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Chunk: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "PackedChunks": ...
+
+    def __getitem__(self, index: int | slice) -> "Chunk | PackedChunks":
+        if isinstance(index, slice):
+            return PackedChunks(self.token_ids[index], self.passages[index])
+        return Chunk(tuple(self.token_ids[index, : self.lengths[index]].tolist()), int(self.passages[index]))
 
 
 class TokenCache(Protocol):
     """Knows the tokens of passages that were asked about before."""
 
-    def find(self, passages: Sequence[str]) -> dict[str, list[int]]:
+    def find(self, passages: Sequence[str]) -> Mapping[str, TokenIds]:
         """Token ids of those passages that it knows."""
 
 
@@ -73,19 +120,14 @@ class Chunker:
         self.decoder_tokenizer = decoder_tokenizer
         self.encoder_tokenizer = encoder_tokenizer
 
-    def context_chunks(self, passages: Sequence[str]) -> list[Chunk]:
+    def context_chunks(self, passages: Sequence[str]) -> PackedChunks:
         """Chunks of all passages in order. An empty passage has none."""
         return self.read_passages(passages)[0]
 
-    def read_passages(self, passages: Sequence[str]) -> tuple[list[Chunk], dict[str, list[int]]]:
+    def read_passages(self, passages: Sequence[str]) -> tuple[PackedChunks, dict[str, list[int]]]:
         """Chunks of all passages in order; and the tokens of those that the cache does not know, for it to keep."""
         token_ids, new = self._token_ids({passage: None for passage in passages if passage})
-        chunks = [
-            chunk
-            for number, passage in enumerate(passages)
-            for chunk in cut_into_chunks(token_ids.get(passage, ()), self.config.chunk_size, number)
-        ]
-        return chunks, new
+        return PackedChunks.cut([token_ids.get(passage, ()) for passage in passages], self.config.chunk_size), new
 
     def passages_ids(self, passages: Sequence[str]) -> list[list[int]]:
         """Decoder tokens of each passage inside its template; none at all for an empty passage."""
@@ -123,7 +165,7 @@ class Chunker:
             mask[row, : len(token_ids)] = 1
         return ids, mask
 
-    def _token_ids(self, passages: Collection[str]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    def _token_ids(self, passages: Collection[str]) -> tuple[dict[str, TokenIds], dict[str, list[int]]]:
         """Of each passage, and of those that were tokenised for it, all together: the cache does not know them."""
         known = {} if self.cache is None else self.cache.find(list(passages))
         new = [passage for passage in passages if passage not in known]

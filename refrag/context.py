@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from refrag.chunking import Chunk, Chunker
+from refrag.chunking import Chunk, Chunker, PackedChunks
 from refrag.request import ContextRequest
 
 
@@ -13,14 +13,10 @@ class PreparedContext:
     new_tokens: of the passages that the chunker's cache did not know.
     """
 
-    chunks: list[Chunk]
+    chunks: PackedChunks
     question_ids: list[int]
     question_chunks: list[Chunk]
     new_tokens: dict[str, list[int]]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(chunk) for chunk in self.chunks)
 
 
 def prepare_context(request: ContextRequest, chunker: Chunker) -> PreparedContext:

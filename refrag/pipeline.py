@@ -61,7 +61,8 @@ class Pipeline:
         self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
     ) -> list[int]:
         confidence = self.checkpoint.config.policy_confidence
-        return select_chunks(options, context.chunks, self.checkpoint.policy, vectors, question_vectors, confidence)
+        passages = context.chunks.passages
+        return select_chunks(options, passages, self.checkpoint.policy, vectors, question_vectors, confidence)
 
     @torch.inference_mode()
     def build_prompt(

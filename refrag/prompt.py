@@ -10,14 +10,16 @@ A slot that holds a compressed chunk carries a placeholder id: vocab_size + its 
 embeddings. With every chunk expanded there is no placeholder left, and the ids are the plain prompt.
 """
 
-import hashlib
-from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from refrag.chunking import Chunk
+from refrag.chunking import NO_TOKEN, PackedChunks
+
+# C chunks, R of them compressed, S slots
+
+EXTRA_ID = np.dtype("<u8")
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,11 @@ class Prompt:
     """Everything before the first generated token.
 
     input_ids: INT32 (S,); an id ≥ vocab_size means row (id − vocab_size) of the chunk embeddings.
-    extra_ids: UINT64 (S,); 0 for text, else a hash of the chunk's content, so that KV reuse can tell rows apart.
-    compressed: numbers of the chunks that the rows stand for, in order.
+    compressed: numbers of the chunks that the rows stand for, in order.  INT64 (R,)
     """
 
     input_ids: np.ndarray
-    extra_ids: np.ndarray
-    compressed: list[int]
+    compressed: np.ndarray
 
     @property
     def num_slots(self) -> int:
@@ -39,31 +39,34 @@ class Prompt:
 
 
 def lay_out_prompt(
-    chunks: Sequence[Chunk],
+    chunks: PackedChunks,
     expanded: Collection[int],
     question_ids: Sequence[int],
     vocab_size: int,
     bos_id: int | None,
 ) -> Prompt:
     """The mixed prompt of the chunks, those numbered in `expanded` in full, and the question."""
-    expanded = set(expanded)
-    input_ids: list[int] = [] if bos_id is None else [bos_id]
-    extra_ids: list[int] = [0] * len(input_ids)
-    compressed: list[int] = []
-    for number, chunk in enumerate(chunks):
-        if number in expanded:
-            input_ids += chunk.token_ids
-            extra_ids += [0] * len(chunk)
-        else:
-            input_ids.append(vocab_size + len(compressed))
-            extra_ids.append(content_hash(chunk))
-            compressed.append(number)
-    input_ids += question_ids
-    extra_ids += [0] * len(question_ids)
-    return Prompt(np.array(input_ids, np.int32), np.array(extra_ids, np.uint64), compressed)
+    is_expanded = np.zeros(len(chunks), bool)
+    is_expanded[list(expanded)] = True
+    compressed = np.flatnonzero(~is_expanded)
+    widths = np.where(is_expanded, chunks.lengths, 1)  # (C,)
+    starts = widths.cumsum() - widths
+    is_row = np.zeros(widths.sum(), bool)
+    is_row[starts[compressed]] = True
+    context, expanded_tokens = np.empty(len(is_row), np.int32), chunks.token_ids[is_expanded]
+    context[is_row] = vocab_size + np.arange(len(compressed))
+    context[~is_row] = expanded_tokens[expanded_tokens != NO_TOKEN]
+    begin = [] if bos_id is None else [bos_id]
+    return Prompt(np.concatenate([begin, context, question_ids]).astype(np.int32), compressed)
 
 
-def content_hash(chunk: Chunk) -> int:
-    """A 64-bit hash of the chunk's tokens, never 0 since 0 marks text."""
-    digest = hashlib.blake2b(array("q", chunk.token_ids).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+def table_extra_ids(prompt: Prompt, vocab_size: int, digests: np.ndarray) -> np.ndarray:
+    """UINT64 (S,): 0 for text, else told by the chunk's content, so that an engine that reuses KV blocks by ids can
+    tell rows apart.
+
+    digests: UINT8 (C, 8 or more), of each chunk's tokens; of a prompt without rows none are needed.
+    """
+    heads = np.ascontiguousarray(digests[prompt.compressed, : EXTRA_ID.itemsize])
+    extra_ids = np.zeros(prompt.num_slots, EXTRA_ID)
+    extra_ids[prompt.input_ids >= vocab_size] = np.maximum(heads.view(EXTRA_ID).reshape(-1), 1)
+    return extra_ids

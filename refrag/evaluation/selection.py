@@ -80,7 +80,7 @@ def ask_policy(
     cases: CaseSet, policy: ExpansionPolicy, number: int, chunk_size: int, budget: int, confidence: float = 1.0
 ) -> list[int]:
     one = cases.encoded(chunk_size)[number]
-    logits = score_chunks(one.chunks, policy, one.vectors, one.question_vectors)
+    logits = score_chunks([chunk.passage for chunk in one.chunks], policy, one.vectors, one.question_vectors)
     return pick_in_turn(logits, budget, confidence)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refrag.chunking import Chunk, pack_chunks
+from refrag.chunking import Chunk
 from refrag.config import RefragConfig
 from refrag.errors import InvalidRequest, Overloaded
 from refrag.serving.passages import open_chunker, open_tokens
@@ -79,8 +79,7 @@ class ChunkStore:
         if not self.store.tiers:
             raise InvalidRequest("the store has no tier that lasts; set store_disk_path or store_redis_url")
         chunks, new_tokens = self.chunker.read_passages(texts(inputs, "passages"))
-        packed = pack_chunks(chunks, self.config.chunk_size)
-        lookup = look_up(self.store, packed)
+        lookup = look_up(self.store, chunks.token_ids)
         encoded = self._encode([chunks[number] for number in lookup.lacking])
         parts = [part for part in (lookup.stored, *encoded) if len(part)]
         # What one tier had another may lack, so that all goes to all.
@@ -92,7 +91,7 @@ class ChunkStore:
             {
                 "fingerprint": self.store.fingerprint.hex(),
                 "num_chunks": len(chunks),
-                "num_tokens": sum(map(len, chunks)),
+                "num_tokens": chunks.num_tokens,
                 "num_encoded": len(lookup.lacking),
                 "num_bytes": sum(part.nbytes for part in encoded),
             }

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from refrag.allocator import keep_freed_memory
-from refrag.chunking import unpack_chunks
+from refrag.chunking import PackedChunks
 from refrag.config import RefragConfig
 from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
 from refrag.model.tokenizers import load_decoder_tokenizer
-from refrag.prompt import lay_out_prompt
+from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.request import ExpansionOptions
 from refrag.selection import select_chunks
 from refrag.serving.store_metrics import StoreMetrics
@@ -47,8 +47,9 @@ class Expansion:
         self.metrics = StoreMetrics(self.store, "expansion_policy")
 
     def run(self, inputs: Tensors) -> Tensors:
-        chunks = unpack_chunks(inputs["chunk_token_ids"], inputs["chunk_passages"])
-        stored, rows = inputs["stored_vectors"], inputs["vector_rows"]  # (H, E), (C,)
+        chunks = PackedChunks(inputs["chunk_token_ids"], inputs["chunk_passages"])
+        digests, rows = inputs["chunk_digests"], inputs["vector_rows"]  # (C, 16), (C,)
+        stored = inputs["stored_vectors"]  # (H, E)
         encoded = round_to_stored(inputs["chunk_vectors"])  # (M + Q, E)
         num_encoded = max(0, int(rows.max(initial=-1)) + 1 - len(stored))
         table = np.concatenate([stored.reshape(len(stored), encoded.shape[1]), encoded])  # (H + M + Q, E)
@@ -62,24 +63,27 @@ class Expansion:
         )
         expanded = select_chunks(
             options,
-            chunks,
+            chunks.passages,
             self.policy,
             vectors,
             question_vectors,
             self.config.policy_confidence,
         )
         if num_encoded:
-            token_ids = np.array(inputs["chunk_token_ids"])
-            self.store.put_later(lambda: new_vectors(token_ids, rows, encoded[:num_encoded], len(stored)))
+            self._keep(np.array(digests), np.array(rows), encoded[:num_encoded], len(stored))
         prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.bos_id)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy() if expanded else vectors.numpy()),
             "prompt_ids": prompt.input_ids,
-            "prompt_table_extra_ids": prompt.extra_ids,
+            "prompt_table_extra_ids": table_extra_ids(prompt, self.vocab_size, digests),
             "expanded_chunks": int32(*expanded),
-            "context_tokens": int32(sum(map(len, chunks))),
+            "context_tokens": int32(chunks.num_tokens),
             "num_chunks": int32(len(chunks)),
         }
+
+    def _keep(self, digests: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> None:
+        """Of tensors of the request, copies: their memory is gone once it is answered."""
+        self.store.put_later(lambda: new_vectors(digests, rows, encoded, num_stored))
 
     def close(self) -> None:
         self.metrics.close()

@@ -8,7 +8,7 @@ import numpy as np
 
 from refrag.allocator import keep_freed_memory
 from refrag.budget import expands_all
-from refrag.chunking import pack_chunks
+from refrag.chunking import PackedChunks
 from refrag.config import RefragConfig
 from refrag.context import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
@@ -16,7 +16,7 @@ from refrag.request import ContextRequest, ExpansionOptions
 from refrag.serving.passages import open_chunker, open_tokens
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
-from refrag.store.keys import load_fingerprint
+from refrag.store.keys import DIGEST_BYTES, load_fingerprint
 from refrag.store.lookup import NOTHING_NEEDED, Lookup, look_up
 from refrag.store.settings import StoreSettings, open_store
 
@@ -54,9 +54,9 @@ class Preprocessing:
         context = prepare_context(request, self.chunker)
         self._check_size(context)
         self.tokens.keep(context.new_tokens)
-        packed = pack_chunks(context.chunks, self.config.chunk_size)
-        lookup = NOTHING_NEEDED if expands_all(request.expansion, len(packed)) else self._look_up(packed)
-        lacking = [context.chunks[number] for number in lookup.lacking]
+        chunks = context.chunks
+        lookup = NOTHING_NEEDED if expands_all(request.expansion, len(chunks)) else self._look_up(chunks)
+        lacking = [chunks[number] for number in lookup.lacking]
         ids, mask = self.chunker.encoder_inputs([*lacking, *context.question_chunks])
         return {
             "input_ids": ids,
@@ -64,8 +64,9 @@ class Preprocessing:
             "stored_vectors": lookup.stored,
             "vector_rows": lookup.rows,
             "num_stored_chunks": int32(int((lookup.rows < len(lookup.stored)).sum())),
-            "chunk_token_ids": packed,
-            "chunk_passages": np.array([chunk.passage for chunk in context.chunks], np.int32),
+            "chunk_token_ids": chunks.token_ids,
+            "chunk_passages": chunks.passages,
+            "chunk_digests": np.frombuffer(b"".join(lookup.digests), np.uint8).reshape(-1, DIGEST_BYTES),
             "question_ids": np.array(context.question_ids, np.int32),
             "resolved_expand_fraction": np.array([request.expansion.expand_fraction], np.float32),
             "resolved_policy": strings(request.expansion.policy),
@@ -77,9 +78,9 @@ class Preprocessing:
         self.metrics.close()
         self.store.close()
 
-    def _look_up(self, packed: np.ndarray) -> Lookup:
+    def _look_up(self, chunks: PackedChunks) -> Lookup:
         with self.metrics.time_lookup():
-            return look_up(self.store, packed)
+            return look_up(self.store, chunks.token_ids)
 
     def _refuse_unserved(self, inputs: Tensors) -> None:
         if "history" in inputs and inputs["history"].size:
@@ -111,7 +112,7 @@ class Preprocessing:
         count, limit = len(context.chunks) + len(context.question_chunks), self.settings.max_chunks
         if count > limit:
             raise InvalidRequest(
-                f"the passages hold {context.num_tokens} tokens in {len(context.chunks)} chunks of up to "
+                f"the passages hold {context.chunks.num_tokens} tokens in {len(context.chunks)} chunks of up to "
                 f"{self.config.chunk_size}; with the question's {len(context.question_chunks)} that is over "
                 f"the limit of {limit}; send fewer or shorter passages"
             )

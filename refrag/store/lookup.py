@@ -53,12 +53,12 @@ def look_up(store: Store, packed: np.ndarray) -> Lookup:
     return Lookup(stored, [firsts[digest] for digest in lacking], rows, digests)
 
 
-def new_vectors(token_ids: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> dict[bytes, bytes]:
-    """What was encoded, by digest.  INT32 (C, K), INT32 (C,), FP16 (M, E)"""
+def new_vectors(digests: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> dict[bytes, bytes]:
+    """What was encoded, by digest.  UINT8 (C, 16), INT32 (C,), FP16 (M, E)"""
     _, firsts = np.unique(rows, return_index=True)
     new = firsts[rows[firsts] >= num_stored]
     vectors = encoded[rows[new] - num_stored]
-    return storable(digest_chunks(token_ids[new]), vectors)
+    return storable([digest.tobytes() for digest in digests[new]], vectors)
 
 
 def storable(digests: Sequence[bytes], vectors: np.ndarray) -> dict[bytes, bytes]:

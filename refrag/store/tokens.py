@@ -27,10 +27,10 @@ class StoredTokens:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def find(self, passages: Sequence[str]) -> dict[str, list[int]]:
-        """Token ids of those passages that it knows."""
+    def find(self, passages: Sequence[str]) -> dict[str, np.ndarray]:
+        """Token ids, INT32, of those passages that it knows."""
         values = zip(passages, self.store.find(digest_texts(passages)), strict=True)
-        return {passage: np.frombuffer(value, STORED_TYPE).tolist() for passage, value in values if value is not None}
+        return {passage: np.frombuffer(value, STORED_TYPE) for passage, value in values if value is not None}
 
     def put(self, token_ids: Mapping[str, Sequence[int]]) -> bool:
         """Store them, and return whether every tier has them now; those of an empty passage are not worth it."""

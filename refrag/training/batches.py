@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from refrag.chunking import Chunk, Chunker
+from refrag.chunking import Chunk, Chunker, PackedChunks
 from refrag.prompt import lay_out_prompt
 from refrag.training.data.contexts import TokenisedContext, TokenisedQuestion
 
@@ -190,9 +190,9 @@ def question_segments(
 
 def _lay_out(example: MixedExample, vocab_size: int, bos_id: int | None) -> tuple[list[int], list[float], list[bool]]:
     """Ids, with rows numbered from the example's first one; weights; and which ids belong to an answer."""
-    prompt = lay_out_prompt(example.chunks, example.expanded, [], vocab_size, bos_id)
+    prompt = lay_out_prompt(PackedChunks.of(example.chunks), example.expanded, [], vocab_size, bos_id)
     first = vocab_size + example.first_row
-    rows = {vocab_size + place: first + number for place, number in enumerate(prompt.compressed)}
+    rows = {vocab_size + place: first + number for place, number in enumerate(prompt.compressed.tolist())}
     ids = [rows.get(i, i) for i in prompt.input_ids.tolist()]
     weights = [example.context_weight if i < vocab_size else 0.0 for i in ids]
     answer_flags = [False] * len(ids)

@@ -39,7 +39,7 @@ def test_the_learned_policy_as_served_is_the_pipelines(cases, models):
     ]
     question = tokenizer.decode(case.question_ids).removeprefix(template.passage_prefix)
     prepared = prepare_context(ContextRequest(question, passages), pipeline.chunker)
-    assert prepared.chunks == case.chunks(8)
+    assert list(prepared.chunks) == case.chunks(8)
     assert pipeline.select(ExpansionOptions(0.3), prepared, *pipeline.encode(prepared)) == sorted(chosen[0])
 
 

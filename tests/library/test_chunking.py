@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from refrag.chunking import Chunker, cut_into_chunks, pack_chunks, unpack_chunks
+from refrag.chunking import Chunker, PackedChunks, cut_into_chunks
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tokens import StoredTokens
@@ -47,7 +46,7 @@ def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, li
     cached = Chunker(plain.config, plain.decoder_tokenizer, cache=StoredTokens(store))
     for passages in rounds:
         chunks, new = cached.read_passages(passages)
-        assert chunks == plain.context_chunks(passages)
+        assert list(chunks) == list(plain.context_chunks(passages))
         cached.cache.put(new)
     store.close()
 
@@ -86,7 +85,7 @@ def test_tokens_are_those_of_transformers_own_call(tiny_checkpoint, passages):
 
 
 def test_an_empty_passage_has_no_chunk(tiny_checkpoint):
-    assert tiny_checkpoint.chunker.context_chunks(["", ""]) == []
+    assert len(tiny_checkpoint.chunker.context_chunks(["", ""])) == 0
 
 
 def test_encoder_inputs_are_padded_and_masked(tiny_checkpoint):
@@ -104,8 +103,18 @@ def test_an_encoder_with_its_own_tokenizer_gets_the_text_of_the_chunk(tiny_check
     assert own.decode(ids[0, : mask[0].sum()]) == " a cat\n"
 
 
-@given(st.lists(st.tuples(TOKENS.filter(len), st.integers(0, 9)), max_size=5))
-def test_packed_chunks_unpack_to_the_same(passages):
-    chunks = [chunk for tokens, passage in passages for chunk in cut_into_chunks(tokens, 16, passage)]
-    packed = pack_chunks(chunks, 16)
-    assert unpack_chunks(packed, np.array([chunk.passage for chunk in chunks], np.int32)) == chunks
+@given(st.lists(TOKENS, max_size=5), st.integers(1, 20))
+def test_passages_cut_together_have_the_chunks_of_each_alone(passages, chunk_size):
+    packed = PackedChunks.cut(passages, chunk_size)
+    alone = [chunk for number, tokens in enumerate(passages) for chunk in cut_into_chunks(tokens, chunk_size, number)]
+    assert list(packed) == [packed[number] for number in range(len(packed))] == alone
+    assert packed.token_ids.shape == (len(alone), chunk_size)
+    assert packed.lengths.tolist() == [len(chunk) for chunk in alone]
+    assert packed.num_tokens == sum(map(len, passages))
+
+
+@given(st.lists(st.tuples(TOKENS.filter(len), st.integers(0, 9)), max_size=5), st.slices(20))
+def test_packed_chunks_are_the_same_chunks(runs, some):
+    chunks = [chunk for tokens, passage in runs for chunk in cut_into_chunks(tokens, 16, passage)]
+    assert list(PackedChunks.of(chunks)) == chunks
+    assert list(PackedChunks.of(chunks)[some]) == chunks[some]

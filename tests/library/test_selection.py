@@ -4,13 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refrag.budget import expands_all, expansion_budget
-from refrag.chunking import Chunk
 from refrag.errors import InvalidRequest
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
 from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
 from refrag.selection import score_chunks, select_chunks
 
-CHUNKS = [Chunk((1, 2), passage=number // 3) for number in range(12)]
+PASSAGES = [number // 3 for number in range(12)]
 VECTORS, QUESTION = torch.randn(12, 8), torch.randn(2, 8)
 
 
@@ -21,7 +20,7 @@ def network():
 
 
 def select(network, **options):
-    return select_chunks(ExpansionOptions(**options), CHUNKS, network, VECTORS, QUESTION)
+    return select_chunks(ExpansionOptions(**options), PASSAGES, network, VECTORS, QUESTION)
 
 
 @given(st.floats(0, 1), st.integers(0, 5000))
@@ -55,7 +54,7 @@ def test_random_picks_depend_on_the_seed_alone(network):
 
 
 def test_learned_picks_are_the_highest_logits(network):
-    logits = score_chunks(CHUNKS, network, VECTORS, QUESTION)
+    logits = score_chunks(PASSAGES, network, VECTORS, QUESTION)
     assert select(network, expand_fraction=0.25) == sorted(logits.topk(3).indices.tolist())
 
 
@@ -77,23 +76,23 @@ def test_a_sure_policy_stops_short_of_its_budget():
 
 
 def test_a_question_aware_policy_reads_the_question(network):
-    other = score_chunks(CHUNKS, network, VECTORS, torch.randn(2, 8))
-    assert not torch.allclose(other, score_chunks(CHUNKS, network, VECTORS, QUESTION))
+    other = score_chunks(PASSAGES, network, VECTORS, torch.randn(2, 8))
+    assert not torch.allclose(other, score_chunks(PASSAGES, network, VECTORS, QUESTION))
 
 
 def test_a_question_blind_policy_does_not():
     blind = ExpansionPolicy(8, width=16, question_aware=False).eval()
     assert torch.equal(
-        score_chunks(CHUNKS, blind, VECTORS, torch.randn(2, 8)), score_chunks(CHUNKS, blind, VECTORS, QUESTION)
+        score_chunks(PASSAGES, blind, VECTORS, torch.randn(2, 8)), score_chunks(PASSAGES, blind, VECTORS, QUESTION)
     )
 
 
 def test_padding_changes_no_logit(network):
-    passages = torch.tensor([[chunk.passage for chunk in CHUNKS] + [-1, -1]])
+    passages = torch.tensor([[*PASSAGES, -1, -1]])
     padded = torch.cat([VECTORS, torch.randn(2, 8)])
     question = torch.cat([QUESTION, torch.randn(1, 8)])
     logits = network(padded[None], passages, question[None], torch.tensor([[True, True, False]]))[0]
-    assert torch.allclose(logits[:12], score_chunks(CHUNKS, network, VECTORS, QUESTION), atol=1e-5)
+    assert torch.allclose(logits[:12], score_chunks(PASSAGES, network, VECTORS, QUESTION), atol=1e-5)
     assert torch.isinf(logits[12:]).all()
 
 
@@ -150,8 +149,8 @@ def test_an_empty_question_is_refused(question):
 )
 def test_a_plain_prompt_is_known_beforehand(policy, fraction, num_chunks):
     options = ExpansionOptions(expand_fraction=fraction, policy=policy)
-    chunks = [Chunk((1, 2), 0)] * num_chunks
+    passages = [0] * num_chunks
     network = ExpansionPolicy(encoder_width=8, width=8, num_heads=2).eval()
     vectors = torch.zeros(num_chunks, 8)
-    selected = select_chunks(options, chunks, network, vectors, torch.zeros(1, 8))
+    selected = select_chunks(options, passages, network, vectors, torch.zeros(1, 8))
     assert expands_all(options, num_chunks) == (len(selected) == num_chunks)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_helpers import FINGERPRINT
 
-from refrag.store.keys import digest_chunks
+from refrag.store.keys import DIGEST_BYTES, digest_chunks
 from refrag.store.lookup import look_up, new_vectors, storable
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
@@ -53,7 +53,8 @@ def test_exactly_what_was_lacking_is_new(kinds, stored):
     packed = pack(kinds)
     lookup = look_up(store_with(stored), packed)
     encoded = encode(packed[lookup.lacking])
-    new = new_vectors(packed, lookup.rows, encoded, len(lookup.stored))
+    digests = np.frombuffer(b"".join(lookup.digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    new = new_vectors(digests, lookup.rows, encoded, len(lookup.stored))
     expected = pack(sorted(set(kinds) - set(stored)))
     assert new == storable(digest_chunks(expected), encode(expected))
 
