@@ -27,6 +27,8 @@ from refrag.engine.kv_cache import KVCache, LayerShape
 # L slots that they see, W width of a head
 
 PAGED_ATTENTION = "refrag_paged"
+# Runs of fewer rows are written slot by slot.
+LONG_RUN = 16
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,12 @@ class Span:
 
 @dataclass
 class PagedStep:
-    """slots (T,): where in the pool the rows' keys and values go."""
+    """slots (T,): where in the pool the rows' keys and values go. runs: the same, if they are known."""
 
     cache: KVCache
     slots: Tensor
     spans: Sequence[Span]
+    runs: Sequence[Run] = ()
     masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
     @property
@@ -87,18 +90,29 @@ class PagedStep:
         ]
         return PagedStep(self.cache, self.slots[self.last_rows], spans)
 
+    def write(self, heads: Heads) -> None:
+        if self.runs and LONG_RUN * len(self.runs) <= len(self.slots):
+            self.cache.write_runs(heads.layer, self.runs, heads.key, heads.value)
+        else:
+            self.cache.write(heads.layer, self.slots, heads.key, heads.value)
+
     def attend(self, heads: Heads) -> Tensor:
-        layer, query, key, value = heads.layer, heads.query, heads.key, heads.value
-        self.cache.write(layer, self.slots, key, value)
+        self.write(heads)
+        if all(_is_whole(span, heads) for span in self.spans):
+            outputs = [attend_whole(heads, span.rows) for span in self.spans]
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        query, key, value = heads.query, heads.key, heads.value
         num_rows, num_groups, width = query.shape[1], key.shape[0], value.shape[2]
         rows = (query * heads.scaling).transpose(0, 1).reshape(num_rows, num_groups, -1, query.shape[2])  # (T, K, G, W)
         output = query.new_empty(num_rows, num_groups, rows.shape[2], width)
         for span in self.spans:
             runs = _last_slots(span, heads.sliding_window)
-            pairs = self.cache.read(layer, runs)
+            pairs = self.cache.read(heads.layer, runs)
             if span.num_rows == 1:
                 attend_one(rows[span.rows.start], pairs, heads.softcap, output[span.rows.start])
-            elif span.num_past and rows.device.type == "cpu" and _is_plain(span, heads):
+            elif _is_whole(span, heads):
+                output[span.rows] = attend_whole(heads, span.rows).unflatten(1, (num_groups, -1))
+            elif rows.device.type == "cpu" and _is_plain(span, heads) and key.shape == value.shape:
                 output[span.rows] = attend_after(rows[span.rows], pairs)
             else:
                 mask = self._mask(span, runs, heads.sliding_window)
@@ -146,6 +160,19 @@ def paged_attention(
 
 
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)
+
+
+def attend_whole(heads: Heads, rows: slice) -> Tensor:
+    """Rows that are a whole sequence so far, plainly causal: what they see need not be read back.  -> (R, H, W)"""
+    output = F.scaled_dot_product_attention(
+        heads.query[:, rows].unsqueeze(0),
+        heads.key[:, rows].unsqueeze(0),
+        heads.value[:, rows].unsqueeze(0),
+        is_causal=True,
+        scale=heads.scaling,
+        enable_gqa=len(heads.query) > len(heads.key),
+    )
+    return output[0].transpose(0, 1)
 
 
 def attend_one(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], softcap: float | None, output: Tensor) -> None:
@@ -200,17 +227,6 @@ def attend_many(
     """
     keys, values = _joined(pairs)
     num_rows, _, group_size, _ = query.shape
-    if mask is None and softcap is None:
-        heads = query.flatten(1, 2).transpose(0, 1)  # (H, R, W)
-        output = F.scaled_dot_product_attention(
-            heads.unsqueeze(0),
-            keys.unsqueeze(0),
-            values.unsqueeze(0),
-            is_causal=True,
-            scale=1.0,
-            enable_gqa=group_size > 1,
-        )[0]
-        return output.transpose(0, 1).unflatten(1, (-1, group_size))
     if mask is None:
         mask = torch.ones(num_rows, num_rows, dtype=torch.bool, device=query.device).tril()
     # A group's heads as further rows: its keys and values are read once for all of them.
@@ -235,9 +251,13 @@ def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: 
     return mask if sliding_window is None else mask & (slots > rows - sliding_window)
 
 
+def _is_whole(span: Span, heads: Heads) -> bool:
+    return span.num_past == 0 and span.num_rows > 1 and _is_plain(span, heads)
+
+
 def _is_plain(span: Span, heads: Heads) -> bool:
     """Whether each row sees all slots up to its own, by scores as they are."""
-    return heads.softcap is None and _fits_window(span, heads.sliding_window) and heads.key.shape == heads.value.shape
+    return heads.softcap is None and _fits_window(span, heads.sliding_window)
 
 
 def _fits_window(span: Span, sliding_window: int | None) -> bool:

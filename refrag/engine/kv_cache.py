@@ -32,6 +32,14 @@ class KVCache:
         self.keys[layer].index_copy_(1, slots, keys)
         self.values[layer].index_copy_(1, slots, values)
 
+    def write_runs(self, layer: int, runs: Sequence[Run], keys: Tensor, values: Tensor) -> None:
+        """The same for slots that lie one after another, which is faster where the runs are few and long."""
+        lengths = [stop - start for start, stop in runs]
+        parts = zip(self.read(layer, runs), keys.split(lengths, 1), values.split(lengths, 1), strict=True)
+        for (stored_keys, stored_values), run_keys, run_values in parts:
+            stored_keys.copy_(run_keys)
+            stored_values.copy_(run_values)
+
     def read(self, layer: int, runs: Sequence[Run]) -> list[tuple[Tensor, Tensor]]:
         """Keys and values (H, L, W) of each run of slots, without a copy."""
         keys, values = self.keys[layer], self.values[layer]

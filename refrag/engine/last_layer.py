@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from refrag.engine.attention import Heads, PagedStep
-from refrag.engine.kv_cache import KVCache
 
 # T rows of a step, S of them that matter
 
@@ -31,7 +30,7 @@ def last_rows_only(layer: nn.Module, step: PagedStep) -> Iterator[None]:
 
     def select(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
-            layer.forward(*args, **{**kwargs, "step": _WriteStep(step.cache, step.slots)})
+            layer.forward(*args, **{**kwargs, "step": _WriteStep(step)})
             raise AssertionError("the last layer did not come to its attention")
         except _Written:
             args, kwargs = _select_rows((args, kwargs), len(step.slots), rows)
@@ -52,11 +51,10 @@ class _Written(Exception):
 class _WriteStep:
     """Keeps keys and values, and goes no further."""
 
-    cache: KVCache
-    slots: Tensor
+    whole: PagedStep
 
     def attend(self, heads: Heads) -> Tensor:
-        self.cache.write(heads.layer, self.slots, heads.key, heads.value)
+        self.whole.write(heads)
         raise _Written
 
 

@@ -69,13 +69,9 @@ class Runner:
             Span(slice(first, last), segment.start, clip_runs(segment.runs, 0, segment.stop))
             for segment, (first, last) in zip(segments, pairwise([0, *stops]), strict=True)
         ]
-        slots = [
-            slot
-            for segment in segments
-            for run in clip_runs(segment.runs, segment.start, segment.stop)
-            for slot in range(*run)
-        ]
-        step = PagedStep(self.cache, torch.tensor(slots, device=self.device), spans)
+        runs = [run for segment in segments for run in clip_runs(segment.runs, segment.start, segment.stop)]
+        slots = [slot for run in runs for slot in range(*run)]
+        step = PagedStep(self.cache, torch.tensor(slots, device=self.device), spans, runs)
         if self.last_layer is None or len(slots) == len(segments):
             return self.decoder.logits(self._read(segments, step)[step.last_rows])
         with last_rows_only(self.last_layer, step):
