@@ -65,8 +65,13 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, decoder: Decoder
         raise InvalidRequest(
             f"prompt_embedding_table has {rows} rows for a prompt of {num_slots} slots; send those that input_ids name"
         )
-    if not torch.isfinite(prompt.chunk_embeddings).all():
+    if not _are_finite(prompt.chunk_embeddings):
         raise InvalidRequest("prompt_embedding_table holds NaN or infinity; every value must be finite")
+
+
+def _are_finite(rows: Tensor) -> bool:
+    # In one pass without a mask of them all: what is not finite is among the extremes, NaN as both.
+    return not rows.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all())
 
 
 def join_deltas(deltas: Sequence[Delta]) -> Delta:

@@ -42,7 +42,9 @@ class Decoder(nn.Module):
         is_chunk = input_ids >= self.vocab_size
         embedded = self.token_embeddings(input_ids.masked_fill(is_chunk, 0))
         rows = chunk_embeddings[input_ids[is_chunk] - self.vocab_size].to(embedded.dtype)
-        return embedded.masked_scatter(is_chunk.unsqueeze(-1), rows)
+        # A table without rows may have no width either.
+        embedded[is_chunk] = rows.reshape(-1, embedded.shape[-1])
+        return embedded
 
     def read(self, inputs_embeds: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """The last hidden states, without a cache; position ids that start anew within a row part it into prompts
