@@ -5,6 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from refrag.engine.engine import Engine
@@ -32,10 +33,18 @@ class Sink(Protocol):
 
 
 class EngineWorker:
-    """Sinks, and `observe` with what each step did, are called from the worker."""
+    """Sinks, and `observe` with what each step did, are called from the worker.
 
-    def __init__(self, engine: Engine, observe: Callable[[StepStats], None] = lambda stats: None) -> None:
-        self.engine, self.observe = engine, observe
+    open_engine: called there as well, so that whatever the engine ever computes is computed by one thread; what it
+    raises is raised here. See `refrag.environment.compute_alone`.
+    """
+
+    engine: Engine
+
+    def __init__(
+        self, open_engine: Callable[[], Engine], observe: Callable[[StepStats], None] = lambda stats: None
+    ) -> None:
+        self.open_engine, self.observe = open_engine, observe
         self.sinks: dict[Request, Sink] = {}
         self.in_flight: dict[str, Request] = {}
         self.submitted: list[tuple[Request, Sink]] = []
@@ -44,8 +53,10 @@ class EngineWorker:
         self.finished: OrderedDict[str, None] = OrderedDict()
         self.changed = threading.Condition()
         self.closing: RefragError | None = None
-        self.thread = threading.Thread(target=self._run, name="decoder-engine", daemon=True)
+        opened: Future[None] = Future()
+        self.thread = threading.Thread(target=self._run, args=[opened], name="decoder-engine", daemon=True)
         self.thread.start()
+        opened.result()
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Queue the request, or raise InvalidRequest (too large, or its id is in flight), Overloaded, or Cancelled
@@ -82,8 +93,14 @@ class EngineWorker:
         self._close_for(Cancelled("the decoder is shutting down"))
         self.thread.join()
 
-    def _run(self) -> None:
+    def _run(self, opened: "Future[None]") -> None:
         """Work until closed. Should the loop itself fail, nothing queued or sent later may wait for it in vain."""
+        try:
+            self.engine = self.open_engine()
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(None)
         try:
             while self._wait_for_work():
                 self._take_orders()

@@ -16,8 +16,10 @@ from refrag.engine.generation import Delta, MixedPrompt, check_prompt, join_delt
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import Request
 from refrag.engine.worker import EngineWorker
+from refrag.environment import compute_alone
 from refrag.errors import InvalidRequest, RefragError, SetupError
 from refrag.model.checkpoint import load_decoder
+from refrag.model.decoder import Decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.request import SamplingParams
 from refrag.serving.decoder_metrics import EngineMetrics
@@ -70,17 +72,21 @@ class DecoderSettings(EngineSettings):
 class DecoderService:
     """Takes requests by their tensors, and sends their responses from the engine's worker."""
 
+    decoder: Decoder
+
     def __init__(self, checkpoint: Path, settings: DecoderSettings) -> None:
         keep_freed_memory()
-        if settings.num_threads:
-            torch.set_num_threads(settings.num_threads)
+        num_cores = compute_alone()
         self.settings = settings
         self.max_prompt_slots = RefragConfig.load(checkpoint).max_prompt_slots
-        self.decoder = load_decoder(checkpoint, DTYPES[settings.dtype]).to(settings.device)
-        tokenizer = load_decoder_tokenizer(checkpoint)
         self.metrics = EngineMetrics()
-        engine = Engine(self.decoder, tokenizer, self.max_prompt_slots, settings)
-        self.worker = EngineWorker(engine, self.metrics.observe)
+        num_threads = settings.num_threads or num_cores
+        self.worker = EngineWorker(lambda: self._open_engine(checkpoint, num_threads), self.metrics.observe)
+
+    def _open_engine(self, checkpoint: Path, num_threads: int) -> Engine:
+        torch.set_num_threads(num_threads)
+        self.decoder = load_decoder(checkpoint, DTYPES[self.settings.dtype]).to(self.settings.device)
+        return Engine(self.decoder, load_decoder_tokenizer(checkpoint), self.max_prompt_slots, self.settings)
 
     def accept(self, request: Any) -> None:
         """Queue the request, or act on a stop; any error goes into its stream."""

@@ -11,7 +11,7 @@ from refrag.engine.engine import EngineSettings
 from refrag.engine.generation import Delta, MixedPrompt
 from refrag.engine.request import Output, Request, StepStats
 from refrag.engine.worker import EngineWorker
-from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, RefragError
+from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.request import SamplingParams
 
 PATIENCE_SECONDS = 30.0
@@ -93,7 +93,7 @@ class CountingEngine:
 
 @pytest.fixture
 def worker():
-    worker = EngineWorker(CountingEngine())
+    worker = EngineWorker(CountingEngine)
     yield worker
     worker.close()
 
@@ -192,7 +192,7 @@ def test_an_observer_or_a_receiver_that_fails_ends_nothing(caplog):
     def fail(*_):
         raise RuntimeError("pipe is broken")
 
-    worker = EngineWorker(CountingEngine(), fail)
+    worker = EngineWorker(CountingEngine, fail)
     sink = FakeSink()
     sink.is_abandoned = fail
     prompt = MixedPrompt(torch.tensor([5]), torch.zeros(0, 0))
@@ -202,7 +202,7 @@ def test_an_observer_or_a_receiver_that_fails_ends_nothing(caplog):
 
 
 def test_a_full_queue_refuses_with_those_that_are_still_to_be_added():
-    worker = EngineWorker(CountingEngine(max_active=1, max_waiting=2))
+    worker = EngineWorker(lambda: CountingEngine(max_active=1, max_waiting=2))
     blocked, go_on = threading.Event(), threading.Event()
 
     def block(_):
@@ -244,14 +244,14 @@ def test_a_worker_that_fails_leaves_nobody_waiting(worker, caplog):
 
 
 def test_a_closed_worker_refuses_at_once():
-    worker = EngineWorker(CountingEngine())
+    worker = EngineWorker(CountingEngine)
     worker.close()
     with pytest.raises(Cancelled, match="shutting down"):
         submit(worker, 1)
 
 
 def test_closing_cancels_what_is_left():
-    worker = EngineWorker(CountingEngine(max_active=1))
+    worker = EngineWorker(lambda: CountingEngine(max_active=1))
     sinks = [submit(worker, FOR_EVER), submit(worker, FOR_EVER)]
     worker.close()
     assert all(isinstance(sink.error, Cancelled) for sink in sinks)
@@ -259,7 +259,27 @@ def test_closing_cancels_what_is_left():
 
 def test_each_step_is_observed():
     seen = []
-    worker = EngineWorker(CountingEngine(), seen.append)
+    worker = EngineWorker(CountingEngine, seen.append)
     submit(worker, 3).token_ids()
     worker.close()
     assert seen == [worker.engine.stats] * 3
+
+
+def test_the_engine_is_opened_by_the_thread_that_steps_it():
+    opened_by = []
+
+    def open_engine():
+        opened_by.append(threading.current_thread())
+        return CountingEngine()
+
+    worker = EngineWorker(open_engine)
+    assert opened_by == [worker.thread]
+    worker.close()
+
+
+def test_an_engine_that_cannot_be_opened_is_told():
+    def open_engine():
+        raise SetupError("kv_cache_mib is too little")
+
+    with pytest.raises(SetupError, match="too little"):
+        EngineWorker(open_engine)
