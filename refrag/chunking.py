@@ -59,13 +59,13 @@ class PackedChunks(Sequence[Chunk]):
         return cls(packed.reshape(-1, chunk_size), np.arange(len(counts), dtype=np.int32).repeat(counts))
 
     @classmethod
-    def of(cls, chunks: Iterable[Chunk]) -> "PackedChunks":
-        """As wide as the longest of them."""
-        chunks = list(chunks)
-        width = max(map(len, chunks), default=0)
-        rows = [chunk.token_ids + (NO_TOKEN,) * (width - len(chunk)) for chunk in chunks]
-        passages = np.array([chunk.passage for chunk in chunks], np.int32)
-        return cls(np.array(rows, np.int32).reshape(len(chunks), width), passages)
+    def of(cls, *runs: Iterable[Chunk]) -> "PackedChunks":
+        """The chunks of all runs one after another, as wide as the longest or as what is packed already."""
+        packed = [run if isinstance(run, PackedChunks) else _pack(list(run)) for run in runs]
+        width = max(run.token_ids.shape[1] for run in packed)
+        padding = [((0, 0), (0, width - run.token_ids.shape[1])) for run in packed]
+        rows = [np.pad(run.token_ids, pad, constant_values=NO_TOKEN) for run, pad in zip(packed, padding, strict=True)]
+        return cls(np.concatenate(rows), np.concatenate([run.passages for run in packed]))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -87,12 +87,19 @@ class PackedChunks(Sequence[Chunk]):
     def __getitem__(self, index: int) -> Chunk: ...
 
     @overload
-    def __getitem__(self, index: slice) -> "PackedChunks": ...
+    def __getitem__(self, index: slice | list[int]) -> "PackedChunks": ...
 
-    def __getitem__(self, index: int | slice) -> "Chunk | PackedChunks":
-        if isinstance(index, slice):
+    def __getitem__(self, index: int | slice | list[int]) -> "Chunk | PackedChunks":
+        if isinstance(index, (slice, list)):
             return PackedChunks(self.token_ids[index], self.passages[index])
         return Chunk(tuple(self.token_ids[index, : self.lengths[index]].tolist()), int(self.passages[index]))
+
+
+def _pack(chunks: Sequence[Chunk]) -> PackedChunks:
+    width = max(map(len, chunks), default=0)
+    rows = [chunk.token_ids + (NO_TOKEN,) * (width - len(chunk)) for chunk in chunks]
+    passages = np.array([chunk.passage for chunk in chunks], np.int32)
+    return PackedChunks(np.array(rows, np.int32).reshape(len(chunks), width), passages)
 
 
 class TokenCache(Protocol):
@@ -155,14 +162,12 @@ class Chunker:
 
         An encoder with its own tokenizer gets each chunk's text tokenised anew, cut off at encoder_length.
         """
-        width = self.config.encoder_length
-        rows = [token_ids[:width] for token_ids in self._encoder_ids(chunks)]
-        tokenizer = self.encoder_tokenizer or self.decoder_tokenizer
-        ids = np.full((len(rows), width), tokenizer.pad_token_id or 0, np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
-        for row, token_ids in enumerate(rows):
-            ids[row, : len(token_ids)] = token_ids
-            mask[row, : len(token_ids)] = 1
+        rows = PackedChunks.of(self._as_encoder_reads(chunks)).token_ids[:, : self.config.encoder_length]
+        is_token, tokenizer = rows != NO_TOKEN, self.encoder_tokenizer or self.decoder_tokenizer
+        ids = np.full((len(chunks), self.config.encoder_length), tokenizer.pad_token_id or 0, np.int64)
+        mask = np.zeros_like(ids)
+        np.copyto(ids[:, : rows.shape[1]], rows, where=is_token)
+        mask[:, : rows.shape[1]] = is_token
         return ids, mask
 
     def _token_ids(self, passages: Collection[str]) -> tuple[dict[str, TokenIds], dict[str, list[int]]]:
@@ -172,12 +177,13 @@ class Chunker:
         tokenised = dict(zip(new, self.passages_ids(new), strict=True))
         return {**known, **tokenised}, tokenised
 
-    def _encoder_ids(self, chunks: Sequence[Chunk]) -> list[Sequence[int]]:
+    def _as_encoder_reads(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
         if self.encoder_tokenizer is None or not chunks:
-            return [chunk.token_ids for chunk in chunks]
+            return chunks
         texts = [self.decoder_tokenizer.decode(list(chunk.token_ids)) for chunk in chunks]
         # Special tokens are added, as the encoder was pre-trained with them.
-        return self.encoder_tokenizer(texts, split_special_tokens=True).input_ids
+        rows = self.encoder_tokenizer(texts, split_special_tokens=True).input_ids
+        return [Chunk(tuple(token_ids), chunk.passage) for token_ids, chunk in zip(rows, chunks, strict=True)]
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         # Not by the tokenizer itself, which spends a third of the time on masks and offsets that nobody reads.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refrag.chunking import Chunk, Chunker
+from refrag.chunking import Chunk, Chunker, PackedChunks
 from refrag.context import PreparedContext, prepare_context
 from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate, join_deltas
 from refrag.model.checkpoint import Checkpoint
@@ -53,7 +53,9 @@ class Pipeline:
 
     def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
         """Vectors of the context's chunks (C, E) and of the question's (Q, E)."""
-        vectors = encode_chunks(self.checkpoint.encoder, self.chunker, [*context.chunks, *context.question_chunks])
+        vectors = encode_chunks(
+            self.checkpoint.encoder, self.chunker, PackedChunks.of(context.chunks, context.question_chunks)
+        )
         vectors = torch.from_numpy(round_to_stored(vectors.numpy()).astype(np.float32))
         return vectors[: len(context.chunks)], vectors[len(context.chunks) :]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refrag.chunking import Chunk
+from refrag.chunking import PackedChunks
 from refrag.config import RefragConfig
 from refrag.errors import InvalidRequest, Overloaded
 from refrag.serving.passages import open_chunker, open_tokens
@@ -80,7 +80,7 @@ class ChunkStore:
             raise InvalidRequest("the store has no tier that lasts; set store_disk_path or store_redis_url")
         chunks, new_tokens = self.chunker.read_passages(texts(inputs, "passages"))
         lookup = look_up(self.store, chunks.token_ids)
-        encoded = self._encode([chunks[number] for number in lookup.lacking])
+        encoded = self._encode(chunks[lookup.lacking])
         parts = [part for part in (lookup.stored, *encoded) if len(part)]
         # What one tier had another may lack, so that all goes to all.
         vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
@@ -97,7 +97,7 @@ class ChunkStore:
             }
         )
 
-    def _encode(self, chunks: list[Chunk]) -> list[np.ndarray]:
+    def _encode(self, chunks: PackedChunks) -> list[np.ndarray]:
         """FP16 (M, E) in several parts, by the graph's own encoder."""
         parts = []
         for start in range(0, len(chunks), self.settings.encoder_batch):

@@ -56,8 +56,8 @@ class Preprocessing:
         self.tokens.keep(context.new_tokens)
         chunks = context.chunks
         lookup = NOTHING_NEEDED if expands_all(request.expansion, len(chunks)) else self._look_up(chunks)
-        lacking = [chunks[number] for number in lookup.lacking]
-        ids, mask = self.chunker.encoder_inputs([*lacking, *context.question_chunks])
+        to_encode = PackedChunks.of(chunks[lookup.lacking], context.question_chunks)
+        ids, mask = self.chunker.encoder_inputs(to_encode)
         return {
             "input_ids": ids,
             "attention_mask": mask,

@@ -118,3 +118,11 @@ def test_packed_chunks_are_the_same_chunks(runs, some):
     chunks = [chunk for tokens, passage in runs for chunk in cut_into_chunks(tokens, 16, passage)]
     assert list(PackedChunks.of(chunks)) == chunks
     assert list(PackedChunks.of(chunks)[some]) == chunks[some]
+    assert list(PackedChunks.of(chunks)[list(range(len(chunks)))]) == chunks
+
+
+@given(st.lists(st.lists(TOKENS, max_size=3), min_size=1, max_size=4), st.integers(1, 20))
+def test_packed_chunks_and_others_go_one_after_another(contexts, chunk_size):
+    packed = [PackedChunks.cut(passages, chunk_size) for passages in contexts]
+    others = cut_into_chunks([7] * 5, 3)
+    assert list(PackedChunks.of(*packed, others)) == [*(chunk for run in packed for chunk in run), *others]

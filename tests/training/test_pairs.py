@@ -256,7 +256,7 @@ def assert_answers(checkpoint):
     pipeline, passages = Pipeline(checkpoint), [text[:150] for text in documents(2)]
     sampling = SamplingParams(max_tokens=4)
     mixed = pipeline.answer(ContextRequest("who?", passages, ExpansionOptions(0.3)), sampling)
-    assert mixed.prompt.compressed and mixed.expanded
+    assert mixed.prompt.compressed.size and mixed.expanded
     plain = pipeline.answer(ContextRequest("who?", passages, ExpansionOptions(policy="all")), sampling)
     prompt = torch.from_numpy(plain.prompt.input_ids).long().unsqueeze(0)
     own = checkpoint.decoder.backbone.generate(prompt, max_new_tokens=4, do_sample=False)[0, prompt.shape[1] :].tolist()

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag.chunking import Chunk
+from refrag.chunking import Chunk, PackedChunks
 from refrag.model.policy import ExpansionPolicy, log_probabilities_in_turn, sample_in_turn
 from refrag.prompt import lay_out_prompt
 from refrag.training.batches import collate_contexts, first_rows
@@ -180,11 +180,11 @@ def test_only_a_pick_that_has_not_yet_gone_its_way_far_enough_has_a_gradient(rat
 @torch.no_grad()
 def reward_alone(checkpoint, context, picks):
     """Minus the mean loss of the answer, from one prompt laid out and read by itself."""
-    decoder, (question,) = checkpoint.decoder, context.questions
+    decoder, (question,), chunks = checkpoint.decoder, context.questions, PackedChunks.of(context.chunks)
     prompt = lay_out_prompt(
-        context.chunks, picks, question.prompt_ids, decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id
+        chunks, picks, question.prompt_ids, decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id
     )
-    ids, mask = checkpoint.chunker.encoder_inputs([context.chunks[number] for number in prompt.compressed])
+    ids, mask = checkpoint.chunker.encoder_inputs(chunks[prompt.compressed.tolist()])
     rows = checkpoint.projector(checkpoint.encoder(torch.from_numpy(ids), torch.from_numpy(mask)))
     ids = torch.tensor([*prompt.input_ids.tolist(), *question.answer_ids])
     logits = decoder.backbone(inputs_embeds=decoder.embed_prompt(ids, rows).unsqueeze(0)).logits[0]
