@@ -87,10 +87,10 @@ class PackedChunks(Sequence[Chunk]):
     def __getitem__(self, index: int) -> Chunk: ...
 
     @overload
-    def __getitem__(self, index: slice | list[int]) -> "PackedChunks": ...
+    def __getitem__(self, index: slice | list[int] | np.ndarray) -> "PackedChunks": ...
 
-    def __getitem__(self, index: int | slice | list[int]) -> "Chunk | PackedChunks":
-        if isinstance(index, (slice, list)):
+    def __getitem__(self, index: int | slice | list[int] | np.ndarray) -> "Chunk | PackedChunks":
+        if isinstance(index, (slice, list, np.ndarray)):
             return PackedChunks(self.token_ids[index], self.passages[index])
         return Chunk(tuple(self.token_ids[index, : self.lengths[index]].tolist()), int(self.passages[index]))
 

@@ -17,17 +17,16 @@ def flush_denormals() -> None:
 
 
 def compute_alone() -> int:
-    """Let no other of torch's threads help the calling thread from now on, and return how many did until now.
+    """Let no other of torch's threads help the calling thread from now on, and return how many computed with it.
 
     For a process in which another thread computes: each thread that ever had help keeps its helpers, and once there are
     more threads than cores in all, GNU's OpenMP lets everybody sleep after each of the hundreds of parallel parts of a
     forward pass, instead of waiting awake for the next one. A prefill of 573 slots of the demo decoder took 38 ms so,
     and takes 29 where one thread alone has helpers.
     """
+    # Until a thread has asked once, it takes over what others set later.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Until a thread has asked once, it takes over what others set later.
-    assert torch.get_num_threads() == 1
     return num_threads
 
 

@@ -27,7 +27,7 @@ from refrag.engine.kv_cache import KVCache, LayerShape
 # L slots that they see, W width of a head
 
 PAGED_ATTENTION = "refrag_paged"
-# Runs of fewer rows are written slot by slot.
+# Where a step's runs have fewer rows in the mean, it is written slot by slot.
 LONG_RUN = 16
 
 
@@ -100,7 +100,7 @@ class PagedStep:
         self.write(heads)
         if all(_is_whole(span, heads) for span in self.spans):
             outputs = [attend_whole(heads, span.rows) for span in self.spans]
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs)
         query, key, value = heads.query, heads.key, heads.value
         num_rows, num_groups, width = query.shape[1], key.shape[0], value.shape[2]
         rows = (query * heads.scaling).transpose(0, 1).reshape(num_rows, num_groups, -1, query.shape[2])  # (T, K, G, W)

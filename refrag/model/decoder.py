@@ -43,7 +43,7 @@ class Decoder(nn.Module):
         embedded = self.token_embeddings(input_ids.masked_fill(is_chunk, 0))
         rows = chunk_embeddings[input_ids[is_chunk] - self.vocab_size].to(embedded.dtype)
         # A table without rows may have no width either.
-        embedded[is_chunk] = rows.reshape(-1, embedded.shape[-1])
+        embedded[is_chunk] = rows.reshape(len(rows), embedded.shape[-1])
         return embedded
 
     def read(self, inputs_embeds: Tensor, position_ids: Tensor | None = None) -> Tensor:

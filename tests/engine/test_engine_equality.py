@@ -26,6 +26,13 @@ def test_batched_is_alone(decoder, tokenizer):
     assert together == [answer_alone(decoder, tokenizer, request) for request in requests]
 
 
+def test_whole_prompts_in_one_step_are_each_alone(decoder, tokenizer):
+    """Each in a run of its own, long enough to be written as one."""
+    requests = [make_request(make_prompt(num_slots), SAMPLED) for num_slots in (40, 50, 60)]
+    together = run(make_engine(decoder, tokenizer, max_step_slots=512), requests, per_step=3)
+    assert together == [answer_alone(decoder, tokenizer, request) for request in requests]
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_the_engine_is_hugging_faces_generate(decoder, tokenizer, sampling):
     prompt = make_prompt(40)

@@ -165,7 +165,10 @@ def test_a_prompt_that_does_not_fit_is_refused(tiny_checkpoint, ids, rows, max_t
         check_prompt(prompt, SamplingParams(max_tokens=max_tokens), tiny_checkpoint.decoder, max_prompt_slots=100)
 
 
-def test_embeddings_that_are_not_finite_are_refused(tiny_checkpoint):
-    prompt = MixedPrompt(torch.tensor([512]), torch.full((1, 48), float("nan")))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_is_not_finite_is_enough_to_be_refused(tiny_checkpoint, value):
+    rows = torch.randn(3, 48)
+    rows[1, 20] = value
+    prompt = MixedPrompt(torch.tensor([512, 513, 514]), rows)
     with pytest.raises(InvalidRequest, match="NaN"):
         check_prompt(prompt, SamplingParams(), tiny_checkpoint.decoder, max_prompt_slots=100)

@@ -184,7 +184,7 @@ def reward_alone(checkpoint, context, picks):
     prompt = lay_out_prompt(
         chunks, picks, question.prompt_ids, decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id
     )
-    ids, mask = checkpoint.chunker.encoder_inputs(chunks[prompt.compressed.tolist()])
+    ids, mask = checkpoint.chunker.encoder_inputs(chunks[prompt.compressed])
     rows = checkpoint.projector(checkpoint.encoder(torch.from_numpy(ids), torch.from_numpy(mask)))
     ids = torch.tensor([*prompt.input_ids.tolist(), *question.answer_ids])
     logits = decoder.backbone(inputs_embeds=decoder.embed_prompt(ids, rows).unsqueeze(0)).logits[0]
