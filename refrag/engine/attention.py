@@ -75,7 +75,7 @@ class PagedStep:
     slots: Tensor
     spans: Sequence[Span]
     runs: Sequence[Run] = ()
-    masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     @property
     def last_rows(self) -> Tensor:
@@ -119,7 +119,7 @@ class PagedStep:
                 output[span.rows] = attend_many(rows[span.rows], pairs, mask, heads.softcap)
         return output.flatten(1, 2)
 
-    def _mask(self, span: Span, runs: Sequence[Run], sliding_window: int | None) -> Tensor | None:
+    def _mask(self, span: Span, runs: Sequence[Run], sliding_window: int | None) -> Tensor:
         """Made once for all layers of the same window."""
         key = span.rows.start, sliding_window
         if key not in self.masks:
@@ -218,17 +218,10 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor, is_causal: bool) -> tupl
     return output[0], log_sums[0]
 
 
-def attend_many(
-    query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, softcap: float | None
-) -> Tensor:
-    """Several rows, scaled, at the end of the slots; without a `mask` (R, L) they are all there is, and causal.
-
-    (R, K, G, W) -> (R, K, G, W)
-    """
+def attend_many(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor, softcap: float | None) -> Tensor:
+    """Several rows, scaled, each over the slots that the mask (R, L) lets it see.  (R, K, G, W) -> (R, K, G, W)"""
     keys, values = _joined(pairs)
     num_rows, _, group_size, _ = query.shape
-    if mask is None:
-        mask = torch.ones(num_rows, num_rows, dtype=torch.bool, device=query.device).tril()
     # A group's heads as further rows: its keys and values are read once for all of them.
     rows, mask = query.permute(1, 2, 0, 3).flatten(1, 2), mask.repeat(group_size, 1)  # (K, G R, W), (G R, L)
     if softcap is None:
@@ -240,10 +233,8 @@ def attend_many(
     return output.unflatten(1, (group_size, num_rows)).permute(2, 0, 1, 3)
 
 
-def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """Which of the last `num_slots` positions each row of the span sees; None if that is plainly causal.  (R, L)"""
-    if span.num_past == 0 and _fits_window(span, sliding_window):
-        return None
+def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: torch.device) -> Tensor:
+    """Which of the last `num_slots` positions each row of the span sees.  (R, L)"""
     end = span.num_past + span.num_rows
     rows = torch.arange(span.num_past, end, device=device).unsqueeze(1)
     slots = torch.arange(end - num_slots, end, device=device).unsqueeze(0)

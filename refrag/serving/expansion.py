@@ -9,6 +9,7 @@ import torch
 from refrag.allocator import keep_freed_memory
 from refrag.chunking import PackedChunks
 from refrag.config import RefragConfig
+from refrag.errors import RefragError
 from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
 from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.prompt import lay_out_prompt, table_extra_ids
@@ -23,6 +24,13 @@ from refrag.store.values import round_to_stored
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width
 # H different chunks of the context that the store had, M that were encoded
+
+
+# An export leaves a config.pbtxt that is there as it is.
+OLD_CONFIG = (
+    "the tensor chunk_digests is missing, so the repository's config.pbtxt are of an older release; delete those of "
+    "preprocessing, expansion_policy and refrag, export again, and start the server anew"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Expansion:
 
     def run(self, inputs: Tensors) -> Tensors:
         chunks = PackedChunks(inputs["chunk_token_ids"], inputs["chunk_passages"])
+        if "chunk_digests" not in inputs:
+            raise RefragError(OLD_CONFIG)
         digests, rows = inputs["chunk_digests"], inputs["vector_rows"]  # (C, 16), (C,)
         stored = inputs["stored_vectors"]  # (H, E)
         encoded = round_to_stored(inputs["chunk_vectors"])  # (M + Q, E)
