@@ -40,22 +40,22 @@ constraints: install ## the newest releases that go together → constraints.txt
 		--no-emit-package refrag --no-emit-package refrag-client --output-file constraints.txt pyproject.toml client/pyproject.toml
 
 demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side
-	$(BIN)/python -m refrag.demo --repository $(REPOSITORY)
+	$(BIN)/python -m examples.demo --repository $(REPOSITORY)
 
 # Under another name first: with a result file half written, the commit would count as changed.
 results: $(EXPORTED) ## the figures that the README quotes from the demo → perf/results
-	$(BIN)/python -m refrag.demo --repository $(REPOSITORY) --output perf/results/demo.json > perf/results/demo.txt.new
+	$(BIN)/python -m examples.demo --repository $(REPOSITORY) --output perf/results/demo.json > perf/results/demo.txt.new
 	mv perf/results/demo.txt.new perf/results/demo.txt
 
 serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	$(BIN)/python -m refrag.embedded serve --model-repository $(REPOSITORY)
 
 export: install ## checkpoint → ONNX graphs and a deployable repository; EXPORT_OPTIONS="--precision fp16"
-	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+	$(BIN)/python -m refrag.export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 # What is exported already stays, with the options it was exported with, until the checkpoint changes.
 $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
-	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+	$(BIN)/python -m refrag.export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 perf: install ## a report on this machine in five minutes: first tokens and load → build/perf/report.html
 	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --encoders fp32 int8 --output build/perf/ttft.json
@@ -100,7 +100,7 @@ evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.js
 	$(BIN)/python -m refrag.evaluation.report $(CHECKPOINT)/evaluation.json > $(CHECKPOINT)/evaluation.md
 
 evaluate-int8: install ## answers with the encoder in integers against those in floats → $(CHECKPOINT)/int8.json
-	$(BIN)/python -m export.repository --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
+	$(BIN)/python -m refrag.export.repository --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
 	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) --tables graphs --graph int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
 
 train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes

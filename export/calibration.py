@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.quantisation import Batch
-from refrag.chunking import Chunk, Chunker
 from refrag.config import RefragConfig
+from refrag.context.chunking import Chunk, Chunker
 from refrag.errors import CheckpointError, RefragError
+from refrag.export.quantisation import Batch
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 
 # C chunks, L encoder tokens per chunk
@@ -43,7 +43,7 @@ def read_calibration(passages: Path, checkpoint: Path, config: RefragConfig) -> 
     """Cut the file's passages as the server would; raise RefragError if they are too few or cannot be read."""
     # Here, since no other export needs the client.
     from refrag_client import RefragError as ClientError
-    from refrag_client.cli.passages import read_passages
+    from refrag_client.passages import read_passages
 
     chunker = Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
     try:

@@ -9,8 +9,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from export.graphs import CHUNK_ENCODER, PROJECTOR, Graph, Precision
 from refrag.errors import CheckpointError
+from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, Graph, Precision
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 

@@ -1,4 +1,4 @@
-"""Build a deployable model repository: `python -m export.repository --checkpoint checkpoints/demo`.
+"""Build a deployable model repository: `python -m refrag.export.repository --checkpoint checkpoints/demo`.
 
     checkpoint ──► graphs (ONNX) ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
                └─► parts (refrag.json, tokenizers, policy, decoder) ──┘
@@ -17,8 +17,10 @@ from typing import get_args
 
 from transformers import AutoConfig
 
-from export.calibration import Calibration, read_calibration
-from export.graphs import (
+from refrag.config import RefragConfig
+from refrag.errors import CheckpointError, RefragError
+from refrag.export.calibration import Calibration, read_calibration
+from refrag.export.graphs import (
     CHUNK_ENCODER,
     PROJECTOR,
     Precision,
@@ -26,17 +28,15 @@ from export.graphs import (
     export_chunk_encoder,
     export_projector,
 )
-from export.parity import Parity, check_chunk_encoder, check_projector
-from export.parts import (
+from refrag.export.parity import Parity, check_chunk_encoder, check_projector
+from refrag.export.parts import (
     build_decoder,
     build_expansion_policy,
     build_preprocessing,
     choose_chunk_size,
     fingerprint_of,
 )
-from export.quantisation import quantise_chunk_encoder
-from refrag.config import RefragConfig
-from refrag.errors import CheckpointError, RefragError
+from refrag.export.quantisation import quantise_chunk_encoder
 from refrag.model.checkpoint import (
     load_encoder,
     load_policy,

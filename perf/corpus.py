@@ -6,10 +6,10 @@ What a chunk says does not change what it costs; that it was never seen before d
 import random
 from pathlib import Path
 
-from refrag.chunking import Chunker
 from refrag.config import RefragConfig
+from refrag.context.chunking import Chunker
 from refrag.model.tokenizers import load_decoder_tokenizer
-from refrag_client.cli.passages import read_passages
+from refrag_client.passages import read_passages
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "client" / "examples" / "passages.jsonl"
 PASSAGE_WORDS = 50

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from export.graphs import Precision
-from export.repository import export_repository
 from perf.corpus import EXAMPLES, QUESTION
 from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
+from refrag.export.graphs import Precision
+from refrag.export.repository import export_repository
 from refrag_client import Answer, RefragClient
 
 

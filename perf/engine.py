@@ -35,7 +35,7 @@ from perf.decoders import Prompts, Subject, make_subject
 from refrag.engine.attention import PAGED_ATTENTION, paged_attention
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.linear import PackedLinear
-from refrag.environment import describe_environment
+from refrag.machine.environment import describe_environment
 from refrag.model.decoder import Decoder
 
 SHORTEST_PROMPT, LONGEST_PROMPT, LONG_PROMPT = 64, 1024, 8192

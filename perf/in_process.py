@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from perf.corpus import QUESTION
-from refrag.chunking import Chunker
 from refrag.config import RefragConfig
+from refrag.context.chunking import Chunker
 from refrag.model.checkpoint import load_decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from examples.demo import markdown_table as demo_table
 from perf import engine, load, peers, scale, store, ttft
 from perf.results import Report
-from refrag.demo import markdown_table as demo_table
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refrag.environment import describe_environment
+from refrag.machine.environment import describe_environment
 
 Report = dict[str, Any]
 

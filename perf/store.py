@@ -29,13 +29,13 @@ from pathlib import Path
 
 import onnxruntime
 
-from export.repository import export_repository
 from perf.corpus import Corpus
 from perf.deployment import ask, serve
 from perf.results import Report, describe_run, emit, median_ratio, table
 from perf.stages import StageClock
-from refrag.chunking import Chunk
+from refrag.context.chunking import Chunk
 from refrag.embedded import EmbeddedServer
+from refrag.export.repository import export_repository
 from refrag_client import RefragClient, StoreClient
 
 ENCODER_ROWS = 256

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refrag.chunking import Chunk, Chunker, PackedChunks
-from refrag.context import PreparedContext, prepare_context
+from refrag.context.chunking import Chunk, Chunker, PackedChunks
+from refrag.context.prepare import PreparedContext, prepare_context
 from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate, join_deltas
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
+from refrag.policies.selection import select_chunks
 from refrag.prompt import Prompt, lay_out_prompt
 from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
-from refrag.selection import select_chunks
 from refrag.store.values import round_to_stored
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width, D decoder width

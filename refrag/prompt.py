@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refrag.chunking import NO_TOKEN, PackedChunks
+from refrag.context.chunking import NO_TOKEN, PackedChunks
 
 # C chunks, R of them compressed, S slots
 

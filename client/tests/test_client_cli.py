@@ -7,7 +7,7 @@ import pytest
 
 from refrag_client import InvalidRequest
 from refrag_client.cli.main import main
-from refrag_client.cli.passages import read_passages
+from refrag_client.passages import read_passages
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class EngineWorker:
     """Sinks, and `observe` with what each step did, are called from the worker.
 
     open_engine: called there as well, so that whatever the engine ever computes is computed by one thread; what it
-    raises is raised here. See `refrag.environment.compute_alone`.
+    raises is raised here. See `refrag.machine.environment.compute_alone`.
     """
 
     engine: Engine

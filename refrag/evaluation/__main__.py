@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from refrag.environment import flush_denormals
 from refrag.errors import RefragError, TrainingError
 from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION
 from refrag.evaluation.graphs import parse_graphs
@@ -20,6 +19,7 @@ from refrag.evaluation.options import add_options, parsed_options
 from refrag.evaluation.report import render
 from refrag.evaluation.results import Report
 from refrag.evaluation.tables import TABLES
+from refrag.machine.environment import flush_denormals
 
 
 def main() -> None:

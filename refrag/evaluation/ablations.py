@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from refrag.environment import flush_denormals
+from refrag.data.sources import TextSource
 from refrag.errors import RefragError, TrainingError
 from refrag.evaluation.cases import Case, draw_prose
 from refrag.evaluation.conditions import Condition, compressed
@@ -27,7 +27,7 @@ from refrag.evaluation.prose import target_losses, window_means
 from refrag.evaluation.report import render
 from refrag.evaluation.results import Report
 from refrag.evaluation.rows import Table, perplexity_difference, perplexity_row
-from refrag.training.settings import TextSource
+from refrag.machine.environment import flush_denormals
 
 SOURCES = {"prose": TextSource(kind="stdlib"), "world": TextSource(kind="world")}
 NUM_CHUNKS = 16

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from refrag.chunking import Chunk, cut_into_chunks
+from refrag.context.chunking import Chunk, cut_into_chunks
+from refrag.data.contexts import NUM_ENTITIES, ContextMaker, TokenisedContext
+from refrag.data.sources import TextSource
+from refrag.data.tasks import Task
+from refrag.data.windows import heldout_windows
+from refrag.data.world.world import Phrasing, make_world
 from refrag.model.checkpoint import Checkpoint
-from refrag.training.data.contexts import NUM_ENTITIES, ContextMaker, TokenisedContext
-from refrag.training.data.retrieval import Strength
-from refrag.training.data.tasks import Task
-from refrag.training.data.windows import heldout_windows
-from refrag.training.data.world import Phrasing, make_world
-from refrag.training.settings import TextSource
+from refrag.retrieval.bm25 import Strength
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refrag.chunking import Chunk
+from refrag.context.chunking import Chunk
 from refrag.evaluation.cases import Case
 from refrag.evaluation.conditions import Condition
 from refrag.evaluation.models import Models
 from refrag.evaluation.reading import EmbeddedExample, read
 from refrag.model.encoder import encode_in_batches
-from refrag.training.batches import MixedExample, encoder_batch
+from refrag.teacher_forcing.batches import MixedExample, encoder_batch
 
 # C chunks, Q question chunks, E encoder width, D decoder width
 

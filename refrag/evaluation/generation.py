@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refrag.evaluation.reading import EmbeddedExample, batch_by_length
 from refrag.model.decoder import Decoder
-from refrag.training.batches import collate_mixed
+from refrag.teacher_forcing.batches import collate_mixed
 
 # B prompts, S slots of the longest, T generated tokens, D decoder width
 

@@ -2,6 +2,8 @@
 
 from tqdm import tqdm
 
+from refrag.data.contexts import NUM_ENTITIES
+from refrag.data.tasks import EXTRACTIVE_TASKS, TASKS, Task
 from refrag.evaluation.answers import Answers, answer_prompts, count_slots
 from refrag.evaluation.cases import Asking, draw_questions
 from refrag.evaluation.conditions import Condition, compressed
@@ -10,9 +12,7 @@ from refrag.evaluation.models import Models
 from refrag.evaluation.options import Options
 from refrag.evaluation.prompts import build_prompts
 from refrag.evaluation.rows import METRICS, Table, answer_difference, answer_row
-from refrag.training.data.contexts import NUM_ENTITIES
-from refrag.training.data.retrieval import Strength
-from refrag.training.data.tasks import EXTRACTIVE_TASKS, TASKS, Task
+from refrag.retrieval.bm25 import Strength
 
 STRONG_PASSAGES = (1, 2, 5, 10, 20, 40, 80)
 WEAK_PASSAGES = (1, 2)

@@ -4,9 +4,9 @@ import argparse
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from refrag.data.documents import JSONL_SUFFIXES
+from refrag.data.sources import TextSource
 from refrag.errors import TrainingError
-from refrag.training.data.documents import JSONL_SUFFIXES
-from refrag.training.settings import TextSource
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from refrag.budget import expansion_budget
 from refrag.evaluation.cases import Case
 from refrag.evaluation.conditions import Condition
 from refrag.evaluation.encoding import CaseSet
 from refrag.evaluation.reading import EmbeddedExample
 from refrag.evaluation.selection import choose_chunks
-from refrag.training.batches import MixedExample, Segment
+from refrag.policies.budget import expansion_budget
+from refrag.teacher_forcing.batches import MixedExample, Segment
 
 # C chunks, D decoder width
 

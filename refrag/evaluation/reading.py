@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from refrag.model.decoder import Decoder
-from refrag.training.batches import MixedBatch, MixedExample, collate_mixed
-from refrag.training.decoding import predict
+from refrag.teacher_forcing.batches import MixedBatch, MixedExample, collate_mixed
+from refrag.teacher_forcing.predict import predict
 
 # C chunks, D decoder width, T predicted tokens
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refrag.environment import describe_environment
 from refrag.evaluation.rows import Table
+from refrag.machine.environment import describe_environment
 
 
 class Report:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from refrag.data.tasks import Task
 from refrag.evaluation.answers import Answers
 from refrag.evaluation.statistics import estimate_difference, estimate_mean, estimate_share, estimate_share_difference
-from refrag.training.data.tasks import Task
 
 Row = dict[str, Any]
 Metric = Literal["exact_match", "log_perplexity"]

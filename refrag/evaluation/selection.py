@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from refrag.budget import expansion_budget
 from refrag.errors import CheckpointError
 from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION, Condition, Selection
 from refrag.evaluation.encoding import CaseSet
 from refrag.model.policy import ExpansionPolicy, pick_in_turn
-from refrag.selection import score_chunks
+from refrag.policies.budget import expansion_budget
+from refrag.policies.selection import score_chunks
 
 # Case set, number of the case, chunk size, budget -> numbers of the chunks to expand
 Chooser = Callable[[CaseSet, int, int, int], list[int]]

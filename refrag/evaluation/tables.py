@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
+from refrag.data.tasks import TASKS, Task
+from refrag.data.world.world import Phrasing
 from refrag.evaluation.answers import Answers, answer
 from refrag.evaluation.cases import Asking, draw_questions
 from refrag.evaluation.conditions import (
@@ -23,8 +25,6 @@ from refrag.evaluation.models import Models
 from refrag.evaluation.options import Options
 from refrag.evaluation.prose import tabulate_prose
 from refrag.evaluation.rows import METRICS, Table, answer_difference, answer_row
-from refrag.training.data.tasks import TASKS, Task
-from refrag.training.data.world import Phrasing
 
 NUM_PASSAGES = 10
 

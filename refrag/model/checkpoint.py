@@ -20,8 +20,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from refrag.chunking import Chunker
 from refrag.config import RefragConfig
+from refrag.context.chunking import Chunker
 from refrag.errors import CheckpointError
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from refrag.chunking import PackedChunks
 from refrag.config import RefragConfig
+from refrag.context.chunking import PackedChunks
 from refrag.errors import InvalidRequest, Overloaded
 from refrag.serving.passages import open_chunker, open_tokens
 from refrag.serving.store_metrics import StoreMetrics

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from refrag.allocator import keep_freed_memory
 from refrag.config import RefragConfig
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.generation import Delta, MixedPrompt, check_prompt, join_deltas
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import Request
 from refrag.engine.worker import EngineWorker
-from refrag.environment import compute_alone
 from refrag.errors import InvalidRequest, RefragError, SetupError
+from refrag.machine.allocator import keep_freed_memory
+from refrag.machine.environment import compute_alone
 from refrag.model.checkpoint import load_decoder
 from refrag.model.decoder import Decoder
 from refrag.model.tokenizers import load_decoder_tokenizer

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refrag.allocator import keep_freed_memory
-from refrag.chunking import PackedChunks
 from refrag.config import RefragConfig
+from refrag.context.chunking import PackedChunks
 from refrag.errors import RefragError
+from refrag.machine.allocator import keep_freed_memory
 from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
 from refrag.model.tokenizers import load_decoder_tokenizer
+from refrag.policies.selection import select_chunks
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.request import ExpansionOptions
-from refrag.selection import select_chunks
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, int32, integer, scalar, text
 from refrag.store.keys import load_fingerprint

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from refrag.chunking import Chunker
 from refrag.config import RefragConfig
+from refrag.context.chunking import Chunker
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.store.store import Store
 from refrag.store.tokens import StoredTokens, fingerprint_tokenizer

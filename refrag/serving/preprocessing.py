@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from refrag.allocator import keep_freed_memory
-from refrag.budget import expands_all
-from refrag.chunking import PackedChunks
 from refrag.config import RefragConfig
-from refrag.context import PreparedContext, prepare_context
+from refrag.context.chunking import PackedChunks
+from refrag.context.prepare import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
+from refrag.machine.allocator import keep_freed_memory
+from refrag.policies.budget import expands_all
 from refrag.request import ContextRequest, ExpansionOptions
 from refrag.serving.passages import open_chunker, open_tokens
 from refrag.serving.store_metrics import StoreMetrics

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from refrag.chunking import Chunk, Chunker
+from refrag.context.chunking import Chunk, Chunker
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 

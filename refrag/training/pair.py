@@ -13,18 +13,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from refrag.chunking import Chunk, cut_into_chunks
 from refrag.config import RefragConfig
+from refrag.context.chunking import Chunk, cut_into_chunks
+from refrag.data.tokenizer import train_tokenizer
+from refrag.data.world.world import make_document, make_world
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
-from refrag.training.batches import encoder_batch
-from refrag.training.data.tokenizer import train_tokenizer
-from refrag.training.data.world import make_document, make_world
-from refrag.training.decoding import encode
+from refrag.teacher_forcing.batches import encoder_batch
+from refrag.teacher_forcing.predict import encode
 from refrag.training.fit import refuse_misfits
 from refrag.training.settings import Backbone, Pair
 

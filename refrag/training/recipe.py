@@ -17,8 +17,8 @@ import yaml
 from accelerate import PartialState
 
 from refrag.config import RefragConfig
-from refrag.environment import describe_environment
 from refrag.errors import TrainingError
+from refrag.machine.environment import describe_environment
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.model.policy import ExpansionPolicy
 from refrag.training.loop import FREE_SETTINGS, run_stage

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from refrag.config import Pooling
+from refrag.data.sources import TextSource
+from refrag.data.tasks import TASKS, Task
 from refrag.errors import TrainingError
-from refrag.training.data.tasks import TASKS, Task
+from refrag.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 PRESETS = Path(__file__).parent / "presets"
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Backbone(Settings):
@@ -78,16 +76,6 @@ class Optimisation(Settings):
     seed: int = 0
 
 
-class TextSource(Settings):
-    """Documents: the made-up world, the standard library's documentation, files, or a Hugging Face data set."""
-
-    kind: Literal["world", "stdlib", "text", "jsonl", "dataset"]
-    path: str | None = None
-    text_field: str = "text"
-    split: str = "train"
-    weight: PositiveFloat = 1.0
-
-
 class Curriculum(Settings):
     """Easy first, long last (paper §3 and its Table 8): in step j of `num_stages` the number of samples with
     `num_chunks[i]` chunks is a·ratios[i]^j, where every i gets the same number in all. One entry is no curriculum.
@@ -122,7 +110,7 @@ class Run(Settings):
 
 
 class AskingRun(Run):
-    """What runs over questions have: tasks are those of `refrag/training/data/tasks.py`.
+    """What runs over questions have: tasks are those of `refrag/data/tasks.py`.
 
     rival_share: of the contexts, that ask for single facts among entities of one kind, told apart by their names alone.
     row_slots: short examples share rows of this many slots, and do not see each other; None: a row for each.

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from refrag.data.tokenizer import train_tokenizer
 from refrag.engine.text_stream import TextStream
-from refrag.training.data.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(vocab_size=300, seed=0, num_documents=5)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -2,11 +2,11 @@
 
 import pytest
 
+from refrag.data.tasks import TASKS
 from refrag.evaluation.cases import Asking, draw_questions
 from refrag.evaluation.encoding import CaseSet
 from refrag.evaluation.models import Models
 from refrag.model.policy import ExpansionPolicy
-from refrag.training.data.tasks import TASKS
 
 
 @pytest.fixture(scope="session")

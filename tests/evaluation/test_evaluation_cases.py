@@ -2,11 +2,11 @@ import random
 
 import pytest
 
+from refrag.data.contexts import NUM_ENTITIES, ContextMaker
+from refrag.data.sources import TextSource
+from refrag.data.tasks import TASKS
+from refrag.data.world.world import make_world
 from refrag.evaluation.cases import Asking, draw_prose, draw_questions
-from refrag.training.data.contexts import NUM_ENTITIES, ContextMaker
-from refrag.training.data.tasks import TASKS
-from refrag.training.data.world import make_world
-from refrag.training.settings import TextSource
 
 
 def draw_in_chunks(checkpoint, chunk_size, seed, num_passages):

@@ -8,10 +8,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.graphs import export_chunk_encoder
 from refrag.errors import CheckpointError, TrainingError
 from refrag.evaluation import __main__
 from refrag.evaluation.graphs import parse_graphs
+from refrag.export.graphs import export_chunk_encoder
 
 
 @pytest.fixture(scope="module")

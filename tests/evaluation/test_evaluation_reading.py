@@ -16,8 +16,8 @@ from refrag.evaluation.prompts import build_prompts
 from refrag.evaluation.prose import target_losses
 from refrag.evaluation.reading import batch_by_length, collate, read
 from refrag.request import SamplingParams
-from refrag.training.batches import Segment
-from refrag.training.decoding import encode, predict
+from refrag.teacher_forcing.batches import Segment
+from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.stages.continuation import continuation_batch
 from refrag.training.stages.reconstruct import reconstruction_batch
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from refrag.budget import expansion_budget
-from refrag.context import prepare_context
+from refrag.context.prepare import prepare_context
 from refrag.errors import CheckpointError
 from refrag.evaluation.conditions import POLICIES, Condition, compressed
 from refrag.evaluation.encoding import CaseSet
@@ -14,6 +13,7 @@ from refrag.evaluation.prompts import build_prompts, truncated_length
 from refrag.evaluation.reading import read
 from refrag.evaluation.selection import choose_chunks, rank_by_surprise
 from refrag.pipeline import Pipeline
+from refrag.policies.budget import expansion_budget
 from refrag.request import ContextRequest, ExpansionOptions
 
 

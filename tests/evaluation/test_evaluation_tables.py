@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from export.graphs import export_chunk_encoder
+from refrag.data.tasks import EXTRACTIVE_TASKS
 from refrag.errors import CheckpointError, TrainingError
 from refrag.evaluation import __main__, ablations, answers, lengths
 from refrag.evaluation.ablations import parse_run
@@ -13,7 +13,7 @@ from refrag.evaluation.models import load_models
 from refrag.evaluation.options import Options, prose_source
 from refrag.evaluation.report import markdown_differences, markdown_table, markdown_tasks, render
 from refrag.evaluation.tables import TABLES
-from refrag.training.data.tasks import EXTRACTIVE_TASKS
+from refrag.export.graphs import export_chunk_encoder
 
 TINY = ["--num-questions", "8", "--num-windows", "3", "--trained-passages", "1"]
 TINY += ["--context-tokens", "32", "--continuation-tokens", "20"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny_checkpoint
 
-from export.repository import export_repository
+from refrag.export.repository import export_repository
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from transformers import (
 )
 from tritonclient.grpc import model_config_pb2
 
-from export.repository import PROJECT_REPOSITORY
 from refrag.config import Pooling
+from refrag.export.repository import PROJECT_REPOSITORY
 from refrag.model.encoder import ChunkEncoder
 
 SHAPE = {

@@ -10,9 +10,9 @@ import torch
 from export_helpers import SHAPE, make_encoder, read_config
 from transformers import BertConfig, BertModel
 
-from export.graphs import CHUNK_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
-from export.parity import check_chunk_encoder, check_projector
 from refrag.errors import CheckpointError
+from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
+from refrag.export.parity import check_chunk_encoder, check_projector
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 

@@ -9,9 +9,9 @@ import torch
 from export_helpers import make_encoder
 from onnx import numpy_helper
 
-from export.graphs import export_projector
-from export.parity import Parity, check_projector, encoder_batches
 from refrag.errors import CheckpointError
+from refrag.export.graphs import export_projector
+from refrag.export.parity import Parity, check_projector, encoder_batches
 from refrag.model.projector import Projector
 
 

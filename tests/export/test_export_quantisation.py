@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, numpy_helper
 
-from export.calibration import read_calibration
-from export.graphs import export_chunk_encoder, export_projector
-from export.parity import check_chunk_encoder
-from export.quantisation import activation_scale, quantise_chunk_encoder, quantise_weight
-from export.repository import main
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, RefragError
+from refrag.export.calibration import read_calibration
+from refrag.export.graphs import export_chunk_encoder, export_projector
+from refrag.export.parity import check_chunk_encoder
+from refrag.export.quantisation import activation_scale, quantise_chunk_encoder, quantise_weight
+from refrag.export.repository import main
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 from refrag.store.keys import load_fingerprint

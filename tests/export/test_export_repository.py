@@ -7,12 +7,12 @@ import pytest
 from export_helpers import read_config, read_files
 from safetensors.torch import save_file
 
-import export.repository
-from export.graphs import export_projector
-from export.parts import build_decoder, build_preprocessing, choose_chunk_size
-from export.repository import PROJECT_REPOSITORY, export_repository, main
+import refrag.export.repository
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
+from refrag.export.graphs import export_projector
+from refrag.export.parts import build_decoder, build_preprocessing, choose_chunk_size
+from refrag.export.repository import PROJECT_REPOSITORY, export_repository, main
 from refrag.model.checkpoint import (
     load_decoder,
     load_policy,
@@ -39,7 +39,7 @@ def damaged_export(monkeypatch: pytest.MonkeyPatch) -> None:
     def export_another(projector, path, precision):
         export_projector(Projector(projector.up.in_features, projector.down.out_features), path, precision)
 
-    monkeypatch.setattr(export.repository, "export_projector", export_another)
+    monkeypatch.setattr(refrag.export.repository, "export_projector", export_another)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_an_export_leaves_nothing_behind_but_the_repository(exported):
 
 def test_a_config_that_the_user_changed_is_kept(repository):
     (repository / "projector" / "config.pbtxt").write_text("# mine")
-    export.repository.add_missing_models(repository)
+    refrag.export.repository.add_missing_models(repository)
     assert (repository / "projector" / "config.pbtxt").read_text() == "# mine"
 
 

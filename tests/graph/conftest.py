@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from export.repository import export_repository
+from refrag.data.contexts import ContextMaker, TokenisedContext
+from refrag.data.tasks import TASKS
 from refrag.embedded import EmbeddedServer
+from refrag.export.repository import export_repository
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.pipeline import Pipeline
-from refrag.training.data.contexts import ContextMaker, TokenisedContext
-from refrag.training.data.tasks import TASKS
 from refrag_client import RefragClient
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "demo"

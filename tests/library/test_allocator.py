@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from refrag.allocator import keep_freed_memory
+from refrag.machine.allocator import keep_freed_memory
 
 CODE = """
 import resource, threading
-from refrag.allocator import keep_freed_memory
+from refrag.machine.allocator import keep_freed_memory
 assert keep_freed_memory()
 
 def faults():

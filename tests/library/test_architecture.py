@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
     "refrag/errors.py": ["refrag"],
     "refrag/config.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
-    "refrag/chunking.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
+    "refrag/context/chunking.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
     "refrag/prompt.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
     "refrag/request.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
-    "refrag/context.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
-    "refrag/selection.py": ["refrag.engine", "refrag.serving", "refrag.training", "refrag.pipeline"],
+    "refrag/context/prepare.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
+    "refrag/policies/selection.py": ["refrag.engine", "refrag.serving", "refrag.training", "refrag.pipeline"],
     "refrag/pipeline.py": ["refrag.serving", "refrag.training", "refrag.evaluation", "refrag.embedded"],
     "refrag/evaluation": ["refrag.serving", "refrag.embedded", "refrag_client"],
     "refrag/model": ["refrag.engine", "refrag.serving", "refrag.training", "refrag.evaluation", "refrag.pipeline"],
@@ -56,7 +56,7 @@ def test_no_package_imports_what_stands_above_it(place):
                 assert module != forbidden and not module.startswith(f"{forbidden}."), (path.name, module)
 
 
-@pytest.mark.parametrize("module", ["refrag.context", "refrag.model.tokenizers", "refrag.store.settings"])
+@pytest.mark.parametrize("module", ["refrag.context.prepare", "refrag.model.tokenizers", "refrag.store.settings"])
 def test_preprocessing_needs_no_torch(module):
     """Three processes of the server would import it, and take most of its start for it."""
     subprocess.run([sys.executable, "-c", f"import sys, {module}; sys.exit('torch' in sys.modules)"], check=True)

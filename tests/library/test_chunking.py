@@ -3,11 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from refrag.chunking import Chunker, PackedChunks, cut_into_chunks
+from refrag.context.chunking import Chunker, PackedChunks, cut_into_chunks
+from refrag.data.tokenizer import train_tokenizer
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tokens import StoredTokens
-from refrag.training.data.tokenizer import train_tokenizer
 
 PASSAGES = ["Mara Tolen keeps a cat.", "Odo Marsk plays the flute every evening, and sings.", "It is late.", ""]
 TOKENS = st.lists(st.integers(0, 2000), max_size=100)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag.chunking import Chunk, PackedChunks, cut_into_chunks
+from refrag.context.chunking import Chunk, PackedChunks, cut_into_chunks
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.store.keys import DIGEST_BYTES, digest_chunks
 

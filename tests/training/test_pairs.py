@@ -16,14 +16,14 @@ from transformers import (
     SentencePieceBackend,
 )
 
-from refrag.chunking import Chunk
+from refrag.context.chunking import Chunk
+from refrag.data.world.world import make_document, make_world
 from refrag.errors import TrainingError
 from refrag.model.decoder import Decoder
 from refrag.pipeline import Pipeline
 from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
-from refrag.training.batches import MixedExample, Segment, collate_mixed
-from refrag.training.data.world import make_document, make_world
-from refrag.training.decoding import encode, predict
+from refrag.teacher_forcing.batches import MixedExample, Segment, collate_mixed
+from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.pair import encoder_batch, make_decoder, make_encoder, make_pair, sample_chunks
 from refrag.training.recipe import load_run, train_run
 from refrag.training.settings import Backbone, Pair, Preset

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag.chunking import Chunk, PackedChunks
+from refrag.context.chunking import Chunk, PackedChunks
+from refrag.data.contexts import TokenisedContext, TokenisedQuestion
 from refrag.model.policy import ExpansionPolicy, log_probabilities_in_turn, sample_in_turn
 from refrag.prompt import lay_out_prompt
-from refrag.training.batches import collate_contexts, first_rows
-from refrag.training.data.contexts import TokenisedContext, TokenisedQuestion
+from refrag.teacher_forcing.batches import collate_contexts, first_rows
 from refrag.training.loop import run_stage
 from refrag.training.settings import Optimisation, Policy
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource, clipped_loss, group_advantages

@@ -7,12 +7,13 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
-from refrag.budget import expansion_budget
+from refrag.data.contexts import ContextMaker
+from refrag.data.sources import TextSource
+from refrag.data.tasks import TASKS
 from refrag.model.policy import pick_in_turn
-from refrag.training.batches import ContextBatch, MixedExample, Segment, collate_contexts, collate_mixed
-from refrag.training.data.contexts import ContextMaker
-from refrag.training.data.tasks import TASKS
-from refrag.training.decoding import predict
+from refrag.policies.budget import expansion_budget
+from refrag.teacher_forcing.batches import ContextBatch, MixedExample, Segment, collate_contexts, collate_mixed
+from refrag.teacher_forcing.predict import predict
 from refrag.training.recipe import make_stage
 from refrag.training.settings import (
     Continue,
@@ -23,7 +24,6 @@ from refrag.training.settings import (
     Pretrain,
     Reconstruct,
     Replay,
-    TextSource,
 )
 from refrag.training.stages import finetune, pretrain, questions
 from refrag.training.stages.finetune import FinetuneBatch, Finetuning, selection_loss

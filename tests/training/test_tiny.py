@@ -19,10 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from refrag.budget import expansion_budget
+from refrag.data.contexts import ContextMaker, TokenisedContext
+from refrag.data.sources import TextSource
+from refrag.data.windows import heldout_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import sample_in_turn
-from refrag.training.batches import (
+from refrag.policies.budget import expansion_budget
+from refrag.teacher_forcing.batches import (
     ContextBatch,
     MixedBatch,
     MixedExample,
@@ -31,11 +34,9 @@ from refrag.training.batches import (
     collate_mixed,
     question_segments,
 )
-from refrag.training.data.contexts import ContextMaker, TokenisedContext
-from refrag.training.data.windows import heldout_windows
-from refrag.training.decoding import encode, predict
+from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.recipe import CHECKPOINT, load_run, train_all
-from refrag.training.settings import TextSource, load_preset
+from refrag.training.settings import load_preset
 from refrag.training.stages.continuation import continuation_batch
 from refrag.training.stages.finetune import selection_loss
 from refrag.training.stages.policy import PolicyOptimisation

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from refrag.budget import expansion_budget
+from refrag.policies.budget import expansion_budget
 from refrag.training.curriculum import batch_shares, passage_counts
 from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct
 from refrag.training.stages import continuation, reconstruct

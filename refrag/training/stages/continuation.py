@@ -9,13 +9,13 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from refrag.budget import expansion_budget
-from refrag.chunking import cut_into_chunks
+from refrag.context.chunking import cut_into_chunks
+from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
-from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
+from refrag.policies.budget import expansion_budget
+from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
+from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.curriculum import draw_num_chunks
-from refrag.training.data.text import open_windows
-from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Continue
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refrag.budget import expansion_budget
+from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import pick_in_turn
-from refrag.training.batches import (
+from refrag.policies.budget import expansion_budget
+from refrag.teacher_forcing.batches import (
     ContextBatch,
     MixedBatch,
     MixedExample,
@@ -29,9 +30,8 @@ from refrag.training.batches import (
     first_rows,
     question_segments,
 )
+from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.curriculum import passage_counts
-from refrag.training.data.contexts import ContextMaker, TokenisedContext
-from refrag.training.decoding import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Continue, Finetune, Replay
 from refrag.training.stages.continuation import ContinueSource

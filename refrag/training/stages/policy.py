@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refrag.budget import expansion_budget
+from refrag.data.contexts import ContextMaker
+from refrag.data.tasks import SINGLE_TASKS
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import log_probabilities_in_turn, sample_in_turn
-from refrag.training.batches import (
+from refrag.policies.budget import expansion_budget
+from refrag.teacher_forcing.batches import (
     ContextBatch,
     MixedExample,
     Movable,
@@ -25,9 +27,7 @@ from refrag.training.batches import (
     first_rows,
     question_segments,
 )
-from refrag.training.data.contexts import ContextMaker
-from refrag.training.data.tasks import SINGLE_TASKS
-from refrag.training.decoding import encode, predict
+from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
 from refrag.training.stages.questions import policy_logits, train_policy

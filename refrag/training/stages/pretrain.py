@@ -10,14 +10,14 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from refrag.data.contexts import ContextMaker, TokenisedContext
+from refrag.data.tasks import SINGLE_TASKS
+from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
-from refrag.training.batches import MixedBatch, MixedExample, Segment, collate_mixed
+from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed
+from refrag.teacher_forcing.predict import predict
 from refrag.training.curriculum import passage_counts
-from refrag.training.data.contexts import ContextMaker, TokenisedContext
-from refrag.training.data.tasks import SINGLE_TASKS
-from refrag.training.data.text import open_windows
-from refrag.training.decoding import predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Pretrain
 from refrag.training.stages.questions import draw_contexts, plain_example

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from refrag.data.contexts import ContextMaker, TokenisedContext
+from refrag.data.tasks import SINGLE_TASKS, Task
 from refrag.model.policy import ExpansionPolicy
-from refrag.training.batches import ContextBatch, MixedExample, question_segments
-from refrag.training.data.contexts import ContextMaker, TokenisedContext
-from refrag.training.data.tasks import SINGLE_TASKS, Task
+from refrag.teacher_forcing.batches import ContextBatch, MixedExample, question_segments
 
 # P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from refrag_client.answer import Answer
 from refrag_client.cli.options import add_connection_options, add_request_options, request_options
-from refrag_client.cli.passages import read_passages
 from refrag_client.client import RefragClient
+from refrag_client.passages import read_passages
 from refrag_client.request import GenerateOptions
 
 

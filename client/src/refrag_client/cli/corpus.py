@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from refrag_client.cli.passages import read_json_line
 from refrag_client.errors import InvalidRequest
+from refrag_client.passages import read_json_line
 
 NOTE_SUFFIX = ".indexed"
 

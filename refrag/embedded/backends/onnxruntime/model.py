@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from refrag.allocator import keep_freed_memory
+from refrag.machine.allocator import keep_freed_memory
 
 Tensors = dict[str, np.ndarray]
 

@@ -1,0 +1,218 @@
+"""Contexts of the made-up world as tokens: retrieved passages cut into chunks, and questions with what they need."""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from refrag.context.chunking import Chunk, Chunker, cut_into_chunks
+from refrag.data.tasks import (
+    SINGLE_TASKS,
+    TASKS,
+    UNKNOWN,
+    Question,
+    Span,
+    Task,
+    ask,
+    ask_about,
+    ask_after,
+    draw_turns,
+    single_task,
+)
+from refrag.data.world.world import Phrasing, Split, World, make_world
+from refrag.retrieval.bm25 import Retriever, Strength
+
+NUM_ENTITIES = 150
+FOLLOWUP_SHARE = 0.3
+WEAK_SHARE = 0.2
+# Draws for each further question: passages may lack the matter for a task.
+TRIES = 8
+# Tasks of the further questions over a context; the others need more than its passages.
+DENSE_TASKS: tuple[Task, ...] = ("fact", "fact", "exact", "exact", "yesno", "multihop", "comparison", "unanswerable")
+
+
+@dataclass(frozen=True)
+class TokenisedQuestion:
+    """prompt_ids: the templated question. answer_ids: with EOS. chunks: of the question, for the policy.
+
+    evidence_chunks: numbers of the context's chunks that an answer needs; none where it has no answer.
+    """
+
+    task: Task
+    text: str
+    answer: str
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    chunks: list[Chunk]
+    evidence_chunks: list[int]
+
+
+@dataclass(frozen=True)
+class TokenisedContext:
+    """passages: as a request would carry them, earlier turns of a dialogue behind the retrieved ones."""
+
+    passages: list[str]
+    chunks: list[Chunk]
+    questions: list[TokenisedQuestion]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+
+class ContextMaker:
+    """Contexts and questions from one world, through one retriever."""
+
+    def __init__(self, world: World, chunker: Chunker, phrasing: Phrasing | None = None) -> None:
+        self.world, self.chunker, self.phrasing = world, chunker, phrasing or Phrasing()
+        self.retriever = Retriever(world.passages)
+        self.everything = range(len(world.passages))
+        self._encoded: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
+
+    @classmethod
+    def draw(cls, rng: random.Random, chunker: Chunker, split: Split = "train") -> "ContextMaker":
+        return cls(make_world(rng, NUM_ENTITIES, split), chunker)
+
+    def ask_one(
+        self,
+        rng: random.Random,
+        task: Task,
+        num_passages: int,
+        strength: Strength = "strong",
+        is_honest: bool = False,
+    ) -> TokenisedContext:
+        """One question of the task over passages retrieved for it; what an answer needs may not be among them.
+
+        Then the answer is "unknown" if `is_honest`, else the true one, which a better retrieval would have allowed.
+        """
+        retrieved, question = self._retrieve_for(rng, task, num_passages, strength)
+        question = answerable(question, retrieved) if is_honest else question
+        return self.tokenise(retrieved, question.history, [question])
+
+    def ask_many(
+        self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = TASKS
+    ) -> TokenisedContext:
+        """A question over passages retrieved for it, then further ones over the same passages, all of these tasks.
+
+        Fewer than `num_questions` where the passages have too little matter for the tasks.
+        """
+        task = rng.choice(tasks)
+        strength: Strength = "weak" if rng.random() < WEAK_SHARE else "strong"
+        retrieved, question = self._retrieve_for(rng, task, num_passages, strength)
+        questions, history = [question], question.history
+        if (
+            "followup" in tasks
+            and not history
+            and rng.random() < FOLLOWUP_SHARE
+            and (turns := draw_turns(rng, self.world, retrieved, self.phrasing))
+        ):
+            questions.append(ask_after(rng, self.world, turns, self.phrasing))
+            history = turns.texts
+        dense_tasks = [each for each in DENSE_TASKS if each in tasks]
+        draws = (
+            ask(rng, rng.choice(dense_tasks), self.world, retrieved, self.phrasing)
+            for _ in range(TRIES * num_questions if dense_tasks else 0)
+        )
+        questions += itertools.islice(filter(None, draws), max(0, num_questions - len(questions)))
+        rng.shuffle(questions)
+        return self.tokenise(retrieved, history, [answerable(one, retrieved) for one in questions])
+
+    def ask_among_rivals(
+        self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = SINGLE_TASKS
+    ) -> TokenisedContext:
+        """Single facts over passages about entities of one kind, of attributes that several of the passages tell.
+
+        So nothing but the entity's name leads to the answer, as it must among passages that a good retriever finds.
+        """
+        fitting = [[fact for fact in facts if single_task(fact) in tasks] for facts in self.world.facts]
+        telling = [number for number in self.everything if fitting[number]]
+        kind = self.world.entities[rng.choice(telling)].kind
+        peers = [number for number in telling if self.world.entities[number].kind.name == kind.name]
+        passages = rng.sample(peers, min(num_passages, len(peers)))
+        facts = [fact for number in passages for fact in fitting[number]]
+        counts = Counter(fact.attribute.name for fact in facts)
+        contested = [fact for fact in facts if counts[fact.attribute.name] > 1] or facts
+        chosen = rng.choices(contested, k=num_questions)
+        return self.tokenise(passages, [], [ask_about(rng, self.world, fact, self.phrasing) for fact in chosen])
+
+    def tokenise(
+        self, passages: Sequence[int], history: Sequence[str], questions: Sequence[Question]
+    ) -> TokenisedContext:
+        texts = [*(self.world.passages[number] for number in passages), *history]
+        chunks: list[Chunk] = []
+        first_chunks: list[int] = []
+        for place, text in enumerate(texts):
+            first_chunks.append(len(chunks))
+            chunks += cut_into_chunks(self._encode(text)[0], self.chunker.config.chunk_size, place)
+        places = {number: place for place, number in enumerate(passages)}
+        tokenised = []
+        for question in questions:
+            evidence: set[int] = set()
+            for span in question.evidence:
+                found = len(passages) + span.passage if span.in_history else places.get(span.passage)
+                if found is not None:
+                    covered = self._covered_chunks(texts[found], span)
+                    evidence |= {first_chunks[found] + number for number in covered}
+            tokenised.append(self._tokenise_question(question, sorted(evidence)))
+        return TokenisedContext(texts, chunks, tokenised)
+
+    def _retrieve_for(
+        self, rng: random.Random, task: Task, num_passages: int, strength: Strength
+    ) -> tuple[list[int], Question]:
+        """Passages in random order, so that no place among them gives the answer away, and the question."""
+        if task == "summary":
+            document = rng.sample(self.everything, max(2, min(num_passages, 6)))
+            return document, self._ask(rng, "summary", document)
+        question = self._ask(rng, task, self.everything)
+        query = " ".join([*question.history, question.text])
+        retrieved = self.retriever.retrieve(rng, query, num_passages, strength)
+        rng.shuffle(retrieved)
+        return retrieved, question
+
+    def _ask(self, rng: random.Random, task: Task, passages: Sequence[int]) -> Question:
+        question = ask(rng, task, self.world, passages, self.phrasing)
+        assert question is not None, f"a world of {len(self.everything)} passages has matter for every task"
+        return question
+
+    def _covered_chunks(self, text: str, span: Span) -> set[int]:
+        """Numbers, within its passage, of the chunks that share a character with the span."""
+        shift = len(self.chunker.config.template.passage_prefix)
+        start, stop = span.start + shift, span.stop + shift
+        _, offsets = self._encode(text)
+        covered = [place for place, (left, right) in enumerate(offsets) if left < stop and right > start]
+        return {place // self.chunker.config.chunk_size for place in covered}
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The passage in its template as token ids, as Chunker.passage_ids has them, with their characters."""
+        if text not in self._encoded:
+            template = self.chunker.config.template
+            encoded = self.chunker.decoder_tokenizer(
+                template.passage_prefix + text + template.passage_suffix,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+            )
+            self._encoded[text] = (encoded.input_ids, encoded.offset_mapping)
+        return self._encoded[text]
+
+    def _tokenise_question(self, question: Question, evidence_chunks: list[int]) -> TokenisedQuestion:
+        tokenizer = self.chunker.decoder_tokenizer
+        answer_ids = tokenizer(f" {question.answer}", add_special_tokens=False).input_ids
+        return TokenisedQuestion(
+            task=question.task,
+            text=question.text,
+            answer=question.answer,
+            prompt_ids=self.chunker.question_ids(question.text),
+            answer_ids=[*answer_ids, tokenizer.eos_token_id],
+            chunks=self.chunker.question_chunks(question.text),
+            evidence_chunks=evidence_chunks,
+        )
+
+
+def answerable(question: Question, passages: Sequence[int]) -> Question:
+    """The question as it is, or with "unknown" for its answer where not all of its evidence is in the context."""
+    present = set(passages)
+    if all(span.in_history or span.passage in present for span in question.evidence):
+        return question
+    return replace(question, answer=UNKNOWN, evidence=[])

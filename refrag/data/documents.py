@@ -1,0 +1,341 @@
+"""Prose as an endless stream of documents: made-up worlds, the standard library's documentation, files, a data set.
+
+One document in ten is held out for evaluation. Which one, only its identity decides, so that it stays the same in
+every run, on every machine, and whatever is added beside it.
+"""
+
+import ast
+import functools
+import gzip
+import importlib
+import itertools
+import json
+import random
+import re
+import sys
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO
+
+from refrag.data.sources import TextSource
+from refrag.data.world.world import Split, make_document, make_world
+from refrag.errors import TrainingError
+
+HELDOUT_ONE_IN = 10
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
+PASSAGES_PER_WORLD = 10
+# Alone, datasets brings releases of these two that refuse the NumPy 1 of this project.
+INSTALL_DATASETS = 'python -m pip install datasets "pyarrow<26" "pandas<3"'
+
+# What tests the library or is generated for its tests is not its documentation.
+SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages"}
+# Shorter ones are a name and a line about it.
+MIN_STDLIB_CHARACTERS = 200
+# A shorter paragraph is a phrase that two authors may both have written.
+MIN_REPEAT_CHARACTERS = 60
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Document(NamedTuple):
+    """identity: what alone decides the split. load: gives the text, which a skipped document never has to."""
+
+    identity: str
+    load: Callable[[], str]
+
+
+class DocumentStream(Protocol):
+    """Documents one after another without end; a stream restored to a state goes on exactly where that was."""
+
+    def draw(self) -> str: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def open_documents(source: TextSource, split: Split) -> "Documents":
+    """The documents of one source, or TrainingError if it lacks a path, or there is nothing at that path."""
+    if source.kind in ("text", "jsonl", "dataset") and source.path is None:
+        raise TrainingError(f"a source of kind {source.kind!r} needs a path")
+    if source.kind in ("text", "jsonl") and not Path(str(source.path)).exists():
+        raise TrainingError(f"{source.path} does not exist; it is the path of a source of kind {source.kind!r}")
+    if source.kind == "dataset":
+        _import_datasets()
+    return Documents(source, split)
+
+
+class Documents:
+    """The documents of one source that belong to one split, in an order that never changes."""
+
+    def __init__(self, source: TextSource, split: Split):
+        self.source = source
+        self.split = split
+        self.position = 0
+        self._stream: Iterator[str] | None = None
+
+    def read(self) -> Iterator[str]:
+        """One pass over the documents; of worlds there is no last one."""
+        return (document.load() for document in self._select())
+
+    def stream(self, skip: int = 0) -> Iterator[str]:
+        """Pass after pass, without the first `skip` documents."""
+        while True:
+            num_passed = 0
+            for document in self._select():
+                num_passed += 1
+                if num_passed > skip:
+                    yield document.load()
+            # Whole passes in `skip` need not be made again.
+            skip = max(0, skip - num_passed) % num_passed
+
+    def draw(self) -> str:
+        if self._stream is None:
+            self._stream = self.stream(self.position)
+        text = next(self._stream)
+        self.position += 1
+        return text
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+        self._stream = None
+
+    def _select(self) -> Iterator[Document]:
+        """The documents of this split, or TrainingError if there is none."""
+        num_selected = num_others = 0
+        for document in READERS[self.source.kind](self.source):
+            if split_of(document.identity) == self.split:
+                num_selected += 1
+                yield document
+            else:
+                num_others += 1
+        if not num_selected:
+            raise TrainingError(
+                f"{_name(self.source)} has no {self.split} document and {num_others} of the other split; "
+                f"one in {HELDOUT_ONE_IN} is held out, so more documents give both splits some"
+            )
+
+
+class MixedDocuments:
+    """Documents of several sources, each of which gives as many as its weight says, evenly spread.
+
+    Nothing is drawn by chance: the next document is of the source that is the furthest behind its weight.
+    """
+
+    def __init__(self, sources: Sequence[TextSource], split: Split):
+        if not sources:
+            raise TrainingError("no text source is named; name at least one")
+        self._parts = [open_documents(source, split) for source in sources]
+
+    def draw(self) -> str:
+        return min(self._parts, key=lambda part: (part.position + 1) / part.source.weight).draw()
+
+    def state(self) -> dict[str, Any]:
+        return {"positions": [part.position for part in self._parts]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on at `state`, or raise TrainingError if it is of another number of sources."""
+        if len(state["positions"]) != len(self._parts):
+            raise TrainingError(f"the state is of {len(state['positions'])} text sources, not of {len(self._parts)}")
+        for part, position in zip(self._parts, state["positions"], strict=True):
+            part.restore({"position": position})
+
+
+def split_of(identity: str) -> Split:
+    # A file name whose bytes are not UTF-8 is a string that cannot be encoded strictly.
+    return "heldout" if zlib.crc32(identity.encode(errors="surrogatepass")) % HELDOUT_ONE_IN == 0 else "train"
+
+
+def _name(source: TextSource) -> str:
+    return f"the {source.kind} source {source.path or ''}".strip()
+
+
+def _read_worlds(source: TextSource) -> Iterator[Document]:
+    for number in itertools.count():
+        identity = f"world {number}"
+        yield Document(identity, functools.partial(_tell_world, identity))
+
+
+def _tell_world(identity: str) -> str:
+    """A world of names of the split that its own identity falls into."""
+    rng = random.Random(identity)
+    return make_document(rng, make_world(rng, PASSAGES_PER_WORLD, split_of(identity)))
+
+
+def _read_stdlib(source: TextSource) -> Iterator[Document]:
+    return iter(_stdlib_documents())
+
+
+def _read_text(source: TextSource) -> Iterator[Document]:
+    root, paths = _list_files(source, TEXT_SUFFIXES)
+    for path in paths:
+        if path.stat().st_size:
+            yield Document(path.relative_to(root).as_posix(), functools.partial(_read_file, path))
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise TrainingError(f"{path} cannot be read as UTF-8 text: {error}") from None
+
+
+def _read_jsonl(source: TextSource) -> Iterator[Document]:
+    _, paths = _list_files(source, JSONL_SUFFIXES)
+    for path in paths:
+        for number, line in _number_lines(path):
+            place = f"{path} line {number}"
+            yield from _from_record(_parse(line, place), source.text_field, place)
+
+
+def _read_dataset(source: TextSource) -> Iterator[Document]:
+    datasets = _import_datasets()
+    try:
+        records = datasets.load_dataset(source.path, split=source.split, streaming=True)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"the data set {source.path} has no split {source.split!r} to read: {error}") from None
+    for number, record in enumerate(records):
+        yield from _from_record(record, source.text_field, f"{source.path} record {number}")
+
+
+READERS: dict[str, Callable[[TextSource], Iterator[Document]]] = {
+    "world": _read_worlds,
+    "stdlib": _read_stdlib,
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "dataset": _read_dataset,
+}
+
+
+def _list_files(source: TextSource, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
+    """The folder that identities are relative to, and its files in an order that no file system changes."""
+    path = Path(str(source.path))
+    if path.is_file():
+        return path.parent, [path]
+    paths = sorted(file for file in path.rglob("*") if file.name.endswith(suffixes) and file.is_file())
+    if not paths:
+        raise TrainingError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+    return path, paths
+
+
+def _number_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    number = 0
+    try:
+        with _open_lines(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+        raise TrainingError(f"{path} cannot be read behind line {number}: {error}") from None
+
+
+def _open_lines(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _parse(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise TrainingError(f"{place} is not JSON: {error}") from None
+
+
+def _from_record(record: Any, text_field: str, place: str) -> Iterator[Document]:
+    """The record's document, unless it is blank.
+
+    Its text is its identity, so that a document that comes twice is never in both splits.
+    """
+    text = record.get(text_field) if isinstance(record, dict) else record
+    if not isinstance(text, str):
+        found = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise TrainingError(f"{place} has no text under {text_field!r}, only {found}; set text_field")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TrainingError(f"{place} has text that no tokenizer takes: {error}") from None
+    if text.strip():
+        yield _at_hand(text, text)
+
+
+def _at_hand(identity: str, text: str) -> Document:
+    return Document(identity, lambda: text)
+
+
+def _import_datasets() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise TrainingError(
+            f"a source of kind 'dataset' needs the package datasets ({error}): {INSTALL_DATASETS}"
+        ) from None
+
+
+@functools.cache
+def _stdlib_documents() -> tuple[Document, ...]:
+    """A document per module and per topic of the language reference, each without what an earlier one says.
+
+    The reference prints whole sections under several topics; left in, much of the held-out text would be trained on.
+    """
+    texts = {**_module_texts(), **_topic_texts()}
+    seen: set[str] = set()
+    documents = []
+    # By name, one subject would follow itself for hours of training; a hash's order mixes them.
+    for identity in sorted(texts, key=lambda name: zlib.crc32(name.encode())):
+        text = _without_repeats(texts[identity], seen)
+        if len(text) >= MIN_STDLIB_CHARACTERS:
+            documents.append(_at_hand(identity, text))
+    return tuple(documents)
+
+
+def _without_repeats(text: str, seen: set[str]) -> str:
+    """The text without its paragraphs that are in `seen`, to which the others are added."""
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    paragraphs = [paragraph for paragraph in re.split(r"\n{2,}", lines.strip()) if paragraph not in seen]
+    seen.update(paragraph for paragraph in paragraphs if len(paragraph) >= MIN_REPEAT_CHARACTERS)
+    return "\n\n".join(paragraphs)
+
+
+def _topic_texts() -> dict[str, str]:
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    return {f"topic {name}": text for name, text in topics.items()}
+
+
+def _module_texts() -> dict[str, str]:
+    """Every docstring of every module, read from its source: an import would run it, and some need a display."""
+    root = Path(sysconfig.get_path("stdlib"))
+    return {name: "\n\n".join(_docstrings(_parse_module(path), name)) for name, path in _module_paths(root)}
+
+
+def _module_paths(root: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts[0] in sys.stdlib_module_names and not SKIPPED_FOLDERS.intersection(parts):
+            yield ".".join(parts).removesuffix(".__init__"), path
+
+
+def _parse_module(path: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        # Of escape sequences in the library's own strings.
+        warnings.simplefilter("ignore")
+        return ast.parse(path.read_bytes())
+
+
+def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
+    """The docstrings of a module, class or function and of all within it, each headed by its qualified name."""
+    if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
+        yield f"{name}\n\n{docstring}"
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child, f"{name}.{child.name}")
+        elif isinstance(child, ast.stmt | ast.excepthandler):
+            yield from _docstrings(child, name)

@@ -1,0 +1,229 @@
+"""Batches of mixed prompts: what the encoder reads, what stands in the decoder's slots, what is to be predicted.
+
+An example is a context of chunks, some of them expanded, then segments of text:
+
+    slots     ^ A B c c c c D q q q a a      A B D chunk embeddings, c an expanded chunk, q a question, a its answer
+    weight    . . . 0 0 0 0 . 0 0 0 1 1      of predicting this slot from those before it
+
+With packing several examples share a row: position ids start anew with each, which is how Hugging Face decoders
+recognise that none may see another.
+"""
+
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from refrag.context.chunking import Chunk, Chunker, PackedChunks
+from refrag.data.contexts import TokenisedContext, TokenisedQuestion
+from refrag.prompt import lay_out_prompt
+
+# R rows, S slots, N chunks of the whole batch, L encoder tokens per chunk, C chunks of the longest context,
+# P (context, question) pairs, Q question chunks
+
+T = TypeVar("T")
+
+
+class Movable:
+    """A dataclass of tensors, other batches, and plain values."""
+
+    def to(self: T, device: torch.device) -> T:
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, field.name), Tensor | Movable)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Text behind the context, and the weight of each of its tokens in the loss."""
+
+    token_ids: Sequence[int]
+    weight: float
+    is_answer: bool = False
+
+
+@dataclass(frozen=True)
+class MixedExample:
+    """first_row: row of the batch's chunk embeddings where those of these chunks start.
+
+    context_weight: of the tokens of expanded chunks in the loss.
+    """
+
+    chunks: Sequence[Chunk]
+    expanded: Collection[int]
+    segments: Sequence[Segment]
+    first_row: int = 0
+    context_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class EncoderBatch(Movable):
+    """input_ids and attention_mask: both (N, L)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+@dataclass(frozen=True)
+class MixedBatch(Movable):
+    """input_ids (R, S): an id ≥ vocab_size is row (id − vocab_size) of the batch's N chunk embeddings.
+
+    labels (R, S): the token that slot s must predict. weights (R, S): 0 where there is nothing to predict.
+    position_ids (R, S) for packed rows, None where each row is one example from its first slot on.
+    example_ids (R, S): number of the example that a slot belongs to.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    weights: Tensor
+    is_answer: Tensor
+    example_ids: Tensor
+    position_ids: Tensor | None
+    chunks: EncoderBatch | None = None
+
+
+@dataclass(frozen=True)
+class PolicyBatch(Movable):
+    """One row for each question of each context, as ExpansionPolicy.forward takes them.
+
+    evidence: 1 where a chunk holds what an answer needs.
+    """
+
+    chunk_rows: Tensor  # (P, C) rows of the batch's chunk vectors
+    passages: Tensor  # (P, C)
+    question_rows: Tensor  # (P, Q) rows of the batch's question vectors
+    question_mask: Tensor  # (P, Q)
+    evidence: Tensor  # (P, C)
+
+
+@dataclass(frozen=True)
+class ContextBatch(Movable):
+    """Contexts with their questions, before anything is picked or laid out; `seed` decides what is drawn then."""
+
+    contexts: list[TokenisedContext]
+    chunks: EncoderBatch
+    questions: EncoderBatch
+    policy: PolicyBatch
+    seed: int
+
+
+def collate_mixed(
+    examples: Sequence[MixedExample], vocab_size: int, bos_id: int | None, row_slots: int | None = None
+) -> MixedBatch:
+    """Lay out the examples, one per row, or packed into rows of `row_slots` (longer where one example needs it)."""
+    laid_out = [_lay_out(example, vocab_size, bos_id) for example in examples]
+    lengths = [len(ids) for ids, _, _ in laid_out]
+    rows = [[number] for number in range(len(examples))] if row_slots is None else pack(lengths, row_slots)
+    shape = (len(rows), max(sum(lengths[number] for number in row) for row in rows))
+    input_ids, example_ids = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
+    weights, is_answer = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    for row, numbers in enumerate(rows):
+        start = 0
+        for number in numbers:
+            ids, token_weights, answer_flags = laid_out[number]
+            place = slice(start, start + len(ids))
+            input_ids[row, place] = torch.tensor(ids)
+            weights[row, place] = torch.tensor(token_weights)
+            is_answer[row, place] = torch.tensor(answer_flags)
+            example_ids[row, place] = number
+            position_ids[row, place] = torch.arange(len(ids))
+            weights[row, start] = 0.0  # nothing of its own stands before an example's first slot
+            start += len(ids)
+    # Slot s predicts what stands in slot s + 1; behind the last slot stands nothing.
+    labels, weights, is_answer = (tensor.roll(-1, 1) for tensor in (input_ids, weights, is_answer))
+    weights[:, -1] = 0.0
+    is_answer[:, -1] = False
+    positions = position_ids if row_slots is not None else None
+    return MixedBatch(input_ids, labels, weights, is_answer, example_ids, positions)
+
+
+def pack(lengths: Sequence[int], row_slots: int) -> list[list[int]]:
+    """Numbers of the examples in each row: longest first, each into the first row that has room for it."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        fitting = next((row for row, left in enumerate(room) if left >= lengths[number]), None)
+        if fitting is None:
+            rows.append([number])
+            room.append(row_slots - lengths[number])
+        else:
+            rows[fitting].append(number)
+            room[fitting] -= lengths[number]
+    return rows
+
+
+def encoder_batch(chunker: Chunker, chunks: Sequence[Chunk]) -> EncoderBatch:
+    """What the encoder reads of the chunks, no wider than the longest of them."""
+    ids, mask = chunker.encoder_inputs(chunks)
+    width = max(1, int(mask.sum(1).max(initial=1)))
+    return EncoderBatch(torch.from_numpy(ids[:, :width].copy()), torch.from_numpy(mask[:, :width].copy()))
+
+
+def collate_contexts(chunker: Chunker, contexts: list[TokenisedContext], seed: int = 0) -> ContextBatch:
+    questions = [question for context in contexts for question in context.questions]
+    return ContextBatch(
+        contexts=contexts,
+        chunks=encoder_batch(chunker, [chunk for context in contexts for chunk in context.chunks]),
+        questions=encoder_batch(chunker, [chunk for question in questions for chunk in question.chunks]),
+        policy=_collate_policy(contexts),
+        seed=seed,
+    )
+
+
+def first_rows(runs: Iterable[Sequence[Chunk]]) -> list[int]:
+    """Row of the batch's chunk vectors where those of each run of chunks start."""
+    return [0, *itertools.accumulate(map(len, runs))][:-1]
+
+
+def question_segments(
+    question: TokenisedQuestion, answer_weight: float = 1.0, question_weight: float = 0.0
+) -> list[Segment]:
+    return [Segment(question.prompt_ids, question_weight), Segment(question.answer_ids, answer_weight, is_answer=True)]
+
+
+def _lay_out(example: MixedExample, vocab_size: int, bos_id: int | None) -> tuple[list[int], list[float], list[bool]]:
+    """Ids, with rows numbered from the example's first one; weights; and which ids belong to an answer."""
+    prompt = lay_out_prompt(PackedChunks.of(example.chunks), example.expanded, [], vocab_size, bos_id)
+    first = vocab_size + example.first_row
+    rows = {vocab_size + place: first + number for place, number in enumerate(prompt.compressed.tolist())}
+    ids = [rows.get(i, i) for i in prompt.input_ids.tolist()]
+    weights = [example.context_weight if i < vocab_size else 0.0 for i in ids]
+    answer_flags = [False] * len(ids)
+    for segment in example.segments:
+        ids += segment.token_ids
+        weights += [segment.weight] * len(segment.token_ids)
+        answer_flags += [segment.is_answer] * len(segment.token_ids)
+    return ids, weights, answer_flags
+
+
+def _collate_policy(contexts: Sequence[TokenisedContext]) -> PolicyBatch:
+    pairs, first_row, question_row = [], 0, 0
+    for context in contexts:
+        for question in context.questions:
+            pairs.append((context, question, first_row, question_row))
+            question_row += len(question.chunks)
+        first_row += len(context.chunks)
+    width = max(1, *(len(context.chunks) for context in contexts))
+    question_width = max(len(question.chunks) for _, question, _, _ in pairs)
+    batch = PolicyBatch(
+        chunk_rows=torch.zeros(len(pairs), width, dtype=torch.long),
+        passages=torch.full((len(pairs), width), -1),
+        question_rows=torch.zeros(len(pairs), question_width, dtype=torch.long),
+        question_mask=torch.zeros(len(pairs), question_width, dtype=torch.bool),
+        evidence=torch.zeros(len(pairs), width),
+    )
+    for row, (context, question, first, first_question) in enumerate(pairs):
+        count, question_count = len(context.chunks), len(question.chunks)
+        batch.chunk_rows[row, :count] = torch.arange(first, first + count)
+        batch.passages[row, :count] = torch.tensor([chunk.passage for chunk in context.chunks], dtype=torch.long)
+        batch.question_rows[row, :question_count] = torch.arange(first_question, first_question + question_count)
+        batch.question_mask[row, :question_count] = True
+        batch.evidence[row, question.evidence_chunks] = 1.0
+    return batch
