@@ -2,7 +2,7 @@
 
 preprocessing      refrag.json, encoder.fingerprint, the tokenizers
 chunk_store        the same
-expansion_policy   refrag.json, encoder.fingerprint, policy.safetensors, decoder/ without weights
+expansion_policy   refrag.json, encoder.fingerprint, policy.safetensors if there is one, decoder/ without weights
 decoder            refrag.json, decoder/
 """
 
@@ -52,7 +52,8 @@ def build_preprocessing(checkpoint: Path, config: RefragConfig, fingerprint: byt
 def build_expansion_policy(checkpoint: Path, config: RefragConfig, fingerprint: bytes, target: Path) -> None:
     _start(config, target)
     save_fingerprint(fingerprint, target)
-    shutil.copyfile(checkpoint / POLICY, target / POLICY)
+    if (checkpoint / POLICY).is_file():
+        shutil.copyfile(checkpoint / POLICY, target / POLICY)
     # Of the decoder only what lays out a prompt: the vocabulary's size and the special tokens.
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)
 

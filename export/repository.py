@@ -45,6 +45,7 @@ from refrag.model.checkpoint import (
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.policies.select import open_trained_policy
 
 PROJECT_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 VERSION = "1"
@@ -163,13 +164,15 @@ def _read_calibration(source: Source, precision: Precision, passages: Path | Non
 
 def _check_widths(source: Source) -> None:
     encoder_width, decoder_width = source.projector.up.in_features, source.projector.down.out_features
-    policy_width = load_policy(source.directory, source.config).question_in.in_features
+    policy = load_policy(source.directory, source.config)
+    open_trained_policy(source.config, policy)
     decoder_config = AutoConfig.from_pretrained(source.directory / DECODER, local_files_only=True)
     found = {
         "encoder": (source.encoder.width, encoder_width),
-        "policy": (policy_width, encoder_width),
         "decoder": (decoder_config.get_text_config().hidden_size, decoder_width),
     }
+    if policy is not None:
+        found["policy"] = policy.question_in.in_features, encoder_width
     for part, (width, expected) in found.items():
         if width != expected:
             raise CheckpointError(

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from refrag.config import RefragConfig
+from refrag.decoders.base import MixedPrompt
 from refrag.engine.engine import Engine, EngineSettings
-from refrag.engine.generation import MixedPrompt
 from refrag.engine.prefix import block_keys
-from refrag.engine.request import Request
+from refrag.engine.request import EngineRequest
 from refrag.model.checkpoint import load_decoder
 from refrag.model.decoder import Decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
@@ -91,10 +91,10 @@ class Subject:
     def draw_prompt(self, length: int, rng: random.Random) -> Sequence[int]:
         return [rng.randrange(3, self.decoder.vocab_size) for _ in range(length)]
 
-    def request(self, prompt: Sequence[int], num_tokens: int) -> Request:
+    def request(self, prompt: Sequence[int], num_tokens: int) -> EngineRequest:
         mixed = MixedPrompt(torch.tensor(prompt), torch.zeros(0, self.decoder.width))
         keys = block_keys(mixed, self.engine.pool.block_size, self.decoder.vocab_size)
-        return Request(mixed, SamplingParams(max_tokens=num_tokens), keys=keys)
+        return EngineRequest(mixed, SamplingParams(max_tokens=num_tokens), keys=keys)
 
     def run_engine(self, prompts: Prompts, num_tokens: int) -> float:
         start = time.perf_counter()

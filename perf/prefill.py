@@ -39,10 +39,10 @@ from transformers import RobertaConfig, RobertaModel
 from perf.analytic import predicted_speedup, prefill_flops
 from perf.decoders import SHAPES, make_decoder, make_tokenizer
 from perf.results import Report, describe_run, emit, median_ratio, summarise, table
+from refrag.decoders.base import MixedPrompt
 from refrag.engine.engine import Engine, EngineSettings
-from refrag.engine.generation import MixedPrompt
 from refrag.engine.kv_cache import bytes_per_slot
-from refrag.engine.request import Request
+from refrag.engine.request import EngineRequest
 from refrag.engine.support import layer_shapes
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.model.projector import Projector
@@ -162,13 +162,13 @@ class Machine:
             seconds.append(time.perf_counter() - start)
         return 2.0 * width**3 / min(seconds)
 
-    def _request(self, case: Case) -> Request:
+    def _request(self, case: Case) -> EngineRequest:
         vocab_size = self.decoder.vocab_size
         num_tokens = case.num_slots - case.num_compressed
         ids = [*range(vocab_size, vocab_size + case.num_compressed)]
         ids += [self.rng.randrange(3, vocab_size) for _ in range(num_tokens)]
         rows: Tensor = torch.randn(case.num_compressed, self.decoder.width)  # (C, D)
-        return Request(MixedPrompt(torch.tensor(ids), rows), SamplingParams(max_tokens=1))
+        return EngineRequest(MixedPrompt(torch.tensor(ids), rows), SamplingParams(max_tokens=1))
 
     def _synchronize(self) -> None:
         if torch.device(self.device).type == "cuda":

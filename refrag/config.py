@@ -11,6 +11,8 @@ Pooling = Literal["mean", "cls"]
 T = TypeVar("T")
 
 CONFIG_NAME = "refrag.json"
+# The policy whose network the checkpoint holds.
+LEARNED_POLICY = "learned"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RefragConfig:
     policy_confidence: the learned policy stops short of its budget once its picks hold this much of its probability;
         1 always spends the budget, as the paper does.
     policy_num_heads: attention heads of the policy, which its weights alone do not tell.
+    policy: which policy chooses the chunks to expand when a request does not say.
     expand_fraction: share of the chunks to expand when a request does not say.
     max_prompt_slots: the decoder's window, prompt and answer together.
     encoder_length: tokens per chunk as the encoder sees it; more than k only for an encoder with its own tokenizer.
@@ -52,6 +55,7 @@ class RefragConfig:
     question_aware: bool = True
     policy_confidence: float = 0.95
     policy_num_heads: int = 4
+    policy: str = LEARNED_POLICY
     expand_fraction: float = 0.1
     template: PromptTemplate = field(default_factory=PromptTemplate)
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.context.prepare import PreparedContext, prepare_context
-from refrag.engine.generation import Delta, MixedPrompt, check_prompt, generate, join_deltas
+from refrag.decoders.base import Delta, Limits, MixedPrompt, check_prompt, join_deltas
+from refrag.engine.generation import generate
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
-from refrag.policies.selection import select_chunks
+from refrag.policies.base import Candidates
+from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import Prompt, lay_out_prompt
-from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
+from refrag.request import ExpansionOptions, Request, SamplingParams
 from refrag.store.values import round_to_stored
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width, D decoder width
@@ -42,13 +44,15 @@ class Pipeline:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.chunker = checkpoint.chunker
+        self.trained = open_trained_policy(checkpoint.config, checkpoint.policy)
 
-    def answer(self, request: ContextRequest, sampling: SamplingParams) -> Answer:
+    def answer(self, request: Request, sampling: SamplingParams | None = None) -> Answer:
+        """Return the whole answer; the request's policy and budget decide what is read in full."""
         context = prepare_context(request, self.chunker)
         vectors, question_vectors = self.encode(context)
         expanded = self.select(request.expansion, context, vectors, question_vectors)
         prompt, mixed = self.build_prompt(context, expanded, vectors)
-        whole = join_deltas(list(self.generate(mixed, sampling)))
+        whole = join_deltas(list(self.generate(mixed, sampling or SamplingParams())))
         return Answer(whole.text, whole.token_ids, whole.finish_reason, prompt, expanded)
 
     def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
@@ -62,9 +66,9 @@ class Pipeline:
     def select(
         self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
     ) -> list[int]:
-        confidence = self.checkpoint.config.policy_confidence
+        """Return the numbers of the chunks to expand, by the policy that the options name."""
         passages = context.chunks.passages
-        return select_chunks(options, passages, self.checkpoint.policy, vectors, question_vectors, confidence)
+        return select_chunks(options, Candidates(passages, vectors, question_vectors, self.trained, options.seed))
 
     @torch.inference_mode()
     def build_prompt(
@@ -82,8 +86,11 @@ class Pipeline:
         return prompt, MixedPrompt(torch.from_numpy(prompt.input_ids).long(), embeddings)
 
     def generate(self, prompt: MixedPrompt, sampling: SamplingParams) -> Iterator[Delta]:
-        check_prompt(prompt, sampling, self.checkpoint.decoder, self.checkpoint.config.max_prompt_slots)
-        return generate(self.checkpoint.decoder, self.checkpoint.decoder_tokenizer, prompt, sampling)
+        decoder = self.checkpoint.decoder
+        check_prompt(
+            prompt, sampling, Limits(decoder.vocab_size, decoder.width, self.checkpoint.config.max_prompt_slots)
+        )
+        return generate(decoder, self.checkpoint.decoder_tokenizer, prompt, sampling)
 
 
 @torch.inference_mode()

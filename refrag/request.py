@@ -3,13 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from refrag.errors import InvalidRequest
-
-SelectionPolicy = Literal["learned", "random", "none", "all"]
-# Named in the interface already, served later: refused by name, so that nobody takes a silent default for them.
-LATER_POLICIES = ("attention", "similarity", "perplexity")
 
 # Below this, dividing by the temperature overflows.
 MIN_TEMPERATURE = 0.01
@@ -22,12 +17,13 @@ class ExpansionOptions:
     """How much of the context to read in full.
 
     expand_fraction: share of the chunks to expand, 0 (none) to 1 (all: the plain decoder); always rounded down.
-    policy: which chunks. "none" and "all" expand nothing and everything whatever the fraction.
-    seed: of the random policy.
+    policy: what chooses them, one of `refrag.policies.POLICIES`; "none" and "all" expand nothing and everything
+        whatever the fraction.
+    seed: for policies that draw at random.
     """
 
     expand_fraction: float = 0.1
-    policy: SelectionPolicy = "learned"
+    policy: str = "learned"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -36,15 +32,11 @@ class ExpansionOptions:
                 f"expand_fraction is {self.expand_fraction:g}; "
                 "allowed is 0 (compress every chunk) to 1 (expand every chunk)"
             )
-        if self.policy in LATER_POLICIES:
-            raise InvalidRequest(f"policy {self.policy!r} is not served yet; available: {_listed(SelectionPolicy)}")
-        if self.policy not in get_args(SelectionPolicy):
-            raise InvalidRequest(f"policy is {self.policy!r}; allowed: {_listed(SelectionPolicy)}")
 
 
 @dataclass(frozen=True)
-class ContextRequest:
-    """A question over passages."""
+class Request:
+    """A question over retrieved passages; without any, the question alone."""
 
     question: str
     passages: Sequence[str] = ()
@@ -103,7 +95,3 @@ class SamplingParams:
             )
         if "" in self.stop_words:
             raise InvalidRequest("stop_words holds an empty word, which would stop every answer at once; remove it")
-
-
-def _listed(literal: object) -> str:
-    return ", ".join(get_args(literal))

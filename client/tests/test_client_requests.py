@@ -21,7 +21,6 @@ def test_only_given_options_are_sent():
 def test_every_option_has_the_type_of_the_server():
     inputs = encode(
         passages=["a", "b"],
-        history=["c"],
         max_tokens=8,
         expand_fraction=0.5,
         policy="learned",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from refrag.context.chunking import Chunk, Chunker, PackedChunks
-from refrag.request import ContextRequest
+from refrag.request import Request
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PreparedContext:
     new_tokens: dict[str, list[int]]
 
 
-def prepare_context(request: ContextRequest, chunker: Chunker) -> PreparedContext:
+def prepare_context(request: Request, chunker: Chunker) -> PreparedContext:
     chunks, new_tokens = chunker.read_passages(request.passages)
     return PreparedContext(
         chunks=chunks,

@@ -14,12 +14,13 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from refrag.decoders.base import DecoderStats
 from refrag.engine.block_pool import BlockPool, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs
 from refrag.engine.generation import Generation
 from refrag.engine.kv_cache import KVCache, bytes_per_slot
 from refrag.engine.linear import speed_up_linear
-from refrag.engine.request import Output, Request, StepStats
+from refrag.engine.request import EngineRequest, Output
 from refrag.engine.runner import Runner, Segment
 from refrag.engine.sampler import Pick
 from refrag.engine.scheduler import Part, Scheduler, Sequence
@@ -62,7 +63,7 @@ class EngineSettings:
 class Task(Sequence):
     """A request on its way through the engine."""
 
-    request: Request
+    request: EngineRequest
     generation: Generation
     admitted_at: float | None = None
     token_at: float | None = None
@@ -96,9 +97,9 @@ class Engine:
         self.scheduler: Scheduler[Task] = Scheduler(
             self.pool, settings.max_active, settings.max_step_slots, settings.max_whole_slots
         )
-        self.tasks: dict[Request, Task] = {}
+        self.tasks: dict[EngineRequest, Task] = {}
         self.num_added = 0
-        self.stats = StepStats()
+        self.stats = DecoderStats()
 
     @property
     def has_work(self) -> bool:
@@ -108,7 +109,7 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self.scheduler.waiting)
 
-    def check(self, request: Request, num_ahead: int = 0) -> None:
+    def check(self, request: EngineRequest, num_ahead: int = 0) -> None:
         """Raise InvalidRequest for one that has nothing to compute or that the KV cache could not hold even alone, and
         Overloaded if too many wait, with `num_ahead` that are still to be added before it.
         """
@@ -126,7 +127,7 @@ class Engine:
                 f"{num_waiting} requests wait for the decoder, the limit is {limit}; try again later or add replicas"
             )
 
-    def add(self, request: Request) -> None:
+    def add(self, request: EngineRequest) -> None:
         """Queue the request, or raise as `check` does."""
         self.check(request)
         self.num_added += 1
@@ -142,7 +143,7 @@ class Engine:
         self.scheduler.add(task)
         self.tasks[request] = task
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: EngineRequest) -> None:
         """Forget the request; nothing more comes of it. One that has ended is let be."""
         task = self.tasks.pop(request, None)
         if task is not None:
@@ -150,7 +151,7 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Compute the next part of every active request, all in one pass; what that gave, or whom it ended."""
-        self.stats = StepStats(num_blocks=self.pool.num_blocks)
+        self.stats = DecoderStats(num_blocks=self.pool.num_blocks)
         outputs = self._end_overdue()
         parts = self.scheduler.schedule()
         self._note_admitted()
@@ -216,7 +217,7 @@ class Engine:
             self.cancel(task.request)
         return Output(task.request, delta)
 
-    def _fail(self, request: Request, error: RefragError) -> Output:
+    def _fail(self, request: EngineRequest, error: RefragError) -> Output:
         self.cancel(request)
         return Output(request, error=error)
 
@@ -268,5 +269,5 @@ def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: in
     return num_blocks
 
 
-def _too_late(request: Request) -> DeadlineExceeded:
+def _too_late(request: EngineRequest) -> DeadlineExceeded:
     return DeadlineExceeded(f"the deadline of request {request.request_id!r} passed; raise deadline_ms or ask for less")

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from refrag.engine.generation import MixedPrompt
+from refrag.decoders.base import MixedPrompt
 
 
 def block_keys(prompt: MixedPrompt, block_size: int, vocab_size: int) -> list[bytes]:

@@ -7,10 +7,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from refrag.decoders.base import MixedPrompt
 from refrag.engine.attention import PAGED_ATTENTION, PagedStep, Span
 from refrag.engine.block_pool import Run, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs, Row
-from refrag.engine.generation import MixedPrompt
 from refrag.engine.kv_cache import KVCache
 from refrag.engine.last_layer import last_rows_only
 from refrag.model.decoder import Decoder

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from refrag.decoders.base import MixedPrompt
 from refrag.engine.attention import PAGED_ATTENTION, ShapeRecorder
 from refrag.engine.block_pool import slot_runs
-from refrag.engine.generation import MixedPrompt
 from refrag.engine.kv_cache import KVCache, LayerShape
 from refrag.engine.runner import Runner, Segment
 from refrag.errors import CheckpointError

@@ -6,11 +6,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
+from refrag.decoders.base import DecoderStats, Sink
 from refrag.engine.engine import Engine
-from refrag.engine.generation import Delta
-from refrag.engine.request import Output, Request, StepStats
+from refrag.engine.request import EngineRequest, Output
 from refrag.errors import Cancelled, InvalidRequest, RefragError
 
 log = logging.getLogger(__name__)
@@ -21,34 +21,23 @@ EARLY_STOP_SECONDS = 30.0
 MAX_REMEMBERED_IDS = 4096
 
 
-class Sink(Protocol):
-    """Where a request's deltas go. Exactly one of a delta with a finish reason, or `fail`, comes last."""
-
-    def send(self, delta: Delta) -> None: ...
-
-    def fail(self, error: RefragError) -> None: ...
-
-    def is_abandoned(self) -> bool:
-        """Whether the receiver is known to be gone."""
-
-
 class EngineWorker:
     """Sinks, and `observe` with what each step did, are called from the worker.
 
     open_engine: called there as well, so that whatever the engine ever computes is computed by one thread; what it
-    raises is raised here. See `refrag.machine.environment.compute_alone`.
+    raises is raised here. See `refrag.machine.threads.compute_alone`.
     """
 
     engine: Engine
 
     def __init__(
-        self, open_engine: Callable[[], Engine], observe: Callable[[StepStats], None] = lambda stats: None
+        self, open_engine: Callable[[], Engine], observe: Callable[[DecoderStats], None] = lambda stats: None
     ) -> None:
         self.open_engine, self.observe = open_engine, observe
-        self.sinks: dict[Request, Sink] = {}
-        self.in_flight: dict[str, Request] = {}
-        self.submitted: list[tuple[Request, Sink]] = []
-        self.stopped: list[Request] = []
+        self.sinks: dict[EngineRequest, Sink] = {}
+        self.in_flight: dict[str, EngineRequest] = {}
+        self.submitted: list[tuple[EngineRequest, Sink]] = []
+        self.stopped: list[EngineRequest] = []
         self.early_stops: OrderedDict[str, float] = OrderedDict()
         self.finished: OrderedDict[str, None] = OrderedDict()
         self.changed = threading.Condition()
@@ -58,7 +47,7 @@ class EngineWorker:
         self.thread.start()
         opened.result()
 
-    def submit(self, request: Request, sink: Sink) -> None:
+    def submit(self, request: EngineRequest, sink: Sink) -> None:
         """Queue the request, or raise InvalidRequest (too large, or its id is in flight), Overloaded, or Cancelled
         (stopped already).
         """
@@ -144,7 +133,7 @@ class EngineWorker:
             if request in self.sinks:
                 self._cancel(request, f"request {request.request_id!r} was stopped by its caller")
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: EngineRequest) -> None:
         try:
             self.engine.add(request)
         except RefragError as error:
@@ -157,7 +146,7 @@ class EngineWorker:
         for request in [request for request, sink in self.sinks.items() if _is_abandoned(sink)]:
             self._cancel(request, f"the receiver of request {request.request_id!r} is gone")
 
-    def _cancel(self, request: Request, reason: str) -> None:
+    def _cancel(self, request: EngineRequest, reason: str) -> None:
         self.engine.cancel(request)
         self._fail(request, Cancelled(reason))
 
@@ -178,12 +167,12 @@ class EngineWorker:
             self._release(output.request)
             _fail(sink, RefragError(f"the response could not be sent: {error}"))
 
-    def _fail(self, request: Request, error: RefragError) -> None:
+    def _fail(self, request: EngineRequest, error: RefragError) -> None:
         sink = self.sinks[request]
         self._release(request)
         _fail(sink, error)
 
-    def _release(self, request: Request) -> None:
+    def _release(self, request: EngineRequest) -> None:
         self.sinks.pop(request, None)
         with self.changed:
             if self.in_flight.get(request.request_id) is request:

@@ -19,7 +19,7 @@ from refrag.evaluation.options import add_options, parsed_options
 from refrag.evaluation.report import render
 from refrag.evaluation.results import Report
 from refrag.evaluation.tables import TABLES
-from refrag.machine.environment import flush_denormals
+from refrag.machine.threads import flush_denormals
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from refrag.evaluation.prose import target_losses, window_means
 from refrag.evaluation.report import render
 from refrag.evaluation.results import Report
 from refrag.evaluation.rows import Table, perplexity_difference, perplexity_row
-from refrag.machine.environment import flush_denormals
+from refrag.machine.threads import flush_denormals
 
 SOURCES = {"prose": TextSource(kind="stdlib"), "world": TextSource(kind="world")}
 NUM_CHUNKS = 16

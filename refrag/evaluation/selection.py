@@ -11,7 +11,7 @@ from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION, Conditi
 from refrag.evaluation.encoding import CaseSet
 from refrag.model.policy import ExpansionPolicy, pick_in_turn
 from refrag.policies.budget import expansion_budget
-from refrag.policies.selection import score_chunks
+from refrag.policies.learned import score_chunks
 
 # Case set, number of the case, chunk size, budget -> numbers of the chunks to expand
 Chooser = Callable[[CaseSet, int, int, int], list[int]]
@@ -43,12 +43,13 @@ def choose_expected(cases: CaseSet, number: int, chunk_size: int, budget: int) -
 
 
 def choose_learned(cases: CaseSet, number: int, chunk_size: int, budget: int) -> list[int]:
-    return ask_policy(cases, cases.models.checkpoint.policy, number, chunk_size, budget)
+    return ask_policy(cases, cases.models.checkpoint.require_policy(), number, chunk_size, budget)
 
 
 def choose_as_served(cases: CaseSet, number: int, chunk_size: int, budget: int) -> list[int]:
     checkpoint = cases.models.checkpoint
-    return ask_policy(cases, checkpoint.policy, number, chunk_size, budget, checkpoint.config.policy_confidence)
+    policy, confidence = checkpoint.require_policy(), checkpoint.config.policy_confidence
+    return ask_policy(cases, policy, number, chunk_size, budget, confidence)
 
 
 def choose_by_another(selection: Selection, cases: CaseSet, number: int, chunk_size: int, budget: int) -> list[int]:
@@ -80,7 +81,7 @@ def ask_policy(
     cases: CaseSet, policy: ExpansionPolicy, number: int, chunk_size: int, budget: int, confidence: float = 1.0
 ) -> list[int]:
     one = cases.encoded(chunk_size)[number]
-    logits = score_chunks([chunk.passage for chunk in one.chunks], policy, one.vectors, one.question_vectors)
+    logits = score_chunks(policy, np.array([chunk.passage for chunk in one.chunks]), one.vectors, one.question_vectors)
     return pick_in_turn(logits, budget, confidence)
 
 

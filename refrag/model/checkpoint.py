@@ -4,7 +4,7 @@ refrag.json              chunk size, pooling, prompt template, provenance
 decoder/                 Hugging Face causal LM with its tokenizer
 encoder/                 Hugging Face encoder; with a tokenizer only if it differs from the decoder's
 projector.safetensors
-policy.safetensors
+policy.safetensors       only for policies that are trained
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from refrag.config import RefragConfig
+from refrag.config import LEARNED_POLICY, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.errors import CheckpointError
 from refrag.model.decoder import Decoder
@@ -42,7 +42,7 @@ class Checkpoint:
     config: RefragConfig
     encoder: ChunkEncoder
     projector: Projector
-    policy: ExpansionPolicy
+    policy: ExpansionPolicy | None
     decoder: Decoder
     decoder_tokenizer: PreTrainedTokenizerFast
     encoder_tokenizer: PreTrainedTokenizerFast | None = None
@@ -53,12 +53,14 @@ class Checkpoint:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        return {
-            "encoder": self.encoder,
-            "projector": self.projector,
-            "policy": self.policy,
-            "decoder": self.decoder,
-        }
+        policy = {} if self.policy is None else {"policy": self.policy}
+        return {"encoder": self.encoder, "projector": self.projector, "decoder": self.decoder, **policy}
+
+    def require_policy(self) -> ExpansionPolicy:
+        """Return the policy network, or raise CheckpointError where there is none."""
+        if self.policy is None:
+            raise CheckpointError(f"the checkpoint has no {POLICY}; train a policy, or name a checkpoint that has one")
+        return self.policy
 
     def with_chunk_size(self, chunk_size: int) -> "Checkpoint":
         """The same weights, cutting passages into chunks of another size."""
@@ -73,7 +75,7 @@ class Checkpoint:
         if part == "decoder":
             self._save_decoder(directory, dtype)
         elif part == "policy":
-            _save_policy(self.policy, directory / POLICY, dtype)
+            _save_policy(self.require_policy(), directory / POLICY, dtype)
         else:
             self._save_all(directory, dtype)
 
@@ -84,7 +86,8 @@ class Checkpoint:
         if self.encoder_tokenizer is not None:
             self.encoder_tokenizer.save_pretrained(directory / ENCODER)
         _save_weights(self.projector, directory / PROJECTOR, dtype)
-        _save_policy(self.policy, directory / POLICY, dtype)
+        if self.policy is not None:
+            _save_policy(self.policy, directory / POLICY, dtype)
 
     def _save_decoder(self, directory: Path, dtype: torch.dtype) -> None:
         _save_backbone(self.decoder, directory, dtype)
@@ -130,8 +133,12 @@ def load_projector(directory: Path) -> Projector:
     return _fill(Projector(encoder_width, decoder_width), weights, directory / PROJECTOR)
 
 
-def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy:
-    return load_policy_file(directory / POLICY, config.policy_num_heads, config.question_aware)
+def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy | None:
+    """Return the network of the learned policy; None where there is none and another policy is the default."""
+    path = directory / POLICY
+    if not path.is_file() and config.policy != LEARNED_POLICY:
+        return None
+    return load_policy_file(path, config.policy_num_heads, config.question_aware)
 
 
 def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> ExpansionPolicy:

@@ -1,0 +1,22 @@
+"""Policies that choose which chunks to expand, by the name that a request has as its `policy`.
+
+Each is one file with one function, and a line here.
+"""
+
+from refrag.config import LEARNED_POLICY
+from refrag.errors import InvalidRequest
+from refrag.plugins import Table
+from refrag.policies.base import Policy
+from refrag.policies.budget import EXPAND_ALL, EXPAND_NOTHING
+
+POLICIES: Table[Policy] = Table(
+    kind="policy",
+    group="refrag.policies",
+    built_in={
+        LEARNED_POLICY: "refrag.policies.learned:POLICY",
+        "random": "refrag.policies.random:POLICY",
+        EXPAND_NOTHING: "refrag.policies.fixed:NONE",
+        EXPAND_ALL: "refrag.policies.fixed:ALL",
+    },
+    unknown=InvalidRequest,
+)

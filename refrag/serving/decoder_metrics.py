@@ -1,8 +1,8 @@
-"""What the engine does, among Triton's metrics (port 8002, /metrics)."""
+"""Publishes what the decoder does among Triton's metrics (port 8002, /metrics)."""
 
 from collections import deque
 
-from refrag.engine.request import StepStats
+from refrag.decoders.base import DecoderStats
 from refrag.serving.periodic import Periodic
 from refrag.serving.triton import Metric
 
@@ -13,7 +13,7 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 INTER_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-class EngineMetrics:
+class DecoderMetrics:
     """Counters, gauges and histograms of the decoder."""
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class EngineMetrics:
                 "HISTOGRAM", "refrag_inter_token_seconds", "Token to next token of a request", INTER_TOKEN_BUCKETS
             ),
         }
-        self.gathered: deque[StepStats] = deque()
+        self.gathered: deque[DecoderStats] = deque()
         self.flush = Periodic("decoder-metrics", FLUSH_SECONDS, self._flush)
 
-    def observe(self, stats: StepStats) -> None:
-        """Note one step; called by the engine's thread. Tokens count at once: they tell whether a stop took effect."""
+    def observe(self, stats: DecoderStats) -> None:
+        """Note one step; called by the decoder's thread. Tokens count at once: they tell whether a stop took effect."""
         if stats.num_tokens:
             self.num_tokens.add(stats.num_tokens)
         self.gathered.append(stats)

@@ -12,7 +12,8 @@ from refrag.errors import RefragError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
 from refrag.model.tokenizers import load_decoder_tokenizer
-from refrag.policies.selection import select_chunks
+from refrag.policies.base import Candidates
+from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.request import ExpansionOptions
 from refrag.serving.store_metrics import StoreMetrics
@@ -47,7 +48,7 @@ class Expansion:
         keep_freed_memory()
         torch.set_num_threads(settings.num_threads)
         self.config = RefragConfig.load(checkpoint)
-        self.policy = load_policy(checkpoint, self.config)
+        self.trained = open_trained_policy(self.config, load_policy(checkpoint, self.config))
         self.vocab_size = load_decoder_vocab_size(checkpoint)
         self.bos_id = load_decoder_tokenizer(checkpoint).bos_token_id
         # It only writes here: what a request needs, preprocessing has looked up.
@@ -68,17 +69,11 @@ class Expansion:
         question_vectors = torch.from_numpy(table[len(stored) + num_encoded :].astype(np.float32))  # (Q, E)
         options = ExpansionOptions(
             expand_fraction=round(scalar(inputs, "resolved_expand_fraction") or 0.0, 6),
-            policy=text(inputs, "resolved_policy"),  # type: ignore[arg-type]
+            policy=text(inputs, "resolved_policy") or "",
             seed=integer(inputs, "selection_seed") or 0,
         )
-        expanded = select_chunks(
-            options,
-            chunks.passages,
-            self.policy,
-            vectors,
-            question_vectors,
-            self.config.policy_confidence,
-        )
+        candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
+        expanded = select_chunks(options, candidates)
         if num_encoded:
             self._keep(np.array(digests), np.array(rows), encoded[:num_encoded], len(stored))
         prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.bos_id)

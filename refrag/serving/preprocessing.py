@@ -11,8 +11,9 @@ from refrag.context.chunking import PackedChunks
 from refrag.context.prepare import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
 from refrag.machine.allocator import keep_freed_memory
+from refrag.policies import POLICIES
 from refrag.policies.budget import expands_all
-from refrag.request import ContextRequest, ExpansionOptions
+from refrag.request import ExpansionOptions, Request
 from refrag.serving.passages import open_chunker, open_tokens
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
@@ -83,22 +84,21 @@ class Preprocessing:
             return look_up(self.store, chunks.token_ids)
 
     def _refuse_unserved(self, inputs: Tensors) -> None:
-        if "history" in inputs and inputs["history"].size:
-            raise InvalidRequest("history is not served yet; leave it out, or send earlier turns as passages")
         if not flag(inputs, "exclude_input_in_output", default=True):
             raise InvalidRequest(
                 "exclude_input_in_output is false; the prompt is never returned, so leave it out or send true"
             )
 
-    def _read_request(self, inputs: Tensors) -> ContextRequest:
+    def _read_request(self, inputs: Tensors) -> Request:
         self._check_bytes(inputs)
         expand_fraction, policy = scalar(inputs, "expand_fraction"), text(inputs, "policy")
         expansion = ExpansionOptions(
             expand_fraction=self.config.expand_fraction if expand_fraction is None else round(expand_fraction, 6),
-            policy="learned" if policy is None else policy,  # type: ignore[arg-type]
+            policy=self.config.policy if policy is None else policy,
             seed=integer(inputs, "seed") or 0,
         )
-        return ContextRequest(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)
+        POLICIES.check(expansion.policy)
+        return Request(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)
 
     def _check_bytes(self, inputs: Tensors) -> None:
         sent: list[bytes] = [value for name in TEXT_INPUTS if name in inputs for value in inputs[name].reshape(-1)]

@@ -4,17 +4,16 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from refrag.errors import RefragError, SetupError
+from refrag.errors import RefragError
+from refrag.serving.parameters import Settings, parse_parameters
 from refrag.serving.tensors import Tensors
 
-Settings = TypeVar("Settings")
 MetricKind = Literal["COUNTER", "GAUGE", "HISTOGRAM"]
 
 CANCELLATION_CHECK_SECONDS = 0.1
@@ -25,14 +24,15 @@ def version_folder(args: Mapping[str, str]) -> Path:
     return Path(args["model_repository"]) / args["model_version"]
 
 
-def settings_from(args: Mapping[str, str], cls: type[Settings]) -> Settings:
-    """A frozen dataclass from the `parameters` of config.pbtxt, which are strings; unknown names are errors."""
+def parameters_from(args: Mapping[str, str]) -> dict[str, str]:
+    """Return the `parameters` of the model's config.pbtxt by name."""
     parameters = json.loads(args["model_config"]).get("parameters", {})
-    given = {name: value["string_value"] for name, value in parameters.items()}
-    known = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(given) - set(known)):
-        raise SetupError(f"{args['model_name']}: unknown parameters {unknown}; known are {sorted(known)}")
-    return cls(**{name: _parse(args["model_name"], name, text, known[name]) for name, text in given.items()})
+    return {name: value["string_value"] for name, value in parameters.items()}
+
+
+def settings_from(args: Mapping[str, str], cls: type[Settings]) -> Settings:
+    """Return a frozen dataclass filled from the model's parameters, or raise SetupError for one that it lacks."""
+    return parse_parameters(parameters_from(args), cls)
 
 
 def tensors_of(request: Any) -> dict[str, np.ndarray]:
@@ -139,14 +139,3 @@ def _reply(request: Any, handle: Callable[[Tensors], Tensors]) -> Any:
         return response_of(handle(tensors_of(request)))
     except Exception as error:
         return error_response(error)
-
-
-def _parse(model: str, name: str, text: str, kind: Any) -> Any:
-    try:
-        if kind in (int, "int"):
-            return int(text)
-        if kind in (float, "float"):
-            return float(text)
-    except ValueError:
-        raise SetupError(f"{model}: parameter {name} is {text!r}; a number is needed") from None
-    return text

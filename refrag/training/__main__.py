@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from refrag.errors import RefragError
-from refrag.machine.environment import flush_denormals
+from refrag.machine.threads import flush_denormals
 from refrag.training.estimation.estimate import Hardware, estimate, report
 from refrag.training.recipe import load_run, summarise_runs, train_all
 from refrag.training.settings import load_preset

@@ -15,10 +15,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from refrag.decoders.base import MixedPrompt, join_deltas
 from refrag.engine.engine import Engine, EngineSettings
-from refrag.engine.generation import MixedPrompt, generate, join_deltas
+from refrag.engine.generation import generate
 from refrag.engine.prefix import block_keys
-from refrag.engine.request import Request
+from refrag.engine.request import EngineRequest
 from refrag.model.decoder import Decoder
 from refrag.request import SamplingParams
 
@@ -83,7 +84,7 @@ def make_prompt(num_slots, seed=0, num_rows=3):
 
 
 def make_request(prompt, sampling=GREEDY, **options):
-    return Request(prompt, sampling, keys=block_keys(prompt, BLOCK_SIZE, VOCAB_SIZE), **options)
+    return EngineRequest(prompt, sampling, keys=block_keys(prompt, BLOCK_SIZE, VOCAB_SIZE), **options)
 
 
 def mixed_requests(count, seed=0):

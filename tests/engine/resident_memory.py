@@ -12,7 +12,7 @@ from engine_helpers import make_decoder, make_engine, make_prompt, make_request
 from tiny import make_tiny_checkpoint
 
 from refrag.engine.generation import Generation
-from refrag.engine.request import Request
+from refrag.engine.request import EngineRequest
 from refrag.request import SamplingParams
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     before = resident_kib()
     answer(engine, 1000, rng)
     gc.collect()
-    left = [thing for thing in gc.get_objects() if isinstance(thing, (Request, Generation))]
+    left = [thing for thing in gc.get_objects() if isinstance(thing, (EngineRequest, Generation))]
     assert not left, f"{len(left)} requests are still held"
     print(before, resident_kib())
 

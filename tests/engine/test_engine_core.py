@@ -9,9 +9,9 @@ import pytest
 import torch
 from engine_helpers import GREEDY, answer_alone, make_engine, make_prompt, make_request, mixed_requests, run
 
+from refrag.decoders.base import MixedPrompt
 from refrag.engine.engine import EngineSettings, count_blocks
-from refrag.engine.generation import MixedPrompt
-from refrag.engine.request import Request
+from refrag.engine.request import EngineRequest
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.request import SamplingParams
 
@@ -67,7 +67,7 @@ def test_a_request_that_breaks_the_pass_ends_alone(llama, tokenizer, caplog):
     """Its prompt has an id without a row, as only a bug could let through."""
     broken = make_prompt(20)
     broken.input_ids[5] = 10_000
-    bad, good = Request(broken, GREEDY), mixed_requests(4)
+    bad, good = EngineRequest(broken, GREEDY), mixed_requests(4)
     engine = make_engine(llama, tokenizer)
     for request in (bad, *good):
         engine.add(request)
@@ -103,7 +103,7 @@ def test_nan_ends_its_request_and_is_shared_with_nobody(llama, tokenizer):
     poisoned = MixedPrompt(prompt.input_ids, torch.full_like(prompt.chunk_embeddings, float("nan")))
     engine = make_engine(llama, tokenizer, max_step_slots=512)
     # With the keys of the clean prompt, as if the rows had turned bad on their way.
-    bad, good = Request(poisoned, GREEDY, keys=make_request(prompt).keys), make_request(prompt)
+    bad, good = EngineRequest(poisoned, GREEDY, keys=make_request(prompt).keys), make_request(prompt)
     engine.add(bad)
     [output] = engine.step()
     assert "NaN or infinity" in str(output.error)

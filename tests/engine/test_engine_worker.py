@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from refrag.decoders.base import DecoderStats, Delta, MixedPrompt
 from refrag.engine.engine import EngineSettings
-from refrag.engine.generation import Delta, MixedPrompt
-from refrag.engine.request import Output, Request, StepStats
+from refrag.engine.request import EngineRequest, Output
 from refrag.engine.worker import EngineWorker
 from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.request import SamplingParams
@@ -52,8 +52,8 @@ class CountingEngine:
 
     def __init__(self, max_active=4, max_waiting=40):
         self.settings = EngineSettings(max_active=max_active, max_waiting=max_waiting)
-        self.counts: dict[Request, int] = {}
-        self.stats = StepStats()
+        self.counts: dict[EngineRequest, int] = {}
+        self.stats = DecoderStats()
 
     @property
     def has_work(self):
@@ -101,7 +101,7 @@ def worker():
 def submit(worker, count, request_id="", seconds=PATIENCE_SECONDS, **options):
     sink = FakeSink(**options)
     prompt = MixedPrompt(torch.tensor([5]), torch.zeros(0, 0))
-    worker.submit(Request(prompt, SamplingParams(max_tokens=count), request_id, time.monotonic() + seconds), sink)
+    worker.submit(EngineRequest(prompt, SamplingParams(max_tokens=count), request_id, time.monotonic() + seconds), sink)
     return sink
 
 
@@ -196,7 +196,7 @@ def test_an_observer_or_a_receiver_that_fails_ends_nothing(caplog):
     sink = FakeSink()
     sink.is_abandoned = fail
     prompt = MixedPrompt(torch.tensor([5]), torch.zeros(0, 0))
-    worker.submit(Request(prompt, SamplingParams(max_tokens=3)), sink)
+    worker.submit(EngineRequest(prompt, SamplingParams(max_tokens=3)), sink)
     assert sink.token_ids() == [1, 2, 3]
     worker.close()
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from refrag.engine.generation import MixedPrompt, generate
+from refrag.decoders.base import MixedPrompt
+from refrag.engine.generation import generate
 from refrag.evaluation.cases import Case
 from refrag.evaluation.conditions import Condition, compressed
 from refrag.evaluation.encoding import CaseSet

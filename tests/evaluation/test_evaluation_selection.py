@@ -14,7 +14,7 @@ from refrag.evaluation.reading import read
 from refrag.evaluation.selection import choose_chunks, rank_by_surprise
 from refrag.pipeline import Pipeline
 from refrag.policies.budget import expansion_budget
-from refrag.request import ContextRequest, ExpansionOptions
+from refrag.request import ExpansionOptions, Request
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -38,7 +38,7 @@ def test_the_learned_policy_as_served_is_the_pipelines(cases, models):
         tokenizer.decode(ids)[len(template.passage_prefix) : -len(template.passage_suffix)] for ids in case.passages
     ]
     question = tokenizer.decode(case.question_ids).removeprefix(template.passage_prefix)
-    prepared = prepare_context(ContextRequest(question, passages), pipeline.chunker)
+    prepared = prepare_context(Request(question, passages), pipeline.chunker)
     assert list(prepared.chunks) == case.chunks(8)
     assert pipeline.select(ExpansionOptions(0.3), prepared, *pipeline.encode(prepared)) == sorted(chosen[0])
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from refrag.request import ContextRequest, SamplingParams
+from refrag.request import Request, SamplingParams
 from refrag_client import InvalidRequest
 
 pytestmark = pytest.mark.server
@@ -32,7 +32,7 @@ def wait_for_metric(server, name, at_least):
 
 def test_penalties_and_least_lengths_are_those_of_the_reference(client, reference):
     sampling = SamplingParams(max_tokens=20, repetition_penalty=1.5, min_tokens=20)
-    expected = reference.answer(ContextRequest(QUESTION, PASSAGES[:3]), sampling)
+    expected = reference.answer(Request(QUESTION, PASSAGES[:3]), sampling)
     served = client.generate(QUESTION, PASSAGES[:3], max_tokens=20, repetition_penalty=1.5, min_tokens=20)
     assert list(served.token_ids) == expected.token_ids
     assert len(served.token_ids) == 20
@@ -88,5 +88,5 @@ def test_urgent_requests_are_answered_beside_patient_ones(client, reference, hel
     with ThreadPoolExecutor(40) as threads:
         answers = list(threads.map(ask, range(40)))
     for context, answer in zip(contexts, answers, strict=True):
-        request = ContextRequest(context.questions[0].text, context.passages)
+        request = Request(context.questions[0].text, context.passages)
         assert list(answer.token_ids) == reference.answer(request, SamplingParams(8)).token_ids

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
+from refrag.request import ExpansionOptions, Request, SamplingParams
 
 pytestmark = pytest.mark.server
 
@@ -16,7 +16,7 @@ MAX_TOKENS = 12
 def test_served_tokens_equal_the_reference_on_fifty_heldout_questions(client, reference, heldout, expand_fraction):
     for context in heldout:
         question = context.questions[0].text
-        request = ContextRequest(question, context.passages, ExpansionOptions(expand_fraction))
+        request = Request(question, context.passages, ExpansionOptions(expand_fraction))
         expected = reference.answer(request, SamplingParams(MAX_TOKENS))
         served = client.generate(question, context.passages, expand_fraction=expand_fraction, max_tokens=MAX_TOKENS)
         assert list(served.token_ids) == expected.token_ids
@@ -43,7 +43,7 @@ def test_expanding_everything_equals_hugging_face_generate_on_the_plain_text(cli
 
 def test_the_random_policy_picks_by_the_seed_that_was_sent(client, reference, heldout):
     context = heldout[11]
-    request = ContextRequest(context.questions[0].text, context.passages, ExpansionOptions(0.3, "random", 5))
+    request = Request(context.questions[0].text, context.passages, ExpansionOptions(0.3, "random", 5))
     expected = reference.answer(request, SamplingParams(MAX_TOKENS, seed=5))
     served = client.generate(
         request.question, request.passages, expand_fraction=0.3, policy="random", seed=5, max_tokens=MAX_TOKENS
@@ -54,7 +54,7 @@ def test_the_random_policy_picks_by_the_seed_that_was_sent(client, reference, he
 
 def test_a_sampled_answer_equals_the_reference_with_the_same_seed(client, reference):
     sampling = SamplingParams(MAX_TOKENS, temperature=1.5, top_k=50, top_p=0.95, seed=2**63 + 11)
-    expected = reference.answer(ContextRequest("Who keeps a parrot?", ["Mara keeps a parrot."]), sampling)
+    expected = reference.answer(Request("Who keeps a parrot?", ["Mara keeps a parrot."]), sampling)
     served = client.generate(
         "Who keeps a parrot?",
         ["Mara keeps a parrot."],
@@ -76,7 +76,7 @@ def test_an_unstreamed_answer_equals_the_streamed_one(client, heldout):
 
 
 def test_stop_words_end_the_answer_as_in_the_reference(client, reference):
-    request = ContextRequest("What does Mara keep?", ["Mara keeps a parrot."])
+    request = Request("What does Mara keep?", ["Mara keeps a parrot."])
     whole = reference.answer(request, SamplingParams(MAX_TOKENS, temperature=2.0, seed=1)).text
     assert len(whole) > 8
     word = whole[4:7]

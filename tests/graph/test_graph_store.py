@@ -15,7 +15,7 @@ from redis_server import RedisServer, needs_redis
 from small_disk import needs_mount, small_disk
 
 from refrag.embedded import EmbeddedServer
-from refrag.request import ContextRequest, SamplingParams
+from refrag.request import Request, SamplingParams
 from refrag_client import InvalidRequest, Overloaded, RefragClient, StoreClient
 
 pytestmark = pytest.mark.server
@@ -77,7 +77,7 @@ def expected(contexts, reference):
     """By the in-process reference, which has no store."""
     sampling = SamplingParams(max_tokens=MAX_TOKENS)
     return [
-        tuple(reference.answer(ContextRequest(context.questions[0].text, context.passages), sampling).token_ids)
+        tuple(reference.answer(Request(context.questions[0].text, context.passages), sampling).token_ids)
         for context in contexts
     ]
 

@@ -16,7 +16,7 @@ FORBIDDEN = {
     "refrag/prompt.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
     "refrag/request.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
     "refrag/context/prepare.py": ["refrag.model", "refrag.engine", "refrag.serving", "refrag.training", "torch"],
-    "refrag/policies/selection.py": ["refrag.engine", "refrag.serving", "refrag.training", "refrag.pipeline"],
+    "refrag/policies": ["refrag.engine", "refrag.decoders", "refrag.serving", "refrag.training", "refrag.pipeline"],
     "refrag/pipeline.py": ["refrag.serving", "refrag.training", "refrag.evaluation", "refrag.embedded"],
     "refrag/evaluation": ["refrag.serving", "refrag.embedded", "refrag_client"],
     "refrag/model": ["refrag.engine", "refrag.serving", "refrag.training", "refrag.evaluation", "refrag.pipeline"],

@@ -7,7 +7,7 @@ def test_denormal_numbers_count_as_zero_on_every_thread():
     """In a process of its own: it holds for all that follows."""
     script = """
 import torch
-from refrag.machine.environment import flush_denormals
+from refrag.machine.threads import flush_denormals
 
 torch.set_num_threads(2)
 flush_denormals()
@@ -21,7 +21,7 @@ def test_only_one_thread_has_helpers_where_another_computes_alone():
     """Counted by Linux, in a process of its own."""
     script = """
 import os, threading, torch
-from refrag.machine.environment import compute_alone
+from refrag.machine.threads import compute_alone
 
 def num_threads():
     return len(os.listdir("/proc/self/task"))

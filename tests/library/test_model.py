@@ -13,13 +13,18 @@ from transformers import (
 )
 
 from refrag.config import RefragConfig
-from refrag.engine.generation import MixedPrompt, check_prompt, generate
+from refrag.decoders.base import Limits, MixedPrompt, check_prompt
+from refrag.engine.generation import generate
 from refrag.errors import CheckpointError, InvalidRequest
 from refrag.model.checkpoint import load_checkpoint
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 from refrag.request import SamplingParams
+
+
+def limits_of(checkpoint):
+    return Limits(checkpoint.decoder.vocab_size, checkpoint.decoder.width, window=100)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +167,7 @@ def test_a_decoder_may_have_one_several_or_no_end_tokens(eos, ids):
 def test_a_prompt_that_does_not_fit_is_refused(tiny_checkpoint, ids, rows, max_tokens, named):
     prompt = MixedPrompt(torch.tensor(ids, dtype=torch.long), torch.zeros(rows))
     with pytest.raises(InvalidRequest, match=named):
-        check_prompt(prompt, SamplingParams(max_tokens=max_tokens), tiny_checkpoint.decoder, max_prompt_slots=100)
+        check_prompt(prompt, SamplingParams(max_tokens=max_tokens), limits_of(tiny_checkpoint))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -171,4 +176,4 @@ def test_one_number_that_is_not_finite_is_enough_to_be_refused(tiny_checkpoint, 
     rows[1, 20] = value
     prompt = MixedPrompt(torch.tensor([512, 513, 514]), rows)
     with pytest.raises(InvalidRequest, match="NaN"):
-        check_prompt(prompt, SamplingParams(), tiny_checkpoint.decoder, max_prompt_slots=100)
+        check_prompt(prompt, SamplingParams(), limits_of(tiny_checkpoint))

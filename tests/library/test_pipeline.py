@@ -3,16 +3,14 @@ import torch
 
 from refrag.errors import InvalidRequest
 from refrag.pipeline import encode_chunks
-from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
+from refrag.request import ExpansionOptions, Request, SamplingParams
 
 PASSAGES = ["Mara Tolen keeps a parrot. Tolen was born in 1962 and likes rain.", "Odo Marsk plays the harp."]
 SAMPLING = SamplingParams(max_tokens=12)
 
 
 def ask(pipeline, **options):
-    return pipeline.answer(
-        ContextRequest("What does Mara Tolen keep?", PASSAGES, ExpansionOptions(**options)), SAMPLING
-    )
+    return pipeline.answer(Request("What does Mara Tolen keep?", PASSAGES, ExpansionOptions(**options)), SAMPLING)
 
 
 def test_expanding_everything_equals_the_plain_decoder_on_the_plain_text(pipeline, tiny_checkpoint):
@@ -41,13 +39,13 @@ def test_expanding_nothing_takes_a_slot_for_each_chunk(pipeline):
 
 
 def test_no_passages_leave_the_question(pipeline):
-    answer = pipeline.answer(ContextRequest("Who?", []), SAMPLING)
+    answer = pipeline.answer(Request("Who?", []), SAMPLING)
     assert answer.prompt.num_slots == 1 + len(pipeline.chunker.question_ids("Who?"))
 
 
 def test_a_prompt_over_the_window_is_refused_before_it_runs(pipeline):
     with pytest.raises(InvalidRequest, match="the decoder's window is 4096"):
-        pipeline.answer(ContextRequest("Who?", ["word " * 5000], ExpansionOptions(1.0)), SAMPLING)
+        pipeline.answer(Request("Who?", ["word " * 5000], ExpansionOptions(1.0)), SAMPLING)
 
 
 def test_chunk_vectors_do_not_depend_on_the_batch(pipeline):

@@ -1,15 +1,22 @@
+"""What every policy promises, and what the built-in ones pick."""
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag.errors import InvalidRequest
+from refrag.config import RefragConfig
+from refrag.errors import CheckpointError, InvalidRequest, RefragError
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
+from refrag.policies import POLICIES
+from refrag.policies.base import Candidates, Policy, TrainedPolicy
 from refrag.policies.budget import expands_all, expansion_budget
-from refrag.policies.selection import score_chunks, select_chunks
-from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
+from refrag.policies.learned import score_chunks
+from refrag.policies.select import open_trained_policy, select_chunks
+from refrag.request import ExpansionOptions
 
-PASSAGES = [number // 3 for number in range(12)]
+PASSAGES = np.array([number // 3 for number in range(12)])
 VECTORS, QUESTION = torch.randn(12, 8), torch.randn(2, 8)
 
 
@@ -19,8 +26,20 @@ def network():
     return ExpansionPolicy(8, width=16).eval()
 
 
-def select(network, **options):
-    return select_chunks(ExpansionOptions(**options), PASSAGES, network, VECTORS, QUESTION)
+def select(network, seed=0, **options):
+    trained = None if network is None else TrainedPolicy(network)
+    return select_chunks(ExpansionOptions(**options), Candidates(PASSAGES, VECTORS, QUESTION, trained, seed))
+
+
+@pytest.fixture
+def offered(monkeypatch):
+    """Adds a policy to the table, by name and function."""
+
+    def add(name, select, needs="nothing"):
+        monkeypatch.setitem(POLICIES._entries, name, None)
+        monkeypatch.setitem(POLICIES._loaded, name, Policy("as the test says", needs, select))
+
+    return add
 
 
 @given(st.floats(0, 1), st.integers(0, 5000))
@@ -53,13 +72,58 @@ def test_random_picks_depend_on_the_seed_alone(network):
     assert picks[1] == select(network, policy="random", expand_fraction=0.5, seed=1) != picks[2]
 
 
+@pytest.mark.parametrize("name", ["best", "attention", ""])
+def test_an_unknown_policy_is_refused_with_the_list(network, name):
+    with pytest.raises(InvalidRequest, match=f"policy is '{name}'; allowed: learned, random, none, all"):
+        select(network, policy=name)
+
+
+@pytest.mark.parametrize("policy", ["random", "none", "all"])
+def test_what_needs_no_training_is_served_without_a_network(network, policy):
+    options = {"policy": policy, "expand_fraction": 0.5, "seed": 3}
+    assert select(None, **options) == select(network, **options)
+
+
+def test_a_trained_policy_is_refused_where_there_is_no_network():
+    with pytest.raises(InvalidRequest, match=r"'learned' needs a trained network.*allowed: random, none, all"):
+        select(None, policy="learned", expand_fraction=0.5)
+
+
+def test_a_checkpoint_without_a_network_must_name_a_default_that_needs_none():
+    config = {"chunk_size": 8, "trained_chunk_sizes": [8], "max_prompt_slots": 64, "encoder_length": 8}
+    assert open_trained_policy(RefragConfig(**config, policy="random"), None) is None
+    with pytest.raises(CheckpointError, match=r"no policy.safetensors.*'learned' needs.*one of random, none, all"):
+        open_trained_policy(RefragConfig(**config), None)
+    with pytest.raises(CheckpointError, match="a default policy that nobody offers: policy is 'best'"):
+        open_trained_policy(RefragConfig(**config, policy="best"), None)
+
+
+@pytest.mark.parametrize("picks", [[0, 1, 2, 3], [1, 1], [12], [-1]])
+def test_what_a_policy_may_not_pick_is_refused_with_its_name(offered, picks):
+    offered("odd", lambda candidates, budget: picks)
+    with pytest.raises(RefragError, match=r"policy 'odd' picked .*; allowed are up to 3 different numbers below 12"):
+        select(None, policy="odd", expand_fraction=0.25)
+
+
+def test_a_policy_may_pick_less_than_its_budget_and_in_any_order(offered):
+    offered("few", lambda candidates, budget: np.array([7, 2]))
+    assert select(None, policy="few", expand_fraction=0.5) == [2, 7]
+
+
+def test_a_policy_that_reads_attention_is_refused_by_name(offered):
+    offered("watching", lambda candidates, budget: [0], needs="attention")
+    with pytest.raises(InvalidRequest, match="'watching' needs the decoder's attention"):
+        select(None, policy="watching", expand_fraction=0.5)
+
+
 def test_learned_picks_are_the_highest_logits(network):
-    logits = score_chunks(PASSAGES, network, VECTORS, QUESTION)
+    logits = score_chunks(network, PASSAGES, VECTORS, QUESTION)
     assert select(network, expand_fraction=0.25) == sorted(logits.topk(3).indices.tolist())
 
 
 def test_no_chunks_need_no_selection(network):
-    assert select_chunks(ExpansionOptions(), [], network, VECTORS[:0], QUESTION) == []
+    nothing = Candidates(PASSAGES[:0], VECTORS[:0], QUESTION, TrainedPolicy(network))
+    assert select_chunks(ExpansionOptions(), nothing) == []
 
 
 def test_picking_in_turn_never_picks_twice_nor_what_is_absent():
@@ -76,14 +140,14 @@ def test_a_sure_policy_stops_short_of_its_budget():
 
 
 def test_a_question_aware_policy_reads_the_question(network):
-    other = score_chunks(PASSAGES, network, VECTORS, torch.randn(2, 8))
-    assert not torch.allclose(other, score_chunks(PASSAGES, network, VECTORS, QUESTION))
+    other = score_chunks(network, PASSAGES, VECTORS, torch.randn(2, 8))
+    assert not torch.allclose(other, score_chunks(network, PASSAGES, VECTORS, QUESTION))
 
 
 def test_a_question_blind_policy_does_not():
     blind = ExpansionPolicy(8, width=16, question_aware=False).eval()
     assert torch.equal(
-        score_chunks(PASSAGES, blind, VECTORS, torch.randn(2, 8)), score_chunks(PASSAGES, blind, VECTORS, QUESTION)
+        score_chunks(blind, PASSAGES, VECTORS, torch.randn(2, 8)), score_chunks(blind, PASSAGES, VECTORS, QUESTION)
     )
 
 
@@ -92,7 +156,7 @@ def test_padding_changes_no_logit(network):
     padded = torch.cat([VECTORS, torch.randn(2, 8)])
     question = torch.cat([QUESTION, torch.randn(1, 8)])
     logits = network(padded[None], passages, question[None], torch.tensor([[True, True, False]]))[0]
-    assert torch.allclose(logits[:12], score_chunks(PASSAGES, network, VECTORS, QUESTION), atol=1e-5)
+    assert torch.allclose(logits[:12], score_chunks(network, PASSAGES, VECTORS, QUESTION), atol=1e-5)
     assert torch.isinf(logits[12:]).all()
 
 
@@ -102,46 +166,6 @@ def test_neighbours_stop_at_the_border_of_a_passage():
     assert triples[0].tolist() == [[0, 1, 2], [1, 2, 0], [0, 3, 4], [3, 4, 0]]
 
 
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"expand_fraction": -0.1}, "expand_fraction is -0.1"),
-        ({"expand_fraction": 1.5}, "expand_fraction is 1.5"),
-        ({"expand_fraction": float("nan")}, "expand_fraction is nan"),
-        ({"policy": "best"}, "learned, random, none, all"),
-        ({"policy": "attention"}, "not served yet"),
-    ],
-)
-def test_a_bad_request_says_what_was_given(options, named):
-    with pytest.raises(InvalidRequest, match=named):
-        ExpansionOptions(**options)
-
-
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"temperature": -1.0}, "temperature is -1"),
-        ({"temperature": float("inf")}, "temperature is inf"),
-        ({"temperature": 1e-42}, r"temperature is 1e-42; it must be 0 \(greedy\) or at least 0.01"),
-        ({"stop_words": ("a",) * 17}, "17 words"),
-        ({"stop_words": ("a" * 257,)}, "257 characters"),
-        ({"top_k": 0}, "top_k is 0"),
-        ({"top_p": 0.0}, "top_p is 0"),
-        ({"stop_words": ("",)}, "empty word"),
-    ],
-)
-def test_bad_sampling_says_what_was_given(options, named):
-    with pytest.raises(InvalidRequest, match=named):
-        SamplingParams(**options)
-
-
-@pytest.mark.parametrize("question", ["", " \n"])
-def test_an_empty_question_is_refused(question):
-    with pytest.raises(InvalidRequest, match="text_input is empty"):
-        ContextRequest(question)
-
-
 @given(
     policy=st.sampled_from(["learned", "random", "all", "none"]),
     fraction=st.floats(0, 1),
@@ -149,8 +173,7 @@ def test_an_empty_question_is_refused(question):
 )
 def test_a_plain_prompt_is_known_beforehand(policy, fraction, num_chunks):
     options = ExpansionOptions(expand_fraction=fraction, policy=policy)
-    passages = [0] * num_chunks
-    network = ExpansionPolicy(encoder_width=8, width=8, num_heads=2).eval()
-    vectors = torch.zeros(num_chunks, 8)
-    selected = select_chunks(options, passages, network, vectors, torch.zeros(1, 8))
+    trained = TrainedPolicy(ExpansionPolicy(encoder_width=8, width=8, num_heads=2).eval())
+    passages, vectors = np.zeros(num_chunks, np.int32), torch.zeros(num_chunks, 8)
+    selected = select_chunks(options, Candidates(passages, vectors, torch.zeros(1, 8), trained))
     assert expands_all(options, num_chunks) == (len(selected) == num_chunks)

@@ -21,7 +21,7 @@ from refrag.data.world.world import make_document, make_world
 from refrag.errors import TrainingError
 from refrag.model.decoder import Decoder
 from refrag.pipeline import Pipeline
-from refrag.request import ContextRequest, ExpansionOptions, SamplingParams
+from refrag.request import ExpansionOptions, Request, SamplingParams
 from refrag.teacher_forcing.batches import MixedExample, Segment, collate_mixed
 from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.pair import encoder_batch, make_decoder, make_encoder, make_pair, sample_chunks
@@ -255,9 +255,9 @@ def assert_answers(checkpoint):
     """The prompt that expands every chunk is the plain one: its answer is what transformers itself generates."""
     pipeline, passages = Pipeline(checkpoint), [text[:150] for text in documents(2)]
     sampling = SamplingParams(max_tokens=4)
-    mixed = pipeline.answer(ContextRequest("who?", passages, ExpansionOptions(0.3)), sampling)
+    mixed = pipeline.answer(Request("who?", passages, ExpansionOptions(0.3)), sampling)
     assert mixed.prompt.compressed.size and mixed.expanded
-    plain = pipeline.answer(ContextRequest("who?", passages, ExpansionOptions(policy="all")), sampling)
+    plain = pipeline.answer(Request("who?", passages, ExpansionOptions(policy="all")), sampling)
     prompt = torch.from_numpy(plain.prompt.input_ids).long().unsqueeze(0)
     own = checkpoint.decoder.backbone.generate(prompt, max_new_tokens=4, do_sample=False)[0, prompt.shape[1] :].tolist()
     assert plain.token_ids == [token for token in own if token not in checkpoint.decoder.eos_ids]

@@ -15,7 +15,7 @@ from refrag_client.errors import (
     ServerError,
     ServerUnavailable,
 )
-from refrag_client.request import GenerateOptions, GenerateRequest, Policy
+from refrag_client.request import GenerateOptions, GenerateRequest
 from refrag_client.settings import Tls
 from refrag_client.store import Deletions, IndexReport, StoreClient, StoreReport, TierReport, VectorPage
 
@@ -32,7 +32,6 @@ __all__ = [
     "InvalidRequest",
     "Overloaded",
     "Piece",
-    "Policy",
     "RefragClient",
     "RefragError",
     "ServerError",

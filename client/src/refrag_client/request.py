@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict
 from uuid import uuid4
 
 from refrag_client.errors import InvalidRequest
 
-Policy = Literal["learned", "random", "none", "all", "attention", "similarity", "perplexity"]
 Datatype = Literal["BYTES", "INT32", "UINT64", "FP32", "BOOL"]
 
 
@@ -24,7 +23,8 @@ def _sent_as(datatype: Datatype, help: str, name: str | None = None) -> dict[str
     return {"tensor": Tensor(datatype, help, name)}
 
 
-_POLICIES = ", ".join(get_args(Policy))
+# For the help alone: a server may have others besides, and refuses a name that it lacks with its list.
+POLICIES = ("learned", "random", "none", "all")
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ class GenerateRequest:
 
     question: str = field(metadata=_sent_as("BYTES", "what to ask", name="text_input"))
     passages: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "the retrieved passages, best first"))
-    history: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "earlier turns, oldest first"))
     max_tokens: int | None = field(default=None, metadata=_sent_as("INT32", "tokens to generate at most"))
     expand_fraction: float | None = field(
         default=None, metadata=_sent_as("FP32", "share of chunks to expand: 0 compresses all, 1 is the plain decoder")
     )
-    policy: Policy | None = field(default=None, metadata=_sent_as("BYTES", f"what picks them: {_POLICIES}"))
+    policy: str | None = field(
+        default=None, metadata=_sent_as("BYTES", f"what picks them: {', '.join(POLICIES)}, or another of the server's")
+    )
     temperature: float | None = field(default=None, metadata=_sent_as("FP32", "0 is greedy, more is more random"))
     top_k: int | None = field(default=None, metadata=_sent_as("INT32", "sample from this many likeliest tokens"))
     top_p: float | None = field(default=None, metadata=_sent_as("FP32", "sample from this much probability mass"))
@@ -61,7 +62,7 @@ class GenerateRequest:
     request_id: str = field(default_factory=lambda: str(uuid4()))
 
     def __post_init__(self) -> None:
-        for name in ("passages", "history", "stop_words"):
+        for name in ("passages", "stop_words"):
             object.__setattr__(self, name, _to_texts(name, getattr(self, name)))
         if not isinstance(self.request_id, str) or not self.request_id:
             raise InvalidRequest(f"request_id is {self.request_id!r}; give a unique, non-empty str or leave it out")
@@ -70,10 +71,9 @@ class GenerateRequest:
 class GenerateOptions(TypedDict, total=False):
     """The keyword arguments of `generate` and `stream`: a GenerateRequest without question and passages."""
 
-    history: Iterable[str]
     max_tokens: int | None
     expand_fraction: float | None
-    policy: Policy | None
+    policy: str | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

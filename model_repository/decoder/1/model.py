@@ -1,15 +1,14 @@
 """Triton model `decoder`: mixed prompt → streamed answer. Decoupled: execute() queues and returns at once."""
 
-from refrag.serving.triton import settings_from, version_folder
+from refrag.serving.triton import parameters_from, version_folder
 
 
 class TritonPythonModel:
     def initialize(self, args):
         # Here, since Triton loads this file once more to complete its config.
-        from refrag.serving.decoder import DecoderService, DecoderSettings
+        from refrag.serving.decoder import DecoderService
 
-        settings = settings_from(args, DecoderSettings)
-        self.service = DecoderService(version_folder(args) / "checkpoint", settings)
+        self.service = DecoderService(version_folder(args) / "checkpoint", parameters_from(args))
 
     def execute(self, requests):
         for request in requests:

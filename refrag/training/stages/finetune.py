@@ -124,7 +124,8 @@ class Finetuning(Objective):
         self.decoder = checkpoint.decoder
         self.decoder.requires_grad_(True)
         if settings.form == "mixed":
-            self.encoder, self.projector, self.policy = checkpoint.encoder, checkpoint.projector, checkpoint.policy
+            self.encoder, self.projector = checkpoint.encoder, checkpoint.projector
+            self.policy = checkpoint.require_policy()
             self.encoder.requires_grad_(True)
             self.projector.requires_grad_(True)
             train_policy(self.policy, settings.policy_loss_weight > 0)

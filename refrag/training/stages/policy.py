@@ -89,7 +89,7 @@ class PolicyOptimisation(Objective):
         self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
         for frozen in (self.encoder, self.projector, self.decoder):
             frozen.requires_grad_(False)
-        self.policy = checkpoint.policy
+        self.policy = checkpoint.require_policy()
         train_policy(self.policy)
 
     def forward(self, batch: ContextBatch | Rollouts, rollout_seed: int | None = None) -> Outcome | Rollouts:

@@ -1,0 +1,83 @@
+"""Our own engine over any Hugging Face causal language model: continuous batching, on a CPU or a GPU."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from refrag.config import RefragConfig
+from refrag.decoders.base import DecoderRequest, DecoderStats, Limits, Observe, Sink
+from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.prefix import block_keys
+from refrag.engine.request import EngineRequest
+from refrag.engine.worker import EngineWorker
+from refrag.errors import SetupError
+from refrag.machine.threads import compute_alone
+from refrag.model.checkpoint import load_decoder
+from refrag.model.tokenizers import load_decoder_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class TorchSettings(EngineSettings):
+    """Settings of the engine, and
+
+    device: cpu, cuda or cuda:N. dtype: of weights and KV cache; float32, bfloat16 or float16.
+    num_threads: CPU threads of the decoder, 0 for all cores.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in DTYPES:
+            raise SetupError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if not DEVICE.fullmatch(self.device):
+            raise SetupError(f"device is {self.device!r}; it must be cpu, cuda or cuda:N")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise SetupError(
+                f"device is {self.device!r}, but torch finds no CUDA device; set it to cpu, or install a CUDA build of "
+                "torch and give the server's container a GPU"
+            )
+
+
+class TorchDecoder:
+    """Steps an engine in a thread of its own."""
+
+    settings_type: ClassVar[type[TorchSettings]] = TorchSettings
+
+    def __init__(self, checkpoint: Path, settings: TorchSettings, observe: Observe) -> None:
+        window = RefragConfig.load(checkpoint).max_prompt_slots
+        self.settings = settings
+        num_cores = compute_alone()
+        num_threads = settings.num_threads or num_cores
+        self.worker = EngineWorker(lambda: open_engine(checkpoint, settings, window, num_threads), observe)
+        decoder = self.worker.engine.runner.decoder
+        self.limits = Limits(decoder.vocab_size, decoder.width, window)
+
+    def submit(self, request: DecoderRequest, sink: Sink) -> None:
+        # Hashed here, by the thread that submits: the engine's own has answers to compute.
+        keys = block_keys(request.prompt, self.settings.block_size, self.limits.vocab_size)
+        self.worker.submit(EngineRequest(**vars(request), keys=keys), sink)
+
+    def stop(self, request_id: str) -> None:
+        self.worker.stop(request_id)
+
+    def stats(self) -> DecoderStats:
+        return self.worker.engine.stats
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+def open_engine(checkpoint: Path, settings: TorchSettings, window: int, num_threads: int) -> Engine:
+    """Load weights and tokenizer; called by the thread that will step the engine, whose helpers compute with it."""
+    torch.set_num_threads(num_threads)
+    decoder = load_decoder(checkpoint, DTYPES[settings.dtype]).to(settings.device)
+    return Engine(decoder, load_decoder_tokenizer(checkpoint), window, settings)

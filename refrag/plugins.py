@@ -1,0 +1,68 @@
+"""Tables of things by name: this package's own, and those that other installed packages add by entry points.
+
+A package adds one with a line in its pyproject.toml, and nothing here changes:
+
+    [project.entry-points."refrag.policies"]
+    newest_first = "my_package.newest_first:POLICY"
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from refrag.errors import RefragError, SetupError
+
+T = TypeVar("T")
+
+
+class Table(Generic[T]):
+    """Finds by name what may stand in one place of the request path, and loads it no earlier than it is asked for.
+
+    kind: what an entry is, for messages: "policy". group: of the entry points that other packages declare.
+    built_in: name → "module:attribute". unknown: the error for a name that nobody offers.
+    """
+
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, str], unknown: type[RefragError]) -> None:
+        self.kind, self.group, self.unknown = kind, group, unknown
+        self.built_in = [EntryPoint(name, place, group) for name, place in built_in.items()]
+        self._loaded: dict[str, T] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that `find` takes, this package's own first."""
+        return list(self._entries)
+
+    def check(self, name: str) -> None:
+        """Raise the table's error unless the name is in it; nothing is loaded."""
+        if name not in self._entries:
+            raise self.unknown(f"{self.kind} is {name!r}; allowed: {', '.join(self.names)}")
+
+    def find(self, name: str) -> T:
+        """Return the entry of this name, or raise the table's error with all names, or SetupError if it cannot load."""
+        self.check(name)
+        if name not in self._loaded:
+            self._loaded[name] = self._load(self._entries[name])
+        return self._loaded[name]
+
+    @cached_property
+    def _entries(self) -> dict[str, EntryPoint]:
+        """Raises SetupError where two packages offer one name: which of them answered would be chance."""
+        entries: dict[str, EntryPoint] = {}
+        for entry in [*self.built_in, *entry_points(group=self.group)]:
+            if entry.name in entries and entry.value != entries[entry.name].value:
+                raise SetupError(
+                    f"two packages offer a {self.kind} {entry.name!r}: {entries[entry.name].value} and {entry.value}; "
+                    "uninstall one of them"
+                )
+            entries[entry.name] = entry
+        return entries
+
+    def _load(self, entry: EntryPoint) -> T:
+        try:
+            loaded: T = entry.load()
+        except Exception as error:
+            raise SetupError(
+                f"the {self.kind} {entry.name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        return loaded

@@ -1,0 +1,31 @@
+"""Expand what the checkpoint's trained network scores highest (paper, appendix; ours also reads the question)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refrag.model.policy import ExpansionPolicy, pick_in_turn
+from refrag.policies.base import Candidates, Policy
+
+# C context chunks, Q question chunks, E encoder width
+
+
+def select_learned(candidates: Candidates, budget: int) -> list[int]:
+    """Pick the likeliest chunks one after another, until the budget is spent or the picks hold enough probability."""
+    trained = candidates.trained
+    assert trained is not None, "select_chunks lets no request pass that needs a network where there is none"
+    logits = score_chunks(trained.network, candidates.passages, candidates.chunk_vectors, candidates.question_vectors)
+    return pick_in_turn(logits, budget, trained.confidence)
+
+
+@torch.inference_mode()
+def score_chunks(
+    network: ExpansionPolicy, passages: np.ndarray, chunk_vectors: Tensor, question_vectors: Tensor
+) -> Tensor:
+    """Return the network's logit for each chunk.  (C,), (C, E), (Q, E) -> (C,)"""
+    question_mask = torch.ones(1, len(question_vectors), dtype=torch.bool)
+    numbers = torch.as_tensor(passages).long().unsqueeze(0)
+    return network(chunk_vectors.unsqueeze(0), numbers, question_vectors.unsqueeze(0), question_mask)[0]
+
+
+POLICY = Policy("chunks that the trained policy scores highest", "vectors", select_learned, is_trained=True)

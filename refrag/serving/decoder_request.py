@@ -1,0 +1,78 @@
+"""What a request to the model `decoder` says: its tensors → a prompt, how to pick tokens, and until when."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from refrag.decoders.base import DecoderRequest, MixedPrompt
+from refrag.errors import InvalidRequest
+from refrag.request import SamplingParams
+from refrag.serving.tensors import Tensors, flag, integer, scalar, texts
+
+
+@dataclass(frozen=True)
+class RequestDefaults:
+    """default_max_tokens, default_deadline_ms: for requests that do not say.
+    max_deadline_ms: longer deadlines are cut to this, so that no request whose caller is gone holds its place for long.
+    """
+
+    default_max_tokens: int = 64
+    default_deadline_ms: int = 60_000
+    max_deadline_ms: int = 600_000
+
+
+def read_request(request_id: str, inputs: Tensors, defaults: RequestDefaults) -> DecoderRequest:
+    """Return the request, or raise InvalidRequest naming the tensor at fault."""
+    arrival = _read_arrival(inputs)
+    return DecoderRequest(
+        prompt=read_prompt(inputs),
+        sampling=_read_sampling(inputs, defaults),
+        request_id=request_id,
+        deadline=arrival + _read_timeout(inputs, defaults),
+        priority=integer(inputs, "priority") or 0,
+        arrival=arrival,
+    )
+
+
+def read_prompt(inputs: Tensors) -> MixedPrompt:
+    """Return ids with placeholders, and the table of rows that they point into."""
+    if "input_ids" not in inputs:
+        raise InvalidRequest("input_ids is missing; send a prompt, or stop=true with the id of the request to stop")
+    input_ids = torch.from_numpy(inputs["input_ids"].reshape(-1).astype(np.int64))
+    if "prompt_embedding_table" not in inputs:
+        return MixedPrompt(input_ids, torch.zeros(0, 0))
+    return MixedPrompt(input_ids, torch.tensor(inputs["prompt_embedding_table"]))
+
+
+def _read_sampling(inputs: Tensors, defaults: RequestDefaults) -> SamplingParams:
+    max_tokens, repetition_penalty = integer(inputs, "request_output_len"), scalar(inputs, "repetition_penalty")
+    return SamplingParams(
+        max_tokens=defaults.default_max_tokens if max_tokens is None else max_tokens,
+        # FP32 has no 0.01, the least that is allowed.
+        temperature=round(scalar(inputs, "temperature") or 0.0, 6),
+        top_k=integer(inputs, "runtime_top_k"),
+        top_p=scalar(inputs, "runtime_top_p"),
+        seed=integer(inputs, "random_seed"),
+        repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
+        min_tokens=integer(inputs, "min_tokens") or 0,
+        stop_words=tuple(texts(inputs, "stop_words")),
+        log_probabilities=flag(inputs, "return_log_probs", default=False),
+    )
+
+
+def _read_arrival(inputs: Tensors) -> float:
+    """Return when the ensemble took the request, in seconds of the monotonic clock, which all its processes share."""
+    now = time.monotonic_ns()
+    return min(now, integer(inputs, "arrival_time_ns") or now) / 1e9
+
+
+def _read_timeout(inputs: Tensors, defaults: RequestDefaults) -> float:
+    """Return the seconds that the request has from its arrival."""
+    milliseconds = integer(inputs, "deadline_ms")
+    if milliseconds is None:
+        milliseconds = defaults.default_deadline_ms
+    if milliseconds < 1:
+        raise InvalidRequest(f"deadline_ms is {milliseconds}; it must be at least 1")
+    return min(milliseconds, defaults.max_deadline_ms) / 1e3

@@ -1,0 +1,42 @@
+"""Parameters of a model's config.pbtxt, which are strings → the frozen dataclass of its settings."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from refrag.errors import SetupError
+
+Settings = TypeVar("Settings")
+
+# Triton's own, which its Python backend reads before the model sees them.
+OF_TRITON = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS"}
+
+
+def parse_parameters(parameters: Mapping[str, str], cls: type[Settings]) -> Settings:
+    """Return `cls` filled with the parameters, or raise SetupError for an unknown name or a value of another type."""
+    kinds = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
+    refuse_unknown(parameters, kinds)
+    return cls(**{name: _parse(name, text, kinds[name]) for name, text in parameters.items() if name in kinds})
+
+
+def split_parameters(parameters: Mapping[str, str], cls: type[Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return those that `cls` has, and the others, for whatever else reads parameters of the same model."""
+    names = {field.name for field in fields(cls)}
+    own = {name: text for name, text in parameters.items() if name in names}
+    return own, {name: text for name, text in parameters.items() if name not in names}
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(given) - set(known) - OF_TRITON):
+        raise SetupError(f"config.pbtxt has unknown parameters {unknown}; known are {sorted(known)}")
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    try:
+        if kind in (int, "int"):
+            return int(text)
+        if kind in (float, "float"):
+            return float(text)
+    except ValueError:
+        raise SetupError(f"parameter {name} is {text!r}; a number is needed") from None
+    return text

@@ -1,0 +1,71 @@
+"""What the model `decoder` answers: responses for the deltas of one request, each with the request's statistics."""
+
+import numpy as np
+
+from refrag.decoders.base import Delta, join_deltas
+from refrag.errors import RefragError
+from refrag.serving.tensors import float32, int32, strings
+from refrag.serving.triton import ResponseStream
+
+# What the ensemble tells the client through the decoder, and what stands for it when the decoder is called directly.
+PASS_THROUGH = {
+    "context_tokens": int32(0),
+    "num_chunks": int32(0),
+    "num_stored_chunks": int32(0),
+    "expanded_chunks": int32(),
+}
+
+
+class Statistics:
+    """What every response tells of its request besides the text."""
+
+    def __init__(self, passed_through: dict[str, np.ndarray], prompt_slots: int) -> None:
+        self.tensors = {
+            **passed_through,
+            "num_expanded_chunks": int32(passed_through["expanded_chunks"].size),
+            "prompt_slots": int32(prompt_slots),
+        }
+
+
+class StreamingSink:
+    """One response for each delta."""
+
+    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
+        self.stream, self.statistics = stream, statistics
+        self.index, self.num_tokens = 0, 0
+
+    def send(self, delta: Delta) -> None:
+        self.num_tokens += len(delta.token_ids)
+        response = {
+            "text_output": strings(delta.text),
+            "token_ids": int32(*delta.token_ids),
+            "output_log_probs": float32(*delta.log_probabilities),
+            "index": int32(self.index),
+            "finish_reason": strings(delta.finish_reason or ""),
+            "num_output_tokens": int32(self.num_tokens),
+            **self.statistics.tensors,
+        }
+        self.index += 1
+        if delta.finish_reason is None:
+            self.stream.send(response)
+        else:
+            self.stream.finish(response)
+
+    def fail(self, error: RefragError) -> None:
+        self.stream.fail(error)
+
+    def is_abandoned(self) -> bool:
+        return self.stream.is_cancelled()
+
+
+class CollectingSink(StreamingSink):
+    """One response with the whole answer, for callers that cannot stream."""
+
+    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
+        super().__init__(stream, statistics)
+        self.deltas: list[Delta] = []
+
+    def send(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        if delta.finish_reason is not None:
+            super().send(join_deltas(self.deltas))

@@ -1,0 +1,58 @@
+"""Tables of things by name: what is in them, what is loaded, and what is refused."""
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from refrag import plugins
+from refrag.errors import InvalidRequest, SetupError
+from refrag.plugins import Table
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Two of our own, and what the test installs beside them."""
+
+    def make(*installed):
+        entries = [EntryPoint(name, place, "test.things") for name, place in installed]
+        monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == "test.things" else [])
+        return Table("thing", "test.things", {"pi": "math:pi", "gone": "no.such.module:THING"}, InvalidRequest)
+
+    return make
+
+
+def test_a_name_finds_what_it_stands_for(table):
+    assert table().find("pi") == pytest.approx(3.14159, abs=1e-5)
+
+
+def test_what_other_packages_install_is_found_behind_our_own(table):
+    both = table(("e", "math:e"))
+    assert both.names == ["pi", "gone", "e"]
+    assert both.find("e") == pytest.approx(2.71828, abs=1e-5)
+
+
+def test_an_unknown_name_is_refused_with_the_list(table):
+    with pytest.raises(InvalidRequest, match="thing is 'tau'; allowed: pi, gone"):
+        table().find("tau")
+
+
+def test_checking_a_name_loads_nothing(table):
+    sys.modules.pop("this", None)
+    table(("poem", "this:s")).check("poem")
+    assert "this" not in sys.modules
+
+
+def test_what_cannot_be_loaded_is_named_with_its_place_and_reason(table):
+    with pytest.raises(SetupError, match=r"'gone' \(no.such.module:THING\) cannot be loaded: ModuleNotFoundError"):
+        table().find("gone")
+
+
+def test_two_packages_may_not_offer_one_name(table):
+    with pytest.raises(SetupError, match="two packages offer a thing 'pi': math:pi and math:tau; uninstall one"):
+        table(("pi", "math:tau")).find("pi")
+
+
+def test_the_same_entry_listed_twice_is_one(table):
+    """An editable install beside a wheel's metadata lists a package's entry points twice."""
+    assert table(("e", "math:e"), ("e", "math:e")).names == ["pi", "gone", "e"]
