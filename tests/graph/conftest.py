@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from repository_edits import set_parameter
 
 from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.data.tasks import TASKS
@@ -14,6 +15,8 @@ from refrag.pipeline import Pipeline
 from refrag_client import RefragClient
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "demo"
+# Every test of this tier runs with each of them.
+DECODER_BACKENDS = ["torch"]
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +29,11 @@ def reference(demo_checkpoint) -> Pipeline:
     return Pipeline(demo_checkpoint)
 
 
-@pytest.fixture(scope="session")
-def repository(tmp_path_factory) -> Path:
+@pytest.fixture(scope="session", params=DECODER_BACKENDS)
+def repository(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("repository")
     export_repository(CHECKPOINT, path)
+    set_parameter(path, "decoder", "decoder_backend", request.param)
     return path
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,17 @@ def test_a_saved_checkpoint_loads_to_the_same_weights(tiny_checkpoint, saved):
     for name, module in tiny_checkpoint.modules.items():
         for key, weight in module.state_dict().items():
             assert torch.equal(loaded.modules[name].state_dict()[key], weight), (name, key)
+
+
+def test_a_checkpoint_without_a_policy_network_loads_if_its_default_policy_needs_none(copy):
+    (copy / "policy.safetensors").unlink()
+    replace(RefragConfig.load(copy), policy="random").save(copy)
+    checkpoint = load_checkpoint(copy)
+    assert checkpoint.policy is None and "policy" not in checkpoint.modules
+    with pytest.raises(CheckpointError, match=r"has no policy.safetensors; train a policy"):
+        checkpoint.require_policy()
+    checkpoint.save(copy / "again")
+    assert not (copy / "again" / "policy.safetensors").exists()
 
 
 @pytest.mark.parametrize("part", ["refrag.json", "projector.safetensors", "policy.safetensors", "encoder", "decoder"])
