@@ -1,14 +1,14 @@
-"""Attention of a packed step over the paged KV cache, for any model that uses transformers' attention interface.
+"""Computes attention of a packed step over the paged KV cache, for models with transformers' attention interface.
 
-The rows of a step belong to several sequences. Each sequence's rows attend to its own slots in the pool, its new ones
-included, which lie in as few runs as the pool could make:
+The rows of a step belong to several sequences. Each row attends only to slots of its own sequence, new ones included.
+A sequence's slots lie in as few runs as the pool could make:
 
     rows of the step      a b b b c              a, c decode; three slots of b are prefilled
     slots of the pool     . b b b b b . a a a a a . c c b b b . c c .
     runs of b                 └───────┘                   └───┘
 
-Decoding reads the runs where they are. A prefill's share of the work is large beside a copy of its keys, so that
-they are put together first where they lie apart.
+Decoding reads the runs in place. A prefill copies runs that lie apart into one, since its own work is large beside that
+copy.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ from refrag.engine.kv_cache import KVCache, LayerShape
 # L slots that they see, W width of a head
 
 PAGED_ATTENTION = "refrag_paged"
-# Where a step's runs have fewer rows in the mean, it is written slot by slot.
+# A step whose runs have fewer rows than this on average is written slot by slot.
 LONG_RUN = 16
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What one layer of a step attends with: query (H, T, W), key and value (K, T, W).
+    """Input of one layer's attention in a step: query (H, T, W), key and value (K, T, W).
 
-    sliding_window: how many positions a row sees, its own included; None for all. softcap: bound of the scores.
+    sliding_window: positions that a row sees, its own included; None for all. softcap: bound of the scores, or None.
     """
 
     layer: int
@@ -48,15 +48,18 @@ class Heads:
 
 
 class Step(Protocol):
-    """What a forward pass is given besides its rows."""
+    """The attention of one forward pass, which transformers hands on to every layer."""
 
     def attend(self, heads: Heads) -> Tensor:
-        """-> (T, H, W)"""
+        """Return the attention's output for the step's rows.  -> (T, H, W)"""
 
 
 @dataclass(frozen=True)
 class Span:
-    """The rows of one sequence in a step, and the runs of slots that hold all its positions up to the last of them."""
+    """The rows of one sequence in a step.
+
+    num_past: slots of the sequence before them. runs: where its slots lie in the pool, up to the last row's.
+    """
 
     rows: slice
     num_past: int
@@ -69,7 +72,10 @@ class Span:
 
 @dataclass
 class PagedStep:
-    """slots (T,): where in the pool the rows' keys and values go. runs: the same, if they are known."""
+    """A step over the paged KV cache.
+
+    slots (T,): where in the pool the rows' keys and values go. runs: the same slots as runs, if they are known.
+    """
 
     cache: KVCache
     slots: Tensor
@@ -79,11 +85,11 @@ class PagedStep:
 
     @property
     def last_rows(self) -> Tensor:
-        """Of each span.  (S,)"""
+        """Number of the last row of each span.  (S,)"""
         return torch.tensor([span.rows.stop - 1 for span in self.spans], device=self.slots.device)
 
     def of_last_rows(self) -> "PagedStep":
-        """The step of these alone, once all others have been written."""
+        """Return the step of these rows alone; the others' keys and values must have been written."""
         spans = [
             Span(slice(number, number + 1), span.num_past + span.num_rows - 1, span.runs)
             for number, span in enumerate(self.spans)
@@ -120,7 +126,7 @@ class PagedStep:
         return output.flatten(1, 2)
 
     def _mask(self, span: Span, runs: Sequence[Run], sliding_window: int | None) -> Tensor:
-        """Made once for all layers of the same window."""
+        """Return the span's mask, made once for all layers of the same window."""
         key = span.rows.start, sliding_window
         if key not in self.masks:
             self.masks[key] = causal_mask(span, _num_slots(runs), sliding_window, self.slots.device)
@@ -129,7 +135,7 @@ class PagedStep:
 
 @dataclass
 class ShapeRecorder:
-    """Stands in for a cache to learn from one row what each layer would keep in it, and how far back it would look."""
+    """A step without a cache that records what each layer would keep of a row, and how far back it would look."""
 
     shapes: dict[int, LayerShape] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
@@ -153,7 +159,7 @@ def paged_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface, with the step as one more keyword.  (1, H, T, W) -> (1, T, H, W)"""
+    """Fulfil transformers' attention interface, with the step as one more keyword.  (1, H, T, W) -> (1, T, H, W)"""
     layer: int = module.layer_idx  # type: ignore[assignment]
     heads = Heads(layer, query[0], key[0], value[0], scaling, sliding_window, softcap)
     return step.attend(heads).unsqueeze(0), None
@@ -163,7 +169,7 @@ AttentionInterface.register(PAGED_ATTENTION, paged_attention)
 
 
 def attend_whole(heads: Heads, rows: slice) -> Tensor:
-    """Rows that are a whole sequence so far, plainly causal: what they see need not be read back.  -> (R, H, W)"""
+    """Attend rows that are a whole sequence so far to each other, without reading from the cache.  -> (R, H, W)"""
     output = F.scaled_dot_product_attention(
         heads.query[:, rows].unsqueeze(0),
         heads.key[:, rows].unsqueeze(0),
@@ -176,7 +182,7 @@ def attend_whole(heads: Heads, rows: slice) -> Tensor:
 
 
 def attend_one(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], softcap: float | None, output: Tensor) -> None:
-    """One row, scaled, over all slots of the pairs, which are read where they lie.  (K, G, W) -> output (K, G, W)"""
+    """Attend one scaled row to all slots of the pairs, which are read in place.  (K, G, W) -> output (K, G, W)"""
     if len(pairs) == 1:
         keys, values = pairs[0]
         torch.bmm(_softmax(torch.bmm(query, keys.transpose(1, 2)), softcap), values, out=output)
@@ -189,15 +195,15 @@ def attend_one(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], softcap: f
 
 
 def attend_after(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Several rows, scaled, plainly causal at the end of more slots, on a CPU.  (R, K, G, W) -> (R, K, G, W)
+    """Attend several scaled rows to all slots before them and causally to each other, on a CPU.
 
-    What was there before is read without a mask, the rows' own slots as a causal square, and the two are weighed by
-    their sums of exponentials: a mask as large as both costs as much again as the products.
+    Two passes, over the earlier slots without a mask and over the rows' own as a causal square, are weighted by their
+    sums of exponentials. A mask over both would cost as much as the products.  (R, K, G, W) -> (R, K, G, W)
     """
     keys, values = _joined(pairs)
     num_rows, _, group_size, _ = query.shape
     num_past = keys.shape[1] - num_rows
-    # The kernel reads rows as if they lay one after another, and does not check.
+    # The kernel reads rows as if they were contiguous, and does not check.
     grouped = query.permute(1, 2, 0, 3).contiguous()  # (K, G, R, W)
     own_keys, own_values = (part[:, num_past:].repeat_interleave(group_size, 0) for part in (keys, values))  # (H, R, W)
     before, log_sum_before = _flash(grouped.flatten(1, 2), keys[:, :num_past], values[:, :num_past], is_causal=False)
@@ -208,7 +214,7 @@ def attend_after(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tenso
 
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
-    """Attention, and the logarithm of each row's sum of exponentials, which torch's public function keeps to itself.
+    """Return attention and the logarithm of each row's sum of exponentials, which torch's public function hides.
 
     (H, R, W), (H, L, W), (H, L, W) -> (H, R, W), (H, R)
     """
@@ -219,10 +225,10 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor, is_causal: bool) -> tupl
 
 
 def attend_many(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor, softcap: float | None) -> Tensor:
-    """Several rows, scaled, each over the slots that the mask (R, L) lets it see.  (R, K, G, W) -> (R, K, G, W)"""
+    """Attend several scaled rows, each to the slots that the mask (R, L) lets it see.  (R, K, G, W) -> (R, K, G, W)"""
     keys, values = _joined(pairs)
     num_rows, _, group_size, _ = query.shape
-    # A group's heads as further rows: its keys and values are read once for all of them.
+    # A group's heads become further rows, so that its keys and values are read once for all of them.
     rows, mask = query.permute(1, 2, 0, 3).flatten(1, 2), mask.repeat(group_size, 1)  # (K, G R, W), (G R, L)
     if softcap is None:
         output = F.scaled_dot_product_attention(
@@ -234,7 +240,7 @@ def attend_many(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Ten
 
 
 def causal_mask(span: Span, num_slots: int, sliding_window: int | None, device: torch.device) -> Tensor:
-    """Which of the last `num_slots` positions each row of the span sees.  (R, L)"""
+    """Return which of the span's last `num_slots` positions each of its rows sees.  (R, L)"""
     end = span.num_past + span.num_rows
     rows = torch.arange(span.num_past, end, device=device).unsqueeze(1)
     slots = torch.arange(end - num_slots, end, device=device).unsqueeze(0)
@@ -247,7 +253,7 @@ def _is_whole(span: Span, heads: Heads) -> bool:
 
 
 def _is_plain(span: Span, heads: Heads) -> bool:
-    """Whether each row sees all slots up to its own, by scores as they are."""
+    """Return whether each row sees all slots up to its own, and scores have no bound."""
     return heads.softcap is None and _fits_window(span, heads.sliding_window)
 
 
@@ -256,7 +262,7 @@ def _fits_window(span: Span, sliding_window: int | None) -> bool:
 
 
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Keys and values of all runs, copied together where there are several."""
+    """Return keys and values of all runs, copied together if there are several."""
     if len(pairs) == 1:
         return pairs[0]
     keys, values = zip(*pairs, strict=True)
@@ -264,7 +270,7 @@ def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _last_slots(span: Span, sliding_window: int | None) -> Sequence[Run]:
-    """The runs without what lies before the window of the span's first row."""
+    """Return the span's runs without the slots before the sliding window of its first row."""
     num_hidden = 0 if sliding_window is None else span.num_past - sliding_window + 1
     return span.runs if num_hidden <= 0 else clip_runs(span.runs, num_hidden, span.num_past + span.num_rows)
 

@@ -1,10 +1,10 @@
-"""Which blocks of the KV cache belong to whom: counted references, reuse by content, long runs where possible.
+"""Keeps account of the KV cache's blocks: counted references, reuse by content, long runs where possible.
 
 A block is in one of three states:
 
-    blank   nobody's, and nothing in it is of use
+    blank   held by nobody, and its content is of no use
     held    by one sequence or, if its content is published, by several
-    idle    held by nobody, but published: it waits to be found again, or to be evicted, the longest unused first
+    idle    held by nobody, but published: it may be found again, or evicted, the longest unused first
 """
 
 from collections import Counter, OrderedDict
@@ -16,7 +16,7 @@ Run = tuple[int, int]
 
 
 class BlockPool:
-    """Hands out blocks by number; the tensors behind them are the runner's."""
+    """The blocks by number; the tensors behind them belong to `KVCache`."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
@@ -32,11 +32,11 @@ class BlockPool:
         return self.num_blank + len(self.idle)
 
     def blocks_for(self, num_slots: int) -> int:
-        """How many blocks hold that many slots."""
+        """Return how many blocks hold that many slots."""
         return -(-num_slots // self.block_size)
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
-        """The published blocks of the longest prefix of `keys`."""
+        """Return the published blocks for the longest prefix of `keys` that has them all."""
         found = []
         for key in keys:
             block = self.published.get(key)
@@ -46,13 +46,13 @@ class BlockPool:
         return found
 
     def fits(self, shared: Sequence[int], num_blocks: int) -> bool:
-        """Whether `allocate` can be called so."""
+        """Return whether `allocate` can be called with these arguments."""
         return num_blocks - len(shared) <= self.num_available - sum(block in self.idle for block in shared)
 
     def allocate(self, shared: Sequence[int], num_blocks: int) -> list[int]:
-        """Hold `num_blocks` blocks: the published ones in `shared`, then blank ones in as few runs as can be.
+        """Hold and return `num_blocks` blocks: the published ones in `shared`, then others in as few runs as can be.
 
-        The caller has asked `fits`.
+        Idle blocks are evicted where blank ones do not suffice. The caller has asked `fits`.
         """
         assert self.fits(shared, num_blocks), f"{num_blocks} blocks asked for, {self.num_available} available"
         for block in shared:
@@ -61,7 +61,7 @@ class BlockPool:
         return [*shared, *self._take_blank(num_blocks - len(shared))]
 
     def free(self, blocks: Sequence[int]) -> None:
-        """Let go of each block once. Ends of prefixes become idle first, so that they are evicted before beginnings."""
+        """Drop one reference to each block. The last ones become idle first, so that beginnings are evicted last."""
         for block in reversed(blocks):
             self.references[block] -= 1
             if self.references[block] == 0:
@@ -71,13 +71,13 @@ class BlockPool:
                     self.idle[block] = None
 
     def publish(self, block: int, key: bytes) -> None:
-        """Let a held block be found by its content, unless another with the same content is known already."""
+        """Let a held block be found by its content, unless another with the same content is published already."""
         if key not in self.published and self.keys[block] is None:
             self.published[key] = block
             self.keys[block] = key
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raise AssertionError unless the blocks are exactly accounted for by the sequences' block tables."""
+        """Raise AssertionError unless the sequences' block tables account for every block exactly."""
         held = Counter(block for table in tables for block in table)
         references = {block: count for block, count in enumerate(self.references) if count}
         assert held == references, f"held by sequences {dict(held)} != references {references}"
@@ -101,7 +101,7 @@ class BlockPool:
         return taken
 
     def _take_run(self, count: int) -> range:
-        """From the shortest run that is long enough, or all of the longest one."""
+        """Take up to `count` blank blocks: of the shortest run that is long enough, or else all of the longest one."""
         runs = runs_of(self.is_blank)
         long_enough = [run for run in runs if run[1] - run[0] >= count]
         start, stop = min(long_enough, key=_length) if long_enough else max(runs, key=_length)
@@ -126,7 +126,7 @@ class BlockPool:
 
 
 def slot_runs(blocks: Sequence[int], block_size: int) -> list[Run]:
-    """Bounds [start, stop), in slots of the pool, of what neighbouring blocks of a table hold together, in order."""
+    """Return the runs [start, stop), in slots of the pool, of a table's blocks in order; neighbours share a run."""
     runs: list[Run] = []
     for block in blocks:
         start, stop = block * block_size, (block + 1) * block_size
@@ -138,7 +138,7 @@ def slot_runs(blocks: Sequence[int], block_size: int) -> list[Run]:
 
 
 def clip_runs(runs: Iterable[Run], start: int, stop: int) -> list[Run]:
-    """Where a sequence's slots [start, stop) lie, if `runs` hold them all from the first."""
+    """Return the runs of a sequence's slots [start, stop), where `runs` hold all its slots from the first."""
     clipped, passed = [], 0
     for first, last in runs:
         begin, end = first + max(0, start - passed), min(last, first + stop - passed)
@@ -149,7 +149,7 @@ def clip_runs(runs: Iterable[Run], start: int, stop: int) -> list[Run]:
 
 
 def runs_of(mask: np.ndarray) -> list[Run]:
-    """Bounds [start, stop) of the runs of True."""
+    """Return the bounds [start, stop) of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 

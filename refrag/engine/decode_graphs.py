@@ -1,8 +1,8 @@
-"""Decoding on a GPU: one row of each running answer, in one pass that is recorded once and replayed.
+"""Decodes on a GPU: one row of each running answer, in a pass that is recorded once as a CUDA graph and replayed.
 
-A decoding step is too small to keep a GPU busy while Python issues its thousands of kernels. So the pass is recorded
-as a CUDA graph for 1, 2, 4, … rows, over tensors that stay where they are and are filled before each replay; and each
-layer reads the blocks of all rows in one kernel (flex attention, whose mask finds a slot's position by block table):
+A decoding step is too small to keep a GPU busy while Python launches its thousands of kernels. So the pass is recorded
+as CUDA graphs of 1, 2, 4, … rows, over tensors that stay where they are and are filled before each replay. Each layer
+reads the blocks of all rows in one kernel: flex attention, whose mask looks up each slot's position in a block table:
 
     blocks of the pool     . b b . a a a . c          rows     a   b   c
     position of a           – – – – 0 1 2 – –         tables   456 12  8
@@ -25,24 +25,26 @@ from refrag.model.decoder import Decoder
 
 # B rows, N blocks of the cache, D decoder width, V vocabulary size; H, K, W, P as in attention and kv_cache
 
-# A pass → the same pass over the same tensors, as often as it is called; it returns its one output anew.
+# Takes a pass and returns one that repeats it over the same tensors; each call returns a new copy of its output.
 Recorder = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-# Rows of a query that flex attention handles together; a decoding row is alone.
+# Query rows in a block of flex attention; a decoding sequence has only one.
 QUERY_BLOCK = 128
 NOWHERE = -1
 
 
 @dataclass(frozen=True)
 class Row:
-    """The last slot of one sequence; `runs` hold all its slots."""
+    """The slot to be computed of one sequence, its last. runs: where all its slots lie in the pool."""
 
     runs: Sequence[Run]
     position: int
 
 
 class DecodeGraphs:
-    """One recorded pass for each of a few numbers of rows; a step takes the next larger, and fills up with rows that
-    read and write the cache's last block, which is nobody's.
+    """CUDA graphs of the decoding pass, one for each of a few numbers of rows.
+
+    A step uses the smallest that holds its rows, and pads it with rows that read and write the cache's last block,
+    which no sequence may have. recorder: by default `record_cuda_graph`; tests without a GPU give another.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class DecodeGraphs:
         self.sizes = sizes
 
     def run(self, embeddings: Tensor, rows: Sequence[Row]) -> Tensor:
-        """The logits after each row.  (B, D), B rows -> (B, V)"""
+        """Compute the rows and return the logits after each.  (B, D), B rows -> (B, V)"""
         size = self.sizes[bisect.bisect_left(self.sizes, len(rows))]
         return self.graphs[size].run(embeddings, rows)
 
@@ -83,7 +85,7 @@ class _DecodeGraph:
         return self.replay()[: len(rows)]
 
     def _fill(self, rows: Sequence[Row]) -> None:
-        """A sequence keeps its blocks while it runs, so that a table is written when a row changes hands."""
+        """Fill the recorded tensors. A table is written only when its row gets another sequence, since blocks stay."""
         filled = [*rows, *[self.idle] * (len(self.runs) - len(rows))]
         for index, row in enumerate(filled):
             if self.runs[index] != row.runs:
@@ -96,8 +98,10 @@ class _DecodeGraph:
 
 
 class BlockTables:
-    """counts (B, 1, 1), indices (B, 1, 1, N): the blocks of each row, in flex attention's form. firsts (B, N): the
-    position of each block's first slot in the row's sequence, NOWHERE for blocks that are not the row's.
+    """The blocks of each row, in flex attention's form.
+
+    counts (B, 1, 1), indices (B, 1, 1, N): how many blocks a row has, and which.
+    firsts (B, N): position of each block's first slot in the row's sequence, NOWHERE for blocks that are not the row's.
     """
 
     def __init__(self, num_rows: int, num_blocks: int, like: Tensor) -> None:
@@ -106,7 +110,7 @@ class BlockTables:
         self.firsts = torch.full((num_rows, num_blocks), NOWHERE, dtype=torch.int32, device=like.device)
 
     def write(self, row: int, runs: Sequence[Run], block_size: int) -> None:
-        """Of a row whose slots lie in these runs of whole blocks."""
+        """Set the table of one row, whose slots lie in these runs of whole blocks."""
         blocks = torch.tensor([slot // block_size for start, stop in runs for slot in range(start, stop, block_size)])
         self.counts[row] = len(blocks)
         self.indices[row, 0, 0, : len(blocks)] = blocks.to(self.indices)
@@ -117,7 +121,7 @@ class BlockTables:
 
 @dataclass
 class TableStep:
-    """slots, positions (B,): where in the pool and in its sequence each row is."""
+    """A decoding step by block tables. slots, positions (B,): where each row is in the pool and in its sequence."""
 
     cache: KVCache
     block_size: int
@@ -130,7 +134,7 @@ class TableStep:
         self.positions = torch.zeros_like(self.slots)
 
     def attend(self, heads: Heads) -> Tensor:
-        """Each row over its sequence's slots.  -> (B, H, W)"""
+        """Store the rows' keys and values, and attend each row to its sequence's slots.  -> (B, H, W)"""
         self.cache.write(heads.layer, self.slots, heads.key, heads.value)
         [(keys, values)] = self.cache.read(heads.layer, [(0, self.cache.num_slots)])  # (K, P, W)
         num_rows, num_groups = heads.query.shape[1], heads.key.shape[0]
@@ -147,7 +151,7 @@ class TableStep:
         return output[:, :, 0]
 
     def _mask(self, sliding_window: int | None) -> BlockMask:
-        """Made once for all layers of the same window, and for all steps: it reads the tensors as they are then."""
+        """Return the mask, made once for all layers of one window and all steps: it reads the tables at each replay."""
         if sliding_window not in self.masks:
             self.masks[sliding_window] = BlockMask.from_kv_blocks(
                 self.tables.counts,
@@ -172,7 +176,10 @@ class TableStep:
 
 
 def record_cuda_graph(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Runs it a few times, for what is compiled and allocated on the way, and then records it."""
+    """Record the pass as a CUDA graph and return its replay; see `Recorder`.
+
+    The pass is run a few times first, so that everything is compiled and allocated.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.inference_mode():
@@ -202,7 +209,7 @@ def _soft_cap(cap: float | None) -> Callable[..., Tensor] | None:
 
 
 def _slot(row: Row) -> int:
-    """Where the row's position lies in the pool."""
+    """Return where in the pool the row's position lies."""
     left = row.position
     for start, stop in row.runs:
         if left < stop - start:

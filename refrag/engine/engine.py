@@ -1,7 +1,7 @@
-"""The engine: requests in, one forward pass per step over all of them, deltas out. No thread, no network.
+"""Continuous batching: requests go in, each step computes all that are due, deltas come out. No thread, no network.
 
 A request ends in one of four ways: its answer is complete, it is cancelled, its deadline passes, or its own part of
-a step fails. None of them touches a neighbour.
+a step fails. None of these affects another request.
 """
 
 import logging
@@ -32,18 +32,22 @@ log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 NOT_FINITE = (
-    "the decoder computed NaN or infinity for this prompt, and only finite logits can be answered from; look for very "
-    "large values in prompt_embedding_table, or load the checkpoint again if other prompts fail too"
+    "the decoder computed NaN or infinity for this prompt and cannot answer it; look for very large values in "
+    "prompt_embedding_table, or load the checkpoint again if other prompts fail too"
 )
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """kv_cache_mib: memory for keys and values, taken at start. block_size: slots of the smallest part that is
-    given to a request, and that can be reused.
-    max_active: requests that decode together. max_waiting: requests that wait for a place; more are refused.
-    max_step_slots: of new prompts, with the running answers' one each, in one step: how long they hold answers up.
-    max_whole_slots: of a prompt that is computed in one step where nothing else is; longer ones are cut.
+    """Settings of the engine. Raises SetupError for a number below 1.
+
+    kv_cache_mib: MiB of memory for keys and values, taken at start.
+    block_size: slots of a block, the smallest part of the KV cache that a request is given or that can be reused.
+    max_active: requests that are computed together; others wait.
+    max_waiting: requests that may wait; more are refused.
+    max_step_slots: slots computed in one step, one for each running answer and the rest for new prompts; it limits how
+        long new prompts hold running answers up.
+    max_whole_slots: longest prompt that is computed in one step while no other request is active; longer ones are cut.
     """
 
     kv_cache_mib: int = 512
@@ -61,7 +65,10 @@ class EngineSettings:
 
 @dataclass(eq=False, kw_only=True)
 class Task(Sequence):
-    """A request on its way through the engine."""
+    """A request on its way through the engine.
+
+    admitted_at, token_at: the clock's seconds at admission and at the latest token; None before.
+    """
 
     request: EngineRequest
     generation: Generation
@@ -73,7 +80,11 @@ class Task(Sequence):
 
 
 class Engine:
-    """Continuous batching over mixed prompts: `add` requests, `step` while there is work."""
+    """Continuous batching over mixed prompts: `add` requests, and `step` while it `has_work`.
+
+    max_prompt_slots: the decoder's window. clock: seconds, as deadlines and arrivals are given.
+    Raises CheckpointError for a decoder that it cannot run, and SetupError if the KV cache is too small for one prompt.
+    """
 
     def __init__(
         self,
@@ -92,7 +103,7 @@ class Engine:
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
         graphs = _record_graphs(decoder, cache, settings) if weight.is_cuda else None
         self.runner = Runner(decoder, cache, graphs, separable_last_layer(decoder, shapes))
-        # The rows that fill up a recorded pass keep the last block to themselves.
+        # Recorded passes are padded with rows that use the last block, so no request may have it.
         self.pool = BlockPool(num_blocks if graphs is None else num_blocks - 1, settings.block_size)
         self.scheduler: Scheduler[Task] = Scheduler(
             self.pool, settings.max_active, settings.max_step_slots, settings.max_whole_slots
@@ -110,8 +121,9 @@ class Engine:
         return len(self.scheduler.waiting)
 
     def check(self, request: EngineRequest, num_ahead: int = 0) -> None:
-        """Raise InvalidRequest for one that has nothing to compute or that the KV cache could not hold even alone, and
-        Overloaded if too many wait, with `num_ahead` that are still to be added before it.
+        """Raise InvalidRequest if the prompt is empty or the KV cache could not hold the request even alone.
+
+        Raise Overloaded if too many requests wait, counting `num_ahead` that are still to be added before this one.
         """
         if len(request.prompt.input_ids) == 0:
             raise InvalidRequest("the prompt has no slots; send at least a question")
@@ -119,7 +131,7 @@ class Engine:
         if request.max_slots > num_slots:
             raise InvalidRequest(
                 f"prompt and max_tokens need {request.max_slots} slots, the KV cache holds {num_slots}; send fewer "
-                "passages or lower expand_fraction or max_tokens, or have kv_cache_mib raised"
+                "passages, lower expand_fraction or max_tokens, or have kv_cache_mib raised"
             )
         num_waiting, limit = self.num_waiting + num_ahead, self.settings.max_waiting
         if num_waiting >= limit:
@@ -128,7 +140,7 @@ class Engine:
             )
 
     def add(self, request: EngineRequest) -> None:
-        """Queue the request, or raise as `check` does."""
+        """Queue the request, or raise InvalidRequest or Overloaded as `check` does."""
         self.check(request)
         self.num_added += 1
         task = Task(
@@ -144,13 +156,13 @@ class Engine:
         self.tasks[request] = task
 
     def cancel(self, request: EngineRequest) -> None:
-        """Forget the request; nothing more comes of it. One that has ended is let be."""
+        """Forget the request, so that it has no further output. One that has ended is ignored."""
         task = self.tasks.pop(request, None)
         if task is not None:
             self.scheduler.remove(task)
 
     def step(self) -> list[Output]:
-        """Compute the next part of every active request, all in one pass; what that gave, or whom it ended."""
+        """Compute the parts that are due, and return the deltas they gave and the errors that ended requests."""
         self.stats = DecoderStats(num_blocks=self.pool.num_blocks)
         outputs = self._end_overdue()
         parts = self.scheduler.schedule()
@@ -172,7 +184,10 @@ class Engine:
         return [self._fail(request, _too_late(request)) for request in overdue]
 
     def _compute(self, parts: List[Part[Task]], outputs: list[Output]) -> Iterator[tuple[List[Part[Task]], Tensor]]:
-        """Parts with their logits, one pass for all. If it fails, one for each, so that only those at fault end."""
+        """Yield the parts with their logits (S, V), all from one pass.
+
+        If the pass fails, each part gets a pass of its own, so that only requests at fault end: in `outputs`.
+        """
         if not parts:
             return
         try:
@@ -188,13 +203,13 @@ class Engine:
         yield parts, logits
 
     def _advance(self, parts: List[Part[Task]], logits: Tensor) -> Iterator[Output]:
-        """Account for what is computed; the next token of every request that has all its slots.  (S, V)"""
+        """Record the parts as computed, and yield the next delta of each request with no slot left.  (S, V)"""
         highest, likeliest = logits.max(-1)
         for part, row, value, token_id in zip(parts, logits, highest.tolist(), likeliest.tolist(), strict=True):
             task = part.sequence
             if not math.isfinite(value):
-                # Nothing of it may be found by others, who would read it as their own, nor be left in blocks that
-                # others get: what a mask hides is still multiplied, and 0 times NaN is NaN.
+                # Not completed, so that no other request finds these slots and reuses them; and cleared for whoever
+                # gets their blocks next: what a mask hides is still multiplied, and 0 times NaN is NaN.
                 self.runner.cache.clear(clip_runs(task.runs, part.start, part.stop))
                 yield self._fail(task.request, RefragError(NOT_FINITE))
                 continue
@@ -205,7 +220,7 @@ class Engine:
                 greedy = task.generation.sampler.takes_likeliest
                 yield self._extend(task, Pick(token_id) if greedy else task.generation.pick(row))
             except Exception as error:
-                log.exception("a token could not be picked")
+                log.exception("a token could not be chosen")
                 yield self._fail(task.request, RefragError(f"the decoder failed: {error}"))
 
     def _extend(self, task: Task, pick: Pick) -> Output:
@@ -246,7 +261,10 @@ class Engine:
 
 
 def _record_graphs(decoder: Decoder, cache: KVCache, settings: EngineSettings) -> DecodeGraphs | None:
-    """What cannot be recorded, or comes out otherwise so, still runs kernel by kernel."""
+    """Return CUDA graphs of the decoding pass, or None if recording fails or gives other logits.
+
+    With None, decoding steps launch kernel by kernel and are slower.
+    """
     try:
         graphs = DecodeGraphs(decoder, cache, settings.block_size, settings.max_active)
         probe(Runner(decoder, cache, graphs), settings.block_size)
@@ -257,7 +275,10 @@ def _record_graphs(decoder: Decoder, cache: KVCache, settings: EngineSettings) -
 
 
 def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: int) -> int:
-    """Blocks that the budget pays for, or SetupError if it does not hold one prompt of the whole window."""
+    """Return how many blocks kv_cache_mib pays for.
+
+    Raises SetupError if they cannot hold one prompt that fills the decoder's window.
+    """
     num_blocks = settings.kv_cache_mib * MIB // (slot_bytes * settings.block_size)
     if num_blocks * settings.block_size < max_prompt_slots:
         needed = -(-max_prompt_slots // settings.block_size) * settings.block_size * slot_bytes
@@ -270,4 +291,6 @@ def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: in
 
 
 def _too_late(request: EngineRequest) -> DeadlineExceeded:
-    return DeadlineExceeded(f"the deadline of request {request.request_id!r} passed; raise deadline_ms or ask for less")
+    return DeadlineExceeded(
+        f"the deadline of request {request.request_id!r} passed; raise deadline_ms, or ask for fewer tokens"
+    )

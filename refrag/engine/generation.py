@@ -1,4 +1,4 @@
-"""One request's generation: mixed prompt in, deltas out."""
+"""Generates one request's answer: mixed prompt in, deltas out."""
 
 from collections.abc import Collection, Iterator
 
@@ -25,11 +25,11 @@ class Generation:
         self.token_ids: list[int] = []
 
     def pick(self, logits: Tensor) -> Pick:
-        """The next token after these logits (V,)."""
+        """Choose the token after these logits (V,)."""
         return self.sampler.pick(logits, self.token_ids)
 
     def extend(self, pick: Pick) -> Delta:
-        """Take the token into the answer; nothing may follow a delta with a finish reason."""
+        """Add the token to the answer and return the delta; one with a finish reason must be the last."""
         if pick.token_id in self.eos_ids:
             return Delta(self.text.flush(), [], finish_reason="stop")
         self.token_ids.append(pick.token_id)
@@ -45,7 +45,7 @@ class Generation:
 def generate(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompt: MixedPrompt, sampling: SamplingParams
 ) -> Iterator[Delta]:
-    """Deltas of one answer, by Hugging Face's own cache and attention: the reference that the engine must equal."""
+    """Yield one answer's deltas by Hugging Face's own cache and attention: the reference that the engine must equal."""
     generation = Generation(tokenizer, decoder.eos_ids, sampling)
     with torch.inference_mode():
         inputs_embeds = decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings)

@@ -1,4 +1,4 @@
-"""The KV cache's tensors: for each layer keys and values of every slot of the pool, allocated once."""
+"""The KV cache's tensors: keys and values of every slot of the pool, for each layer, allocated once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from refrag.engine.block_pool import Run
 
 @dataclass(frozen=True)
 class LayerShape:
-    """num_heads: of keys and values, which with grouped queries are fewer than those of queries."""
+    """One layer's keys and values. num_heads: key-value heads, fewer than query heads if queries are grouped."""
 
     num_heads: int
     head_width: int
 
 
 class KVCache:
-    """keys, values: (H, P, W) of each layer."""
+    """Keys and values of each layer, (H, P, W)."""
 
     def __init__(self, shapes: Sequence[LayerShape], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_slots = num_slots
@@ -33,7 +33,7 @@ class KVCache:
         self.values[layer].index_copy_(1, slots, values)
 
     def write_runs(self, layer: int, runs: Sequence[Run], keys: Tensor, values: Tensor) -> None:
-        """The same for slots that lie one after another, which is faster where the runs are few and long."""
+        """Store the rows' keys and values (H, T, W) in runs of slots, which is faster if the runs are few and long."""
         lengths = [stop - start for start, stop in runs]
         parts = zip(self.read(layer, runs), keys.split(lengths, 1), values.split(lengths, 1), strict=True)
         for (stored_keys, stored_values), run_keys, run_values in parts:
@@ -41,12 +41,12 @@ class KVCache:
             stored_values.copy_(run_values)
 
     def read(self, layer: int, runs: Sequence[Run]) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (H, L, W) of each run of slots, without a copy."""
+        """Return keys and values (H, L, W) of each run of slots, as views."""
         keys, values = self.keys[layer], self.values[layer]
         return [(keys[:, start:stop], values[:, start:stop]) for start, stop in runs]
 
     def clear(self, runs: Sequence[Run]) -> None:
-        """Let nothing of what was computed there be left."""
+        """Zero the keys and values of these slots in every layer."""
         for layer in range(len(self.keys)):
             for keys, values in self.read(layer, runs):
                 keys.zero_()
@@ -54,11 +54,11 @@ class KVCache:
 
 
 def bytes_per_slot(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
-    """Of keys and values over all layers."""
+    """Return the bytes that one slot's keys and values take over all layers."""
     return 2 * dtype.itemsize * sum(shape.num_heads * shape.head_width for shape in shapes)
 
 
 def _committed(shape: LayerShape, num_slots: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Memory of torch.zeros is the process's only once it is written to: filled, a budget that the machine
-    # does not have fails here and not under load.
+    # torch.zeros gets memory from the system only when it is written to. Filled here, a budget that the machine
+    # does not have fails at start and not under load.
     return torch.empty(shape.num_heads, num_slots, shape.head_width, dtype=dtype, device=device).fill_(0)

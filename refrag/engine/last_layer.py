@@ -1,12 +1,13 @@
-"""The last layer for the rows that matter: all of a step's rows leave their keys and values there, and only those whose
-logits are asked for go through the rest of it.
+"""Computes the last layer only for the rows that matter.
+
+All rows of a step leave their keys and values there; only those whose logits are needed go through the rest of it:
 
     rows of the step      a a a a b c c c      through all layers before
     last layer            a a a a b c c c      to their keys and values
                                 a b     c      to the end
 
-Of a prompt that is one row. A decoder of L layers is spared about one L-th of a prefill, whatever its architecture: the
-layer's own forward is run, up to its attention for all rows, and then as a whole for some.
+A prompt has one such row. That saves a decoder of L layers about one L-th of a prefill. It works for any architecture:
+the layer's own forward runs twice, for all rows up to its attention, then as a whole for the rows that matter.
 """
 
 from collections.abc import Iterator
@@ -25,13 +26,13 @@ from refrag.engine.attention import Heads, PagedStep
 
 @contextmanager
 def last_rows_only(layer: nn.Module, step: PagedStep) -> Iterator[None]:
-    """While it lasts, what comes out of the layer is of the last row of each of the step's spans alone."""
+    """Let the layer return only the last row of each span of the step, as long as the context is open."""
     rows, last = step.last_rows, step.of_last_rows()
 
     def select(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
             layer.forward(*args, **{**kwargs, "step": _WriteStep(step)})
-            raise AssertionError("the last layer did not come to its attention")
+            raise AssertionError("the last layer returned before its attention was computed")
         except _Written:
             args, kwargs = _select_rows((args, kwargs), len(step.slots), rows)
             return args, {**kwargs, "step": last}
@@ -44,12 +45,12 @@ def last_rows_only(layer: nn.Module, step: PagedStep) -> Iterator[None]:
 
 
 class _Written(Exception):
-    """Keys and values are where they belong."""
+    """Raised when keys and values have been written, to leave the layer's forward."""
 
 
 @dataclass(frozen=True)
 class _WriteStep:
-    """Keeps keys and values, and goes no further."""
+    """A step that writes keys and values, then raises _Written."""
 
     whole: PagedStep
 
@@ -59,7 +60,7 @@ class _WriteStep:
 
 
 def _select_rows(arguments: Any, num_rows: int, rows: Tensor) -> Any:
-    """Of every tensor (1, T, …) in them, its rows (1, S, …)."""
+    """Replace every tensor (1, T, …) in the arguments by the rows asked for (1, S, …)."""
 
     def select(tensor: Tensor) -> Tensor:
         return tensor.index_select(1, rows) if tensor.shape[:2] == (1, num_rows) else tensor

@@ -1,10 +1,10 @@
-"""Linear layers on a CPU, for the steps of an engine: from one row to as many as a prompt has.
+"""Speeds up linear layers on a CPU, for one row up to as many as a prompt has.
 
-torch multiplies by weights as they lie in memory, and with few rows is far from what the CPU can do. Measured on x86,
-GFLOP/s of 512 inputs and 1,376 outputs on two cores:
+torch multiplies by weights in the order in which they are stored; with few rows that is far below what the CPU can do.
+GFLOP/s measured on two x86 cores, for 512 inputs and 1,376 outputs:
 
     rows              1    4    8   16   32  256
-    as they lie      24   40   78  114  146  194
+    as stored        24   40   78  114  146  194
     packed           38  122  158  186  205  222
 
 """
@@ -12,17 +12,17 @@ GFLOP/s of 512 inputs and 1,376 outputs on two cores:
 import torch
 from torch import Tensor, nn
 
-# Weights from which packing pays; below, what it costs to call oneDNN is more than it saves.
+# Fewest weights for which packing pays; in smaller layers calling oneDNN costs more than it saves.
 PACKED = 2**17
-# Of smaller ones, so many rows go faster as (W xᵀ)ᵀ.
+# Numbers of rows for which smaller layers are faster as (W xᵀ)ᵀ.
 FEWEST_ROWS, MOST_ROWS = 16, 48
 
 
 class PackedLinear(nn.Linear):
-    """The same product, by weights in the order in which oneDNN reads them.  (…, D) -> (…, F)
+    """A linear layer with weights in the order in which oneDNN reads them.  (…, D) -> (…, F)
 
-    They are held in that order alone, but for those that the token embeddings share, which keep their own: `weight`
-    keeps its shape and type, takes no memory and is NaN throughout, so that whoever reads it after all is found out.
+    They are held in that order alone, except for weights shared with the token embeddings, which keep a copy of theirs.
+    `weight` keeps its shape and type but takes no memory and is NaN throughout, so that code that still reads it shows.
     """
 
     packed: Tensor
@@ -32,13 +32,13 @@ class PackedLinear(nn.Linear):
 
 
 class FewRowsLinear(nn.Linear):
-    """The same product, taken as (W xᵀ)ᵀ where that is faster.  (…, D) -> (…, F)"""
+    """A linear layer that computes (W xᵀ)ᵀ where that is faster.  (…, D) -> (…, F)"""
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.flatten(0, -2)
         if not FEWEST_ROWS <= rows.shape[0] <= MOST_ROWS:
             return super().forward(input)
-        # Left as it lies in memory: the next product wants it so again.
+        # Not made contiguous, since the next product is faster with this layout.
         output = torch.mm(self.weight, rows.t()).t()
         if self.bias is not None:
             output = output + self.bias
@@ -47,8 +47,9 @@ class FewRowsLinear(nn.Linear):
 
 @torch.no_grad()
 def speed_up_linear(module: nn.Module) -> None:
-    """Let every plain linear layer of the module compute so. Results stay what they are, but for rounding; the module
-    can be neither trained nor saved any more.
+    """Change every plain linear layer of the module, in place, into one of the faster kinds above.
+
+    Results are the same up to rounding. The module can no longer be trained or saved.
     """
     can_pack = torch.backends.mkldnn.is_available()
     for layer in module.modules():
@@ -61,7 +62,7 @@ def speed_up_linear(module: nn.Module) -> None:
 
 
 def _pack(layer: nn.Linear) -> None:
-    # Inductor's own operators: torch's public ones pack anew with every call, or take tensors of another layout.
+    # Inductor's own operators, because torch's public ones pack again at every call or need tensors of another layout.
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
     nothing = layer.weight.new_full((), float("nan")).expand(layer.weight.shape)
     layer.__class__ = PackedLinear

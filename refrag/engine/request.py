@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it gives back."""
+"""Requests to the engine, and its outputs."""
 
 from dataclasses import dataclass, field
 
@@ -8,13 +8,16 @@ from refrag.errors import RefragError
 
 @dataclass(frozen=True, eq=False)
 class EngineRequest(DecoderRequest):
-    """keys: hashes of the prompt's full blocks (`prefix.block_keys`); without them nothing of it is reused."""
+    """A decoder's request with hashes of its prompt's blocks.
+
+    keys: one for each full block (`prefix.block_keys`); without them nothing of the prompt is reused.
+    """
 
     keys: list[bytes] = field(default_factory=list, repr=False)
 
     @property
     def max_slots(self) -> int:
-        """All slots whose keys and values are ever needed; those of the last token are not."""
+        """Slots whose keys and values are ever needed: all but the last token's."""
         return len(self.prompt.input_ids) + self.sampling.max_tokens - 1
 
 

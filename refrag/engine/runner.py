@@ -1,4 +1,4 @@
-"""Runs one step's rows, of many sequences, through the decoder in one forward pass."""
+"""Runs one step of many sequences through the decoder, in one forward pass or, with CUDA graphs, in two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ from refrag.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Segment:
-    """Slots [start, stop) of one sequence: its prompt's, then one for each generated token; `runs` hold them all."""
+    """Slots [start, stop) of one sequence, to be computed in one step.
+
+    A sequence's slots are its prompt's, then one for each generated token. runs: where all of them lie in the pool.
+    """
 
     prompt: MixedPrompt
     token_ids: Sequence[int]
@@ -30,10 +33,10 @@ class Segment:
 
 
 class Runner:
-    """The decoder and its KV cache. What a segment needs of the slots before it must have been run already.
+    """A decoder with its KV cache. All slots before a segment must have been computed already.
 
-    graphs: the faster way, where there is one, for segments of one slot. last_layer: the decoder's, where it can be
-    computed for some of the rows alone.
+    graphs: CUDA graphs for segments of one slot; None where there are none.
+    last_layer: the decoder's last layer, if it can be computed for only some of a step's rows; else None.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, segments: Sequence[Segment]) -> Tensor:
-        """The logits after each segment's last slot.  S segments -> (S, V)"""
+        """Compute the segments and return the logits after the last slot of each.  S segments -> (S, V)"""
         if self.graphs is None:
             return self._run_packed(segments)
         single = [index for index, segment in enumerate(segments) if segment.stop - segment.start == 1]
@@ -80,14 +83,14 @@ class Runner:
         return self.decoder.logits(states)
 
     def _read(self, segments: Sequence[Segment], step: PagedStep) -> Tensor:
-        """Hidden states, (T, D) or of those rows that the last layer is computed for."""
+        """Return the hidden states: of all rows (T, D), or of those that the last layer is computed for (S, D)."""
         positions = [position for segment in segments for position in range(segment.start, segment.stop)]
         return self.decoder.read_with(
             PAGED_ATTENTION, self._embed(segments), torch.tensor(positions, device=self.device), step=step
         )
 
     def _embed(self, segments: Sequence[Segment]) -> Tensor:
-        """All rows at once, their chunk embeddings in one table.  -> (T, D)"""
+        """Return the embeddings of all rows, looked up at once with all chunk embeddings in one table.  -> (T, D)"""
         input_ids: list[int] = []
         tables: list[Tensor] = []
         num_rows, vocab_size = 0, self.decoder.vocab_size
@@ -106,6 +109,6 @@ class Runner:
 
 
 def generated(segment: Segment) -> Sequence[int]:
-    """The generated tokens among the segment's slots."""
+    """Return the generated tokens among the segment's slots."""
     num_prompt = len(segment.prompt.input_ids)
     return segment.token_ids[max(0, segment.start - num_prompt) : max(0, segment.stop - num_prompt)]

@@ -1,4 +1,4 @@
-"""Logits → the next token id."""
+"""Chooses the next token id from logits."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from refrag.request import SamplingParams
 
 @dataclass(frozen=True)
 class Pick:
-    """log_probability: of the token before temperature and limits, where it was asked for."""
+    """The chosen token. log_probability: its natural logarithm before temperature and limits; None unless asked for."""
 
     token_id: int
     log_probability: float | None = None
 
 
 class Sampler:
-    """One request's sampling: its own generator, so that a seed gives the same tokens alone or among others."""
+    """One request's sampling, with its own generator, so that a seed gives the same tokens alone or among others."""
 
     def __init__(self, sampling: SamplingParams, eos_ids: Collection[int]) -> None:
         self.is_greedy = sampling.temperature == 0
@@ -42,11 +42,11 @@ class Sampler:
 
     @property
     def takes_likeliest(self) -> bool:
-        """Whether the highest logit is all it looks at, so that it can be found for many requests at once."""
+        """Return whether only the highest logit matters, which can be found for many requests at once."""
         return self.is_greedy and not self.processors and not self.with_log_probability
 
     def pick(self, logits: Tensor, token_ids: Sequence[int]) -> Pick:
-        """The token after those generated so far.  (V,) -> Pick"""
+        """Choose the token after those generated so far.  (V,) -> Pick"""
         logits = logits.float().cpu()
         ids, scores = torch.LongTensor([list(token_ids)]), logits.unsqueeze(0).clone()
         for processor in self.processors:
@@ -62,7 +62,7 @@ class Sampler:
 
 
 def _processors(sampling: SamplingParams, eos_ids: Collection[int]) -> list[LogitsProcessor]:
-    """In the order of Hugging Face's `generate`, so that one seed means the same tokens in both."""
+    """Return the processors in the order of Hugging Face's `generate`, so that a seed means the same tokens in both."""
     processors: list[LogitsProcessor] = []
     if sampling.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))

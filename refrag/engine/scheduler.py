@@ -1,7 +1,7 @@
-"""Who computes what in the next step. Sees lengths and blocks, never a token, an embedding or a clock.
+"""Decides who computes what in the next step. Sees lengths and blocks, never a token, an embedding or a clock.
 
-A sequence's slots are its prompt's and then one for each generated token. Those up to `num_computed` are in the KV
-cache; whoever has one left to compute is decoding, whoever has more is prefilling:
+A sequence's slots are its prompt's, then one for each generated token. The first `num_computed` are in the KV cache.
+A sequence with one slot left to compute is decoding, a sequence with more is prefilling:
 
     slots          p p p p p p p p p p g g
     computed       ■ ■ ■ ■ ■ ■ . . . . . .      prefilling, after a preemption: generated tokens are recomputed too
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from refrag.engine.block_pool import BlockPool, Run, slot_runs
 
-# A prompt that others were preferred to so many times in a row goes first, or short ones could starve it.
+# A prompt that was passed over so many times in a row goes first, or short ones could starve it.
 MAX_SKIPPED = 4
 
 
@@ -22,9 +22,11 @@ MAX_SKIPPED = 4
 class Sequence:
     """One request's lengths and blocks.
 
-    number: in order of arrival. priority: lower goes first.
-    max_slots: all it can ever need; its blocks are held from admission to end, so that it never waits half-way.
-    keys: what the full blocks of its prompt hold, for reuse. runs: where its blocks lie, in slots of the pool.
+    number: rises in order of arrival. priority: lower goes first.
+    max_slots: the most slots it can need. From admission on it holds blocks for all of them, until it ends or is
+        preempted, so that it never waits half-way.
+    keys: hashes of what its prompt's full blocks hold, for reuse. runs: where its blocks lie, in slots of the pool.
+    num_published: full blocks that others can find. num_skipped: steps in a row that passed its prompt over.
     """
 
     number: int
@@ -52,7 +54,7 @@ S = TypeVar("S", bound=Sequence)
 
 @dataclass(frozen=True)
 class Part(Generic[S]):
-    """Slots [start, stop) of a sequence, computed in one step."""
+    """Slots [start, stop) of a sequence, to be computed in one step."""
 
     sequence: S
     start: int
@@ -60,14 +62,15 @@ class Part(Generic[S]):
 
     @property
     def completes(self) -> bool:
-        """Whether the next token can be picked after it."""
+        """Return whether the next token can be chosen after this part."""
         return self.stop == self.sequence.num_slots
 
 
 class Scheduler(Generic[S]):
-    """Continuous batching: every decoding sequence advances in each step, prefills share what is left of it.
+    """Continuous batching: every decoding sequence advances in each step, and prefills share the slots that are left.
 
-    max_whole_slots: a prompt of up to so many slots is computed in one step where it is the only one at work.
+    max_active: sequences that may hold blocks. max_step_slots: slots of one step.
+    max_whole_slots: longest prompt that is computed in one step while no other sequence is active.
     """
 
     def __init__(self, pool: BlockPool, max_active: int, max_step_slots: int, max_whole_slots: int = 0) -> None:
@@ -79,19 +82,19 @@ class Scheduler(Generic[S]):
         self.num_reused_slots = 0
 
     def add(self, sequence: S) -> None:
-        """Let it wait for its place; the caller has seen that the pool could hold it alone."""
+        """Queue the sequence; the caller has checked that the pool could hold it alone."""
         assert self.pool.blocks_for(sequence.max_slots) <= self.pool.num_blocks
         self.waiting.append(sequence)
 
     def remove(self, sequence: S) -> None:
-        """Forget it, wherever it is."""
+        """Forget the sequence, whether it waits or is active."""
         if sequence in self.active:
             self._release(sequence)
         else:
             self.waiting.remove(sequence)
 
     def schedule(self) -> list[Part[S]]:
-        """Admit whom there is room for, and share out the next step."""
+        """Admit the sequences that there is room for, and return the parts of the next step."""
         self._admit()
         decoding = [sequence for sequence in self.active if sequence.num_left == 1]
         prefilling = [sequence for sequence in self.active if sequence.num_left > 1]
@@ -99,7 +102,7 @@ class Scheduler(Generic[S]):
         return parts + self._share_out(prefilling, max(1, self._prefill_slots(prefilling) - len(parts)))
 
     def complete(self, part: Part[S]) -> None:
-        """It is computed; full blocks of its prompt can be found by others from now on."""
+        """Record the part as computed, and publish full blocks of the prompt, so that other sequences can find them."""
         one = part.sequence
         one.num_computed = part.stop
         num_full = min(len(one.keys), one.num_computed // self.pool.block_size)
@@ -108,10 +111,10 @@ class Scheduler(Generic[S]):
         one.num_published = max(one.num_published, num_full)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every block is accounted for and every sequence within its blocks."""
+        """Raise AssertionError unless every block is accounted for and every sequence fits its blocks."""
         self.pool.check_integrity(sequence.blocks for sequence in self.active)
         assert not any(sequence.blocks or sequence.num_computed for sequence in self.waiting), (
-            "a waiting one has blocks"
+            "a waiting sequence has blocks"
         )
         for one in self.active:
             capacity = len(one.blocks) * self.pool.block_size
@@ -120,7 +123,7 @@ class Scheduler(Generic[S]):
             )
 
     def _admit(self) -> None:
-        """In order of rank; nobody overtakes the first who waits, however little room would do."""
+        """Admit in order of rank. While the first in rank has no room, no other is admitted, however small it is."""
         while self.waiting:
             first = min(self.waiting, key=lambda sequence: sequence.rank)
             if not self._place(first):
@@ -128,7 +131,7 @@ class Scheduler(Generic[S]):
             self.waiting.remove(first)
 
     def _place(self, sequence: S) -> bool:
-        """Give it its blocks, if need be those of sequences of lower priority."""
+        """Give the sequence its blocks, if need be by preempting lower priorities; return False if there is no room."""
         shared, needed = self._find_prefix(sequence), self.pool.blocks_for(sequence.max_slots)
         if len(self.active) >= self.max_active or not self.pool.fits(shared, needed):
             victims = self._choose_victims(sequence, shared, needed)
@@ -145,12 +148,15 @@ class Scheduler(Generic[S]):
         return True
 
     def _find_prefix(self, sequence: S) -> list[int]:
-        """Blocks that hold what its prompt begins with; its last slot is always computed, for the logits."""
+        """Return published blocks with the prompt's beginning; its last slot is always computed, for the logits."""
         num_usable = (sequence.num_slots - 1) // self.pool.block_size
         return self.pool.find(sequence.keys[:num_usable])
 
     def _choose_victims(self, sequence: S, shared: List[int], needed: int) -> list[S]:
-        """Whom to preempt of those of lower priority: as few and as low in rank as make room; none if not even all."""
+        """Return the sequences of lower priority to preempt; none if even all of them would not make room.
+
+        From the highest rank down, each is kept if there is still room beside it.
+        """
         kept = [one for one in self.active if one.priority <= sequence.priority]
         below = sorted((one for one in self.active if one.priority > sequence.priority), key=lambda one: one.rank)
         if not below or not self._has_room_beside(kept, shared, needed):
@@ -164,13 +170,16 @@ class Scheduler(Generic[S]):
         return victims
 
     def _has_room_beside(self, kept: List[S], shared: List[int], needed: int) -> bool:
-        """Whether there would be, were these the only ones active."""
+        """Return whether there would be room if only `kept` were active."""
         held = {block for one in kept for block in one.blocks}
         num_fresh = needed - len(held.intersection(shared))
         return len(kept) < self.max_active and num_fresh <= self.pool.num_blocks - len(held)
 
     def _preempt(self, sequence: S) -> None:
-        """Back to the queue, where its rank is what it was; its tokens stay, what it computed is computed again."""
+        """Put the sequence back into the queue at its old rank.
+
+        Its tokens stay. Its slots are computed again, except for published blocks that are found again.
+        """
         self._release(sequence)
         self.waiting.append(sequence)
         self.num_preempted += 1
@@ -181,14 +190,21 @@ class Scheduler(Generic[S]):
         sequence.blocks, sequence.runs, sequence.num_computed, sequence.num_published = [], [], 0, 0
 
     def _prefill_slots(self, prefilling: List[S]) -> int:
-        """Cutting a prompt costs time, which pays only if it lets somebody go on: an answer, or a shorter prompt."""
+        """Return the limit of slots for this step.
+
+        Cutting a prompt costs time, which pays only if it lets something else go on: an answer, or a shorter prompt.
+        """
         is_alone = len(prefilling) == len(self.active) == 1
         if is_alone and prefilling[0].num_slots <= self.max_whole_slots:
             return max(self.max_step_slots, self.max_whole_slots)
         return self.max_step_slots
 
     def _share_out(self, prefilling: List[S], budget: int) -> list[Part[S]]:
-        """Whole prompts, the shortest first, so that none waits for a long one; else a part of one long prompt."""
+        """Return the parts of prompts that `budget` slots allow.
+
+        Whole prompts go first, the shortest before others, so that none waits for a long one. If not even the first
+        fits, it gets a part.
+        """
         parts: list[Part[S]] = []
         for one in sorted(prefilling, key=_prefill_order):
             if parts and one.num_left > budget:
@@ -202,7 +218,7 @@ class Scheduler(Generic[S]):
 
 
 def _prefill_order(sequence: Sequence) -> tuple[int, bool, int, int]:
-    """Overdue ones first, the one passed over most often before others; then the shortest."""
+    """Return the sort key: by priority, then overdue sequences, most often passed over first, then the shortest."""
     is_overdue = sequence.num_skipped >= MAX_SKIPPED
     urgency = -sequence.num_skipped if is_overdue else sequence.num_left
     return sequence.priority, not is_overdue, urgency, sequence.number

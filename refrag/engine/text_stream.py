@@ -1,4 +1,4 @@
-"""Token ids → text that is safe to send: whole UTF-8 characters, and nothing that a stop word may still swallow."""
+"""Turns token ids into text that can be sent: whole UTF-8 characters, and nothing that may belong to a stop word."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class TextStream:
-    """Push tokens, get the text that is now certain; `stopped` once a stop word has appeared."""
+    """One answer's text: `push` tokens, get the text that is now certain; `stopped` once a stop word has appeared."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_words: Sequence[str]) -> None:
         self.tokenizer = tokenizer.backend_tokenizer
@@ -17,7 +17,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """Text that can be sent after this token; "" while a character or a stop word is incomplete."""
+        """Return the text that can be sent after this token; "" while a character or a stop word is incomplete."""
         text = self.held + (self.decode.step(self.tokenizer, token_id) or "")
         if found := [text.index(word) for word in self.stop_words if word in text]:
             self.stopped, self.held = True, ""
@@ -27,11 +27,11 @@ class TextStream:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back in case it became a stop word. An incomplete character is never sent."""
+        """Return what was held back in case it became a stop word. An incomplete character is never sent."""
         text, self.held = self.held, ""
         return text
 
     def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of the text with which a stop word begins."""
+        """Return the length of the longest end of the text that is the beginning of a stop word."""
         lengths = range(min(len(text), max(map(len, self.stop_words), default=1) - 1), 0, -1)
         return next((n for n in lengths if any(word.startswith(text[-n:]) for word in self.stop_words)), 0)

@@ -1,4 +1,4 @@
-"""The thread that steps an engine: submit and stop from any other, deltas go to each request's sink."""
+"""Steps an engine in a thread of its own; other threads submit and stop, and deltas go to each request's sink."""
 
 import logging
 import threading
@@ -15,17 +15,17 @@ from refrag.errors import Cancelled, InvalidRequest, RefragError
 
 log = logging.getLogger(__name__)
 
-# A stop may overtake its request on the way through the graph; it is remembered for this long.
+# A stop may overtake its request on the way through the ensemble; it is remembered for this long.
 EARLY_STOP_SECONDS = 30.0
-# Early stops, and ids of finished requests, that are remembered at most.
+# The most early stops, and the most ids of finished requests, that are remembered.
 MAX_REMEMBERED_IDS = 4096
 
 
 class EngineWorker:
-    """Sinks, and `observe` with what each step did, are called from the worker.
+    """An engine and the thread that steps it. The thread calls the sinks, and `observe` with the stats of each step.
 
-    open_engine: called there as well, so that whatever the engine ever computes is computed by one thread; what it
-    raises is raised here. See `refrag.machine.threads.compute_alone`.
+    open_engine: called in that thread too, so that one thread computes all that the engine ever computes (see
+        `refrag.machine.threads.compute_alone`); its errors are raised here.
     """
 
     engine: Engine
@@ -48,8 +48,10 @@ class EngineWorker:
         opened.result()
 
     def submit(self, request: EngineRequest, sink: Sink) -> None:
-        """Queue the request, or raise InvalidRequest (too large, or its id is in flight), Overloaded, or Cancelled
-        (stopped already).
+        """Queue the request.
+
+        Raises InvalidRequest (empty, too large, or its id is in flight), Overloaded, or Cancelled (stopped already).
+        After `close` or a failure of the worker, raises what ended the worker.
         """
         with self.changed:
             if self.closing is not None:
@@ -67,7 +69,10 @@ class EngineWorker:
             self.changed.notify()
 
     def stop(self, request_id: str) -> None:
-        """End the request before its next step; one not seen yet is refused when it comes, a finished one let be."""
+        """End the request before its next step; raise InvalidRequest for an empty id.
+
+        A request that is still to come within EARLY_STOP_SECONDS is refused then; a finished one is ignored.
+        """
         if not request_id:
             raise InvalidRequest("stop came without a request id; send it with the id of the request to stop")
         with self.changed:
@@ -78,12 +83,12 @@ class EngineWorker:
             self.changed.notify()
 
     def close(self) -> None:
-        """Cancel everything and end the worker."""
+        """Cancel every request and end the thread."""
         self._close_for(Cancelled("the decoder is shutting down"))
         self.thread.join()
 
     def _run(self, opened: "Future[None]") -> None:
-        """Work until closed. Should the loop itself fail, nothing queued or sent later may wait for it in vain."""
+        """Work until closed. If the loop itself fails, all requests fail, queued and later ones too, and none waits."""
         try:
             self.engine = self.open_engine()
         except BaseException as error:
@@ -110,7 +115,7 @@ class EngineWorker:
         try:
             self.observe(self.engine.stats)
         except Exception:
-            log.exception("a step could not be observed")
+            log.exception("the stats of a step could not be reported")
 
     def _close_for(self, reason: RefragError) -> None:
         with self.changed:
@@ -151,7 +156,7 @@ class EngineWorker:
         self._fail(request, Cancelled(reason))
 
     def _deliver(self, output: Output) -> None:
-        """Give up the id before the last response goes out: the caller may reuse it then."""
+        """Send the output. The id is given up before the last response, after which the caller may reuse it."""
         if output.delta is None:
             assert output.error is not None
             self._fail(output.request, output.error)
@@ -181,7 +186,7 @@ class EngineWorker:
 
 
 def _remember(ids: OrderedDict[str, Any], request_id: str, value: Any) -> None:
-    """Keep the newest MAX_REMEMBERED_IDS."""
+    """Add the id, and keep the newest MAX_REMEMBERED_IDS."""
     ids[request_id] = value
     ids.move_to_end(request_id)
     if len(ids) > MAX_REMEMBERED_IDS:
@@ -192,7 +197,7 @@ def _is_abandoned(sink: Sink) -> bool:
     try:
         return sink.is_abandoned()
     except Exception:
-        log.exception("whether a receiver is gone could not be found out")
+        log.exception("a receiver failed when asked whether it is gone")
         return False
 
 
