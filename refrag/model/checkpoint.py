@@ -1,10 +1,10 @@
-"""A REFRAG checkpoint on disk.
+"""Loads and saves REFRAG checkpoints.
 
-refrag.json              chunk size, pooling, prompt template, provenance
+refrag.json              settings (`refrag.config.RefragConfig`)
 decoder/                 Hugging Face causal LM with its tokenizer
-encoder/                 Hugging Face encoder; with a tokenizer only if it differs from the decoder's
+encoder/                 Hugging Face encoder, with a tokenizer only if it differs from the decoder's
 projector.safetensors
-policy.safetensors       only for policies that are trained
+policy.safetensors       network of the learned policy, if it was trained
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ QUESTION_AWARE = "question_aware"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything of one trained REFRAG model, in evaluation mode after `load`."""
+    """All parts of one REFRAG model; `load_checkpoint` returns them in evaluation mode."""
 
     config: RefragConfig
     encoder: ChunkEncoder
@@ -57,19 +57,20 @@ class Checkpoint:
         return {"encoder": self.encoder, "projector": self.projector, "decoder": self.decoder, **policy}
 
     def require_policy(self) -> ExpansionPolicy:
-        """Return the policy network, or raise CheckpointError where there is none."""
+        """Return the policy network, or raise CheckpointError if there is none."""
         if self.policy is None:
             raise CheckpointError(f"the checkpoint has no {POLICY}; train a policy, or name a checkpoint that has one")
         return self.policy
 
     def with_chunk_size(self, chunk_size: int) -> "Checkpoint":
-        """The same weights, cutting passages into chunks of another size."""
+        """Return the same weights with another chunk size, in decoder tokens."""
         return replace(self, config=replace(self.config, chunk_size=chunk_size))
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32, part: Part | None = None) -> None:
-        """Write the checkpoint, or one part of it, with weights in `dtype`; float16 halves what is to be committed.
+        """Write the checkpoint, or one part of it, with weights in `dtype`; float16 halves their size.
 
-        The decoder alone is a plain Hugging Face folder, the policy alone one file in `directory`.
+        The decoder alone is a plain Hugging Face folder, the policy alone one file in `directory`. Raises
+        CheckpointError for the part "policy" if there is none.
         """
         directory.mkdir(parents=True, exist_ok=True)
         if part == "decoder":
@@ -95,7 +96,7 @@ class Checkpoint:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """Load every part as float32 in evaluation mode, or raise CheckpointError naming what is missing or misfits."""
+    """Load every part as float32 in evaluation mode, or raise CheckpointError that names the part at fault."""
     config = RefragConfig.load(directory)
     return Checkpoint(
         config=config,
@@ -118,12 +119,12 @@ def load_decoder(directory: Path, dtype: torch.dtype = torch.float32) -> Decoder
 
 
 def load_plain_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Any Hugging Face causal LM, whether it is part of a checkpoint or not."""
+    """Load any Hugging Face causal LM, whether it is part of a checkpoint or not."""
     return Decoder(_load_pretrained(AutoModelForCausalLM, folder, dtype=dtype)).eval()
 
 
 def load_decoder_vocab_size(directory: Path) -> int:
-    """Rows of the decoder's embedding matrix, from its config alone."""
+    """Return the rows of the decoder's embedding matrix, from its config alone."""
     return _load_pretrained(AutoConfig, directory / DECODER).get_text_config().vocab_size
 
 
@@ -134,7 +135,7 @@ def load_projector(directory: Path) -> Projector:
 
 
 def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy | None:
-    """Return the network of the learned policy; None where there is none and another policy is the default."""
+    """Return the network of the learned policy, or None if there is none and another policy is the default."""
     path = directory / POLICY
     if not path.is_file() and config.policy != LEARNED_POLICY:
         return None
@@ -142,11 +143,14 @@ def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy | None
 
 
 def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> ExpansionPolicy:
-    """The policy of a file, or CheckpointError if it is of the other kind, whose weights have the same shapes."""
+    """Load a policy network from a file.
+
+    Raises CheckpointError if it differs in `question_aware`, which the shapes of its weights do not tell.
+    """
     weights, kind = _load_weights(path), _load_metadata(path).get(QUESTION_AWARE)
     if kind not in (None, str(question_aware)):
         raise CheckpointError(
-            f"{path} has {QUESTION_AWARE} {kind}, where {question_aware} is needed; name a policy that was trained so"
+            f"{path} has {QUESTION_AWARE} {kind}, where {question_aware} is needed; name a policy trained with that"
         )
     width, encoder_width = _shape(weights, "question_in.weight", path)
     return _fill(ExpansionPolicy(encoder_width, width, num_heads, question_aware), weights, path)
@@ -192,7 +196,7 @@ def _load_metadata(path: Path) -> dict[str, str]:
 
 def _shape(weights: dict[str, torch.Tensor], name: str, path: Path) -> tuple[int, int]:
     if name not in weights or weights[name].dim() != 2:
-        raise CheckpointError(f"{path} holds {sorted(weights)}; a matrix {name!r} is needed")
+        raise CheckpointError(f"{path} holds {sorted(weights)}; a matrix {name!r} is needed; train or export again")
     rows, columns = weights[name].shape
     return rows, columns
 
@@ -207,7 +211,7 @@ def _fill(module, weights: dict[str, torch.Tensor], path: Path):  # type: ignore
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without progress bars, and without the report that an encoder's unused pooler has no weights."""
+    """Silence progress bars, and the report that an encoder's unused pooler has no weights."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -22,12 +22,12 @@ class Decoder(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding matrix: the first id that cannot be a token and so marks a chunk embedding."""
+        """Rows of the embedding matrix, V. Ids from V on cannot be tokens, and mark chunk embeddings."""
         return self.token_embeddings.num_embeddings
 
     @property
     def last_layer(self) -> nn.Module | None:
-        """None where the backbone does not keep its layers as transformers' decoders do."""
+        """The backbone's last layer, or None if it does not keep its layers as transformers' decoders do."""
         layers = getattr(self.backbone.base_model, "layers", None)
         return layers[-1] if isinstance(layers, nn.ModuleList) else None
 
@@ -38,7 +38,7 @@ class Decoder(nn.Module):
         return embeddings
 
     def embed_prompt(self, input_ids: Tensor, chunk_embeddings: Tensor) -> Tensor:
-        """Token embeddings, and row (id − V) of `chunk_embeddings` (R, D) where id ≥ V.  (S,) -> (S, D)"""
+        """Return token embeddings, and row (id − V) of `chunk_embeddings` (R, D) where id ≥ V.  (S,) -> (S, D)"""
         is_chunk = input_ids >= self.vocab_size
         embedded = self.token_embeddings(input_ids.masked_fill(is_chunk, 0))
         rows = chunk_embeddings[input_ids[is_chunk] - self.vocab_size].to(embedded.dtype)
@@ -47,16 +47,18 @@ class Decoder(nn.Module):
         return embedded
 
     def read(self, inputs_embeds: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """The last hidden states, without a cache; position ids that start anew within a row part it into prompts
-        that do not see each other.  (B, S, D) -> (B, S, D)
+        """Return the last hidden states, computed without a cache.  (B, S, D) -> (B, S, D)
+
+        position_ids (B, S): where they start again within a row, a new prompt begins that does not see the one before.
         """
         return self.backbone.base_model(
             inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False
         ).last_hidden_state
 
     def read_with(self, attention: str, inputs_embeds: Tensor, position_ids: Tensor, **arguments: Any) -> Tensor:
-        """The last hidden states of rows whose attention is computed by the function registered under that name,
-        which gets the further arguments.  (S, D), (S,) -> (S, D)
+        """Return the last hidden states, with another attention than the backbone's.  (S, D), (S,) -> (S, D)
+
+        attention: name under which its function is registered in transformers. arguments: passed on to that function.
         """
         config = self.backbone.config
         usual = config._attn_implementation
@@ -73,7 +75,7 @@ class Decoder(nn.Module):
         return output.last_hidden_state[0]
 
     def logits(self, states: Tensor) -> Tensor:
-        """What the whole model says after these last hidden states.  (…, D) -> (…, V)"""
+        """Return the logits after these last hidden states.  (…, D) -> (…, V)"""
         logits = self.backbone.get_output_embeddings()(states)
         cap = getattr(self.backbone.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
@@ -86,7 +88,7 @@ class Decoder(nn.Module):
 
     @torch.inference_mode()
     def prefill(self, inputs_embeds: Tensor) -> tuple[Tensor, Cache]:
-        """Run the whole prompt; the next token's logits (V,) and the cache to go on with.  (S, D) -> (V,)"""
+        """Read the whole prompt; return the next token's logits and the cache to go on with.  (S, D) -> (V,)"""
         cache = DynamicCache(config=self.backbone.config)
         output = self.backbone(inputs_embeds=inputs_embeds.unsqueeze(0), cache=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1], cache

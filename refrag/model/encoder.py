@@ -10,14 +10,14 @@ from refrag.config import Pooling
 
 
 class ChunkEncoder(nn.Module):
-    """Encode each chunk by itself and pool its token states into one vector.
+    """Encoder that reads each chunk by itself and pools its token states into one vector.  (C, L), (C, L) -> (C, E)
 
-    The paper does not say how it pools; mean is the default here because later work found it far better than CLS.
+    The paper does not say how it pools. The default here is the mean, which later work found far better than CLS.
     """
 
     def __init__(self, backbone: PreTrainedModel, pooling: Pooling) -> None:
         super().__init__()
-        # Never read here; trained beside others it would be a part without gradients, which processes wait for.
+        # Never used here. It would get no gradients in training, and processes that train together wait for all.
         if getattr(backbone, "pooler", None) is not None:
             setattr(backbone, "pooler", None)  # noqa: B010  (typed as a module)
         self.backbone = backbone
@@ -37,7 +37,7 @@ class ChunkEncoder(nn.Module):
 
 
 def encode_in_batches(encoder: ChunkEncoder, input_ids: Tensor, attention_mask: Tensor, batch_size: int) -> Tensor:
-    """Encode many chunks with bounded memory.  (C, L) -> (C, E)"""
+    """Encode any number of chunks, `batch_size` at a time to bound memory.  (C, L), (C, L) -> (C, E)"""
     pieces = [
         encoder(ids, mask)
         for ids, mask in zip(input_ids.split(batch_size), attention_mask.split(batch_size), strict=True)

@@ -1,9 +1,8 @@
-"""Expansion policy: one logit per chunk from a two-layer transformer over chunk vectors (paper §2 and appendix).
+"""Network of the learned policy: a logit per chunk from a two-layer transformer (paper §2 and appendix).
 
-Three ways in which it differs from the paper's: it can read the question's chunk vectors (the paper's never
-sees the question); it reads chunk vectors, not projected embeddings, so that it fits any decoder; and each
-chunk enters together with its neighbours in the passage, because a chunk often says "it" of what the one
-before it names.
+It differs from the paper's in three ways. It can read the question's chunk vectors; the paper's never sees the
+question. It reads chunk vectors, not projected embeddings, so that it fits any decoder. It reads each chunk together
+with its neighbours in the passage, because a chunk often says "it" of what the one before it names.
 """
 
 import torch
@@ -15,6 +14,8 @@ NUM_LAYERS = 2
 
 
 class ExpansionPolicy(nn.Module):
+    """Network that scores the chunks of a context for expansion."""
+
     def __init__(self, encoder_width: int, width: int = 128, num_heads: int = 4, question_aware: bool = True) -> None:
         super().__init__()
         self.question_aware = question_aware
@@ -36,7 +37,7 @@ class ExpansionPolicy(nn.Module):
         question_vectors: Tensor,  # (B, Q, E)
         question_mask: Tensor,  # (B, Q) true where there is a question chunk
     ) -> Tensor:
-        """Logits (B, C), −inf where there is no chunk. A question-blind policy ignores the question."""
+        """Return logits (B, C), −inf where there is no chunk. Without `question_aware` the question is ignored."""
         present = passages >= 0
         states = self.chunk_in(with_neighbours(chunk_vectors, passages))  # (B, C, W)
         num_chunks = states.shape[1]
@@ -53,14 +54,14 @@ class ExpansionPolicy(nn.Module):
         return logits.masked_fill(passages < 0, float("-inf"))
 
     def _match(self, chunks: Tensor, question: Tensor, question_mask: Tensor) -> Tensor:
-        """How well each chunk fits the question: the best of the scaled dot products with its chunks.  (B, C)"""
+        """Return how well each chunk fits the question: its best scaled dot product with a question chunk.  (B, C)"""
         products = self.key(chunks) @ self.query(question).transpose(1, 2)  # (B, C, Q)
         products = products / chunks.shape[-1] ** 0.5
         return products.masked_fill(~question_mask.unsqueeze(1), torch.finfo(products.dtype).min).amax(-1)
 
 
 def with_neighbours(chunk_vectors: Tensor, passages: Tensor) -> Tensor:
-    """Each vector between those of the chunk before and after it; zeros beyond the passage.  (B, C, E) -> (B, C, 3E)"""
+    """Join each vector with its neighbours', zeros beyond the passage: before, own, after.  (B, C, E) -> (B, C, 3E)"""
     same = (passages[:, 1:] == passages[:, :-1]).unsqueeze(-1)  # (B, C − 1, 1)
     edge = torch.zeros_like(chunk_vectors[:, :1])
     before = torch.cat([edge, chunk_vectors[:, :-1] * same], 1)
@@ -71,8 +72,9 @@ def with_neighbours(chunk_vectors: Tensor, passages: Tensor) -> Tensor:
 def pick_in_turn(logits: Tensor, budget: int, confidence: float = 1.0) -> list[int]:
     """Pick up to `budget` chunks one after another, each the likeliest of those left (paper, appendix).
 
-    The logits (C,) are computed once. The paper always spends the budget; here picking ends once the picks hold
-    `confidence` of the probability, since what follows only distracts the decoder.
+    Returns the numbers of the chunks, in the order of picking; −inf is never picked. The logits (C,) are computed once.
+    The paper always spends the budget. Here picking ends once the picks hold `confidence` of the probability, since
+    further chunks only distract the decoder.
     """
     num_picks = min(budget, int(torch.isfinite(logits).sum()))
     picks = logits.sort(descending=True, stable=True).indices[:num_picks]
@@ -83,10 +85,10 @@ def pick_in_turn(logits: Tensor, budget: int, confidence: float = 1.0) -> list[i
 
 
 def sample_in_turn(logits: Tensor, budgets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-    """Random selections for each context, each pick from the softmax over the chunks left.  (B, C) -> (B, G, T)
+    """Draw G selections for each context, each pick from the softmax over the chunks left.  (B, C) -> (B, G, T)
 
-    Row b has budgets[b] picks of different chunks in each of its G samples, then −1. Adding Gumbel noise to the
-    logits once and sorting is the same as drawing from the masked softmax again and again.
+    Every selection of row b has budgets[b] different chunks, then −1. Adding Gumbel noise to the logits once and
+    sorting is the same as drawing from the masked softmax again and again. budgets: (B,), the largest of them is T.
     """
     noise = torch.rand((num_samples, *logits.shape), generator=generator).clamp(min=1e-9).to(logits.device)
     noisy = logits - (-noise.log()).log()  # (G, B, C)
@@ -97,7 +99,7 @@ def sample_in_turn(logits: Tensor, budgets: Tensor, num_samples: int, generator:
 
 
 def log_probabilities_in_turn(logits: Tensor, picks: Tensor) -> Tensor:
-    """Log-probability of each pick given those before it; 0 where there is none.  (B, C), (B, G, T) -> (B, G, T)"""
+    """Return each pick's log-probability given those before it; 0 for a pick of −1.  (B, C), (B, G, T) -> (B, G, T)"""
     remaining = logits.unsqueeze(1).expand(-1, picks.shape[1], -1)  # (B, G, C)
     steps = []
     for pick in picks.unbind(-1):  # (B, G)
@@ -105,6 +107,6 @@ def log_probabilities_in_turn(logits: Tensor, picks: Tensor) -> Tensor:
         log_probability = remaining.log_softmax(-1).gather(-1, chosen).squeeze(-1)
         steps.append(log_probability.masked_fill(pick < 0, 0.0))
         is_chosen = torch.zeros_like(remaining, dtype=torch.bool).scatter(-1, chosen, (pick >= 0).unsqueeze(-1))
-        # A finite value: with all chunks picked, −inf everywhere would have no softmax.
+        # Finite, because once all chunks are picked, −inf everywhere would have no softmax.
         remaining = remaining.masked_fill(is_chosen, torch.finfo(logits.dtype).min)
     return torch.stack(steps, -1)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
+    """A linear layer to the decoder's width, GELU, and a second one.  (C, E) -> (C, D)"""
+
     def __init__(self, encoder_width: int, decoder_width: int) -> None:
         super().__init__()
         self.up = nn.Linear(encoder_width, decoder_width)
@@ -17,9 +19,9 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def match_scale(self, chunk_vectors: Tensor, token_embeddings: Tensor) -> None:
-        """Rescale the output so that chunk embeddings of `chunk_vectors` start with the tokens' root mean square.
+        """Rescale the output so that `chunk_vectors` (C, E) get the root mean square of `token_embeddings`.
 
-        Token embeddings have a tiny norm; an input of another scale drowns them and is unlearned first.
+        Token embeddings have a tiny norm: an input of another scale drowns them, and training has to unlearn it first.
         """
         self.down.bias.zero_()
         target = token_embeddings.float().pow(2).mean().sqrt()

@@ -1,4 +1,4 @@
-"""Tokenizers of a checkpoint. Without torch, which takes longer to import than all else that preprocessing needs."""
+"""Loads a checkpoint's tokenizers, without torch, whose import takes longer than all else that preprocessing needs."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast | None:
-    """The encoder's own, or None if it reads the decoder's tokens."""
+    """Return the encoder's own tokenizer, or None if it reads the decoder's tokens."""
     return load_tokenizer(directory / ENCODER) if has_tokenizer(directory / ENCODER) else None
 
 
@@ -24,7 +24,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """By its tokenizer.json, which says all there is to know: no class of its model is needed."""
+    """Load a tokenizer from its tokenizer.json alone, which needs no class of its model.
+
+    Raises CheckpointError, with the folder's name, if the file is missing or cannot be loaded.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
     if not (folder / TOKENIZER_FILE).is_file():
@@ -33,5 +36,5 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         )
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # what is wrong with the file decides the class, down to a plain Exception
+    except Exception as error:  # depending on the fault, of any class, even Exception
         raise CheckpointError(f"{folder} has a tokenizer that cannot be loaded: {error}") from error
