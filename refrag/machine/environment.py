@@ -1,4 +1,4 @@
-"""What a result was measured on; it goes into every result file."""
+"""Describes the machine and the commit that a result was measured with, for every result file."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ def describe_environment() -> dict[str, object]:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
+    """Return the processor's name as Linux gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -19,7 +19,7 @@ def cpu_name() -> str:
 
 
 def current_commit() -> str:
-    """The commit of the working tree, with a mark if it holds changes."""
+    """Return the commit of the working tree, with the mark -dirty if it holds changes; "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
