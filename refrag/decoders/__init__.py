@@ -1,6 +1,6 @@
-"""Decoders that can stand behind the ensemble, by the name that the model `decoder` has as its `decoder_backend`.
+"""Decoders for the ensemble's last model, by name: the value of `decoder_backend` in its config.pbtxt.
 
-Each is one file: a class that fulfils `refrag.decoders.base.DecoderBackend`, and a line here.
+Each decoder is one file, with a class that fulfils `refrag.decoders.base.DecoderBackend`, and one line here.
 """
 
 from refrag.decoders.base import DecoderBackend

@@ -1,4 +1,4 @@
-"""What a decoder is to the rest of the project: mixed prompts in, deltas out, each request by itself.
+"""The contract that every decoder fulfils: mixed prompts in, deltas out, each request by itself.
 
 service ── submit(DecoderRequest, Sink) ─► backend ── send(Delta) … send(last Delta) | fail(error) ─► Sink
         ── stop(request_id) ────────────►
@@ -23,7 +23,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class MixedPrompt:
-    """input_ids (S,): an id ≥ vocab_size is row (id − vocab_size) of chunk_embeddings (R, D)."""
+    """A prompt of tokens and chunk embeddings.
+
+    input_ids (S,): an id ≥ vocab_size stands for row (id − vocab_size) of chunk_embeddings (R, D).
+    """
 
     input_ids: "Tensor"
     chunk_embeddings: "Tensor"
@@ -33,8 +36,9 @@ class MixedPrompt:
 class DecoderRequest:
     """A prompt to answer.
 
-    request_id: what `stop` names; "" for none. priority: lower goes first.
-    deadline: time.monotonic() seconds. arrival: the same clock, when the caller began to wait.
+    request_id: its name for `stop`; "" for none. priority: lower goes first.
+    deadline: when the request is ended, finished or not, in seconds of time.monotonic().
+    arrival: when the caller began to wait, by the same clock.
     """
 
     prompt: MixedPrompt = field(repr=False)
@@ -47,9 +51,10 @@ class DecoderRequest:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one decoding step adds. Its text may lag behind its tokens; the last delta has a finish reason.
+    """One decoding step's addition to an answer. Only the last delta of an answer has a finish reason.
 
-    log_probabilities: of the tokens, where the request asked for them.
+    text: may lag behind the tokens, while a character or a stop word is incomplete.
+    log_probabilities: natural logarithms, one per token if the request asked for them, else none.
     """
 
     text: str
@@ -59,21 +64,22 @@ class Delta:
 
 
 class Sink(Protocol):
-    """Where a request's deltas go. Exactly one of a delta with a finish reason, or `fail`, comes last."""
+    """Receiver of one request's deltas. The last call is either `fail` or a `send` with a finish reason, never both."""
 
     def send(self, delta: Delta) -> None: ...
 
     def fail(self, error: RefragError) -> None: ...
 
     def is_abandoned(self) -> bool:
-        """Return whether the receiver is known to be gone; the decoder asks now and then, and ends the request."""
+        """Return whether the receiver is known to be gone. The decoder asks now and then, and then ends the request."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What every prompt must keep to.
+    """Limits that every prompt must keep to.
 
-    vocab_size: the first id that is not a token. width: of a chunk embedding. window: slots of prompt and answer.
+    vocab_size: the first id that is not a token. width: width of a chunk embedding.
+    window: the decoder's window, the most slots of prompt and answer together.
     """
 
     vocab_size: int
@@ -83,7 +89,7 @@ class Limits:
 
 @dataclass
 class DecoderStats:
-    """What one step did, for metrics; times in seconds, one entry per request or token that it concerns."""
+    """Figures of one step, for metrics. Each list of seconds has one entry per request or token concerned."""
 
     num_active: int = 0
     num_waiting: int = 0
@@ -105,7 +111,7 @@ class DecoderBackend(Protocol):
     """A decoder with its weights, its memory and its thread.
 
     settings_type: frozen dataclass of its own parameters in the config.pbtxt of the model `decoder`.
-    Opened with the deployed checkpoint's folder; `observe` is called with the stats of each step as it ends.
+    checkpoint: folder of the deployed checkpoint. observe: called with the stats of each step as it ends.
     Raises SetupError or CheckpointError if it cannot serve this checkpoint on this machine.
     """
 
@@ -117,14 +123,14 @@ class DecoderBackend(Protocol):
     def limits(self) -> Limits: ...
 
     def submit(self, request: DecoderRequest, sink: Sink) -> None:
-        """Queue a request that `check_prompt` let pass, and return at once.
+        """Queue a request that has passed `check_prompt`, and return at once.
 
-        Raises InvalidRequest (its id is in flight, or it could never be held), Overloaded, or Cancelled (stopped
-        before it came); then the sink hears nothing.
+        Raises InvalidRequest (its id is in flight, or memory could never hold it), Overloaded, or Cancelled (stopped
+        before it came). The sink is then never called.
         """
 
     def stop(self, request_id: str) -> None:
-        """End the request as Cancelled. One that is still to come is refused then, one that has ended is ignored."""
+        """End the request as Cancelled. One still to come is refused when it comes; one that has ended is ignored."""
 
     def stats(self) -> DecoderStats:
         """Return the stats of the last step."""
@@ -134,7 +140,10 @@ class DecoderBackend(Protocol):
 
 
 def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits) -> None:
-    """Raise InvalidRequest unless prompt and answer fit the window and every placeholder has its row."""
+    """Raise InvalidRequest unless the decoder can take the prompt.
+
+    Prompt and answer must fit the decoder's window, every id must be a token or have its row, and rows must be finite.
+    """
     num_slots = len(prompt.input_ids)
     if num_slots == 0:
         raise InvalidRequest("the prompt has no slots; send at least a question")
@@ -161,7 +170,7 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits) 
 
 
 def join_deltas(deltas: Sequence[Delta]) -> Delta:
-    """Return the whole answer as one delta."""
+    """Return the whole answer, of one or more deltas, as a single one."""
     return Delta(
         text="".join(delta.text for delta in deltas),
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
@@ -171,7 +180,7 @@ def join_deltas(deltas: Sequence[Delta]) -> Delta:
 
 
 def _are_finite(rows: "Tensor") -> bool:
-    # Both extremes in one pass, without a mask of all rows: NaN comes out as either of them.
+    # Both extremes in one pass, without a mask of all values: if there is a NaN, it comes out as both.
     if not rows.numel():
         return True
     lowest, highest = (float(extreme) for extreme in rows.aminmax())

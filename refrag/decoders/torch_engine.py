@@ -1,4 +1,4 @@
-"""Our own engine over any Hugging Face causal language model: continuous batching, on a CPU or a GPU."""
+"""The decoder `torch`: our own engine, which serves any Hugging Face causal LM on a CPU or a GPU."""
 
 import re
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 @dataclass(frozen=True)
 class TorchSettings(EngineSettings):
-    """Settings of the engine, and
+    """Settings of the engine and of its place on the machine. Raises SetupError for values that are not allowed.
 
-    device: cpu, cuda or cuda:N. dtype: of weights and KV cache; float32, bfloat16 or float16.
+    device: cpu, cuda or cuda:N. dtype: type of weights and KV cache; float32, bfloat16 or float16.
     num_threads: CPU threads of the decoder, 0 for all cores.
     """
 
@@ -48,7 +48,7 @@ class TorchSettings(EngineSettings):
 
 
 class TorchDecoder:
-    """Steps an engine in a thread of its own."""
+    """An engine in a thread of its own. See `DecoderBackend`."""
 
     settings_type: ClassVar[type[TorchSettings]] = TorchSettings
 
@@ -62,7 +62,7 @@ class TorchDecoder:
         self.limits = Limits(decoder.vocab_size, decoder.width, window)
 
     def submit(self, request: DecoderRequest, sink: Sink) -> None:
-        # Hashed here, by the thread that submits: the engine's own has answers to compute.
+        # Hashed by the thread that submits, since the engine's has answers to compute.
         keys = block_keys(request.prompt, self.settings.block_size, self.limits.vocab_size)
         self.worker.submit(EngineRequest(**vars(request), keys=keys), sink)
 
@@ -77,7 +77,7 @@ class TorchDecoder:
 
 
 def open_engine(checkpoint: Path, settings: TorchSettings, window: int, num_threads: int) -> Engine:
-    """Load weights and tokenizer; called by the thread that will step the engine, whose helpers compute with it."""
+    """Load an engine. Call it in the thread that will step the engine: `num_threads` holds for the caller alone."""
     torch.set_num_threads(num_threads)
     decoder = load_decoder(checkpoint, DTYPES[settings.dtype]).to(settings.device)
     return Engine(decoder, load_decoder_tokenizer(checkpoint), window, settings)
