@@ -1,6 +1,6 @@
-"""Tables of things by name: this package's own, and those that other installed packages add by entry points.
+"""Finds plug-ins by name: this package's own, and those that other installed packages add as entry points.
 
-A package adds one with a line in its pyproject.toml, and nothing here changes:
+Another package adds one by a line in its pyproject.toml; nothing here changes:
 
     [project.entry-points."refrag.policies"]
     newest_first = "my_package.newest_first:POLICY"
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Table(Generic[T]):
-    """Finds by name what may stand in one place of the request path, and loads it no earlier than it is asked for.
+    """Named entries for one place of the request path, each loaded only when it is first asked for.
 
-    kind: what an entry is, for messages: "policy". group: of the entry points that other packages declare.
-    built_in: name → "module:attribute". unknown: the error for a name that nobody offers.
+    kind: what an entry is, for messages: "policy". group: name under which other packages declare entry points.
+    built_in: name → "module:attribute". unknown: the error raised for a name that nobody offers.
     """
 
     def __init__(self, kind: str, group: str, built_in: Mapping[str, str], unknown: type[RefragError]) -> None:
@@ -30,16 +30,16 @@ class Table(Generic[T]):
 
     @property
     def names(self) -> list[str]:
-        """Every name that `find` takes, this package's own first."""
+        """Names that `find` accepts, this package's own first."""
         return list(self._entries)
 
     def check(self, name: str) -> None:
-        """Raise the table's error unless the name is in it; nothing is loaded."""
+        """Raise the table's error, with all names, unless the name is in it; load nothing."""
         if name not in self._entries:
             raise self.unknown(f"{self.kind} is {name!r}; allowed: {', '.join(self.names)}")
 
     def find(self, name: str) -> T:
-        """Return the entry of this name, or raise the table's error with all names, or SetupError if it cannot load."""
+        """Return the entry of this name; raise as `check` does, or SetupError if the entry cannot be loaded."""
         self.check(name)
         if name not in self._loaded:
             self._loaded[name] = self._load(self._entries[name])
@@ -47,7 +47,7 @@ class Table(Generic[T]):
 
     @cached_property
     def _entries(self) -> dict[str, EntryPoint]:
-        """Raises SetupError where two packages offer one name: which of them answered would be chance."""
+        """Entries by name. Raises SetupError if two packages offer one name, since chance would decide between them."""
         entries: dict[str, EntryPoint] = {}
         for entry in [*self.built_in, *entry_points(group=self.group)]:
             if entry.name in entries and entry.value != entries[entry.name].value:

@@ -1,6 +1,6 @@
-"""Policies that choose which chunks to expand, by the name that a request has as its `policy`.
+"""Policies that choose which chunks to expand, by name: the value of a request's `policy`.
 
-Each is one file with one function, and a line here.
+Each policy is one file, with one function, and one line here.
 """
 
 from refrag.config import LEARNED_POLICY

@@ -1,4 +1,4 @@
-"""What a policy is: a function that picks chunks to expand within a budget, and what it must be given for that."""
+"""The contract that every policy fulfils: a function that selects chunks to expand within a budget, and its input."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,17 @@ if TYPE_CHECKING:
 
 # C context chunks, Q question chunks, E encoder width
 
-# What a policy reads of the context: nothing but how many chunks there are, their vectors and the question's, or how
-# the decoder attends to them, which only the decoder can tell.
+# What a policy reads of the chunks: "nothing" but their number, their "vectors" and the question's, or the decoder's
+# "attention" to them, which only a decoder can tell.
 Needs = Literal["nothing", "vectors", "attention"]
 
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """The checkpoint's network, and the share of its probability at which its picks may stop short of the budget."""
+    """The checkpoint's trained network.
+
+    confidence: share of the network's probability; selecting ends once the selected chunks hold it.
+    """
 
     network: "ExpansionPolicy"
     confidence: float = 1.0
@@ -28,10 +31,10 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The chunks of one request to choose among.
+    """The chunks of one request that a policy chooses from.
 
-    passages: the passage of each chunk.  (C,)   chunk_vectors: (C, E).   question_vectors: (Q, E).
-    trained: the checkpoint's trained policy, None where it has none.   seed: for policies that draw at random.
+    passages (C,): number of the passage of each chunk. chunk_vectors: (C, E). question_vectors: (Q, E).
+    trained: the checkpoint's trained policy; None if it has none. seed: for policies that draw at random.
     """
 
     passages: np.ndarray
@@ -46,12 +49,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Policy:
-    """One way to choose.
+    """One way to choose the chunks to expand.
 
-    summary: what it picks, in a few words, for help texts. needs: see `Needs`. is_trained: whether it needs
-    policy.safetensors in the checkpoint.
-    select: returns the numbers of different chunks, in any order, no more than the budget, which is at least 1 and less
-    than there are chunks.
+    summary: what it selects, in a few words, for help texts. needs: see `Needs`.
+    select: takes the candidates and the budget, which is at least 1 and less than the number of chunks. Returns the
+        numbers of at most that many chunks, each once, in any order.
+    is_trained: true if the checkpoint must have a policy.safetensors.
     """
 
     summary: str

@@ -1,16 +1,16 @@
-"""How many chunks a request expands."""
+"""Computes how many chunks a request may expand."""
 
 import math
 
 from refrag.request import ExpansionOptions
 
-# Policies whose budget is fixed, whatever fraction the request names.
+# Policies with a fixed budget, whatever expand_fraction the request gives.
 EXPAND_NOTHING, EXPAND_ALL = "none", "all"
 
 
 def expansion_budget(expand_fraction: float, num_chunks: int) -> int:
-    """Return how many chunks may be expanded: rounded down, so never more than the fraction; 0 expands nothing."""
-    # A fraction travels as FP32: 0.7 arrives as 0.69999999, and six digits bring it back.
+    """Return how many of `num_chunks` may be expanded: the fraction of them, rounded down."""
+    # A fraction travels as FP32: 0.7 arrives as 0.69999999, and rounding to six digits restores it.
     return math.floor(round(expand_fraction, 6) * num_chunks + 1e-9)
 
 
@@ -22,5 +22,5 @@ def budget_of(options: ExpansionOptions, num_chunks: int) -> int:
 
 
 def expands_all(options: ExpansionOptions, num_chunks: int) -> bool:
-    """Return whether every chunk is read in full: the plain prompt, for which no vector is needed."""
+    """Return whether the prompt is the plain one, with every chunk expanded, for which no vector is needed."""
     return budget_of(options, num_chunks) == num_chunks

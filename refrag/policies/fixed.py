@@ -1,4 +1,4 @@
-"""Expand nothing, or everything: the two ends between which all other policies lie."""
+"""Selects no chunk, or every chunk: the two ends between which all other policies lie."""
 
 from refrag.policies.base import Candidates, Policy
 

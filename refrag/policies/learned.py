@@ -1,4 +1,4 @@
-"""Expand what the checkpoint's trained network scores highest (paper, appendix; ours also reads the question)."""
+"""Selects the chunks that the checkpoint's network scores highest (paper, appendix; ours also reads the question)."""
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from refrag.policies.base import Candidates, Policy
 
 
 def select_learned(candidates: Candidates, budget: int) -> list[int]:
-    """Pick the likeliest chunks one after another, until the budget is spent or the picks hold enough probability."""
+    """Select the likeliest chunks, until the budget is spent or they hold the network's `confidence`."""
     trained = candidates.trained
-    assert trained is not None, "select_chunks lets no request pass that needs a network where there is none"
+    assert trained is not None, "select_chunks refuses a request that needs a network if there is none"
     logits = score_chunks(trained.network, candidates.passages, candidates.chunk_vectors, candidates.question_vectors)
     return pick_in_turn(logits, budget, trained.confidence)
 

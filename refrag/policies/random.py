@@ -1,4 +1,4 @@
-"""Expand chunks drawn at random: the baseline that every other policy must beat."""
+"""Selects chunks at random: the baseline that every other policy must beat."""
 
 import random
 
@@ -6,7 +6,7 @@ from refrag.policies.base import Candidates, Policy
 
 
 def select_at_random(candidates: Candidates, budget: int) -> list[int]:
-    """Spend the whole budget; the same seed draws the same chunks."""
+    """Draw as many chunks as the budget allows; the same seed draws the same chunks."""
     return random.Random(candidates.seed).sample(range(len(candidates)), budget)
 
 

@@ -1,4 +1,4 @@
-"""From a request's options to the chunks that are expanded, by whichever policy it names."""
+"""Selects the chunks to expand for one request, by the policy that its options name."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def select_chunks(options: ExpansionOptions, candidates: Candidates) -> list[int
     """Return the numbers of the chunks to expand, in ascending order.
 
     Raises InvalidRequest for a policy that is unknown or cannot be served with this checkpoint, and RefragError if the
-    policy picks what it may not.
+    policy selects what it may not.
     """
     policy, num_chunks = POLICIES.find(options.policy), len(candidates)
     _refuse_unserved(options.policy, policy, candidates.trained)
@@ -28,9 +28,9 @@ def select_chunks(options: ExpansionOptions, candidates: Candidates) -> list[int
 
 
 def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -> TrainedPolicy | None:
-    """Return the checkpoint's trained policy, None where it has none.
+    """Return the checkpoint's trained policy, or None if it has none.
 
-    Raises CheckpointError if the checkpoint has none and its default policy needs one, or if its default is unknown.
+    Raises CheckpointError if the default policy in refrag.json needs a trained one and there is none, or is unknown.
     """
     try:
         default = POLICIES.find(config.policy)
@@ -53,18 +53,20 @@ def _refuse_unserved(name: str, policy: Policy, trained: TrainedPolicy | None) -
             f"{', '.join(_untrained_names())}"
         )
     if policy.needs == "attention":
-        raise InvalidRequest(f"policy {name!r} needs the decoder's attention, which no decoder here shows")
+        raise InvalidRequest(
+            f"policy {name!r} needs the decoder's attention, which no decoder here shows; name another policy"
+        )
 
 
 def _untrained_names() -> list[str]:
     return [name for name in POLICIES.names if not POLICIES.find(name).is_trained]
 
 
-def _checked(name: str, picks: Sequence[int], budget: int, num_chunks: int) -> list[int]:
-    """A policy may come from anywhere; what it picks is laid out by number, and paid for in slots."""
-    chosen = sorted(set(picks))
-    if not len(chosen) == len(picks) <= budget or not all(0 <= number < num_chunks for number in chosen):
+def _checked(name: str, numbers: Sequence[int], budget: int, num_chunks: int) -> list[int]:
+    """Return the selected numbers in ascending order. A policy of another package may select what it must not."""
+    chosen = sorted(set(numbers))
+    if not len(chosen) == len(numbers) <= budget or not all(0 <= number < num_chunks for number in chosen):
         raise RefragError(
-            f"policy {name!r} picked {list(picks)}; allowed are up to {budget} different numbers below {num_chunks}"
+            f"policy {name!r} selected {list(numbers)}; allowed are up to {budget} different numbers below {num_chunks}"
         )
     return chosen

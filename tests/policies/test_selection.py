@@ -101,7 +101,7 @@ def test_a_checkpoint_without_a_network_must_name_a_default_that_needs_none():
 @pytest.mark.parametrize("picks", [[0, 1, 2, 3], [1, 1], [12], [-1]])
 def test_what_a_policy_may_not_pick_is_refused_with_its_name(offered, picks):
     offered("odd", lambda candidates, budget: picks)
-    with pytest.raises(RefragError, match=r"policy 'odd' picked .*; allowed are up to 3 different numbers below 12"):
+    with pytest.raises(RefragError, match=r"policy 'odd' selected .*; allowed are up to 3 different numbers below 12"):
         select(None, policy="odd", expand_fraction=0.25)
 
 
