@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: the settings every part of the graph must agree on."""
+"""A checkpoint's settings (refrag.json), on which all models of the ensemble must agree."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -11,16 +11,16 @@ Pooling = Literal["mean", "cls"]
 T = TypeVar("T")
 
 CONFIG_NAME = "refrag.json"
-# The policy whose network the checkpoint holds.
+# Name of the policy whose network a checkpoint may hold.
 LEARNED_POLICY = "learned"
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The text around passages and question. It is trained, so it belongs to the checkpoint.
+    """The text around passages and question. It belongs to the checkpoint because the weights are trained with it.
 
-    Each passage is tokenised by itself between `passage_prefix` and `passage_suffix`; both are part of its
-    chunks, so that a compressed passage costs no slot for a separator.
+    Each passage is tokenised by itself between `passage_prefix` and `passage_suffix`. Both are part of its chunks, so
+    that a compressed passage costs no slot for a separator.
     """
 
     passage_prefix: str = " "
@@ -31,20 +31,21 @@ class PromptTemplate:
 
 @dataclass(frozen=True)
 class RefragConfig:
-    """The contents of `refrag.json`.
+    """The contents of `refrag.json`. Raises CheckpointError for values that are not allowed.
 
-    chunk_size: k, decoder tokens per chunk that the server uses.
-    trained_chunk_sizes: every k the encoder and the decoder were trained with.
+    chunk_size: k, the decoder tokens per chunk that the server uses.
+    trained_chunk_sizes: every k that the encoder and the decoder were trained with.
     pooling: how the encoder's token states become one chunk vector.
-    question_aware: whether the policy reads the question's chunk vectors besides the context's.
-    policy_confidence: the learned policy stops short of its budget once its picks hold this much of its probability;
-        1 always spends the budget, as the paper does.
-    policy_num_heads: attention heads of the policy, which its weights alone do not tell.
-    policy: which policy chooses the chunks to expand when a request does not say.
-    expand_fraction: share of the chunks to expand when a request does not say.
-    max_prompt_slots: the decoder's window, prompt and answer together.
-    encoder_length: tokens per chunk as the encoder sees it; more than k only for an encoder with its own tokenizer.
-    provenance: how the weights came to be; never read by code.
+    question_aware: true if the learned policy reads the question's chunk vectors besides the context's.
+    policy_confidence: the learned policy stops short of its budget once the chunks that it selected hold this share of
+        its probability; 1 always spends the budget, as the paper does.
+    policy_num_heads: attention heads of the learned policy, which its weights alone do not tell.
+    policy: the policy that chooses the chunks to expand if a request names none.
+    expand_fraction: share of the chunks to expand if a request gives none.
+    template: the text around passages and question.
+    max_prompt_slots: slots of the decoder's window, prompt and answer together.
+    encoder_length: encoder tokens per chunk; more than k only for an encoder with its own tokenizer.
+    provenance: how the weights were made; never read by code.
     """
 
     chunk_size: int
@@ -64,11 +65,15 @@ class RefragConfig:
         _require(self.chunk_size >= 1, f"chunk_size is {self.chunk_size}; it must be at least 1")
         _require(
             self.encoder_length >= self.chunk_size,
-            f"encoder_length is {self.encoder_length}, less than chunk_size {self.chunk_size}; no chunk would fit",
+            f"encoder_length is {self.encoder_length}; it must be at least chunk_size, which is {self.chunk_size}",
         )
         _require(self.max_prompt_slots >= 1, f"max_prompt_slots is {self.max_prompt_slots}; it must be at least 1")
-        _require(self.pooling in get_args(Pooling), f"pooling is {self.pooling!r}; allowed: {get_args(Pooling)}")
-        _require(0 < self.policy_confidence <= 1, f"policy_confidence is {self.policy_confidence}; allowed: 0 to 1")
+        _require(
+            self.pooling in get_args(Pooling), f"pooling is {self.pooling!r}; allowed: {', '.join(get_args(Pooling))}"
+        )
+        _require(
+            0 < self.policy_confidence <= 1, f"policy_confidence is {self.policy_confidence}; allowed: above 0, up to 1"
+        )
         _require(0 <= self.expand_fraction <= 1, f"expand_fraction is {self.expand_fraction}; allowed: 0 to 1")
 
     def save(self, directory: Path) -> None:
@@ -76,7 +81,7 @@ class RefragConfig:
 
     @classmethod
     def load(cls, directory: Path) -> "RefragConfig":
-        """Read `refrag.json`, or raise CheckpointError that names the file and the fault."""
+        """Read `refrag.json` in `directory`, or raise CheckpointError that names the file and the fault."""
         path = directory / CONFIG_NAME
         try:
             values = json.loads(path.read_text())
@@ -93,7 +98,7 @@ class RefragConfig:
 def _from_dict(cls: type[T], values: dict[str, Any], source: Path) -> T:
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
-        raise CheckpointError(f"{source} has unknown settings {unknown}; known are {sorted(known)}")
+        raise CheckpointError(f"{source} has unknown settings {unknown}; known are {sorted(known)}; remove the others")
     try:
         return cls(**values)
     except TypeError as error:

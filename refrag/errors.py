@@ -1,28 +1,28 @@
-"""The exception tree, and its form on the wire.
+"""The exceptions of this project, and their form on the wire.
 
     RefragError
     ├── InvalidRequest     the caller must change the request        INVALID_ARG
     ├── Overloaded         the same request may succeed later        UNAVAILABLE
-    ├── Cancelled          the caller asked for the end              CANCELLED
+    ├── Cancelled          the caller stopped the request            CANCELLED
     ├── DeadlineExceeded   the request's own deadline passed         CANCELLED
     ├── CheckpointError    a checkpoint is missing or does not fit   INTERNAL
     ├── SetupError         this machine lacks something we need      INTERNAL
     └── TrainingError      settings or data that cannot be trained   INTERNAL
 
-A gRPC stream error carries neither a status code nor a request id, so the type travels in the
-message itself, as one JSON object that survives whatever prefix an ensemble puts before it.
+A gRPC stream error carries neither a status code nor a request id. So the type travels in the message itself, as one
+JSON object, which a client finds whatever prefix an ensemble puts before it.
 """
 
 import json
 
 
 class RefragError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of every error that this project raises on purpose."""
 
     triton_code = "INTERNAL"
 
     def to_wire(self) -> str:
-        """The error as the JSON object clients parse: `{"type": …, "message": …}`."""
+        """Return the error as the JSON object that clients parse: `{"type": …, "message": …}`."""
         return json.dumps({"type": type(self).__name__, "message": str(self)})
 
 
@@ -39,7 +39,7 @@ class Cancelled(RefragError):
 
 
 class DeadlineExceeded(RefragError):
-    # Triton has no code of its own for a deadline; the type in the message tells them apart.
+    # Triton has no code for a deadline; the type in the message tells it from Cancelled.
     triton_code = "CANCELLED"
 
 

@@ -1,8 +1,8 @@
-"""The whole request graph in one process: the reference that the served graph must equal, and what evaluation runs.
+"""The whole request path in one process: the reference that the ensemble must equal, and what evaluation runs.
 
     text → chunks → chunk vectors → which to expand → mixed prompt → tokens
 
-Each function here is one step of the graph; the Triton models call the same ones.
+Each method is one step; the ensemble's models are built on the same functions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +31,8 @@ ENCODER_BATCH = 256
 
 @dataclass(frozen=True)
 class Answer:
+    """A whole answer, the layout of its prompt, and the numbers of the chunks that were expanded in it."""
+
     text: str
     token_ids: list[int]
     finish_reason: str | None
@@ -39,7 +41,7 @@ class Answer:
 
 
 class Pipeline:
-    """Answers questions with one checkpoint, step by step as the served graph does."""
+    """Answers questions with one checkpoint, by the same steps as the ensemble."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -47,7 +49,10 @@ class Pipeline:
         self.trained = open_trained_policy(checkpoint.config, checkpoint.policy)
 
     def answer(self, request: Request, sampling: SamplingParams | None = None) -> Answer:
-        """Return the whole answer; the request's policy and budget decide what is read in full."""
+        """Return the whole answer, with the chunks expanded that the request's policy selects.
+
+        Raises InvalidRequest for a request that cannot be served with this checkpoint.
+        """
         context = prepare_context(request, self.chunker)
         vectors, question_vectors = self.encode(context)
         expanded = self.select(request.expansion, context, vectors, question_vectors)
@@ -56,7 +61,7 @@ class Pipeline:
         return Answer(whole.text, whole.token_ids, whole.finish_reason, prompt, expanded)
 
     def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
-        """Vectors of the context's chunks (C, E) and of the question's (Q, E)."""
+        """Return the vectors of the context's chunks (C, E) and of the question's (Q, E), rounded as the store does."""
         vectors = encode_chunks(
             self.checkpoint.encoder, self.chunker, PackedChunks.of(context.chunks, context.question_chunks)
         )
@@ -74,7 +79,7 @@ class Pipeline:
     def build_prompt(
         self, context: PreparedContext, expanded: Sequence[int], vectors: Tensor
     ) -> tuple[Prompt, MixedPrompt]:
-        """The layout, and the same as the decoder takes it: with chunk embeddings (R, D)."""
+        """Return the prompt's layout, and the mixed prompt with chunk embeddings (R, D) for the decoder."""
         prompt = lay_out_prompt(
             context.chunks,
             expanded,
@@ -86,6 +91,7 @@ class Pipeline:
         return prompt, MixedPrompt(torch.from_numpy(prompt.input_ids).long(), embeddings)
 
     def generate(self, prompt: MixedPrompt, sampling: SamplingParams) -> Iterator[Delta]:
+        """Return the answer's deltas, or raise InvalidRequest if the prompt does not fit the decoder."""
         decoder = self.checkpoint.decoder
         check_prompt(
             prompt, sampling, Limits(decoder.vocab_size, decoder.width, self.checkpoint.config.max_prompt_slots)
@@ -95,6 +101,6 @@ class Pipeline:
 
 @torch.inference_mode()
 def encode_chunks(encoder: ChunkEncoder, chunker: Chunker, chunks: Sequence[Chunk]) -> Tensor:
-    """(C chunks) -> (C, E)"""
+    """Return the chunks' vectors, ENCODER_BATCH at a time to bound memory.  C chunks -> (C, E)"""
     ids, mask = chunker.encoder_inputs(chunks)
     return encode_in_batches(encoder, torch.from_numpy(ids), torch.from_numpy(mask), ENCODER_BATCH)

@@ -27,7 +27,7 @@ class Prompt:
     """Everything before the first generated token.
 
     input_ids: INT32 (S,); an id ≥ vocab_size means row (id − vocab_size) of the chunk embeddings.
-    compressed: numbers of the chunks that the rows stand for, in order.  INT64 (R,)
+    compressed: INT64 (R,); number of the chunk that each row stands for.
     """
 
     input_ids: np.ndarray
@@ -45,7 +45,10 @@ def lay_out_prompt(
     vocab_size: int,
     bos_id: int | None,
 ) -> Prompt:
-    """The mixed prompt of the chunks, those numbered in `expanded` in full, and the question."""
+    """Return the prompt of the chunks and the question.
+
+    expanded: numbers of the chunks that go in in full. bos_id: begin-of-sequence token; None if the decoder has none.
+    """
     is_expanded = np.zeros(len(chunks), bool)
     is_expanded[list(expanded)] = True
     compressed = np.flatnonzero(~is_expanded)
@@ -61,10 +64,10 @@ def lay_out_prompt(
 
 
 def table_extra_ids(prompt: Prompt, vocab_size: int, digests: np.ndarray) -> np.ndarray:
-    """UINT64 (S,): 0 for text, else told by the chunk's content, so that an engine that reuses KV blocks by ids can
-    tell rows apart.
+    """Return an id for each slot, 0 for a token, else a hash of the chunk.  UINT64 (S,)
 
-    digests: UINT8 (C, 8 or more), of each chunk's tokens; of a prompt without rows none are needed.
+    An engine that reuses KV blocks by ids tells rows apart by it.
+    digests: UINT8 (C, 8 or more), one for each chunk's tokens; a prompt without rows needs none.
     """
     heads = np.ascontiguousarray(digests[prompt.compressed, : EXTRA_ID.itemsize])
     extra_ids = np.zeros(prompt.num_slots, EXTRA_ID)

@@ -1,4 +1,4 @@
-"""What a caller asks for, checked once: the same types stand behind the server and the in-process pipeline."""
+"""Requests and their options, checked when made, for the server and the in-process pipeline alike."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from refrag.errors import InvalidRequest
 
 # Below this, dividing by the temperature overflows.
 MIN_TEMPERATURE = 0.01
-# Every token is held against every stop word, on the thread that all requests share.
+# Each token is compared with every stop word, on the one thread that all requests share.
 MAX_STOP_WORDS, MAX_STOP_WORD_CHARACTERS = 16, 256
 
 
 @dataclass(frozen=True)
 class ExpansionOptions:
-    """How much of the context to read in full.
+    """Options for what the decoder reads in full. Raises InvalidRequest for a fraction that is not allowed.
 
-    expand_fraction: share of the chunks to expand, 0 (none) to 1 (all: the plain decoder); always rounded down.
-    policy: what chooses them, one of `refrag.policies.POLICIES`; "none" and "all" expand nothing and everything
-        whatever the fraction.
+    expand_fraction: share of the chunks to expand, 0 (none) to 1 (all: the plain decoder); their number is rounded
+        down.
+    policy: what chooses them, a name in `refrag.policies.POLICIES`; "none" and "all" ignore the fraction.
     seed: for policies that draw at random.
     """
 
@@ -36,7 +36,7 @@ class ExpansionOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """A question over retrieved passages; without any, the question alone."""
+    """A question with its retrieved passages, if any. Raises InvalidRequest for an empty question."""
 
     question: str
     passages: Sequence[str] = ()
@@ -49,13 +49,16 @@ class Request:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to pick tokens, and when to stop.
+    """Options for choosing tokens and ending the answer. Raises InvalidRequest for values that are not allowed.
 
-    temperature: 0 takes the likeliest token. top_k, top_p, seed: None means no limit, and a fresh seed.
-    repetition_penalty: divides the odds of tokens that the answer has already, 1 changes nothing.
-    min_tokens: the answer cannot end by itself before; a stop word still ends it.
-    stop_words: generation ends before the first of them; they are not part of the answer.
-    log_probabilities: tell each token's, before temperature and limits.
+    max_tokens: the answer ends after so many tokens.
+    temperature: 0 takes the likeliest token; else at least MIN_TEMPERATURE.
+    top_k, top_p: limits of the choice; None for no limit. seed: None for a fresh one.
+    repetition_penalty: lowers the logits of tokens that the answer already has: those above 0 are divided by it, those
+        below 0 multiplied. 1 changes nothing.
+    min_tokens: no end-of-sequence token ends the answer earlier; a stop word still does.
+    stop_words: the answer ends before the first of them.
+    log_probabilities: whether to return each token's log-probability, before temperature and limits.
     """
 
     max_tokens: int = 64
@@ -81,7 +84,7 @@ class SamplingParams:
             raise InvalidRequest(f"top_p is {self.top_p:g}; allowed is more than 0, up to 1; leave it out for no limit")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise InvalidRequest(
-                f"repetition_penalty is {self.repetition_penalty:g}; it must be more than 0, and 1 to change nothing"
+                f"repetition_penalty is {self.repetition_penalty:g}; it must be more than 0; 1 changes nothing"
             )
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise InvalidRequest(
@@ -91,7 +94,7 @@ class SamplingParams:
         if len(self.stop_words) > MAX_STOP_WORDS or longest > MAX_STOP_WORD_CHARACTERS:
             raise InvalidRequest(
                 f"stop_words holds {len(self.stop_words)} words of up to {longest} characters; "
-                f"allowed are {MAX_STOP_WORDS} words of {MAX_STOP_WORD_CHARACTERS} characters"
+                f"allowed are up to {MAX_STOP_WORDS} words of up to {MAX_STOP_WORD_CHARACTERS} characters"
             )
         if "" in self.stop_words:
             raise InvalidRequest("stop_words holds an empty word, which would stop every answer at once; remove it")
