@@ -1,7 +1,7 @@
-"""Token ids → chunks: k consecutive decoder tokens of one passage, the last one possibly shorter.
+"""Cuts token ids into chunks of k consecutive decoder tokens of one passage; its last chunk may be shorter.
 
-Each passage is cut by itself (never the concatenation), so that a chunk's vector depends on nothing but the
-chunk and can be stored and reused under any neighbours.
+Each passage is cut by itself, never the concatenation. So a chunk's vector depends on nothing but the chunk, and can be
+stored and reused next to any other chunks.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,14 +32,14 @@ class Chunk:
 
 
 def cut_into_chunks(token_ids: Sequence[int], chunk_size: int, passage: int = 0) -> list[Chunk]:
-    """Consecutive chunks of `chunk_size` tokens; the last may be shorter, and an empty passage has none."""
+    """Return consecutive chunks of `chunk_size` tokens; the last may be shorter, and an empty passage has none."""
     starts = range(0, len(token_ids), chunk_size)
     return [Chunk(tuple(token_ids[start : start + chunk_size]), passage) for start in starts]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedChunks(Sequence[Chunk]):
-    """Chunks as two arrays: as they travel through the graph, and for what is done with hundreds of them at once.
+    """Chunks as two arrays: the form in which models pass them on, and which is fast for hundreds of chunks at once.
 
     token_ids: INT32 (C, K), NO_TOKEN after the end of a short chunk. passages: INT32 (C,).
     """
@@ -49,7 +49,7 @@ class PackedChunks(Sequence[Chunk]):
 
     @classmethod
     def cut(cls, passages: Sequence[TokenIds], chunk_size: int) -> "PackedChunks":
-        """Each passage's token ids cut by itself, as by cut_into_chunks."""
+        """Return the chunks of all passages, each cut by itself as by `cut_into_chunks`."""
         counts = [-(-len(token_ids) // chunk_size) for token_ids in passages]
         packed = np.full(sum(counts) * chunk_size, NO_TOKEN, np.int32)
         start = 0
@@ -60,7 +60,7 @@ class PackedChunks(Sequence[Chunk]):
 
     @classmethod
     def of(cls, *runs: Iterable[Chunk]) -> "PackedChunks":
-        """The chunks of all runs one after another, as wide as the longest or as what is packed already."""
+        """Return the chunks of all runs in order, as wide as the longest chunk or the widest packed run."""
         packed = [run if isinstance(run, PackedChunks) else _pack(list(run)) for run in runs]
         width = max(run.token_ids.shape[1] for run in packed)
         padding = [((0, 0), (0, width - run.token_ids.shape[1])) for run in packed]
@@ -69,7 +69,7 @@ class PackedChunks(Sequence[Chunk]):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each chunk.  (C,)"""
+        """Number of tokens of each chunk.  (C,)"""
         return (self.token_ids != NO_TOKEN).sum(1)
 
     @property
@@ -103,16 +103,16 @@ def _pack(chunks: Sequence[Chunk]) -> PackedChunks:
 
 
 class TokenCache(Protocol):
-    """Knows the tokens of passages that were asked about before."""
+    """A store of the tokens of passages that were read before."""
 
     def find(self, passages: Sequence[str]) -> Mapping[str, TokenIds]:
-        """Token ids of those passages that it knows."""
+        """Return the token ids of those passages that the cache knows."""
 
 
 class Chunker:
-    """Turns passages and questions into chunks, and chunks into what the encoder reads.
+    """Turns passages and questions into chunks, and chunks into the encoder's input.
 
-    cache: by default passages are tokenised each time.
+    encoder_tokenizer: None if the encoder reads the decoder's tokens. cache: None to tokenise passages every time.
     """
 
     def __init__(
@@ -128,19 +128,19 @@ class Chunker:
         self.encoder_tokenizer = encoder_tokenizer
 
     def context_chunks(self, passages: Sequence[str]) -> PackedChunks:
-        """Chunks of all passages in order. An empty passage has none."""
+        """Return the chunks of all passages in order. An empty passage has none."""
         return self.read_passages(passages)[0]
 
     def read_passages(self, passages: Sequence[str]) -> tuple[PackedChunks, dict[str, list[int]]]:
-        """Chunks of all passages in order; and the tokens of those that the cache does not know, for it to keep."""
+        """Return the chunks of all passages in order, and the tokens of those that the cache does not know yet."""
         token_ids, new = self._token_ids({passage: None for passage in passages if passage})
         return PackedChunks.cut([token_ids.get(passage, ()) for passage in passages], self.config.chunk_size), new
 
     def passages_ids(self, passages: Sequence[str]) -> list[list[int]]:
-        """Decoder tokens of each passage inside its template; none at all for an empty passage."""
+        """Return the decoder tokens of each passage inside its template; none for an empty passage."""
         prefix, suffix = self.config.template.passage_prefix, self.config.template.passage_suffix
         texts = [prefix + passage + suffix for passage in passages if passage]
-        # All in one call, which the tokenizer spreads over the cores.
+        # One call for all, which the tokenizer spreads over the cores.
         token_ids = iter(self._tokenise(texts) if texts else ())
         return [next(token_ids) if passage else [] for passage in passages]
 
@@ -148,19 +148,19 @@ class Chunker:
         return self.passages_ids([passage])[0]
 
     def question_ids(self, question: str) -> list[int]:
-        """Decoder tokens of everything after the context: the question inside its template."""
+        """Return the decoder tokens of everything after the context: the question inside its template."""
         template = self.config.template
         return self._tokenise([template.question_prefix + question + template.answer_prefix])[0]
 
     def question_chunks(self, question: str) -> list[Chunk]:
-        """The bare question, cut for the encoder: what a question-aware policy compares the context with."""
+        """Return the bare question's chunks, which a question-aware policy compares with those of the context."""
         [token_ids] = self._tokenise([self.config.template.passage_prefix + question])
         return cut_into_chunks(token_ids, self.config.chunk_size)
 
     def encoder_inputs(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-        """Padded encoder ids and attention mask of the chunks, both INT64 (C, encoder_length).
+        """Return the encoder's padded ids and attention mask for the chunks, both INT64 (C, encoder_length).
 
-        An encoder with its own tokenizer gets each chunk's text tokenised anew, cut off at encoder_length.
+        For an encoder with its own tokenizer, each chunk's text is tokenised again and cut off at encoder_length.
         """
         rows = PackedChunks.of(self._as_encoder_reads(chunks)).token_ids[:, : self.config.encoder_length]
         is_token, tokenizer = rows != NO_TOKEN, self.encoder_tokenizer or self.decoder_tokenizer
@@ -171,7 +171,7 @@ class Chunker:
         return ids, mask
 
     def _token_ids(self, passages: Collection[str]) -> tuple[dict[str, TokenIds], dict[str, list[int]]]:
-        """Of each passage, and of those that were tokenised for it, all together: the cache does not know them."""
+        """Return the token ids of each passage, and of those among them that the cache does not know."""
         known = {} if self.cache is None else self.cache.find(list(passages))
         new = [passage for passage in passages if passage not in known]
         tokenised = dict(zip(new, self.passages_ids(new), strict=True))
@@ -186,9 +186,9 @@ class Chunker:
         return [Chunk(tuple(token_ids), chunk.passage) for token_ids, chunk in zip(rows, chunks, strict=True)]
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        # Not by the tokenizer itself, which spends a third of the time on masks and offsets that nobody reads.
+        # The tokenizer itself would spend a third of the time on masks and offsets that nobody reads.
         backend = self.decoder_tokenizer.backend_tokenizer
-        # Callers' text may spell a special token; it stays text, or a passage could end the prompt.
+        # A caller's text may spell a special token. It must stay text, or a passage could end the prompt.
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()

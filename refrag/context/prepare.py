@@ -1,4 +1,4 @@
-"""A request as tokens: the chunks of its passages, and its question twice, for the prompt and for the policy."""
+"""Turns a request into tokens: its passages' chunks, and its question for the prompt and for the policy."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ from refrag.request import Request
 
 @dataclass(frozen=True)
 class PreparedContext:
-    """question_ids go into the prompt; question_chunks to the encoder, for a policy that reads the question.
+    """A request as tokens.
 
-    new_tokens: of the passages that the chunker's cache did not know.
+    question_ids: the question as the prompt has it. question_chunks: the question for the encoder, for policies that
+    read it. new_tokens: tokens of the passages that the chunker's cache did not know.
     """
 
     chunks: PackedChunks
