@@ -125,7 +125,7 @@ def _check_glibc(machine: Machine) -> Finding:
 
 def _check_wheel(machine: Machine) -> Finding:
     if machine.wheel is None:
-        problem = "nvidia-pytriton, which carries the server, is not installed: make install"
+        problem = "nvidia-pytriton, which carries the server, is not installed: pip install 'refrag[server]'"
         return Finding("server", "nvidia-pytriton not installed", problem)
     found = f"nvidia-pytriton {machine.wheel.version}"
     if machine.has_server_binary:
@@ -213,7 +213,10 @@ def _check_model_repository(machine: Machine, model_repository: Path) -> Finding
     if machine.num_models:
         return Finding("model repository", f"{machine.num_models} model(s) in {model_repository}")
     found = f"no models in {model_repository}" if machine.num_models == 0 else f"no folder {model_repository}"
-    problem = f"{found}: name the folder that holds one folder per model with --model-repository"
+    problem = (
+        f"{found}: make it with `refrag export`, "
+        "or name the folder that holds one folder per model with --model-repository"
+    )
     return Finding("model repository", found, problem)
 
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from refrag.errors import SetupError
 from refrag.store.store import Store
-from refrag.store.tiers.disk import DiskTier
 from refrag.store.tiers.memory import MemoryTier
-from refrag.store.tiers.shared import SharedTier
 from refrag.store.tiers.tier import Tier
 
 MIB = 2**20
@@ -46,7 +44,7 @@ def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = T
     tiers: list[Tier] = []
     if resolved.store_disk_path != OFF:
         limit_bytes = _number("store_disk_mib", resolved.store_disk_mib, 1) * MIB
-        tiers.append(DiskTier(Path(resolved.store_disk_path).expanduser(), limit_bytes))
+        tiers.append(_disk_tier(Path(resolved.store_disk_path).expanduser(), limit_bytes))
     if resolved.store_redis_url != OFF:
         timeout_seconds = _number("store_redis_timeout_ms", resolved.store_redis_timeout_ms, 1) / 1e3
         tiers.append(_shared_tier(resolved.store_redis_url, timeout_seconds))
@@ -65,11 +63,27 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "refrag" / "chunk_vectors"
 
 
-def _shared_tier(url: str, timeout_seconds: float) -> SharedTier:
+def _disk_tier(path: Path, limit_bytes: int) -> Tier:
+    try:
+        from refrag.store.tiers.disk import DiskTier
+    except ModuleNotFoundError as error:
+        raise _lacking(error, "store_disk_path", "store") from error
+    return DiskTier(path, limit_bytes)
+
+
+def _shared_tier(url: str, timeout_seconds: float) -> Tier:
+    try:
+        from refrag.store.tiers.shared import SharedTier
+    except ModuleNotFoundError as error:
+        raise _lacking(error, "store_redis_url", "redis") from error
     try:
         return SharedTier(url, timeout_seconds)
     except ValueError as error:
         raise SetupError(f"store_redis_url is {url!r}: {error}; write redis://host:port/database, or {OFF}") from None
+
+
+def _lacking(error: ModuleNotFoundError, setting: str, extra: str) -> SetupError:
+    return SetupError(f"{setting} needs {error.name}: pip install 'refrag[{extra}]', or set {setting} to {OFF}")
 
 
 def _number(name: str, text: str, least: int) -> int:

@@ -46,7 +46,7 @@ def test_a_healthy_machine_has_no_problem():
         ({"system": "Darwin"}, "this is Darwin x86_64", "NVIDIA's container"),
         ({"glibc_version": (2, 31)}, "glibc 2.31 found", "glibc 2.35 or newer"),
         ({"glibc_version": None}, "no glibc found", "Alpine"),
-        ({"wheel": None, "stub_versions": ()}, "not installed", "make install"),
+        ({"wheel": None, "stub_versions": ()}, "not installed", "pip install 'refrag[server]'"),
         ({"has_server_binary": False}, "lacks wheel/bin/tritonserver", "--only-binary"),
         ({"python_version": (3, 14)}, "Python 3.14", "3.10, 3.11"),
         ({"missing_libraries": ("libpython3.11.so.1.0",)}, "/opt/python/lib", "apt-get install libpython3.11"),

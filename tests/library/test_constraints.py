@@ -30,3 +30,21 @@ def test_every_requirement_is_pinned_to_a_release_that_it_allows(text, pinned):
     """`make constraints` brings them up to date."""
     requirement = Requirement(text)
     assert requirement.specifier.contains(pinned[requirement.name.lower()])
+
+
+def test_only_the_server_itself_is_pinned_in_the_packages():
+    """What is installed into NVIDIA's container must not exchange its torch."""
+    pinned = [text for text in requirements() if "==" in text]
+    assert pinned == ["nvidia-pytriton==0.7.0"]
+
+
+def test_nothing_but_the_embedded_server_forbids_numpy_2():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {"base": project["dependencies"], **project["optional-dependencies"]}
+    named = {
+        extra: requirement.specifier.contains("2.0")
+        for extra, texts in extras.items()
+        for requirement in map(Requirement, texts)
+        if requirement.name == "numpy"
+    }
+    assert named == {"base": True, "tritonserver": False}

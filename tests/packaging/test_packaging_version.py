@@ -1,0 +1,14 @@
+"""One file says which version both packages are."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("package", ["refrag", "refrag-client"])
+def test_both_packages_have_the_version_of_the_file(package):
+    """`make install` brings an environment up to date."""
+    assert version(package) == (ROOT / "VERSION").read_text().strip()
