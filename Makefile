@@ -3,6 +3,7 @@ PYTHON3 ?= python3
 PIP_OPTIONS ?=
 # cpu, or gpu for onnxruntime-gpu and tensorrt instead of onnxruntime: the two runtimes exclude each other.
 RUNTIME ?= cpu
+SERVER := $(if $(filter gpu,$(RUNTIME)),server-gpu,server)
 CHECKPOINT ?= checkpoints/demo
 BASELINES ?= $(CHECKPOINT)-baselines
 REPOSITORY ?= model_repository
@@ -25,18 +26,21 @@ help: ## list the targets
 
 install: $(INSTALLED) ## install everything into .venv
 
-$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt VERSION
 	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.11 or 3.12 needed; name another with make PYTHON3=python3.11")'
 	@$(PYTHON3) -c 'import ensurepip, venv' || { echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON3) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable client --editable '.[server,$(RUNTIME),train,evaluate,perf,dev]'
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable client --editable '.[$(SERVER),redis,train,evaluate,perf,dev]'
 	touch $@
 
 # For both runtimes. Resolved for the oldest Python; the releases that it names have the newer one's wheels too.
+# torch stays the release that the checkpoint was trained, exported and compared with; change its line by hand.
 constraints: install ## the newest releases that go together → constraints.txt, which `make install` follows
+	mkdir -p build && grep '^torch==' constraints.txt > build/kept.txt
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 		--no-annotate --custom-compile-command "make constraints" \
-		--extra server --extra cpu --extra gpu --extra train --extra evaluate --extra perf --extra dev \
+		--constraint build/kept.txt \
+		--extra server --extra server-gpu --extra redis --extra train --extra evaluate --extra perf --extra dev \
 		--no-emit-package refrag --no-emit-package refrag-client --output-file constraints.txt pyproject.toml client/pyproject.toml
 
 demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side
@@ -48,14 +52,14 @@ results: $(EXPORTED) ## the figures that the README quotes from the demo → per
 	mv perf/results/demo.txt.new perf/results/demo.txt
 
 serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
-	$(BIN)/python -m refrag.embedded serve --model-repository $(REPOSITORY)
+	$(BIN)/refrag serve --model-repository $(REPOSITORY)
 
 export: install ## checkpoint → ONNX graphs and a deployable repository; EXPORT_OPTIONS="--precision fp16"
-	$(BIN)/python -m refrag.export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 # What is exported already stays, with the options it was exported with, until the checkpoint changes.
 $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
-	$(BIN)/python -m refrag.export.repository --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 perf: install ## a report on this machine in five minutes: first tokens and load → build/perf/report.html
 	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --encoders fp32 int8 --output build/perf/ttft.json
@@ -86,7 +90,7 @@ test: install ## all tests, with a real tritonserver
 test-fast: install ## the tests that need no server
 	$(BIN)/python -m pytest tests client/tests -m 'not server and not slow'
 
-check: install ## formatting, lint and types
+check: install ## formatting, lint, and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -96,24 +100,24 @@ format: install ## format the code
 	$(BIN)/ruff check --fix .
 
 evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json and .md
-	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) $(COMPARED) --output $(CHECKPOINT)/evaluation.json
-	$(BIN)/python -m refrag.evaluation.report $(CHECKPOINT)/evaluation.json > $(CHECKPOINT)/evaluation.md
+	$(BIN)/refrag evaluate run --checkpoint $(CHECKPOINT) $(COMPARED) --output $(CHECKPOINT)/evaluation.json
+	$(BIN)/refrag evaluate report $(CHECKPOINT)/evaluation.json > $(CHECKPOINT)/evaluation.md
 
 evaluate-int8: install ## answers with the encoder in integers against those in floats → $(CHECKPOINT)/int8.json
-	$(BIN)/python -m refrag.export.repository --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
-	$(BIN)/python -m refrag.evaluation --checkpoint $(CHECKPOINT) --tables graphs --graph int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
+	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
+	$(BIN)/refrag evaluate run --checkpoint $(CHECKPOINT) --tables graphs --graph int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
 
 train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
-	$(BIN)/python -m refrag.training train demo
-	$(BIN)/python -m refrag.training save demo checkpoints/demo
-	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/plain --run plain --part decoder
-	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/policy_blind --run policy_blind --part policy
-	$(BIN)/python -m refrag.training save demo checkpoints/demo-baselines/policy_unlabelled --run policy_unlabelled --part policy
-	$(BIN)/python -m refrag.training log demo checkpoints/demo/training.json
-	$(BIN)/python -m refrag.evaluation.ablations --output checkpoints/demo/ablations.json \
+	$(BIN)/refrag train run demo
+	$(BIN)/refrag train save demo checkpoints/demo
+	$(BIN)/refrag train save demo checkpoints/demo-baselines/plain --run plain --part decoder
+	$(BIN)/refrag train save demo checkpoints/demo-baselines/policy_blind --run policy_blind --part policy
+	$(BIN)/refrag train save demo checkpoints/demo-baselines/policy_unlabelled --run policy_unlabelled --part policy
+	$(BIN)/refrag train log demo checkpoints/demo/training.json
+	$(BIN)/refrag evaluate ablations --output checkpoints/demo/ablations.json \
 		--reconstruction "with curriculum=runs/demo/reconstruct/checkpoint" "without curriculum=runs/demo/reconstruct_without_curriculum/checkpoint" \
 		--continuation "after reconstruction=runs/demo/continue/checkpoint" "without reconstruction=runs/demo/continue_without_reconstruction/checkpoint"
-	$(BIN)/python -m refrag.evaluation.report checkpoints/demo/ablations.json > checkpoints/demo/ablations.md
+	$(BIN)/refrag evaluate report checkpoints/demo/ablations.json > checkpoints/demo/ablations.md
 
 train-tiny: install ## train every stage in minutes and see that each learned
 	$(BIN)/python -m pytest tests/training/test_tiny.py -s

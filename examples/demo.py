@@ -2,7 +2,7 @@
 
     python -m examples.demo
 
-Needs an exported repository (`python -m refrag.export.repository --checkpoint checkpoints/demo`). The questions are
+Needs an exported repository (`refrag export --checkpoint checkpoints/demo`). The questions are
 drawn with a fixed seed from the made-up world, about entities that training never saw, over the passages that BM25
 finds for them.
 """

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -16,14 +16,11 @@ from onnxscript.rewriter import pattern
 from torch import Tensor, nn
 
 from refrag.errors import CheckpointError
+from refrag.export.precision import TracedPrecision
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 
 # C chunks, L encoder tokens per chunk, E encoder width, D decoder width
-
-Precision = Literal["fp32", "fp16", "int8"]
-# The type that a graph is traced in: integers are put in its place afterwards (export/quantisation.py).
-TracedPrecision = Literal["fp32", "fp16"]
 
 # The newest opset that TensorRT 10 and the ONNX Runtime of Triton 24.10 both know.
 OPSET = 18

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from refrag.errors import CheckpointError
-from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, Graph, Precision
+from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, Graph
+from refrag.export.precision import Precision
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 

@@ -1,4 +1,4 @@
-"""Build a deployable model repository: `python -m refrag.export.repository --checkpoint checkpoints/demo`.
+"""Build a deployable model repository: `refrag export --checkpoint checkpoints/demo`.
 
     checkpoint ──► graphs (ONNX) ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
                └─► parts (refrag.json, tokenizers, policy, decoder) ──┘
@@ -6,28 +6,18 @@
 Everything is built in a temporary folder first, so that a failed export leaves the repository as it was.
 """
 
-import argparse
 import shutil
-import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import get_args
 
 from transformers import AutoConfig
 
 from refrag.config import RefragConfig
-from refrag.errors import CheckpointError, RefragError
+from refrag.errors import CheckpointError
 from refrag.export.calibration import Calibration, read_calibration
-from refrag.export.graphs import (
-    CHUNK_ENCODER,
-    PROJECTOR,
-    Precision,
-    TracedPrecision,
-    export_chunk_encoder,
-    export_projector,
-)
+from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
 from refrag.export.parity import Parity, check_chunk_encoder, check_projector
 from refrag.export.parts import (
     build_decoder,
@@ -36,6 +26,7 @@ from refrag.export.parts import (
     choose_chunk_size,
     fingerprint_of,
 )
+from refrag.export.precision import Precision, TracedPrecision
 from refrag.export.quantisation import quantise_chunk_encoder
 from refrag.model.checkpoint import (
     load_encoder,
@@ -47,7 +38,8 @@ from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.policies.select import open_trained_policy
 
-PROJECT_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
+# The models as people write them: package data in a wheel, a link in the checkout.
+TEMPLATES = Path(str(files("refrag"))) / "model_repository"
 VERSION = "1"
 # Of a version folder, what people write; the rest is built.
 WRITTEN_IN_VERSION = ("model.py", ".gitkeep")
@@ -100,10 +92,7 @@ def load_source(directory: Path, chunk_size: int | None) -> Source:
 
 def add_missing_models(repository: Path) -> None:
     """Copy what people write of a model (config.pbtxt, configs/, model.py) where `repository` lacks the model."""
-    models = sorted(PROJECT_REPOSITORY.glob("*/config.pbtxt"))
-    if not models:
-        raise CheckpointError(f"{PROJECT_REPOSITORY} holds no models; run the export from the project's source tree")
-    for model in models:
+    for model in sorted(TEMPLATES.glob("*/config.pbtxt")):
         if not (repository / model.parent.name / "config.pbtxt").exists():
             shutil.copytree(
                 model.parent, repository / model.parent.name, ignore=_ignore_built_files, dirs_exist_ok=True
@@ -191,48 +180,3 @@ def _ignore_built_files(folder: str, names: list[str]) -> list[str]:
     if Path(folder).name == VERSION:
         return [name for name in names if name not in WRITTEN_IN_VERSION]
     return [name for name in names if name == "__pycache__" or name.startswith(".export-")]
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder that holds refrag.json")
-    parser.add_argument(
-        "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s; may be a new folder"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=get_args(Precision),
-        default="fp32",
-        help="arithmetic inside the graphs (default: %(default)s); their inputs and outputs are FP32 either way. "
-        "fp16 is for GPUs; int8, of the encoder alone, for CPUs with 8-bit products (AVX-512 VNNI and later)",
-    )
-    parser.add_argument(
-        "--calibration", type=Path, metavar="PASSAGES", help="file of passages that int8 takes its scales from"
-    )
-    parser.add_argument(
-        "--chunk-size",
-        type=int,
-        help="deploy another of the checkpoint's trained_chunk_sizes (default: its chunk_size)",
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        parities = export_repository(
-            options.checkpoint, options.repository, options.precision, options.chunk_size, options.calibration
-        )
-    except (RefragError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
-    for parity in parities:
-        print(parity)
-    print(f"{options.repository} is ready to serve ({options.precision})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

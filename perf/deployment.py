@@ -10,7 +10,7 @@ from pathlib import Path
 from perf.corpus import EXAMPLES, QUESTION
 from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
-from refrag.export.graphs import Precision
+from refrag.export.precision import Precision
 from refrag.export.repository import export_repository
 from refrag_client import Answer, RefragClient
 

@@ -20,6 +20,8 @@ class RefragError(Exception):
     """Base of every error that this project raises on purpose."""
 
     triton_code = "INTERNAL"
+    # Of the command `refrag`, which knows errors of all packages by it.
+    exit_code = 1
 
     def to_wire(self) -> str:
         """Return the error as the JSON object that clients parse: `{"type": …, "message": …}`."""
@@ -28,6 +30,7 @@ class RefragError(Exception):
 
 class InvalidRequest(RefragError):
     triton_code = "INVALID_ARG"
+    exit_code = 2
 
 
 class Overloaded(RefragError):

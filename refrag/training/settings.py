@@ -1,6 +1,6 @@
 """What a preset says: the pair to train, and the runs of its recipe, each one stage with its settings.
 
-A preset is one YAML file; `python -m refrag.training train PRESET RUN` trains one of its runs. Unknown names and
+A preset is one YAML file; `refrag train run PRESET RUN` trains one of its runs. Unknown names and
 wrong types are refused with the place in the file. Each default is written once, here.
 """
 

@@ -21,6 +21,7 @@ from refrag.embedded.server import answers, is_ready
 from refrag.errors import SetupError
 
 pytestmark = pytest.mark.server
+REFRAG = Path(sys.executable).with_name("refrag")
 ANY_PORTS = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 
 
@@ -212,7 +213,7 @@ def test_a_named_config_replaces_the_default_one(tiny_repository):
 
 def test_serve_prints_its_addresses_and_ends_in_order_on_sigterm(tiny_repository):
     arguments = [f"--model-repository={tiny_repository}", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
-    command = [sys.executable, "-m", "refrag.embedded", "serve", *arguments]
+    command = [REFRAG, "serve", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline() for _ in range(5)]
         process.send_signal(signal.SIGTERM)
@@ -228,7 +229,7 @@ def test_two_servers_run_side_by_side(server, tiny_repository):
 
 
 def test_check_reports_each_item_and_exits_with_the_verdict(tiny_repository, tmp_path):
-    command = [sys.executable, "-m", "refrag.embedded", "check", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    command = [REFRAG, "check", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
     healthy = subprocess.run([*command, f"--model-repository={tiny_repository}"], capture_output=True, text=True)
     lacking = subprocess.run([*command, f"--model-repository={Path(tmp_path, 'none')}"], capture_output=True, text=True)
     assert (healthy.returncode, lacking.returncode) == (0, 1)

@@ -17,7 +17,7 @@ from transformers import (
 from tritonclient.grpc import model_config_pb2
 
 from refrag.config import Pooling
-from refrag.export.repository import PROJECT_REPOSITORY
+from refrag.export.repository import TEMPLATES
 from refrag.model.encoder import ChunkEncoder
 
 SHAPE = {
@@ -52,7 +52,7 @@ def make_passages(count: int) -> list[str]:
     return [" ".join(rng.choices(words, k=30)) for _ in range(count)]
 
 
-def read_config(model: str, variant: str = "config.pbtxt", repository: Path = PROJECT_REPOSITORY):
+def read_config(model: str, variant: str = "config.pbtxt", repository: Path = TEMPLATES):
     text = (repository / model / variant).read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 

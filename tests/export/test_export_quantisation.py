@@ -19,10 +19,10 @@ from refrag.export.calibration import read_calibration
 from refrag.export.graphs import export_chunk_encoder, export_projector
 from refrag.export.parity import check_chunk_encoder
 from refrag.export.quantisation import activation_scale, quantise_chunk_encoder, quantise_weight
-from refrag.export.repository import main
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 from refrag.store.keys import load_fingerprint
+from refrag_client.cli.main import main
 
 LENGTH, VOCAB = 8, 100
 LIVELINESS = 5.0
@@ -196,7 +196,7 @@ def test_the_command_exports_integers_and_stores_their_vectors_apart(
     for text in (passages.read_text(), passages.read_text() + "\n\nOne passage more, with other words in it."):
         passages.write_text(text)
         options = ["--precision", "int8", "--calibration", str(passages)]
-        assert main(["--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 0
+        assert main(["export", "--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 0
         assert "(allowed 5e-02)" in capsys.readouterr().out
         fingerprints.add(load_fingerprint(repository / part))
     assert len(fingerprints) == 3
@@ -205,6 +205,6 @@ def test_the_command_exports_integers_and_stores_their_vectors_apart(
 @pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibration", "passages.txt"]])
 def test_integers_and_calibration_are_asked_for_together(options, checkpoint, repository, capsys):
     before = read_files(repository)
-    assert main(["--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 1
+    assert main(["export", "--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 1
     assert "int8 and calibration go together" in capsys.readouterr().err
     assert read_files(repository) == before

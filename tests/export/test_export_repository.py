@@ -12,20 +12,21 @@ from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
 from refrag.export.graphs import export_projector
 from refrag.export.parts import build_decoder, build_preprocessing, choose_chunk_size
-from refrag.export.repository import PROJECT_REPOSITORY, export_repository, main
+from refrag.export.repository import TEMPLATES, export_repository
 from refrag.model.checkpoint import (
     load_decoder,
     load_policy,
 )
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag_client.cli.main import main
 
-MODELS = sorted(path.parent.name for path in PROJECT_REPOSITORY.glob("*/config.pbtxt"))
+MODELS = sorted(path.parent.name for path in TEMPLATES.glob("*/config.pbtxt"))
 PARTS = ("preprocessing", "expansion_policy", "decoder", "chunk_store")
 
 
 def run_cli(checkpoint: Path, repository: Path, *more: str) -> int:
-    return main(["--checkpoint", str(checkpoint), "--repository", str(repository), *more])
+    return main(["export", "--checkpoint", str(checkpoint), "--repository", str(repository), *more])
 
 
 def part(repository: Path, model: str) -> Path:
@@ -106,7 +107,7 @@ def test_a_failed_parity_check_leaves_the_earlier_export_untouched(checkpoint, r
 @pytest.mark.usefixtures("damaged_export")
 def test_a_damaged_graph_makes_the_command_fail(checkpoint, tmp_path, capsys):
     assert run_cli(checkpoint, tmp_path / "new") != 0
-    assert capsys.readouterr().err.startswith("export: projector: largest error")
+    assert capsys.readouterr().err.startswith("refrag: projector: largest error")
 
 
 def test_a_second_export_replaces_the_first_and_reports_its_parity(checkpoint, repository, capsys):
@@ -134,7 +135,7 @@ def test_a_chunk_size_nobody_trained_is_refused_with_the_choices(checkpoint, tmp
 
 def test_a_missing_checkpoint_is_named(tmp_path, capsys):
     assert run_cli(tmp_path / "nowhere", tmp_path / "new") != 0
-    assert capsys.readouterr().err.startswith(f"export: {tmp_path / 'nowhere' / 'refrag.json'} is missing")
+    assert capsys.readouterr().err.startswith(f"refrag: {tmp_path / 'nowhere' / 'refrag.json'} is missing")
 
 
 def test_a_decoder_without_weights_is_refused(changed_checkpoint, tmp_path):

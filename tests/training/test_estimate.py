@@ -11,7 +11,6 @@ from tiny import tiny_pair
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from refrag.training import __main__ as command
 from refrag.training.estimation.estimate import (
     Hardware,
     batch_flops,
@@ -25,6 +24,7 @@ from refrag.training.estimation.memory import decoder_activations, saved_bytes, 
 from refrag.training.optimizer import make_optimizer
 from refrag.training.recipe import make_objective, make_source
 from refrag.training.settings import Continue, Finetune, Policy, Pretrain, Reconstruct, load_preset
+from refrag_client.cli.main import main
 
 LLAMA = {
     "vocab_size": 64,
@@ -243,10 +243,9 @@ def test_the_papers_runs_fit_on_eight_gpus_in_days(paper):
     assert "8 GPUs of 80 GiB" in report(runs, hardware)
 
 
-def test_the_command_prints_a_table_and_ends_with_one_json_object(capsys, monkeypatch):
+def test_the_command_prints_a_table_and_ends_with_one_json_object(capsys):
     arguments = ["estimate", "demo", "--num-gpus", "2", "--gpu-tflops", "100", "--utilisation", "0.2"]
-    monkeypatch.setattr("sys.argv", ["refrag.training", *arguments])
-    command.main()
+    assert main(arguments) == 0
     *table, last = capsys.readouterr().out.strip().splitlines()
     found = json.loads(last)
     assert found["hardware"] == {"num_gpus": 2, "gpu_memory_gib": 80.0, "gpu_tflops": 100.0, "utilisation": 0.2}

@@ -1,7 +1,6 @@
 """The recipe's bookkeeping, with runs of one or two steps; whether they learn is for test_tiny.py."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -10,10 +9,10 @@ from tiny import tiny_pair
 
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import load_checkpoint
-from refrag.training import __main__ as command_line
 from refrag.training import recipe
 from refrag.training.recipe import load_run, train_all, train_run
 from refrag.training.settings import Preset, load_preset
+from refrag_client.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("accelerator_of_module")
 
@@ -199,36 +198,36 @@ def preset_file(tmp_path):
     return path
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["refrag.training", *map(str, arguments)])
-    command_line.main()
+def train(*arguments):
+    return main(["train", *map(str, arguments)])
 
 
-def test_the_command_trains_prints_the_costs_and_saves_the_result(preset_file, tmp_path, monkeypatch, capsys):
+def test_the_command_trains_prints_the_costs_and_saves_the_result(preset_file, tmp_path, capsys):
     runs, output = tmp_path / "runs", tmp_path / "saved"
-    call(monkeypatch, "train", preset_file, "--runs", runs, "--set", "runs.base.optimisation.num_steps=2")
+    train("run", preset_file, "--runs", runs, "--set", "runs.base.optimisation.num_steps=2")
     costs = json.loads(capsys.readouterr().out)
     assert costs["base"]["num_steps"] == 2
-    call(monkeypatch, "save", preset_file, output, "--runs", runs, "--dtype", "float32")
+    train("save", preset_file, output, "--runs", runs, "--dtype", "float32")
     assert is_same(load_checkpoint(output), load_checkpoint(runs / "base" / "checkpoint"), "decoder")
 
 
-def test_a_command_that_cannot_do_its_work_says_why_in_one_line(preset_file, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=r"error: .*train run 'base' first"):
-        call(monkeypatch, "save", preset_file, tmp_path / "saved", "--runs", tmp_path / "none")
+def test_a_command_that_cannot_do_its_work_says_why_in_one_line(preset_file, tmp_path, capsys):
+    assert train("save", preset_file, tmp_path / "saved", "--runs", tmp_path / "none") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("refrag: ") and line.endswith("train run 'base' first")
 
 
-def test_the_command_writes_the_learning_curves(preset_file, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_learning_curves(preset_file, tmp_path):
     runs, output = tmp_path / "runs", tmp_path / "log.json"
-    call(monkeypatch, "train", preset_file, "--runs", runs)
-    call(monkeypatch, "log", preset_file, output, "--runs", runs)
+    train("run", preset_file, "--runs", runs)
+    train("log", preset_file, output, "--runs", runs)
     base = json.loads(output.read_text())["base"]
     assert base["settings"]["stage"] == "pretrain"
     assert base["cost"]["num_steps"] == 1 and {"minutes", "machine", "commit"} < set(base["cost"])
     assert [point["step"] for point in base["curve"]] == [1]
 
 
-def test_the_runs_of_a_preset_lie_in_a_folder_of_its_name(preset_file, tmp_path, monkeypatch, capsys):
+def test_the_runs_of_a_preset_lie_in_a_folder_of_its_name(preset_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    call(monkeypatch, "train", preset_file)
+    train("run", preset_file)
     assert (tmp_path / "runs" / "small" / "base" / "checkpoint" / "refrag.json").exists()

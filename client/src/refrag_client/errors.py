@@ -24,10 +24,12 @@ class RefragError(Exception):
     """Base of every error this package raises; `request_id` names the request, where there is one."""
 
     request_id: str | None = None
+    # Of the command `refrag`, which knows errors of all packages by it.
+    exit_code = 1
 
 
 class InvalidRequest(RefragError):
-    pass
+    exit_code = 2
 
 
 class Overloaded(RefragError):

@@ -12,9 +12,10 @@ from refrag_client.client import RefragClient
 from refrag_client.passages import read_passages
 from refrag_client.request import GenerateOptions
 
+HELP = "ask a question about passages"
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser("ask", help="ask a question about passages", description=__doc__)
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
         "--passages", metavar="FILE", help="JSON lines, or plain text with blank lines between passages; - is stdin"
@@ -24,7 +25,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_request_options(parser)
     parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
     parser.add_argument("--compare", action="store_true", help="ask the plain decoder too (--expand-fraction 1)")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -22,19 +22,19 @@ from refrag_client.cli.options import add_connection_options
 from refrag_client.errors import InvalidRequest, Overloaded, ServerUnavailable
 from refrag_client.store import IndexReport, StoreClient
 
+HELP = "store a corpus's chunk vectors ahead of time"
+
 # A server that restarts, or a store that does, is waited for so many times, each time twice as long.
 NUM_ATTEMPTS, FIRST_PAUSE_SECONDS = 6, 0.5
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser("index", help="store a corpus's chunk vectors ahead of time", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("corpus", metavar="CORPUS.jsonl", type=Path, help="a passage per line, as for `refrag ask`")
     parser.add_argument("--fresh", action="store_true", help="from the beginning, whatever is noted as done")
     parser.add_argument("--batch-bytes", type=int, default=1 << 17, help="of a request (default: %(default)s)")
     parser.add_argument("--in-flight", type=int, default=4, help="requests at a time (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     add_connection_options(parser, timeout_seconds=600.0)
-    return parser
 
 
 @dataclass

@@ -23,16 +23,12 @@ from refrag_client.cli.options import add_connection_options
 from refrag_client.errors import InvalidRequest
 from refrag_client.store import Deletions, StoreClient, StoreReport, VectorPage
 
+HELP = "look into the store of chunk vectors, check it, clear it, copy it"
+
 MANIFEST = "manifest.json"
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "store",
-        help="look into the store of chunk vectors, check it, clear it, copy it",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     for name, action in ACTIONS.items():
         sub = actions.add_parser(name)
@@ -44,7 +40,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         if name == "prune":
             sub.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="may be repeated")
         add_connection_options(sub, timeout_seconds=600.0)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,33 @@
+"""`refrag check`: what the embedded server needs of this machine, item by item, and what to do where it is lacking.
+
+It takes the options of `refrag serve`, and exits with 1 if the server could not start with them.
+"""
+
+import argparse
+
+from refrag.embedded.requirements import Machine, check_machine
+from refrag.embedded.settings import ServerSettings, add_options, settings_from_arguments
+from refrag.errors import InvalidRequest
+
+HELP = "tell what this machine lacks to serve"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = parsed_settings(arguments)
+    findings = check_machine(Machine.inspect(settings), settings)
+    for finding in findings:
+        mark = "problem" if finding.problem else "ok"
+        print(f"{mark:8} {finding.name:17} {finding.problem or finding.found}")
+    return 1 if any(finding.problem for finding in findings) else 0
+
+
+def parsed_settings(arguments: argparse.Namespace) -> ServerSettings:
+    """The server's settings in `arguments`; InvalidRequest if they contradict each other."""
+    try:
+        return settings_from_arguments(arguments)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None

@@ -1,0 +1,54 @@
+"""`refrag export`: a checkpoint as a model repository that Triton serves as it stands.
+
+Graphs are compared with torch before they take their place; an export that fails leaves the repository as it was.
+"""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from refrag.errors import SetupError
+from refrag.export.precision import Precision
+
+HELP = "make a model repository out of a checkpoint"
+EXTRA = "export"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder that holds refrag.json")
+    parser.add_argument(
+        "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s; may be a new folder"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="arithmetic inside the graphs (default: %(default)s); their inputs and outputs are FP32 either way. "
+        "fp16 is for GPUs; int8, of the encoder alone, for CPUs with 8-bit products (AVX-512 VNNI and later)",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="PASSAGES", help="file of passages that int8 takes its scales from"
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=int,
+        help="deploy another of the checkpoint's trained_chunk_sizes (default: its chunk_size)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from refrag.export.repository import export_repository
+
+    try:
+        parities = export_repository(
+            arguments.checkpoint,
+            arguments.repository,
+            arguments.precision,
+            arguments.chunk_size,
+            arguments.calibration,
+        )
+    except OSError as error:
+        raise SetupError(f"{arguments.repository} cannot be filled: {error}") from error
+    for parity in parities:
+        print(parity)
+    print(f"{arguments.repository} is ready to serve ({arguments.precision})")

@@ -1,0 +1,84 @@
+"""`refrag train`: the runs of a preset, stage by stage, and what came of them.
+
+    run PRESET [RUN …]      train the preset's runs in order, or those named; what is over stays, what was begun goes on
+    save PRESET OUTPUT      write what a run made (default: the preset's result), or one part of it, to deploy
+    log PRESET OUTPUT       write settings, costs and learning curves of all runs as one small JSON file
+
+PRESET is the name of one that comes with refrag, such as demo, or the path of a YAML file, and `--set` changes single
+values of it: `--set runs.finetune.optimisation.num_steps=100`. On several GPUs: `accelerate launch … --no_python refrag
+train run PRESET`. `refrag estimate PRESET` tells beforehand what it takes.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refrag.training.settings import Preset
+
+Action = Callable[[argparse.Namespace, "Preset", Path], None]
+
+HELP = "train a checkpoint, or write what was trained"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    train = _add_action(actions, "run", "train runs of the preset", _train)
+    train.add_argument("names", metavar="RUN", nargs="*", help="runs to train (default: all)")
+    save = _add_action(actions, "save", "write a run's checkpoint, or one part of it", _save)
+    save.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write to")
+    save.add_argument("--run", dest="name", help="whose checkpoint (default: the preset's result)")
+    save.add_argument("--part", choices=["decoder", "policy"], help="this part alone (default: all)")
+    save.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
+    log = _add_action(actions, "log", "write the learning curves of all runs", _log)
+    log.add_argument("output", metavar="OUTPUT", type=Path, help="JSON file to write")
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", metavar="PRESET", help="a preset's name, or the path of a YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PLACE=VALUE", help="change a value of the preset"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from refrag.training.settings import load_preset
+
+    preset = load_preset(arguments.preset, arguments.set)
+    arguments.action(arguments, preset, arguments.runs or Path("runs") / Path(arguments.preset).stem)
+
+
+def _add_action(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, action: Action
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=text)
+    add_preset(parser)
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/PRESET)")
+    parser.set_defaults(action=action)
+    return parser
+
+
+def _train(arguments: argparse.Namespace, preset: "Preset", runs: Path) -> None:
+    from refrag.machine.environment import flush_denormals
+    from refrag.training.recipe import train_all
+
+    flush_denormals()
+    print(json.dumps(train_all(preset, runs, arguments.names)))
+
+
+def _save(arguments: argparse.Namespace, preset: "Preset", runs: Path) -> None:
+    import torch
+
+    from refrag.training.recipe import load_run
+
+    checkpoint = load_run(preset, runs, arguments.name)
+    checkpoint.save(arguments.output, getattr(torch, arguments.dtype), arguments.part)
+
+
+def _log(arguments: argparse.Namespace, preset: "Preset", runs: Path) -> None:
+    from refrag.training.recipe import summarise_runs
+
+    arguments.output.write_text(json.dumps(summarise_runs(preset, runs), indent=1) + "\n")
