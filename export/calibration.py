@@ -11,7 +11,8 @@ from torch import Tensor
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunk, Chunker
-from refrag.errors import CheckpointError, RefragError
+from refrag.data.passages import read_passages
+from refrag.errors import CheckpointError
 from refrag.export.quantisation import Batch
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 
@@ -41,15 +42,8 @@ class Calibration:
 
 def read_calibration(passages: Path, checkpoint: Path, config: RefragConfig) -> Calibration:
     """Cut the file's passages as the server would; raise RefragError if they are too few or cannot be read."""
-    # Here, since no other export needs the client.
-    from refrag_client import RefragError as ClientError
-    from refrag_client.passages import read_passages
-
     chunker = Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
-    try:
-        chunks = chunker.context_chunks(read_passages(str(passages)))[:MAX_CHUNKS]
-    except ClientError as error:
-        raise RefragError(str(error)) from None
+    chunks = chunker.context_chunks(read_passages(passages))[:MAX_CHUNKS]
     if len(chunks) < 2:
         raise CheckpointError(f"{passages} holds {len(chunks)} chunks; give more passages, with 2 at least")
     # In turn, so that neither half lacks a part of the file.
