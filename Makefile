@@ -90,10 +90,11 @@ test: install ## all tests, with a real tritonserver
 test-fast: install ## the tests that need no server
 	$(BIN)/python -m pytest tests client/tests -m 'not server and not slow'
 
-check: install ## formatting, lint, and types
+check: install ## formatting, lint, types and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install ## format the code
 	$(BIN)/ruff format .

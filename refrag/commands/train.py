@@ -62,7 +62,7 @@ def _add_action(
 
 
 def _train(arguments: argparse.Namespace, preset: "Preset", runs: Path) -> None:
-    from refrag.machine.environment import flush_denormals
+    from refrag.machine.threads import flush_denormals
     from refrag.training.recipe import train_all
 
     flush_denormals()
