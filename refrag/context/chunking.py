@@ -70,7 +70,8 @@ class PackedChunks(Sequence[Chunk]):
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each chunk.  (C,)"""
-        return (self.token_ids != NO_TOKEN).sum(1)
+        lengths: np.ndarray = (self.token_ids != NO_TOKEN).sum(1)
+        return lengths
 
     @property
     def num_tokens(self) -> int:

@@ -20,7 +20,8 @@ def round_to_stored(vectors: np.ndarray) -> np.ndarray:
 
 def are_storable(vectors: np.ndarray) -> np.ndarray:
     """BOOL (C,): which are worth keeping; an encoder that overflowed once may not do so the next time."""
-    return np.isfinite(vectors).all(-1)
+    storable: np.ndarray = np.isfinite(vectors).all(-1)
+    return storable
 
 
 def seal(key: bytes, vector: bytes) -> bytes:

@@ -19,7 +19,7 @@ class Reader:
 
     def __init__(self, open_call: Callable[[], Any]) -> None:
         self._open_call = open_call
-        self._received: SimpleQueue = SimpleQueue()
+        self._received: SimpleQueue[Any] = SimpleQueue()
         self._call: Any = None
         self._is_cancelled = False
 
@@ -59,7 +59,7 @@ class Reader:
 
 def run_in_background(work: Callable[[], None], timeout_seconds: float) -> None:
     """Return when `work` is done or failed, or when the time is up."""
-    done: SimpleQueue = SimpleQueue()
+    done: SimpleQueue[None] = SimpleQueue()
     _start(lambda: _run(work, done))
     with contextlib.suppress(Empty):
         done.get(timeout=timeout_seconds)
@@ -70,7 +70,7 @@ def _start(work: Callable[[], None]) -> None:
     _thread.start_new_thread(work, ())
 
 
-def _run(work: Callable[[], None], done: SimpleQueue) -> None:
+def _run(work: Callable[[], None], done: SimpleQueue[None]) -> None:
     with contextlib.suppress(Exception):
         work()
     done.put(None)

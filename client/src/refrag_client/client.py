@@ -49,7 +49,7 @@ class RefragClient(BaseClient):
             )
         except grpc.RpcError:
             return False
-        return answer.ready
+        return bool(answer.ready)
 
     def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
         """Return once the model can be asked, or raise ServerUnavailable after `timeout_seconds`."""

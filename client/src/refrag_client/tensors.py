@@ -44,7 +44,7 @@ class Response:
         self._result = InferResult(message)
 
     def text(self, name: str) -> str:
-        return self.array(name)[0].decode("utf-8", errors="replace")
+        return bytes(self.array(name)[0]).decode("utf-8", errors="replace")
 
     def number(self, name: str) -> int:
         return int(self.array(name)[0])
@@ -56,7 +56,7 @@ class Response:
         return tuple(self.array(name).tolist())
 
     def array(self, name: str) -> np.ndarray:
-        array = self._result.as_numpy(name)
+        array: np.ndarray | None = self._result.as_numpy(name)
         if array is None:
             raise ServerError(f"the response has no tensor {name!r}; client and server are of different releases")
         return array

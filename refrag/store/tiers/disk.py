@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import lmdb
 
@@ -233,7 +233,7 @@ def _check_length(file: Path, environment: lmdb.Environment) -> None:
 
 def _bytes(value: Any) -> bytes | None:
     """LMDB returns views only where they are asked for, which its types do not tell."""
-    return value
+    return cast(bytes | None, value)
 
 
 def _folder(path: Path, number: int) -> Path:

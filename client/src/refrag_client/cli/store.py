@@ -104,7 +104,8 @@ def _save(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
 
 def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as file:
-        return np.load(file, allow_pickle=False)
+        array: np.ndarray = np.load(file, allow_pickle=False)
+    return array
 
 
 def _tiers(report: StoreReport, name: str | None) -> list[str]:

@@ -182,7 +182,7 @@ def has_vnni() -> bool:
 
 def default_num_threads(config: dict[str, Any]) -> int:
     """The cores this process may use, shared out over the model's instances."""
-    num_instances = sum(group["count"] for group in config["instance_group"])
+    num_instances = sum(int(group["count"]) for group in config["instance_group"])
     return max(1, len(os.sched_getaffinity(0)) // max(1, num_instances))
 
 
