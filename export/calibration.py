@@ -13,7 +13,7 @@ from refrag.config import RefragConfig
 from refrag.context.chunking import Chunk, Chunker
 from refrag.data.passages import read_passages
 from refrag.errors import CheckpointError
-from refrag.export.quantisation import Batch
+from refrag.export.quantisation import SCHEME, Batch
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 
 # C chunks, L encoder tokens per chunk
@@ -32,8 +32,8 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Of what the scales are made from: other scales give other vectors."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Digest of the scheme and of the chunks that set its scales: others give other vectors."""
+        digest = hashlib.blake2b(SCHEME.encode(), digest_size=16)
         for batch in self.scales:
             for array in batch.values():
                 digest.update(np.ascontiguousarray(array).data)

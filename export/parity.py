@@ -22,8 +22,8 @@ NUMS_CHUNKS = (1, 2, 9)
 
 # Largest error allowed, as a share of the largest value. FP32: the two runtimes only add in another order, which costs
 # some 1e-6 in deep encoders; a wrong operator costs far more. FP16: each value is rounded to 11 bits (5e-4), and
-# the roundings of some tens of layers add up to about 1e-2; a lost mask or an overflow costs 1e-1 and more. INT8: to 8
-# bits (4e-3), of a range that the largest value stretches, and only around products.
+# the roundings of some tens of layers add up to about 1e-2; a lost mask or an overflow costs 1e-1 and more. INT8:
+# weights to 7 bits (8e-3) and activations to 8 (4e-3), of ranges that the largest values stretch, and only in products.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
 
 

@@ -1,4 +1,4 @@
-"""A chunk encoder in 8-bit integers, which CPUs of today multiply several times as fast as floats.
+"""A chunk encoder in 8-bit integers, which CPUs multiply faster than floats.
 
 Each product of activations with weights becomes
 
@@ -7,6 +7,14 @@ Each product of activations with weights becomes
 and all else stays as it is. Weights have a scale for each column. Activations have one for each tensor, which is fixed
 here by calibration on real chunks: scales that are taken from each batch, as in dynamic quantisation, would give a
 chunk another vector beside other neighbours, and the store needs vectors that hang on nothing but the chunk.
+
+Weights use half of INT8's range, so that every CPU computes the same. A CPU without VNNI instructions adds two
+neighbouring products in 16 bits before it widens them, and what exceeds 16 bits is cut off without a word:
+
+    255 · 127 + 255 · 127 = 64770  >  32767  >=  32640 = 255 · 64 + 255 · 64
+
+ONNX Runtime has a session option against it (session.x64quantprecision), but whoever loads the graph would have to set
+it. UINT8 weights would be safe too, but their kernels are slower, and those for AVX-512 use no VNNI.
 
 MatMulIntegerToFloat is ONNX Runtime's own operator; TensorRT does not know it.
 """
@@ -31,8 +39,12 @@ Batch = dict[str, np.ndarray]
 Range = tuple[float, float]
 
 ORT_DOMAIN, ORT_OPSET, INTEGER_PRODUCT = "com.microsoft", 1, "MatMulIntegerToFloat"
-LARGEST_WEIGHT, LARGEST_ACTIVATION = 127, 255
+# Twice their product fits in INT16 (see above).
+LARGEST_WEIGHT, LARGEST_ACTIVATION = 64, 255
 SMALLEST_SCALE = 1e-12
+
+# A part of the keys that vectors are stored under: whatever makes other integers of the same encoder needs another.
+SCHEME = f"activations 0 to {LARGEST_ACTIVATION} by tensor, min-max; weights +-{LARGEST_WEIGHT} by column"
 
 
 def quantise_chunk_encoder(path: Path, batches: Sequence[Batch]) -> None:
@@ -134,7 +146,7 @@ def activation_scale(values: Range) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantise_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """FP32 (K, N) → INT8 (K, N), and FP32 (N,): what one step stands for in each column."""
+    """FP32 (K, N) → INT8 (K, N) of ±LARGEST_WEIGHT, and FP32 (N,): what one step stands for in each column."""
     scales = np.maximum(np.abs(weight).max(0) / LARGEST_WEIGHT, SMALLEST_SCALE).astype(np.float32)
     return np.round(weight / scales).astype(np.int8), scales
 

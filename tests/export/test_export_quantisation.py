@@ -1,4 +1,4 @@
-"""The encoder in 8-bit integers: close to torch, and the same for a chunk whatever is beside it."""
+"""The encoder in 8-bit integers: close to torch, the same for a chunk whatever is beside it, and on every CPU."""
 
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from onnx import TensorProto, numpy_helper
 
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, RefragError
-from refrag.export.calibration import read_calibration
+from refrag.export import calibration
+from refrag.export.calibration import Calibration, read_calibration
 from refrag.export.graphs import export_chunk_encoder, export_projector
 from refrag.export.parity import check_chunk_encoder
-from refrag.export.quantisation import activation_scale, quantise_chunk_encoder, quantise_weight
+from refrag.export.quantisation import SCHEME, activation_scale, quantise_chunk_encoder, quantise_weight
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 from refrag.store.keys import load_fingerprint
@@ -93,6 +94,15 @@ def test_all_products_with_weights_are_of_integers_and_each_activation_becomes_t
     assert not [tensor for tensor in weights.values() if len(tensor.dims) == 2 and is_float_product(tensor, graph)]
 
 
+def test_no_two_products_that_a_cpu_may_add_in_16_bits_overflow_them(bert):
+    constants = [numpy_helper.to_array(tensor) for tensor in onnx.load(bert).graph.initializer]
+    weights = [array.astype(int) for array in constants if array.dtype == np.int8 and array.ndim == 2]
+    assert len(weights) == 6 * NUM_LAYERS
+    # Rows 0 and 1, 2 and 3 and so on are added first.
+    pairs = [np.abs(weight[::2]) + np.abs(weight[1::2]) for weight in weights]
+    assert max(pair.max() for pair in pairs) * 255 <= 32767
+
+
 def is_float_product(tensor: onnx.TensorProto, graph: onnx.GraphProto) -> bool:
     readers = {node.op_type for node in graph.node if tensor.name in node.input}
     return tensor.data_type == TensorProto.FLOAT and bool(readers & {"MatMul", "MatMulIntegerToFloat"})
@@ -145,6 +155,18 @@ def test_products_in_a_row_a_shared_weight_and_an_odd_bias_are_computed_too(tmp_
     assert np.abs(encode(tmp_path / "g.onnx", feed) - expected).max() < 0.05 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("num_rows", [1, 20])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sum_of_the_largest_products_is_exact(num_rows, sign, tmp_path):
+    """With weights up to 127, CPUs without VNNI cut off half of it."""
+    make = onnx.helper.make_node
+    nodes = [make("MatMul", ["x", "w"], ["product"]), make("Identity", ["product"], ["y"])]
+    save_graph(tmp_path / "g.onnx", nodes, w=sign * np.ones((8, 8)))
+    feed = {"x": np.ones((num_rows, 8), np.float32)}
+    quantise_chunk_encoder(tmp_path / "g.onnx", [feed])
+    np.testing.assert_allclose(encode(tmp_path / "g.onnx", feed), np.full((num_rows, 8), 8.0 * sign), rtol=1e-6)
+
+
 def test_a_graph_of_several_files_is_refused_in_words(bert, tmp_path):
     onnx.save(onnx.load(bert), tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data")
     with pytest.raises(CheckpointError, match="too large for one file, as int8 needs it"):
@@ -154,7 +176,7 @@ def test_a_graph_of_several_files_is_refused_in_words(bert, tmp_path):
 @given(arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32)))
 def test_a_weight_is_within_half_a_step_of_its_integer(weight):
     integers, scales = quantise_weight(weight)
-    assert np.abs(integers).max() <= 127
+    assert np.abs(integers).max() <= 64
     # And what rounding the scale itself to 24 bits costs.
     assert (np.abs(integers * scales - weight) <= 0.5001 * scales).all()
 
@@ -165,6 +187,22 @@ def test_an_activations_scale_spans_its_range_and_has_a_step_for_zero(smallest, 
     steps = (np.array([smallest, 0.0, largest]) / scale).round() + zero
     assert steps[1] == zero
     assert -1 <= steps[0] <= steps[2] <= 256
+
+
+def test_the_schemes_name_stands_for_these_integers():
+    """Stored vectors are told apart by it: who changes one side of this test changes the other."""
+    integers, scales = quantise_weight(np.array([[1.0, -3.0], [-0.5, 0.7], [0.2, 0.0]], np.float32))
+    scale, zero = activation_scale((-1.0, 2.0))
+    found = integers.tolist(), (64 * scales).tolist(), round(255 * scale.item(), 5), zero.item()
+    assert found == ([[64, -64], [-32, 15], [13, 0]], [1.0, 3.0], 3.0, 85)
+    assert SCHEME == "activations 0 to 255 by tensor, min-max; weights +-64 by column"
+
+
+def test_the_same_chunks_with_another_scheme_have_another_digest(monkeypatch):
+    chunks = Calibration([draw_chunks(2, seed=0)], [])
+    before = chunks.digest
+    monkeypatch.setattr(calibration, "SCHEME", "weights +-127")
+    assert chunks.digest != before
 
 
 def test_calibration_and_check_share_no_chunk_and_an_empty_one_is_checked(checkpoint, passages):

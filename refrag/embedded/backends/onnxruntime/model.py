@@ -157,9 +157,6 @@ def open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> An
     options.intra_op_num_threads = int_parameter(config, "intra_op_thread_count", default_num_threads(config))
     # Threads that went on spinning after a run would take the cores from the models that come next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if not has_vnni():
-        # Sums of 8-bit products could overflow there; this is the slower way that does not.
-        options.add_session_config_entry("session.x64quantprecision", "1")
     wants_gpu = args["model_instance_kind"] == "GPU"
     providers: list[Any] = ["CPUExecutionProvider"]
     if wants_gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -173,11 +170,6 @@ def open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> An
             f"{args['model_name']} asks for a GPU and runs on the CPU: install onnxruntime-gpu, or set KIND_CPU"
         )
     return session
-
-
-def has_vnni() -> bool:
-    """Whether the CPU sums 8-bit products in 32 bits, as Linux tells it."""
-    return "vnni" in Path("/proc/cpuinfo").read_text()
 
 
 def default_num_threads(config: dict[str, Any]) -> int:
