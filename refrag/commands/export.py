@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Precision),
         default="fp32",
         help="arithmetic inside the graphs (default: %(default)s); their inputs and outputs are FP32 either way. "
-        "fp16 is for GPUs; int8, of the encoder alone, for CPUs with 8-bit products (AVX-512 VNNI and later)",
+        "fp16 is for GPUs; int8, of the encoder alone, for CPUs",
     )
     parser.add_argument(
         "--calibration", type=Path, metavar="PASSAGES", help="file of passages that int8 takes its scales from"
