@@ -1,13 +1,13 @@
-"""Chunk vectors, and passages' tokens, computed once and served from anywhere.
+"""Keeps chunk vectors and passages' tokens, so that each is computed once and found from anywhere.
 
     request ─► Store.find ─► memory (LRU) ─► disk (LMDB) ─► shared (Redis)
                Store.put  ─► all of them
 
-keys.py      encoder's fingerprint + hash of the chunk's tokens
-values.py    FP16 vector, checksummed
-tiers/       where values lie; each may fail at any time
+keys.py      key = encoder's fingerprint + hash of the chunk's tokens
+values.py    the stored form of a value, with its checksum
+tiers/       the places where values lie; each may fail at any time
 tokens.py    passages' tokens, beside the vectors
-lookup.py    a request's chunks: found, or to be encoded
-store.py     the tiers as one store, which fails never
-writer.py    puts that nobody waits for
+lookup.py    splits a request's chunks into those found and those to encode
+store.py     the tiers as one store, whose reads never fail
+writer.py    writes that no request waits for
 """

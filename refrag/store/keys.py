@@ -1,9 +1,9 @@
-"""What a stored vector belongs to: the encoder that made it, and the chunk's tokens.
+"""Makes the keys of stored vectors, from the encoder that made a vector and from its chunk's tokens.
 
     key = fingerprint (16 bytes) + digest of the chunk's token ids (16 bytes)
 
-Whatever could give the same tokens another vector is in the fingerprint. So a changed document asks for other keys in
-its changed chunks only, and a changed encoder for other keys altogether.
+The fingerprint covers everything that could give the same tokens another vector. So after a change to a document only
+its changed chunks have new keys; after a change to the encoder all chunks have.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ FINGERPRINT_NAME = "encoder.fingerprint"
 def fingerprint_encoder(
     encoder: Sequence[Path], tokenizer: Sequence[Path], config: RefragConfig, arithmetic: str
 ) -> bytes:
-    """Of everything that turns a chunk's tokens into its vector.
+    """Return a 16-byte digest of everything that turns a chunk's tokens into its vector.
 
-    encoder: its files, in Hugging Face format. tokenizer: files of the decoder's, where the encoder does not read the
-    decoder's tokens but text that is made of them. arithmetic: of the exported graph, its precision and what it was
-    calibrated with.
+    encoder: the encoder's files, in Hugging Face format.
+    tokenizer: files of the decoder's tokenizer, if the encoder reads text made of the decoder's tokens; otherwise none.
+    arithmetic: precision of the exported ONNX model, and what it was calibrated with.
     """
     settings = {
         "chunk_size": config.chunk_size,
@@ -50,7 +50,10 @@ def save_fingerprint(fingerprint: bytes, folder: Path) -> None:
 
 
 def load_fingerprint(folder: Path) -> bytes:
-    """Of the encoder that the folder's model belongs to, or CheckpointError if an export of an older kind has none."""
+    """Return the fingerprint of the encoder that the folder's model belongs to.
+
+    Raises CheckpointError if the file is missing, as after the export of an older release, or cannot be read.
+    """
     try:
         return bytes.fromhex((folder / FINGERPRINT_NAME).read_text())
     except (OSError, ValueError) as error:
@@ -58,7 +61,7 @@ def load_fingerprint(folder: Path) -> bytes:
 
 
 def digest_chunks(token_ids: np.ndarray) -> list[bytes]:
-    """Of each row of packed token ids, INT32 (C, K)."""
+    """Return the 16-byte digest of each row of packed token ids.  INT32 (C, K) -> C digests"""
     width = token_ids.shape[1] * token_ids.itemsize if token_ids.ndim == 2 else 0
     data = np.ascontiguousarray(token_ids).tobytes()
     return [
@@ -68,7 +71,7 @@ def digest_chunks(token_ids: np.ndarray) -> list[bytes]:
 
 
 def owner_of(key: bytes) -> bytes:
-    """The fingerprint in a key."""
+    """Return the fingerprint in a key."""
     return key[:FINGERPRINT_BYTES]
 
 

@@ -1,8 +1,8 @@
-"""A request's chunks against the store: what it has, what is to be encoded, and how both come together again.
+"""Splits a request's chunks into those that the store has and those to encode, and joins their vectors again.
 
 chunks of the request    A B C B D          the store has A and C
-stored vectors           A C                rows of both together:  A 0   B 2   C 1   B 2   D 3
-vectors that are encoded B D
+stored vectors           A C                row of each chunk, stored vectors first:  A 0   B 2   C 1   B 2   D 3
+encoded vectors          B D
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ from refrag.store.values import are_storable
 
 @dataclass(frozen=True)
 class Lookup:
-    """What the store has of a request's chunks.
+    """What the store has of a request's chunks, and what it lacks.
 
-    stored: FP16 (H, E). lacking: numbers of the first chunks of their kind that are to be encoded, M of them.
-    rows: INT32 (C,), each chunk's row among the stored vectors and, after them, those that are to be encoded.
-    digests: of each chunk, C of them.
+    stored: the vectors found, FP16 (H, E).
+    lacking: numbers of the M chunks to encode; of equal chunks, only the first is listed.
+    rows: INT32 (C,), each chunk's row in the stored vectors followed by the encoded ones.
+    digests: the digest of each chunk, C of them.
     """
 
     stored: np.ndarray
@@ -33,12 +34,12 @@ class Lookup:
     digests: list[bytes]
 
 
-# Of a request that needs no vectors: none is stored, none lacking.
+# For a request that needs no vectors: nothing is stored, nothing lacking.
 NOTHING_NEEDED = Lookup(np.zeros((0, 0), np.float16), [], np.zeros(0, np.int32), [])
 
 
 def look_up(store: Store, packed: np.ndarray) -> Lookup:
-    """All chunks of a request at once; what comes twice is looked up, and encoded, once."""
+    """Look up all chunks of a request at once; equal chunks are looked up, and encoded, once.  packed: INT32 (C, K)"""
     digests = digest_chunks(packed)
     firsts: dict[bytes, int] = {}
     for number, digest in enumerate(digests):
@@ -54,7 +55,10 @@ def look_up(store: Store, packed: np.ndarray) -> Lookup:
 
 
 def new_vectors(digests: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> dict[bytes, bytes]:
-    """What was encoded, by digest.  UINT8 (C, 16), INT32 (C,), FP16 (M, E)"""
+    """Return the storable ones of the encoded vectors, as bytes by digest.
+
+    digests UINT8 (C, 16), rows INT32 (C,) as in `Lookup`, encoded FP16 (M, E)
+    """
     _, firsts = np.unique(rows, return_index=True)
     new = firsts[rows[firsts] >= num_stored]
     vectors = encoded[rows[new] - num_stored]
@@ -62,6 +66,6 @@ def new_vectors(digests: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_
 
 
 def storable(digests: Sequence[bytes], vectors: np.ndarray) -> dict[bytes, bytes]:
-    """The vectors' bytes by digest, but for those that are not worth keeping.  M digests, FP16 (M, E)"""
+    """Return the vectors' bytes by digest, without those that hold NaN or infinity.  M digests, FP16 (M, E)"""
     rows = zip(digests, vectors, are_storable(vectors), strict=True)
     return {digest: vector.tobytes() for digest, vector, is_storable in rows if is_storable}

@@ -1,4 +1,4 @@
-"""Where the vectors lie: parameters of the models that use the store, or the environment for all of them at once."""
+"""Settings of the store: parameters of each model that uses it, or the environment for all of them at once."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,20 +10,22 @@ from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tiers.tier import Tier
 
 MIB = 2**20
-# A value that turns a tier off.
+# As store_disk_path or store_redis_url: there is no such tier.
 OFF = "off"
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """An empty value is taken from the environment, REFRAG_STORE_DISK_PATH for store_disk_path and so on; if that is
-    not set, the default in brackets holds.
+    """Settings of the store, as text.
 
-    store_memory_mib: of vectors and tokens in the process [64], 0 for none.
+    An empty value is taken from the environment, REFRAG_STORE_DISK_PATH for store_disk_path and so on; if that is not
+    set, the default in brackets holds.
+
+    store_memory_mib: MiB of vectors and tokens kept in the process [64]; 0 keeps none.
     store_disk_path: folder of LMDB files, shared by the processes of a machine [~/.cache/refrag/chunk_vectors], or off.
-    store_disk_mib: what they may hold [4096]; then the oldest go.
-    store_redis_url: of a server shared by replicas, such as redis://host:6379/0 [off].
-    store_redis_timeout_ms: how long a request waits for it at most [50].
+    store_disk_mib: MiB that these files may hold [4096]; beyond that, the oldest entries are evicted.
+    store_redis_url: URL of a Redis server that replicas share, such as redis://host:6379/0 [off].
+    store_redis_timeout_ms: milliseconds to wait for a connection to that server, or for its reply [50].
     """
 
     store_memory_mib: str = ""
@@ -37,7 +39,10 @@ DEFAULTS = StoreSettings("64", "", "4096", OFF, "50")
 
 
 def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = True) -> Store:
-    """The store of one process; SetupError for settings that mean nothing. No tier need be in reach."""
+    """Return the store of one process, or raise SetupError for a setting that is not valid.
+
+    A tier that cannot be reached is no error. has_memory: whether values are kept in the process too.
+    """
     resolved = _resolve(settings)
     memory_bytes = _number("store_memory_mib", resolved.store_memory_mib, 0) * MIB
     memory = MemoryTier(memory_bytes) if has_memory and memory_bytes else None

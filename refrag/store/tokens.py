@@ -1,8 +1,8 @@
-"""Token ids of passages, kept beside the vectors: a passage is tokenised once, and not with every request.
+"""Keeps passages' token ids beside the vectors, so that a passage is tokenised once and not with every request.
 
     key = fingerprint of the tokenizer and of the text around a passage + digest of the passage
 
-Of contexts as long as those that compression is for, tokenising would else be a good part of what is left to wait for.
+For contexts long enough to be worth compressing, tokenising would otherwise be a good part of the remaining wait.
 """
 
 import hashlib
@@ -22,31 +22,34 @@ STORED_TYPE = np.dtype("<i4")
 
 
 class StoredTokens:
-    """Of a passage that it does not know it says nothing."""
+    """Passages' token ids in a store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def find(self, passages: Sequence[str]) -> dict[str, np.ndarray]:
-        """Token ids, INT32, of those passages that it knows."""
+        """Return the token ids, INT32, by passage; unknown passages are left out."""
         values = zip(passages, self.store.find(digest_texts(passages)), strict=True)
         return {passage: np.frombuffer(value, STORED_TYPE) for passage, value in values if value is not None}
 
     def put(self, token_ids: Mapping[str, Sequence[int]]) -> bool:
-        """Store them, and return whether every tier has them now; those of an empty passage are not worth it."""
+        """Store the token ids, and return whether every tier has them now. Passages without tokens are skipped."""
         values = _as_values(token_ids)
         return self.store.put(values) if values else True
 
     def keep(self, token_ids: Mapping[str, Sequence[int]]) -> None:
-        """The same when there is time; if there is none for too long, let them be."""
-        # As bytes already, which take a tenth of the memory while they wait.
+        """Queue the token ids to be stored; they are dropped if the queue is full."""
+        # Converted to bytes before they wait, since bytes take a tenth of the memory.
         values = _as_values(token_ids)
         if values:
             self.store.put_later(lambda: values)
 
 
 def fingerprint_tokenizer(files: Iterable[Path], template: PromptTemplate) -> bytes:
-    """Of everything that turns a passage into tokens."""
+    """Return a 16-byte digest of everything that turns a passage into tokens.
+
+    That is the tokenizer's files, the text around a passage, and the versions of the libraries.
+    """
     libraries = {name: version(name) for name in ("tokenizers", "transformers")}
     settings = {"template": asdict(template), "libraries": libraries}
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=FINGERPRINT_BYTES)
@@ -57,6 +60,7 @@ def fingerprint_tokenizer(files: Iterable[Path], template: PromptTemplate) -> by
 
 
 def digest_texts(texts: Iterable[str]) -> list[bytes]:
+    """Return the 16-byte digest of each text."""
     return [hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts]
 
 

@@ -1,6 +1,6 @@
-"""A chunk vector as it is stored: FP16, behind a checksum of its key and itself.
+"""The stored form of a value: a checksum over key and value, then the value. A chunk vector is stored in FP16.
 
-The vectors of a request are rounded so whether they are stored or not: then an answer cannot depend on the store.
+All vectors of a request are rounded to FP16, stored or not, so that no answer depends on what the store holds.
 """
 
 import hashlib
@@ -14,23 +14,23 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 def round_to_stored(vectors: np.ndarray) -> np.ndarray:
-    """FP32 (C, E) -> FP16 (C, E), what is too large for it cut to the largest number."""
+    """Round vectors to FP16; what is beyond its range becomes its largest number.  FP32 (C, E) -> FP16 (C, E)"""
     return np.clip(vectors, -LARGEST, LARGEST).astype(np.float16)
 
 
 def are_storable(vectors: np.ndarray) -> np.ndarray:
-    """BOOL (C,): which are worth keeping; an encoder that overflowed once may not do so the next time."""
+    """Return which vectors are finite; one that came out as NaN once may not the next time.  (C, E) -> BOOL (C,)"""
     storable: np.ndarray = np.isfinite(vectors).all(-1)
     return storable
 
 
 def seal(key: bytes, vector: bytes) -> bytes:
-    """The vector's bytes as they go into a tier."""
+    """Return the bytes that go into a tier."""
     return _checksum(key, vector) + vector
 
 
 def open_sealed(key: bytes, value: bytes) -> bytes | None:
-    """The vector's bytes, or None if they are not what was sealed under this key."""
+    """Return the vector's bytes, or None if they are not what was sealed under this key."""
     vector = value[CHECKSUM_BYTES:]
     return vector if vector and value[:CHECKSUM_BYTES] == _checksum(key, vector) else None
 

@@ -1,4 +1,4 @@
-"""Work that no answer waits for, done by one thread in the order it came."""
+"""Does work that no answer waits for, in one thread, in the order it was submitted."""
 
 import logging
 import queue
@@ -11,7 +11,7 @@ Work = Callable[[], object]
 
 
 class BackgroundWriter:
-    """Takes up to `max_pending` pieces of work and refuses more: a store that cannot keep up must not fill memory."""
+    """Queues up to `max_pending` pieces of work and refuses more: a store that cannot keep up must not fill memory."""
 
     def __init__(self, max_pending: int) -> None:
         self._pending: queue.Queue[Work | None] = queue.Queue(max_pending)
@@ -19,7 +19,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def submit(self, work: Work) -> bool:
-        """Whether it will be done."""
+        """Queue the work, or return False if the queue is full."""
         try:
             self._pending.put_nowait(work)
         except queue.Full:
@@ -27,11 +27,11 @@ class BackgroundWriter:
         return True
 
     def wait(self) -> None:
-        """Until all that was submitted is done."""
+        """Block until everything submitted is done."""
         self._pending.join()
 
     def close(self) -> None:
-        """Do what is left, and take no more."""
+        """Finish what is queued and end the thread; nothing may be submitted afterwards."""
         self._pending.put(None)
         self._thread.join()
 
@@ -43,6 +43,6 @@ class BackgroundWriter:
                     return
                 work()
             except Exception:
-                log.exception("the store could not be written to")
+                log.exception("a background write to the store failed")
             finally:
                 self._pending.task_done()

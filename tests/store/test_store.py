@@ -149,7 +149,7 @@ def test_work_that_fails_does_not_end_the_writer(store, caplog):
     store.put_later(lambda: vectors([1]))
     store.wait_until_written()
     assert find(store, 1) == [vector(1)]
-    assert "could not be written" in caplog.text
+    assert "a background write to the store failed" in caplog.text
 
 
 def test_verify_deletes_what_is_damaged(store, tiers):

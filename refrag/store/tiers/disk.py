@@ -2,15 +2,15 @@
 
     <path>/CURRENT          number of the folder in use
     <path>/<number>/        an LMDB environment:
-        vectors             number in the order they came in → key and value; so new ones fill pages one after another,
-                            and the pages of the oldest become free
+        vectors             number in order of arrival → key and value, so that new entries fill pages one after another
+                            and evicting the oldest frees whole pages
         index               key → number
         live                fingerprint → until when it is in use
 
-Files get damaged: by a full disk, a copy that broke off, somebody's rm. LMDB maps its file into memory, where reading
-beyond a shortened end would kill the process. So the file is looked at before each use, and once it is not what it
-was, everybody moves on to a new folder. To tell, it is as long as its map from the beginning, with nothing allocated
-behind what was written: LMDB alone would leave out pages at its end that are free, and look as if cut.
+Files get damaged: by a full disk, an interrupted copy, somebody's rm. LMDB maps its file into memory, where reading
+beyond a shortened end would kill the process. So the file is checked before each use, and once it was replaced or cut,
+every process moves on to a new folder. For a cut to be seen, the file is as long as its map from the beginning, and
+sparse behind what was written: LMDB alone would leave out free pages at the end, and such a file looks as if cut.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ import lmdb
 from refrag.store.tiers.tier import TierError, TierReplaced, Usage
 
 CURRENT, LOCK = "CURRENT", "LOCK"
-# It is held while a folder is opened or left.
+# The lock is held while a folder is opened or abandoned.
 LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.01
-# Freed pages of running readers and of the transaction that frees them need room besides what is kept.
+# Room besides what is kept: pages that running readers, or the transaction that frees them, still hold.
 MAP_FACTOR, MAP_SLACK_BYTES = 2, 64 * 2**20
 MAX_READERS = 512
-# Each time that the limit is reached, this share of the entries goes, the oldest first.
+# The share of the entries that is evicted each time the limit is reached, the oldest first.
 EVICTED_SHARE = 1 / 16
 META_PAGES = 2
-# Passages can be read from their tokens, and guessed from their vectors.
+# For the owner only: passages can be read from their tokens, and guessed from their vectors.
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 NUMBER, TIME = struct.Struct(">Q"), struct.Struct(">d")
@@ -45,14 +45,14 @@ DAMAGES = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.
 
 
 class DiskTier:
-    """Keeps up to `limit_bytes`, then gives up what was stored first."""
+    """Values in LMDB, up to `limit_bytes`; beyond that, what was stored first is evicted."""
 
     name = "disk"
 
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self.path, self.limit_bytes = path, limit_bytes
         self._opened: _Opened | None = None
-        # LMDB opens a file once in a process, whatever number of threads ask for it first.
+        # A process may open an LMDB file only once, even if several threads need it first.
         self._opening = threading.Lock()
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -81,7 +81,7 @@ class DiskTier:
                     transaction.delete(place, db=opened.vectors)
 
     def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """The cursor is the last key that was told."""
+        """Return entries as `Tier.scan` does; the cursor is the last key returned."""
         entries: list[tuple[bytes, bytes]] = []
         with self._transaction() as (transaction, opened), transaction.cursor(db=opened.index) as position:
             is_there = position.set_range(cursor or prefix)
@@ -113,7 +113,7 @@ class DiskTier:
 
     @contextlib.contextmanager
     def _transaction(self, write: bool = False) -> Iterator[tuple[lmdb.Transaction, "_Opened"]]:
-        """One that is wholly done or not at all; raises TierError."""
+        """Run the block in a transaction, which is committed as a whole or not at all; raise TierError."""
         try:
             opened = self._get_opened()
             try:
@@ -133,7 +133,7 @@ class DiskTier:
             return self._opened
 
     def _open(self) -> "_Opened":
-        """The current folder, or the next one, whose place it takes, if that is damaged (TierReplaced)."""
+        """Open the current folder; if it is damaged, make a new one current and raise TierReplaced."""
         self.path.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         with self._lock():
             number = _read_current(self.path)
@@ -144,9 +144,9 @@ class DiskTier:
                 raise self._replaced(error) from error
 
     def _abandon(self, damaged: int) -> None:
-        """The first to notice makes a new folder the current one; whoever comes later finds it so. Raises TierError."""
+        """Make a new folder current, unless somebody else has done so already; raise TierError if that fails."""
         with self._opening:
-            # Not closed: another thread may be in the middle of a transaction, which keeps it open until it ends.
+            # Not closed: another thread's transaction may still use the environment, and keeps it open until it ends.
             if self._opened is not None and self._opened.number == damaged:
                 self._opened = None
         with self._lock():
@@ -154,7 +154,7 @@ class DiskTier:
                 self._leave(damaged)
 
     def _leave(self, damaged: int) -> None:
-        """For the next folder; under the lock."""
+        """Make the next folder current and delete the damaged one; the caller holds the lock."""
         try:
             _write_current(self.path, damaged + 1)
         except OSError as error:
@@ -166,7 +166,7 @@ class DiskTier:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """One process at a time; until the end of the block, or of the process. OSError if another one keeps it."""
+        """Hold the lock for the block, or until the process ends; raise OSError if another one keeps it too long."""
         with (self.path / LOCK).open("w") as lock:
             deadline = time.monotonic() + LOCK_SECONDS
             while not _try_lock(lock):
@@ -177,7 +177,7 @@ class DiskTier:
 
 
 class _Opened:
-    """One environment and its databases, and the file as it was when it was opened."""
+    """An open environment with its databases, and its file's state when it was opened."""
 
     def __init__(self, environment: lmdb.Environment, file: Path, number: int) -> None:
         self.environment, self.file, self.number = environment, file, number
@@ -185,7 +185,7 @@ class _Opened:
         self.vectors, self.index, self.live = map(environment.open_db, (b"vectors", b"index", b"live"))
 
     def check_file(self) -> None:
-        """Raise CorruptedError unless the whole file is there."""
+        """Raise CorruptedError if the file is gone, another one, or shorter than it was."""
         try:
             status = self.file.stat()
         except FileNotFoundError:
@@ -195,7 +195,7 @@ class _Opened:
 
 
 def _open_folder(path: Path, number: int, map_bytes: int) -> _Opened:
-    """What raises one of DAMAGES if it is not whole."""
+    """Open the folder's environment, or raise one of DAMAGES if its file is damaged."""
     file = _folder(path, number) / "data.mdb"
     is_new = not file.exists()
     file.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
@@ -205,7 +205,7 @@ def _open_folder(path: Path, number: int, map_bytes: int) -> _Opened:
         max_dbs=3,
         max_readers=MAX_READERS,
         mode=PRIVATE_FILE,
-        # What a killed process has committed stays; a power cut may cost the last transactions.
+        # Commits survive a killed process; a power cut may cost the last transactions.
         metasync=False,
     )
     if not is_new:
@@ -224,15 +224,15 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _check_length(file: Path, environment: lmdb.Environment) -> None:
-    """Raise CorruptedError if the file ends before the last page that it tells of."""
+    """Raise CorruptedError if the file ends before the last page that its first pages name."""
     length = file.stat().st_size
-    # The first pages tell it; they too must be there to be read.
+    # The first pages must be there to be read at all.
     if length < META_PAGES * PAGE_BYTES or length < (environment.info()["last_pgno"] + 1) * PAGE_BYTES:
         raise lmdb.CorruptedError(f"{file} was cut to {length} bytes")
 
 
 def _bytes(value: Any) -> bytes | None:
-    """LMDB returns views only where they are asked for, which its types do not tell."""
+    """Narrow the type: LMDB returns bytes unless views are asked for, which its types do not express."""
     return cast(bytes | None, value)
 
 
@@ -247,7 +247,7 @@ def _read_current(path: Path) -> int:
 
 
 def _write_current(path: Path, number: int) -> None:
-    """At once or not at all."""
+    """Write the number atomically."""
     written = path / f"{CURRENT}.new"
     written.write_text(f"{number}\n")
     written.replace(path / CURRENT)
@@ -278,7 +278,7 @@ def _num_bytes(transaction: lmdb.Transaction, opened: _Opened) -> int:
 
 
 def _evict(transaction: lmdb.Transaction, opened: _Opened) -> int:
-    """A share of the entries, the oldest first; how many are left."""
+    """Delete a share of the entries, the oldest first, and return how many are left."""
     count = max(1, int(EVICTED_SHARE * transaction.stat(opened.vectors)["entries"]))
     with transaction.cursor(db=opened.vectors) as position:
         for _ in range(count):

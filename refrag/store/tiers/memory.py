@@ -1,4 +1,4 @@
-"""The first tier: values in this process, the least recently used given up for others."""
+"""The first tier: values in this process, of which the least recently used are evicted."""
 
 import threading
 from collections import OrderedDict
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from refrag.store.tiers.tier import Usage
 
-# Of the dictionary's slot, the key, and the objects around key and vector; measured with tracemalloc.
+# Per entry: the dictionary's slot, the key, and the objects around key and vector; measured with tracemalloc.
 OVERHEAD_BYTES = 160
 
 
 class MemoryTier:
-    """Never fails and is never corrupted, so that it is no Tier: it holds vectors, not sealed values."""
+    """Values in memory. They cannot fail or be damaged, so this is no Tier, and it holds values without checksums."""
 
     name = "memory"
 

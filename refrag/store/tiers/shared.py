@@ -1,4 +1,4 @@
-"""The third tier: Redis, shared by all replicas. What it evicts, and when, is set there (maxmemory-policy)."""
+"""The third tier: Redis, shared by all replicas. Its own settings say what it evicts, and when (maxmemory-policy)."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,23 +13,23 @@ from refrag.store.tiers.tier import TierError, Usage
 
 # Hexadecimal, so that people can read them: refrag:value:<fingerprint>:<digest>
 VALUE, LIVE = b"refrag:value:", b"refrag:live:"
-# Redis is single-threaded: of a long batch, others wait for one such part at most.
+# Redis runs one command at a time. Long writes and deletions are cut, so that others wait for one part at most.
 MOST_PER_COMMAND = 4096
 
 
 class SharedTier:
-    """One round trip for all keys of a request. A server out of reach costs `timeout_seconds`."""
+    """Values in Redis. A lookup is one round trip for all its keys; a server out of reach costs `timeout_seconds`."""
 
     name = "shared"
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
         self.url = url
-        # What its methods return hangs on how it was made, which its types do not tell.
+        # Any: what its methods return depends on its options, which its types do not express.
         self._redis: Any = redis.Redis.from_url(
             url,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
-            # The store asks again later, and answers without it meanwhile.
+            # No retries: the store answers without this tier, and asks it again later.
             retry=Retry(NoBackoff(), 0),
         )
 
@@ -49,7 +49,7 @@ class SharedTier:
                 self._redis.unlink(*part)
 
     def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """The cursor is Redis's own."""
+        """Return entries as `Tier.scan` does; the cursor is Redis's own."""
         pattern = VALUE + prefix[:FINGERPRINT_BYTES].hex().encode() + b"*"
         with self._errors():
             following, names = self._redis.scan(int(cursor or b"0"), match=pattern, count=count)
@@ -63,12 +63,12 @@ class SharedTier:
             self._redis.set(LIVE + fingerprint.hex().encode(), str(now), ex=max(1, int(seconds)))
 
     def live(self, now: float) -> set[bytes]:
-        """Those that Redis has not let expire, by its own clock."""
+        """Return the fingerprints whose marks Redis has not let expire, by its own clock."""
         with self._errors():
             return {bytes.fromhex(name[len(LIVE) :].decode()) for name in self._redis.scan_iter(match=LIVE + b"*")}
 
     def usage(self) -> Usage:
-        """Of the whole database, others' keys included."""
+        """Return the keys of the whole database and the memory of the whole server, others' included."""
         with self._errors():
             memory = self._redis.info("memory")
             return Usage(self._redis.dbsize(), memory["used_memory"], memory["maxmemory"] or None)

@@ -1,4 +1,4 @@
-"""What a tier of the store is: keys to bytes, many at a time. It may fail; the store knows what to do then."""
+"""The protocol of the store's tiers: bytes by key, many at a time. A tier may fail; the store copes with that."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class TierError(Exception):
-    """The tier could not do what it was asked; whatever it holds may be asked for again later."""
+    """A tier could not do what it was asked; it may be asked again later."""
 
 
 class TierReplaced(TierError):
-    """What it held was damaged and is gone; an empty one has taken its place and can be asked at once."""
+    """A tier's content was damaged and is gone; an empty tier has taken its place and can be asked at once."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """limit_bytes: None where the tier's own server sets it."""
+    """How full a tier is. limit_bytes: None where there is no limit."""
 
     num_entries: int
     num_bytes: int
@@ -23,28 +23,30 @@ class Usage:
 
 
 class Tier(Protocol):
-    """A place for values that outlives the process."""
+    """A place where values outlive the process. Methods raise TierError."""
 
     name: str
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The value of each key, None where there is none."""
+        """Return the value of each key, None where there is none."""
 
     def put(self, items: Mapping[bytes, bytes]) -> None:
-        """Keep all of them; evict others if there is no room."""
+        """Store all items; evict others if there is no room."""
 
     def delete(self, keys: Sequence[bytes]) -> None: ...
 
     def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """About `count` entries whose keys begin so, and the cursor to go on with; both cursors are empty at the
-        beginning and at the end. What is there throughout is told at least once.
+        """Return about `count` entries whose keys begin with `prefix`, and the cursor to go on with.
+
+        An empty cursor begins a scan, and ends it where it is returned. An entry that is there throughout the scan is
+        returned at least once.
         """
 
     def mark_live(self, fingerprint: bytes, now: float, seconds: float) -> None:
-        """Note that vectors of this encoder are in use until `seconds` after `now`, in seconds of the Unix epoch."""
+        """Mark the fingerprint as in use until `seconds` after `now`, in seconds of the Unix epoch."""
 
     def live(self, now: float) -> set[bytes]:
-        """The fingerprints that are marked so."""
+        """Return the fingerprints that are marked as in use at `now`."""
 
     def usage(self) -> Usage: ...
 
