@@ -20,7 +20,7 @@ from refrag.serving.triton import ResponseStream, tensors_of
 
 @dataclass(frozen=True)
 class DecoderSettings(RequestDefaults):
-    """Settings of every decoder: the defaults of requests, and
+    """Settings that all decoders share: the defaults of requests, and
 
     decoder_backend: which decoder answers; the model's other parameters are its own.
     """
@@ -29,7 +29,7 @@ class DecoderSettings(RequestDefaults):
 
 
 class DecoderService:
-    """Takes requests by their tensors; their responses are sent by the decoder, while `accept` returns at once."""
+    """Answers requests to the model `decoder`, whose config.pbtxt lists the tensors."""
 
     def __init__(self, checkpoint: Path, parameters: Mapping[str, str]) -> None:
         keep_freed_memory()
@@ -37,7 +37,10 @@ class DecoderService:
         self.settings, self.backend = open_decoder(checkpoint, parameters, self.metrics.observe)
 
     def accept(self, request: Any) -> None:
-        """Queue the request, or act on a stop; any error goes into its stream."""
+        """Queue the request, or act on a stop, and return at once; the decoder sends the responses.
+
+        Any error goes into the request's stream.
+        """
         stream = ResponseStream(request)
         try:
             request_id, inputs = request.request_id(), tensors_of(request)
@@ -56,7 +59,7 @@ class DecoderService:
     def _submit(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
         request = read_request(request_id, inputs, self.settings)
         check_prompt(request.prompt, request.sampling, self.backend.limits)
-        # Copies, as of the prompt: a tensor's memory belongs to its request, which is gone once execute() has returned.
+        # Copied, as the prompt is: a tensor's memory belongs to its request, which is gone once execute() has returned.
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
         sink = sink_type(stream, Statistics(passed_through, len(request.prompt.input_ids)))
@@ -66,7 +69,10 @@ class DecoderService:
 def open_decoder(
     checkpoint: Path, parameters: Mapping[str, str], observe: Observe
 ) -> tuple[DecoderSettings, DecoderBackend]:
-    """Return the settings that all decoders share, and the decoder that they name, opened with the other parameters."""
+    """Return the settings that all decoders share, and the decoder that they name, opened with the other parameters.
+
+    Raises SetupError for an unknown decoder or parameter, and whatever the decoder raises when it cannot be opened.
+    """
     common, own = split_parameters(parameters, DecoderSettings)
     settings = parse_parameters(common, DecoderSettings)
     backend_type = DECODERS.find(settings.decoder_backend)

@@ -1,4 +1,4 @@
-"""What a request to the model `decoder` says: its tensors → a prompt, how to pick tokens, and until when."""
+"""Reads a request to the model `decoder`: its tensors → prompt, sampling parameters and deadline."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,9 @@ from refrag.serving.tensors import Tensors, flag, integer, scalar, texts
 
 @dataclass(frozen=True)
 class RequestDefaults:
-    """default_max_tokens, default_deadline_ms: for requests that do not say.
+    """Defaults and limits of requests.
+
+    default_max_tokens, default_deadline_ms: used where a request does not say.
     max_deadline_ms: longer deadlines are cut to this, so that no request whose caller is gone holds its place for long.
     """
 
@@ -37,7 +39,7 @@ def read_request(request_id: str, inputs: Tensors, defaults: RequestDefaults) ->
 
 
 def read_prompt(inputs: Tensors) -> MixedPrompt:
-    """Return ids with placeholders, and the table of rows that they point into."""
+    """Return ids with placeholders, and the table they point into; raise InvalidRequest if input_ids is missing."""
     if "input_ids" not in inputs:
         raise InvalidRequest("input_ids is missing; send a prompt, or stop=true with the id of the request to stop")
     input_ids = torch.from_numpy(inputs["input_ids"].reshape(-1).astype(np.int64))
@@ -50,7 +52,7 @@ def _read_sampling(inputs: Tensors, defaults: RequestDefaults) -> SamplingParams
     max_tokens, repetition_penalty = integer(inputs, "request_output_len"), scalar(inputs, "repetition_penalty")
     return SamplingParams(
         max_tokens=defaults.default_max_tokens if max_tokens is None else max_tokens,
-        # FP32 has no 0.01, the least that is allowed.
+        # Rounded, since FP32 cannot hold 0.01 exactly, which is the lowest temperature allowed.
         temperature=round(scalar(inputs, "temperature") or 0.0, 6),
         top_k=integer(inputs, "runtime_top_k"),
         top_p=scalar(inputs, "runtime_top_p"),
@@ -63,7 +65,7 @@ def _read_sampling(inputs: Tensors, defaults: RequestDefaults) -> SamplingParams
 
 
 def _read_arrival(inputs: Tensors) -> float:
-    """Return when the ensemble took the request, in seconds of the monotonic clock, which all its processes share."""
+    """Return when the ensemble took the request, in seconds of the monotonic clock that all its processes share."""
     now = time.monotonic_ns()
     return min(now, integer(inputs, "arrival_time_ns") or now) / 1e9
 

@@ -1,4 +1,4 @@
-"""Middle of the graph: chunk vectors → which chunks to expand → the prompt's layout, and the vectors to project."""
+"""Third step of the ensemble: chunk vectors → chunks to expand → the prompt's layout, and the vectors to project."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,23 +27,26 @@ from refrag.store.values import round_to_stored
 # H different chunks of the context that the store had, M that were encoded
 
 
-# An export leaves a config.pbtxt that is there as it is.
+# An export never overwrites a config.pbtxt.
 OLD_CONFIG = (
-    "the tensor chunk_digests is missing, so the repository's config.pbtxt are of an older release; delete those of "
-    "preprocessing, expansion_policy and refrag, export again, and start the server anew"
+    "the tensor chunk_digests is missing, since the repository's config.pbtxt files come from an older release; delete "
+    "those of preprocessing, expansion_policy and refrag, run the export again, and restart the server"
 )
 
 
 @dataclass(frozen=True)
 class ExpansionSettings(StoreSettings):
-    """Those of the store, and
+    """Settings of the store, and
 
-    num_threads: CPU threads of the policy network; it is small, and the decoder wants the cores."""
+    num_threads: CPU threads of the policy network, which is small, while the decoder needs the cores.
+    """
 
     num_threads: int = 1
 
 
 class Expansion:
+    """Answers requests to the model `expansion_policy`, whose config.pbtxt lists the tensors."""
+
     def __init__(self, checkpoint: Path, settings: ExpansionSettings) -> None:
         keep_freed_memory()
         torch.set_num_threads(settings.num_threads)
@@ -51,7 +54,7 @@ class Expansion:
         self.trained = open_trained_policy(self.config, load_policy(checkpoint, self.config))
         self.vocab_size = load_decoder_vocab_size(checkpoint)
         self.bos_id = load_decoder_tokenizer(checkpoint).bos_token_id
-        # It only writes here: what a request needs, preprocessing has looked up.
+        # Only written to: preprocessing has looked up what a request needs.
         self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
         self.metrics = StoreMetrics(self.store, "expansion_policy")
 
@@ -64,7 +67,7 @@ class Expansion:
         encoded = round_to_stored(inputs["chunk_vectors"])  # (M + Q, E)
         num_encoded = max(0, int(rows.max(initial=-1)) + 1 - len(stored))
         table = np.concatenate([stored.reshape(len(stored), encoded.shape[1]), encoded])  # (H + M + Q, E)
-        # Gathered before they are widened: of a large context, memory is what this step waits for.
+        # Gathered before they are widened: with a large context, memory traffic is what takes this step's time.
         vectors = torch.from_numpy(table[rows].astype(np.float32))  # (C, E)
         question_vectors = torch.from_numpy(table[len(stored) + num_encoded :].astype(np.float32))  # (Q, E)
         options = ExpansionOptions(
@@ -87,7 +90,7 @@ class Expansion:
         }
 
     def _keep(self, digests: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> None:
-        """Of tensors of the request, copies: their memory is gone once it is answered."""
+        """Queue the new vectors to be stored. Arrays must be copies: a request's memory is gone once it is answered."""
         self.store.put_later(lambda: new_vectors(digests, rows, encoded, num_stored))
 
     def close(self) -> None:
@@ -96,5 +99,8 @@ class Expansion:
 
 
 def at_least_one_row(vectors: np.ndarray) -> np.ndarray:
-    """The projector takes the rows as its batch, and Triton refuses an empty batch: a dummy row that no slot reads."""
+    """Return the vectors, or a row of zeros, which no slot reads, if there are none.
+
+    The rows are the projector's batch, and Triton refuses an empty batch.
+    """
     return vectors if len(vectors) else np.zeros((1, vectors.shape[1]), np.float32)

@@ -8,7 +8,7 @@ from refrag.errors import SetupError
 
 Settings = TypeVar("Settings")
 
-# Triton's own, which its Python backend reads before the model sees them.
+# Parameters that Triton's Python backend reads itself.
 OF_TRITON = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS"}
 
 
@@ -20,13 +20,14 @@ def parse_parameters(parameters: Mapping[str, str], cls: type[Settings]) -> Sett
 
 
 def split_parameters(parameters: Mapping[str, str], cls: type[Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return those that `cls` has, and the others, for whatever else reads parameters of the same model."""
+    """Return the parameters that `cls` has, and the others, which are left for another reader."""
     names = {field.name for field in fields(cls)}
     own = {name: text for name, text in parameters.items() if name in names}
     return own, {name: text for name, text in parameters.items() if name not in names}
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise SetupError if a given name is neither known nor a parameter of Triton's Python backend."""
     if unknown := sorted(set(given) - set(known) - OF_TRITON):
         raise SetupError(f"config.pbtxt has unknown parameters {unknown}; known are {sorted(known)}")
 
@@ -38,5 +39,6 @@ def _parse(name: str, text: str, kind: Any) -> Any:
         if kind in (float, "float"):
             return float(text)
     except ValueError:
-        raise SetupError(f"parameter {name} is {text!r}; a number is needed") from None
+        needed = "a whole number" if kind in (int, "int") else "a number"
+        raise SetupError(f"parameter {name} is {text!r}; it must be {needed}") from None
     return text

@@ -1,4 +1,4 @@
-"""How a served model reads passages: its chunker, and what the store remembers of them."""
+"""Opens what a served model reads passages with: the chunker, and the store of passages' tokens."""
 
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from refrag.store.tokens import StoredTokens, fingerprint_tokenizer
 
 
 def open_tokens(checkpoint: Path, config: RefragConfig, store: Store) -> StoredTokens:
-    """Kept beside the store's vectors."""
-    # A model's folder holds no weights, but all that its tokenizer may be made of.
+    """Return the store of passages' tokens, which lies beside the vectors in `store`."""
+    # Here the decoder's folder holds no weights, but every file that its tokenizer may be made of.
     files = sorted(path for path in (checkpoint / DECODER).iterdir() if path.is_file())
     return StoredTokens(store.beside(fingerprint_tokenizer(files, config.template)))
 
 
 def open_chunker(checkpoint: Path, config: RefragConfig, tokens: StoredTokens) -> Chunker:
+    """Return the chunker with the checkpoint's tokenizers, and `tokens` as its cache."""
     return Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint), tokens)

@@ -1,4 +1,4 @@
-"""Something done over and over by a thread of its own, until it is closed."""
+"""Repeats an action in a thread of its own, until it is closed."""
 
 import logging
 import threading
@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `action` every `seconds`, the first time `at_once` or after as long; what it raises is logged."""
+    """Calls `action` every `seconds`, for the first time at once or after `seconds`; what it raises is logged."""
 
     def __init__(self, name: str, seconds: float, action: Callable[[], None], at_once: bool = False) -> None:
         self._seconds, self._action, self._at_once = seconds, action, at_once

@@ -1,4 +1,4 @@
-"""First step of the graph: text → decoder ids and encoder inputs, everything the caller sent checked."""
+"""First step of the ensemble: checks what the caller sent, and turns text into decoder ids and encoder inputs."""
 
 import time
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ TEXT_INPUTS = ("text_input", "passages")
 
 @dataclass(frozen=True)
 class PreprocessingSettings(StoreSettings):
-    """Those of the store, and
+    """Settings of the store, and
 
-    max_chunks: context and question chunks of one request; at most chunk_encoder's max_batch_size.
-    max_text_bytes: bytes of question and passages together; more are refused before any of them is tokenised.
+    max_chunks: limit for context and question chunks of one request together; at most chunk_encoder's max_batch_size.
+    max_text_bytes: limit for question and passages together, checked before anything is tokenised.
     """
 
     max_chunks: int = 4096
@@ -39,6 +39,8 @@ class PreprocessingSettings(StoreSettings):
 
 
 class Preprocessing:
+    """Answers requests to the model `preprocessing`, whose config.pbtxt lists the tensors."""
+
     def __init__(self, checkpoint: Path, settings: PreprocessingSettings) -> None:
         keep_freed_memory()
         self.settings = settings

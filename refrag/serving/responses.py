@@ -1,4 +1,4 @@
-"""What the model `decoder` answers: responses for the deltas of one request, each with the request's statistics."""
+"""Responses of the model `decoder`: the deltas of one request, each with the request's statistics."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from refrag.errors import RefragError
 from refrag.serving.tensors import float32, int32, strings
 from refrag.serving.triton import ResponseStream
 
-# What the ensemble tells the client through the decoder, and what stands for it when the decoder is called directly.
+# Tensors that the ensemble sends the client through the decoder, and their values when the decoder is called directly.
 PASS_THROUGH = {
     "context_tokens": int32(0),
     "num_chunks": int32(0),
@@ -17,7 +17,7 @@ PASS_THROUGH = {
 
 
 class Statistics:
-    """What every response tells of its request besides the text."""
+    """Tensors about the request, which every response carries besides its text."""
 
     def __init__(self, passed_through: dict[str, np.ndarray], prompt_slots: int) -> None:
         self.tensors = {
@@ -28,7 +28,7 @@ class Statistics:
 
 
 class StreamingSink:
-    """One response for each delta."""
+    """Sends one response for each delta."""
 
     def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
         self.stream, self.statistics = stream, statistics
@@ -59,7 +59,7 @@ class StreamingSink:
 
 
 class CollectingSink(StreamingSink):
-    """One response with the whole answer, for callers that cannot stream."""
+    """Sends one response with the whole answer, for callers that cannot stream."""
 
     def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
         super().__init__(stream, statistics)

@@ -1,4 +1,4 @@
-"""What the store does, among Triton's metrics: for each tier, each model that uses it, and each kind of value."""
+"""Publishes what the store does among Triton's metrics, by tier, by model that uses it, and by kind of value."""
 
 import time
 from collections import deque
@@ -11,21 +11,21 @@ from refrag.serving.triton import Metric
 from refrag.store.store import Counts, GuardedTier, Store
 
 FLUSH_SECONDS = 1.0
-# The store says so often that its encoder is in use, and tells how much it holds.
+# How often the store marks its encoder as in use, and measures how much its tiers hold.
 HEARTBEAT_SECONDS = 60.0
 LOOKUP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 DESCRIPTIONS = {
-    "hits": "Values found",
-    "misses": "Values not found",
-    "corrupted": "Values found damaged, and deleted",
-    "written": "Values written",
-    "dropped": "Values that could not be written",
-    "errors": "Times that the tier failed",
+    "hits": "Values found in the tier",
+    "misses": "Values not found in the tier",
+    "corrupted": "Damaged values found in the tier, and deleted",
+    "written": "Values written to the tier",
+    "dropped": "Values not written because the tier failed",
+    "errors": "Failures of the tier",
 }
 
 
 class StoreMetrics:
-    """Counters of every tier, brought up to date by a thread that no answer waits for; and the store's heartbeat."""
+    """The store's metrics, updated by a thread that no answer waits for, and the store's heartbeat."""
 
     def __init__(self, store: Store, model: str) -> None:
         self.store = store
@@ -35,9 +35,11 @@ class StoreMetrics:
         self.sizes = {guarded.tier.name: _TierSize(guarded, model) for guarded in store.tiers}
         labels = {"model": model}
         self.lookup = Metric(
-            "HISTOGRAM", "refrag_store_lookup_seconds", "Looking up a request's chunks", LOOKUP_BUCKETS, labels
+            "HISTOGRAM", "refrag_store_lookup_seconds", "Seconds to look up a request's chunks", LOOKUP_BUCKETS, labels
         )
-        self.refused = Metric("COUNTER", "refrag_store_refused", "Writes let be since too many waited", labels=labels)
+        self.refused = Metric(
+            "COUNTER", "refrag_store_refused", "Background writes dropped because the queue was full", labels=labels
+        )
         self.num_told_refused = 0
         self.lookup_seconds: deque[float] = deque()
         self.flush = Periodic("store-metrics", FLUSH_SECONDS, self._flush)
@@ -45,6 +47,7 @@ class StoreMetrics:
 
     @contextmanager
     def time_lookup(self) -> Iterator[None]:
+        """Time the block as one lookup."""
         start = time.perf_counter()
         yield
         self.lookup_seconds.append(time.perf_counter() - start)
@@ -95,8 +98,12 @@ class _TierSize:
     def __init__(self, guarded: GuardedTier, model: str) -> None:
         labels = {"tier": guarded.tier.name, "model": model}
         self.guarded = guarded
-        self.num_entries = Metric("GAUGE", "refrag_store_entries", "Entries that the tier holds", labels=labels)
-        self.num_bytes = Metric("GAUGE", "refrag_store_bytes", "Bytes that the tier holds", labels=labels)
+        self.num_entries = Metric(
+            "GAUGE", "refrag_store_entries", "Entries in the tier (Redis: in the whole database)", labels=labels
+        )
+        self.num_bytes = Metric(
+            "GAUGE", "refrag_store_bytes", "Bytes taken by the tier (Redis: by the whole server)", labels=labels
+        )
 
     def flush(self) -> None:
         usage = self.guarded.ask(self.guarded.tier.usage)

@@ -10,7 +10,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def scalar(tensors: Tensors, name: str) -> int | float | bool | None:
-    """The one element of an optional tensor; None where it is absent."""
+    """Return the one element of an optional tensor, None if absent; raise InvalidRequest unless there is just one."""
     if name not in tensors:
         return None
     return _only_element(tensors[name], name).item()
@@ -27,14 +27,14 @@ def flag(tensors: Tensors, name: str, default: bool) -> bool:
 
 
 def text(tensors: Tensors, name: str) -> str | None:
-    """The one string of an optional BYTES tensor; None where it is absent."""
+    """Return the one string of an optional BYTES tensor as `scalar` does; raise InvalidRequest if it is not UTF-8."""
     if name not in tensors:
         return None
     return _decode(_only_element(tensors[name], name), name)
 
 
 def texts(tensors: Tensors, name: str) -> list[str]:
-    """All strings of an optional BYTES tensor; none where it is absent."""
+    """Return all strings of an optional BYTES tensor, [] if absent; raise InvalidRequest for one that is not UTF-8."""
     if name not in tensors:
         return []
     return [_decode(value, f"{name}[{index}]") for index, value in enumerate(tensors[name].reshape(-1))]
@@ -58,7 +58,7 @@ def _decode(value: bytes | str, name: str) -> str:
 
 
 def strings(*values: str) -> np.ndarray:
-    """A BYTES tensor of the values."""
+    """Return a BYTES tensor of the values."""
     return np.array([value.encode() for value in values], dtype=np.object_)
 
 

@@ -20,7 +20,7 @@ CANCELLATION_CHECK_SECONDS = 0.1
 
 
 def version_folder(args: Mapping[str, str]) -> Path:
-    """The folder of the model version that is being loaded."""
+    """Return the folder of the model version that is being loaded."""
     return Path(args["model_repository"]) / args["model_version"]
 
 
@@ -31,7 +31,7 @@ def parameters_from(args: Mapping[str, str]) -> dict[str, str]:
 
 
 def settings_from(args: Mapping[str, str], cls: type[Settings]) -> Settings:
-    """Return a frozen dataclass filled from the model's parameters, or raise SetupError for one that it lacks."""
+    """Return the frozen dataclass `cls` filled from the model's parameters; raise SetupError for one that it lacks."""
     return parse_parameters(parameters_from(args), cls)
 
 
@@ -44,7 +44,7 @@ def response_of(tensors: Tensors) -> Any:
 
 
 def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarray]:
-    """Ask another model of this server and wait; raises RefragError with what it complained about."""
+    """Return the named outputs of another model of this server; raise RefragError with its message if it fails."""
     request = pb_utils.InferenceRequest(
         model_name=model,
         requested_output_names=list(outputs),
@@ -57,7 +57,7 @@ def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarra
 
 
 def error_response(error: Exception) -> Any:
-    """The error as the client can parse it; one we did not foresee is logged with its traceback."""
+    """Return the error in the form that clients parse; log an unforeseen one with its traceback."""
     if not isinstance(error, RefragError):
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
         error = RefragError(f"{type(error).__name__}: {error}; the server's log has the details")
@@ -66,7 +66,7 @@ def error_response(error: Exception) -> Any:
 
 
 def reply_to_each(requests: Sequence[Any], handle: Callable[[Tensors], Tensors]) -> list[Any]:
-    """One response per request; a bad request never disturbs its neighbours."""
+    """Return one response per request; a bad request never disturbs its neighbours."""
     return [_reply(request, handle) for request in requests]
 
 
@@ -88,13 +88,13 @@ class ResponseStream:
         self._send_final(error_response(error))
 
     def close(self) -> None:
-        """End without a further response."""
+        """End the stream without a further response."""
         if not self.closed:
             self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self.closed = True
 
     def is_cancelled(self) -> bool:
-        """Whether Triton knows that the caller is gone; asked rarely, as each answer is a round trip to the server."""
+        """Return whether Triton knows that the caller is gone; asked rarely, since each check is a round trip."""
         now = time.monotonic()
         if self.closed or now - self.cancellation_checked < CANCELLATION_CHECK_SECONDS:
             return False
@@ -102,7 +102,7 @@ class ResponseStream:
         return self.sender.is_cancelled()
 
     def _send_final(self, response: Any) -> None:
-        # A sender must not be used after its final flag. One that failed to send it may try again.
+        # A sender must not be used after its final flag; if sending that flag failed, it may try again.
         if not self.closed:
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self.closed = True

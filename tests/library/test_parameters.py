@@ -25,7 +25,7 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones():
 
 
 def test_a_number_that_is_none_is_refused_by_name():
-    with pytest.raises(SetupError, match="parameter count is 'many'; a number is needed"):
+    with pytest.raises(SetupError, match="parameter count is 'many'; it must be a whole number"):
         parse_parameters({"count": "many"}, Settings)
 
 
