@@ -2,7 +2,7 @@
 
 requirements   what the machine must offer, checked before anything starts
 runtime        the backend and cache directories the server is pointed at
-process        the server as a child that cannot outlive us, nor leave anything behind
+process        the server as a child process that cannot outlive us, nor leave anything behind
 server         EmbeddedServer: start, wait until ready, stop; errors taken from the server's log
 backends/      the ONNX Runtime backend the wheel lacks
 """

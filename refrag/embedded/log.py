@@ -19,7 +19,7 @@ _NUM_LAST_LINES = 5
 
 
 def extract_errors(log: str) -> list[str]:
-    """The messages of the server's errors, or the log's last lines when it reported none."""
+    """Return the messages of the server's errors, or the log's last lines if it reported none."""
     messages = _PROTOBUF_ERROR.findall(log)
     messages += [_decode(entry["message"]) for entry in _ENTRY.finditer(log) if entry["level"] in "EF"]
     errors = [message.strip() for message in messages if not message.startswith(_HARMLESS)]
@@ -27,7 +27,7 @@ def extract_errors(log: str) -> list[str]:
 
 
 def find_loading_models(log: str) -> list[str]:
-    """The models whose loading has begun and not ended."""
+    """Return the models whose loading has begun and not ended."""
     messages = "\n".join(_decode(entry["message"]) for entry in _ENTRY.finditer(log))
     begun = re.findall(r"^loading: (.+):\d+$", messages, re.MULTILINE)
     ended = re.findall(r"^(?:successfully loaded|failed to load) '(.+?)'", messages, re.MULTILINE)

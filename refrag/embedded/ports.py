@@ -1,4 +1,4 @@
-"""Free ports, told apart from busy ones."""
+"""Finds ports that are free."""
 
 import random
 import socket
@@ -12,7 +12,7 @@ _NUM_ATTEMPTS = 200
 
 def is_port_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
-        # As the server does, so a port whose last connection lingers in TIME_WAIT counts as free.
+        # The server sets it too, so a port whose last connection lingers in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -22,9 +22,11 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def pick_free_port(host: str, taken: Collection[int] = ()) -> int:
-    """A port that is free now and not in `taken`; OSError if the machine seems to have none."""
+    """Return a port that is free now and not in `taken`; raise OSError if the machine seems to have none."""
     for _ in range(_NUM_ATTEMPTS):
         port = random.choice(PICKED_PORTS)
         if port not in taken and is_port_free(host, port):
             return port
-    raise OSError(f"found no free port on {host} among {PICKED_PORTS.start}–{PICKED_PORTS.stop - 1}")
+    raise OSError(
+        f"found no free port on {host} among {PICKED_PORTS.start}–{PICKED_PORTS.stop - 1}; name one outside that range"
+    )

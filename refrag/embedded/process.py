@@ -41,11 +41,11 @@ class ServerProcess:
             raise self.start_error
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Whether the process has ended, everything it left behind included, within the time given."""
+        """Return whether the process has ended, and what it left behind is gone, within the time given."""
         return self._ended.wait(timeout_seconds)
 
     def terminate(self, timeout_seconds: float) -> None:
-        """Ask it to end; after `timeout_seconds`, end its whole group."""
+        """Ask the server to end; kill it, and with it its whole group, if it has not after `timeout_seconds`."""
         self._signal_server(signal.SIGTERM)
         if not self.wait(timeout_seconds):
             self._signal_server(signal.SIGKILL)
@@ -87,6 +87,6 @@ class ServerProcess:
                 os.kill(self.process_id, number)
 
     def _remove_shared_memory(self) -> None:
-        # The server removes its regions when it ends in order; a crash, and a busy port too, leaves them.
+        # The server removes its regions when it ends in order; after a crash, and after a busy port too, they stay.
         for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
             region.unlink(missing_ok=True)

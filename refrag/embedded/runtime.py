@@ -1,4 +1,4 @@
-"""The directory tree and the environment that tritonserver needs, put together from the wheel and our own backend.
+"""Puts together what tritonserver needs, a directory tree and an environment, from the wheel and our own backend.
 
     <runtime>/backends/python/       libtriton_python.so (a copy)   the wheel's
                                      triton_python_backend_stub     the wheel's, of the running Python's version
@@ -46,7 +46,7 @@ class Wheel:
 
 
 def find_wheel() -> Wheel | None:
-    """Locate the wheel without importing it; None when it is not installed."""
+    """Return the wheel, located without importing it, or None if it is not installed."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -71,7 +71,10 @@ def assemble_runtime(wheel: Wheel, directory: Path, python_version: tuple[int, i
 
 
 def build_environment(wheel: Wheel, base: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the server and its stubs: `base`, what they need, and `overrides` over both."""
+    """Return the environment of the server and its stubs: `base`, then what they need, then `overrides`.
+
+    PATH and LD_LIBRARY_PATH keep their entries, after those that the server needs.
+    """
     environment = {**base, "HF_HUB_OFFLINE": "1", **overrides}
     # The stub starts the first python3 it finds on PATH to learn where installed packages lie.
     environment["PATH"] = _prepend([Path(sys.executable).parent], environment.get("PATH"))
@@ -80,7 +83,7 @@ def build_environment(wheel: Wheel, base: Mapping[str, str], overrides: Mapping[
 
 
 def library_directories(wheel: Wheel) -> list[Path]:
-    """The wheel's libraries, and those of this Python where it brings a libpython of its own."""
+    """Return the folders of the wheel's libraries and, if this Python brings its own libpython, of that."""
     directories = [wheel.libraries]
     for candidate in python_library_directories():
         if (candidate / libpython_name()).exists() and candidate not in directories:
@@ -89,7 +92,7 @@ def library_directories(wheel: Wheel) -> list[Path]:
 
 
 def python_library_directories() -> list[Path]:
-    """Where conda, uv and shared-library builds of Python keep libpython; the loader knows the system's own."""
+    """Return where conda, uv and shared-library builds of Python keep libpython; the loader knows the system's own."""
     built_into = sysconfig.get_config_var("LIBDIR")
     beside_python = Path(sys.base_prefix) / "lib"
     return list(dict.fromkeys([*([Path(built_into)] if built_into else []), beside_python]))

@@ -22,10 +22,10 @@ from refrag.errors import SetupError
 
 # 16 MiB per model instance, so that ordinary requests never wait for the region to grow.
 _SHARED_MEMORY_BYTES_PER_INSTANCE = 16 * 2**20
-# On top of the drain: unloading the models, which the server polls once a second.
+# Added to the drain for unloading the models; the server looks once a second whether they are unloaded.
 _UNLOAD_SECONDS = 5
 _POLL_SECONDS = 0.1
-# A caller's way to have none, which are not waited for then.
+# With this argument a caller turns metrics off; then their port is not waited for.
 _NO_METRICS = "--allow-metrics=false"
 
 
@@ -35,8 +35,8 @@ class EmbeddedServer:
         with EmbeddedServer("model_repository", http_port=0, grpc_port=0, metrics_port=0) as server:
             client = tritonclient.grpc.InferenceServerClient(server.grpc_address)
 
-    SetupError names what the machine lacks or why a model did not load. The server ends with this
-    process, however that ends.
+    Raises SetupError that names what the machine lacks, or why a model did not load. The server ends
+    with this process, however that ends.
     """
 
     def __init__(self, model_repository: str | Path, **options: Any) -> None:
@@ -68,11 +68,11 @@ class EmbeddedServer:
 
     @property
     def process_id(self) -> int | None:
-        """The server's process, which is also its process group; None while it does not run."""
+        """Id of the server's process, and of its process group; None while it does not run."""
         return self._process.process_id if self._process else None
 
     def start(self) -> "EmbeddedServer":
-        """Return when every model is ready; raise SetupError, with nothing left running, when that fails."""
+        """Return once every model is ready; raise SetupError, with nothing left running, if that fails."""
         if self._process:
             raise RuntimeError("the server runs already; stop() it first")
         machine = Machine.inspect(self.settings)
@@ -91,13 +91,13 @@ class EmbeddedServer:
         return self
 
     def stop(self) -> None:
-        """End the server and everything it started; does nothing when it does not run."""
+        """End the server and everything it started; do nothing if it does not run."""
         if self._process:
             ended_by_itself = self._process.wait(0)
             self._end(keep_log=ended_by_itself)
 
     def wait(self) -> int:
-        """Block until the server ends, by itself or because stop() was called; returns its exit code."""
+        """Block until the server ends, by itself or because stop() was called, and return its exit code."""
         process = self._process
         if process is None:
             raise RuntimeError("the server does not run; start() it first")
@@ -106,7 +106,7 @@ class EmbeddedServer:
         return process.exit_code
 
     def read_errors(self) -> list[str]:
-        """The errors the server has logged so far, without the noise around them."""
+        """Return the errors that the server has logged so far, without the noise around them."""
         return extract_errors(self._read_log())
 
     def _launch(self, wheel: Wheel) -> None:
@@ -136,7 +136,7 @@ class EmbeddedServer:
                 raise SetupError(self._explain_delay())
 
     def _is_ready(self) -> bool:
-        """Whether all three ports answer: Triton opens that of the metrics last."""
+        """Return whether the models are ready and the metrics port, which Triton opens last, answers."""
         has_metrics = _NO_METRICS not in self.settings.server_arguments
         return is_ready(self.http_address) and (not has_metrics or answers(self.metrics_address, "/metrics"))
 
@@ -169,14 +169,16 @@ class EmbeddedServer:
 
     def _address(self, port: int) -> str:
         if port == 0:
-            raise RuntimeError("a free port is picked by start(); there is no address before")
+            raise RuntimeError(
+                "the port is 0, and start() picks a free one; start() the server before asking for an address"
+            )
         # A client cannot connect to "every address of this machine".
         host = "127.0.0.1" if self.settings.host == "0.0.0.0" else self.settings.host
         return f"{host}:{port}"
 
 
 def with_picked_ports(settings: ServerSettings) -> ServerSettings:
-    """`settings` with a free port wherever 0 asked for one."""
+    """Return `settings` with a free port wherever 0 asked for one."""
     ports = dict(settings.ports)
     for name, port in ports.items():
         ports[name] = port or pick_free_port(settings.host, taken=ports.values())

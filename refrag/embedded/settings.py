@@ -1,4 +1,4 @@
-"""The embedded server's options: name, default and help written once, the command line derived from them."""
+"""The embedded server's options: name, default and help are written once, and the command line is derived from them."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -16,34 +16,38 @@ def option(default: Any, help: str, parse: Callable[[str], Any] = str, repeated:
 
 def parse_bool(text: str) -> bool:
     if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false; write one of them")
     return text == "true"
 
 
 def parse_variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     return name, value
 
 
 @dataclass(frozen=True)
 class ServerSettings:
+    """Options of the embedded server. Raises ValueError for a value that is not allowed, with its name."""
+
     model_repository: Path = option(Path("model_repository"), "folder that holds one folder per model", Path)  # noqa: RUF009
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 serves other machines, without any access control")
     http_port: int = option(8000, "HTTP port; 0 picks a free one", int)
     grpc_port: int = option(8001, "gRPC port; 0 picks a free one", int)
-    metrics_port: int = option(8002, "Prometheus port; 0 picks a free one", int)
+    metrics_port: int = option(8002, "port of the Prometheus metrics; 0 picks a free one", int)
     model_config_name: str | None = option(None, "use <model>/configs/NAME.pbtxt where a model has it")
-    log_path: Path | None = option(None, "append the server's log here; default: a temporary file", Path)  # noqa: RUF009
-    ready_timeout_seconds: float = option(120.0, "how long loading all models may take", float)
-    drain_timeout_seconds: int = option(10, "how long running requests may take to finish when stopping", int)
+    log_path: Path | None = option(None, "file to append the server's log to, instead of a temporary one", Path)  # noqa: RUF009
+    ready_timeout_seconds: float = option(120.0, "seconds that loading all models may take", float)
+    drain_timeout_seconds: int = option(
+        10, "seconds that running requests may take to finish when the server is stopped", int
+    )
     gpu_metrics: bool = option(False, "export NVIDIA GPU metrics (true or false)", parse_bool)
     environment: Mapping[str, str] = option(
-        {}, "NAME=VALUE, set for the server and its Python models", parse_variable, repeated=True
+        {}, "NAME=VALUE, an environment variable of the server and its Python models", parse_variable, repeated=True
     )
     server_arguments: tuple[str, ...] = option(
-        (), "passed to tritonserver as it is, such as --log-verbose=1", repeated=True
+        (), "argument passed on to tritonserver, such as --log-verbose=1", repeated=True
     )
 
     def __post_init__(self) -> None:
@@ -75,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_from_arguments(arguments: argparse.Namespace) -> ServerSettings:
-    """Raise ValueError for options that contradict each other."""
+    """Return the options as settings; raise ValueError for one that is not allowed, or that contradicts another."""
     options = {each.name: getattr(arguments, each.name) for each in fields(ServerSettings)}
     options["environment"] = dict(options["environment"])
     options["server_arguments"] = tuple(options["server_arguments"])

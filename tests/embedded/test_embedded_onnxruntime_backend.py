@@ -45,41 +45,43 @@ def rows(*numbers: float, width: int = 2) -> dict[str, np.ndarray]:
 
 def test_requests_share_one_run_and_get_their_own_rows_back(backend, session):
     feeds = [rows(1), rows(2, 3), rows(4)]
-    results = backend.Graph(session, ["y"], has_batches=True, max_rows_per_run=100).run_each(feeds)
+    results = backend.BatchedModel(session, ["y"], has_batches=True, max_rows_per_run=100).run_each(feeds)
     assert session.nums_rows == [4]
     for feed, result in zip(feeds, results, strict=True):
         np.testing.assert_array_equal(result["y"], feed["x"] * 2)
 
 
 def test_a_large_batch_runs_in_slices(backend, session):
-    (result,) = backend.Graph(session, ["y"], True, max_rows_per_run=2).run_each([rows(1, 2, 3, 4, 5)])
+    (result,) = backend.BatchedModel(session, ["y"], True, max_rows_per_run=2).run_each([rows(1, 2, 3, 4, 5)])
     assert session.nums_rows == [2, 2, 1]
     np.testing.assert_array_equal(result["y"], rows(2, 4, 6, 8, 10)["x"])
 
 
 def test_requests_of_different_widths_run_apart(backend, session):
     feeds = [rows(1), rows(2, width=3), rows(3)]
-    results = backend.Graph(session, ["y"], True, 100).run_each(feeds)
+    results = backend.BatchedModel(session, ["y"], True, 100).run_each(feeds)
     assert sorted(session.nums_rows) == [1, 2]
     assert [result["y"].shape for result in results] == [(1, 2), (1, 3), (1, 2)]
 
 
 def test_a_bad_request_fails_alone(backend, session):
-    first, bad, last = backend.Graph(session, ["y"], True, 100).run_each([rows(1), rows(-1), rows(3)])
+    first, bad, last = backend.BatchedModel(session, ["y"], True, 100).run_each([rows(1), rows(-1), rows(3)])
     assert str(bad) == "a negative number"
     np.testing.assert_array_equal(first["y"], rows(2)["x"])
     np.testing.assert_array_equal(last["y"], rows(6)["x"])
 
 
 def test_without_batching_every_request_is_a_run(backend, session):
-    results = backend.Graph(session, ["y"], has_batches=False, max_rows_per_run=1).run_each([rows(1, 2), rows(3, 4)])
+    results = backend.BatchedModel(session, ["y"], has_batches=False, max_rows_per_run=1).run_each(
+        [rows(1, 2), rows(3, 4)]
+    )
     assert session.nums_rows == [2, 2]
     assert [result["y"].shape for result in results] == [(2, 2), (2, 2)]
 
 
 def test_an_output_without_a_row_per_input_row_is_an_error(backend):
     session = SimpleNamespace(run=lambda names, feed: [np.zeros(3, np.float32)])
-    (result,) = backend.Graph(session, ["y"], True, 100).run_each([rows(1)])
+    (result,) = backend.BatchedModel(session, ["y"], True, 100).run_each([rows(1)])
     assert "max_batch_size: 0" in str(result)
 
 
@@ -101,11 +103,11 @@ def config_with(dims, max_batch_size=8, data_type="TYPE_FP32", name="x"):
         (config_with([3]), graph_with([1, 3]), "dynamic first dimension"),
         (config_with([4]), graph_with(["rows", 3]), r"\[-1, 4\].*\[-1, 3\]"),
         (config_with([3], max_batch_size=0), graph_with(["rows", 3]), r"\[3\].*\[-1, 3\]"),
-        (config_with([3], name="z"), graph_with(["rows", 3]), "names input 'z'"),
+        (config_with([3], name="z"), graph_with(["rows", 3]), "names input 'z', which the ONNX model lacks"),
         (
             {"max_batch_size": 8, "input": [], "output": []},
             graph_with(["rows", 3]),
-            r"lacks the graph's inputs \['x'\]",
+            r"lacks the ONNX model's inputs \['x'\]",
         ),
     ],
 )

@@ -4,10 +4,10 @@ Triton prefers a backend's shared library over its model.py. So one config.pbtxt
 and, on NVIDIA's library, in the official container. Of that backend's settings this one follows:
 
     parameters { key: "intra_op_thread_count" value: { string_value: "2" } }    default: cores / instances
-    parameters { key: "max_rows_per_run"      value: { string_value: "256" } }  our own: rows per graph run
+    parameters { key: "max_rows_per_run"      value: { string_value: "256" } }  our own: rows per run
 
-Accelerator blocks (TensorRT, CUDA graphs) are ignored. Tensors keep the type they came in: a type that
-config.pbtxt and the graph disagree on fails the load.
+Accelerator blocks (TensorRT, CUDA graphs) are ignored. Tensors are never converted: where config.pbtxt and
+the ONNX model disagree on a type, the load fails.
 
     R requests of a dynamic batch, N rows in all of them together
 """
@@ -28,7 +28,7 @@ from refrag.machine.allocator import keep_freed_memory
 Tensors = dict[str, np.ndarray]
 
 DEFAULT_MAX_ROWS_PER_RUN = 256
-# What the official backend sets for a graph that can be batched when the config does not say.
+# What the official backend sets for a model that can be batched when the config does not say.
 DEFAULT_MAX_BATCH_SIZE = 4
 
 TRITON_TYPES = {
@@ -56,7 +56,7 @@ class TritonPythonModel:
         session = open_session(path, config, args)
         check_config(config, session)
         self.input_names = [tensor["name"] for tensor in config["input"]]
-        self.graph = Graph(
+        self.model = BatchedModel(
             session,
             output_names=[tensor["name"] for tensor in config["output"]],
             has_batches=config["max_batch_size"] > 0,
@@ -65,14 +65,14 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         feeds = [self._read_inputs(request) for request in requests]
-        return [to_response(result) for result in self.graph.run_each(feeds)]
+        return [to_response(result) for result in self.model.run_each(feeds)]
 
     def _read_inputs(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names}
 
 
-class Graph:
-    """Runs many requests in few calls of an ONNX Runtime session."""
+class BatchedModel:
+    """An ONNX model that runs many requests in few calls of its ONNX Runtime session."""
 
     def __init__(self, session: Any, output_names: list[str], has_batches: bool, max_rows_per_run: int) -> None:
         self.session = session
@@ -81,14 +81,14 @@ class Graph:
         self.max_rows_per_run = max_rows_per_run
 
     def run_each(self, feeds: list[Tensors]) -> list[Tensors | Exception]:
-        """One result per feed, in order: its outputs by name, or the exception that it alone caused."""
+        """Return one result per feed, in order: its outputs by name, or the exception that it alone caused."""
         results: dict[int, Tensors | Exception] = {}
         for indices in self._group(feeds):
             results.update(zip(indices, self._run_group([feeds[index] for index in indices]), strict=True))
         return [results[index] for index in range(len(feeds))]
 
     def _group(self, feeds: list[Tensors]) -> list[list[int]]:
-        """Indices of the feeds that can share one run: equal in everything but their number of rows."""
+        """Return groups of feeds, by index, that can share a run: equal in everything but their number of rows."""
         if not self.has_batches:
             return [[index] for index in range(len(feeds))]
         groups: defaultdict[Any, list[int]] = defaultdict(list)
@@ -118,7 +118,7 @@ class Graph:
         ]
 
     def _run_in_slices(self, batch: Tensors, num_rows: int) -> list[np.ndarray]:
-        """Bounded memory: activations of at most `max_rows_per_run` rows exist at a time."""
+        """Run at most `max_rows_per_run` rows at a time, which bounds the memory of activations."""
         runs = []
         for start in range(0, num_rows, self.max_rows_per_run):
             rows = slice(start, min(start + self.max_rows_per_run, num_rows))
@@ -135,7 +135,7 @@ class Graph:
             if output.ndim == 0 or len(output) != num_rows:
                 raise ValueError(
                     f"output {name!r} has shape {list(output.shape)} for {num_rows} input rows; "
-                    "a graph without one output row per input row needs max_batch_size: 0"
+                    "a model without one output row per input row needs max_batch_size: 0"
                 )
 
 
@@ -173,7 +173,7 @@ def open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> An
 
 
 def default_num_threads(config: dict[str, Any]) -> int:
-    """The cores this process may use, shared out over the model's instances."""
+    """Return the number of cores that this process may use, divided by the model's instances."""
     num_instances = sum(int(group["count"]) for group in config["instance_group"])
     return max(1, len(os.sched_getaffinity(0)) // max(1, num_instances))
 
@@ -192,7 +192,7 @@ def file_name(config: dict[str, Any]) -> str:
 
 
 def check_config(config: dict[str, Any], session: Any) -> None:
-    """Raise TritonModelException where config.pbtxt and the graph disagree."""
+    """Raise TritonModelException where config.pbtxt and the ONNX model disagree."""
     graph_inputs = {tensor.name: tensor for tensor in session.get_inputs()}
     graph_outputs = {tensor.name: tensor for tensor in session.get_outputs()}
     for kind, tensors, graph in (("input", config["input"], graph_inputs), ("output", config["output"], graph_outputs)):
@@ -200,40 +200,44 @@ def check_config(config: dict[str, Any], session: Any) -> None:
             check_tensor(kind, tensor, graph, config["max_batch_size"] > 0)
     unfed = sorted(set(graph_inputs) - {tensor["name"] for tensor in config["input"]})
     if unfed:
-        raise pb_utils.TritonModelException(f"config.pbtxt lacks the graph's inputs {unfed}; add them")
+        raise pb_utils.TritonModelException(f"config.pbtxt lacks the ONNX model's inputs {unfed}; add them")
 
 
 def check_tensor(kind: str, tensor: dict[str, Any], graph: dict[str, Any], has_batches: bool) -> None:
     name = tensor["name"]
     if name not in graph:
-        raise pb_utils.TritonModelException(f"config.pbtxt names {kind} {name!r}, the graph has {sorted(graph)}")
+        raise pb_utils.TritonModelException(
+            f"config.pbtxt names {kind} {name!r}, which the ONNX model lacks; it has {sorted(graph)}"
+        )
     graph_type = TRITON_TYPES.get(graph[name].type)
     if tensor["data_type"] != graph_type:
+        remedy = f"write {graph_type}" if graph_type else "export the model with another type, this one is not served"
         raise pb_utils.TritonModelException(
-            f"{kind} {name!r} is {tensor['data_type']} in config.pbtxt and {graph[name].type} in the graph; "
-            f"write {graph_type or 'a graph with another type, this one is not served'}"
+            f"{kind} {name!r} is {tensor['data_type']} in config.pbtxt and {graph[name].type} in the ONNX model; "
+            f"{remedy}"
         )
     graph_shape = [size if isinstance(size, int) else -1 for size in graph[name].shape]
     if has_batches and graph_shape[:1] != [-1]:
         raise pb_utils.TritonModelException(
-            f"{kind} {name!r} has shape {graph_shape} in the graph, whose first size must be free to batch; "
+            f"{kind} {name!r} has shape {graph_shape} in the ONNX model; batches need a free first dimension: "
             "export it with a dynamic first dimension, or set max_batch_size: 0"
         )
     dims = tensor.get("reshape", {}).get("shape", tensor["dims"])
     shape = [int(size) for size in ([-1, *dims] if has_batches else dims)]
     if not shapes_agree(shape, graph_shape):
         raise pb_utils.TritonModelException(
-            f"{kind} {name!r} has shape {shape} by config.pbtxt (batch included) and {graph_shape} in the graph"
+            f"{kind} {name!r} has shape {shape} in config.pbtxt, batch included, and {graph_shape} in the ONNX model; "
+            "correct its dims"
         )
 
 
 def shapes_agree(first: list[int], second: list[int]) -> bool:
-    """Whether some tensor has both shapes; -1 stands for any size."""
+    """Return whether some tensor can have both shapes; -1 stands for any size."""
     return len(first) == len(second) and all(a == b or -1 in (a, b) for a, b in zip(first, second, strict=True))
 
 
 def complete_config(config: Any, path: Path) -> None:
-    """Add what config.pbtxt leaves out, read from the file alone: a session would hold a second set of weights."""
+    """Add what config.pbtxt leaves out, read from the file, since a session would hold a second set of weights."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
@@ -257,7 +261,7 @@ def can_batch(tensors: dict[str, list[dict[str, Any]]]) -> bool:
 
 
 def describe(value: Any) -> dict[str, Any]:
-    """An ONNX value as the input or output of a config, the batch dimension included."""
+    """Return an ONNX value as the input or output of a config, the batch dimension included."""
     import onnx
 
     tensor_type = value.type.tensor_type
