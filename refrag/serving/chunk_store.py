@@ -1,4 +1,4 @@
-"""Beside the graph: the store as an operator sees it. What goes through a whole tier does so in pages, by cursor.
+"""Beside the ensemble: the store for operators. Operations on a whole tier go through it in pages, by cursor.
 
 index    passages                      encode what the store lacks, and return when it is committed
 stats                                  what each tier holds
@@ -37,7 +37,7 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class ChunkStoreSettings(StoreSettings):
-    """Those of the store, and
+    """Settings of the store, and
 
     encoder_batch: chunks per request to the encoder.
     """
@@ -46,6 +46,8 @@ class ChunkStoreSettings(StoreSettings):
 
 
 class ChunkStore:
+    """Answers requests to the model `chunk_store`, whose config.pbtxt lists the tensors."""
+
     def __init__(self, checkpoint: Path, settings: ChunkStoreSettings) -> None:
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
@@ -69,7 +71,7 @@ class ChunkStore:
         try:
             return self.operations[name](inputs)
         except TierError as error:
-            raise Overloaded(f"the store cannot be reached: {error}; try again when it can") from None
+            raise Overloaded(f"the store cannot be reached: {error}; try again later") from None
 
     def close(self) -> None:
         self.metrics.close()
@@ -77,12 +79,14 @@ class ChunkStore:
 
     def _index(self, inputs: Tensors) -> Tensors:
         if not self.store.tiers:
-            raise InvalidRequest("the store has no tier that lasts; set store_disk_path or store_redis_url")
+            raise InvalidRequest(
+                "the store has no tier that outlives the server; set store_disk_path or store_redis_url"
+            )
         chunks, new_tokens = self.chunker.read_passages(texts(inputs, "passages"))
         lookup = look_up(self.store, chunks.token_ids)
         encoded = self._encode(chunks[lookup.lacking])
         parts = [part for part in (lookup.stored, *encoded) if len(part)]
-        # What one tier had another may lack, so that all goes to all.
+        # Another tier may lack what one tier had, so all vectors go to all tiers.
         vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
         are_written = self.store.put(storable(lookup.digests, vectors)), self.tokens.put(new_tokens)
         if not all(are_written):
@@ -98,7 +102,7 @@ class ChunkStore:
         )
 
     def _encode(self, chunks: PackedChunks) -> list[np.ndarray]:
-        """FP16 (M, E) in several parts, by the graph's own encoder."""
+        """Return the chunks' vectors, FP16 (M, E), in several parts, from the ensemble's own encoder."""
         parts = []
         for start in range(0, len(chunks), self.settings.encoder_batch):
             ids, mask = self.chunker.encoder_inputs(chunks[start : start + self.settings.encoder_batch])
@@ -151,10 +155,10 @@ class ChunkStore:
         return _answer({"num_written": len(vectors)})
 
     def _place(self, inputs: Tensors) -> tuple[GuardedTier, bytes]:
-        """The tier that is asked for, and where in it to go on."""
+        """Return the tier that is asked for, and the cursor to go on with."""
         name, tiers = text(inputs, "tier"), {guarded.tier.name: guarded for guarded in self.store.tiers}
         if name not in tiers:
-            raise InvalidRequest(f"tier is {name!r}; this server has {', '.join(tiers) or 'none that lasts'}")
+            raise InvalidRequest(f"tier is {name!r}; this server has {', '.join(tiers) or 'no tier that outlives it'}")
         return tiers[name], inputs["cursor"].tobytes() if "cursor" in inputs else b""
 
 

@@ -1,4 +1,4 @@
-"""The tiers as one store. It answers with what it has; that a tier is down, full or damaged costs time, no answer."""
+"""The tiers as one store. It returns what it finds; a tier that is down, full or damaged costs time, not an answer."""
 
 import copy
 import logging
@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How long a tier that failed is left alone, so that its timeout is paid once and not by every request.
+# How long a tier that failed is left alone, so that not every request pays its timeout.
 RETRY_SECONDS = 1.0
 MAX_PENDING_WRITES = 256
-# How long `prune` leaves the vectors of an encoder alone after a server last said that it has it.
+# How long `prune` spares an encoder's vectors after a server last marked the encoder as in use.
 LIVE_SECONDS = 24 * 3600.0
 
 
 @dataclass
 class Counts:
-    """Values found, not found, found damaged, written and not written; and how often the tier failed."""
+    """Numbers of values found, not found, found damaged, written and not written, and of the tier's failures."""
 
     hits: int = 0
     misses: int = 0
@@ -39,14 +39,14 @@ class Counts:
 
 @dataclass
 class Rest:
-    """Until when a tier is left alone, whoever asks."""
+    """The time until which a tier is left alone by all stores that share it."""
 
     ends_at: float = 0.0
 
 
 @dataclass
 class GuardedTier:
-    """A tier that may fail, and what came of asking it."""
+    """A tier that may fail, with counts of what came of asking it."""
 
     tier: Tier
     clock: Callable[[], float]
@@ -54,7 +54,7 @@ class GuardedTier:
     counts: Counts = field(default_factory=Counts)
 
     def ask(self, action: Callable[[], T]) -> T | None:
-        """What came of it, or None if the tier failed or is left alone because it did."""
+        """Return the action's result, or None if the tier fails, or is left alone because it failed lately."""
         if self.clock() < self.rest.ends_at:
             return None
         try:
@@ -65,7 +65,7 @@ class GuardedTier:
             return None
 
     def insist(self, action: Callable[[], T]) -> T:
-        """What came of it, at the second try if an empty tier took the place of a damaged one; TierError."""
+        """Return the action's result, tried again if an empty tier took a damaged one's place; raise TierError."""
         try:
             return action()
         except TierReplaced as error:
@@ -78,8 +78,10 @@ class GuardedTier:
 
 
 class Store:
-    """Values that belong to one fingerprint, by digest, as bytes: an encoder's vectors of chunks, by the chunk's
-    tokens; and beside it, in the same tiers, a tokenizer's tokens of passages.
+    """The values of one fingerprint, as bytes by digest.
+
+    For an encoder's fingerprint these are chunk vectors by the chunk's tokens. A store `beside` it, in the same tiers,
+    has a tokenizer's fingerprint and holds passages' tokens by the passage.
     """
 
     def __init__(
@@ -93,12 +95,12 @@ class Store:
         self.memory_counts = Counts()
         self.tiers = [GuardedTier(tier, clock) for tier in tiers]
         self.others: list[Store] = []
-        # Writes that were let be since too many waited.
+        # Background writes dropped because the queue was full.
         self.num_refused = 0
         self._writer = BackgroundWriter(MAX_PENDING_WRITES)
 
     def beside(self, fingerprint: bytes) -> "Store":
-        """What belongs to another fingerprint, with counts of its own; it lives as long as this one."""
+        """Return a store of another fingerprint in the same tiers, with its own counts; close this one to close both."""
         other = copy.copy(self)
         other.fingerprint, other.others = fingerprint, []
         other.memory_counts, other.num_refused = Counts(), 0
@@ -107,7 +109,7 @@ class Store:
         return other
 
     def find(self, digests: Sequence[bytes]) -> list[bytes | None]:
-        """The value of each digest, None where no tier has one that is intact."""
+        """Return the value of each digest, None where no tier has an intact one."""
         keys = [self.fingerprint + digest for digest in digests]
         found = self._find_in_memory(keys)
         for number, guarded in enumerate(self.tiers):
@@ -121,18 +123,21 @@ class Store:
         return found
 
     def put(self, vectors: Mapping[bytes, bytes]) -> bool:
-        """Store them by digest, and return whether every tier has them now."""
+        """Store the vectors by digest, and return whether every tier has them now."""
         items = {self.fingerprint + digest: vector for digest, vector in vectors.items()}
         if self.memory is not None:
             self.memory.put(items)
         return _write(self.tiers, items)
 
     def put_later(self, vectors: Callable[[], Mapping[bytes, bytes]]) -> None:
-        """Compute and store them when there is time; if there is none for too long, let them be."""
+        """Queue the vectors to be computed and stored; they are dropped if the queue is full."""
         self._write_later(lambda: self.put(vectors()))
 
     def verify(self, tier: GuardedTier, cursor: bytes, count: int) -> tuple[int, int, bytes]:
-        """Look at about `count` values and delete the damaged ones -> looked at, damaged, cursor; TierError."""
+        """Check about `count` values from the cursor on, and delete the damaged ones.
+
+        Returns how many were checked, how many deleted, and the next cursor; raises TierError.
+        """
         entries, following = tier.insist(lambda: tier.tier.scan(b"", cursor, count))
         damaged = [key for key, value in entries if open_sealed(key, value) is None]
         tier.insist(lambda: tier.tier.delete(damaged))
@@ -140,8 +145,9 @@ class Store:
         return len(entries), len(damaged), following
 
     def prune(self, tier: GuardedTier, kept: Iterable[bytes], cursor: bytes, count: int) -> tuple[int, int, bytes]:
-        """Look at about `count` values and delete those of encoders that are neither in use anywhere nor `kept`
-        -> looked at, deleted, cursor; TierError.
+        """Check about `count` values from the cursor on, and delete those of fingerprints neither in use nor `kept`.
+
+        Returns how many were checked, how many deleted, and the next cursor; raises TierError.
         """
         ours = {self.fingerprint, *(other.fingerprint for other in self.others)}
         owners = {*ours, *kept, *tier.insist(lambda: tier.tier.live(time.time()))}
@@ -157,6 +163,7 @@ class Store:
         return {digest: vector for digest, vector in opened.items() if vector is not None}, following
 
     def mark_live(self) -> None:
+        """Mark the fingerprints as in use, in every tier, so that no server prunes their values."""
         for store in (self, *self.others):
             for guarded in store.tiers:
                 guarded.ask(partial(guarded.tier.mark_live, store.fingerprint, time.time(), LIVE_SECONDS))
@@ -165,7 +172,7 @@ class Store:
         self._writer.wait()
 
     def close(self) -> None:
-        """Write what is left to be written."""
+        """Finish the queued writes and close the tiers."""
         self._writer.close()
         for guarded in self.tiers:
             guarded.tier.close()
@@ -195,7 +202,7 @@ class Store:
         return intact
 
     def _remember(self, items: Mapping[bytes, bytes], faster: Sequence[GuardedTier]) -> None:
-        """Let what a slow tier had be found sooner the next time."""
+        """Copy what a slower tier had into the faster ones."""
         if self.memory is not None:
             self.memory.put(items)
         if faster:
@@ -207,7 +214,7 @@ class Store:
 
 
 def _write(tiers: Sequence[GuardedTier], items: Mapping[bytes, bytes]) -> bool:
-    """Whether all of them took it."""
+    """Write the items to all tiers, and return whether every tier took them."""
     sealed = {key: seal(key, vector) for key, vector in items.items()}
     are_written = [_write_to(guarded, sealed) for guarded in tiers]
     return all(are_written)
@@ -227,7 +234,7 @@ def _write_to(guarded: GuardedTier, sealed: Mapping[bytes, bytes]) -> bool:
 
 
 def _delete_damaged(guarded: GuardedTier, keys: Sequence[bytes]) -> None:
-    """Unless another process has put an intact value there by now."""
+    """Delete the values, unless another process has put intact ones in their place by now."""
 
     def delete() -> None:
         values = zip(keys, guarded.tier.get(keys), strict=True)

@@ -1,11 +1,11 @@
-"""Triton model `chunk_store`: fills and keeps the store of chunk vectors."""
+"""Triton model `chunk_store`: fills and maintains the store of chunk vectors."""
 
 from refrag.serving.triton import reply_to_each, settings_from, version_folder
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        # Here, since Triton loads this file once more to complete its config.
+        # Imported here, since Triton loads this file once more to complete its config.
         from refrag.serving.chunk_store import ChunkStore, ChunkStoreSettings
 
         settings = settings_from(args, ChunkStoreSettings)
