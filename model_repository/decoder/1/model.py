@@ -5,7 +5,7 @@ from refrag.serving.triton import parameters_from, version_folder
 
 class TritonPythonModel:
     def initialize(self, args):
-        # Here, since Triton loads this file once more to complete its config.
+        # Imported here, since Triton loads this file once more to complete its config.
         from refrag.serving.decoder import DecoderService
 
         self.service = DecoderService(version_folder(args) / "checkpoint", parameters_from(args))

@@ -5,7 +5,7 @@ from refrag.serving.triton import reply_to_each, settings_from, version_folder
 
 class TritonPythonModel:
     def initialize(self, args):
-        # Here, since Triton loads this file once more to complete its config.
+        # Imported here, since Triton loads this file once more to complete its config.
         from refrag.serving.preprocessing import Preprocessing, PreprocessingSettings
 
         settings = settings_from(args, PreprocessingSettings)
