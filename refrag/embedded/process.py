@@ -13,7 +13,7 @@ _BIND_TO_PARENT = Path(__file__).parent / "bind_to_parent.py"
 
 
 class ServerProcess:
-    """Runs one command in a process group of its own, and cleans up after it once it ends.
+    """A command in a process group of its own, whose remains are removed once it ends.
 
     The kernel sends the parent-death signal when the *thread* that started the child ends. So a thread
     that lives exactly as long as the child starts it, waits for it, and cleans up.

@@ -46,7 +46,7 @@ class ChunkStoreSettings(StoreSettings):
 
 
 class ChunkStore:
-    """Answers requests to the model `chunk_store`, whose config.pbtxt lists the tensors."""
+    """The service behind the model `chunk_store`, whose config.pbtxt lists the tensors."""
 
     def __init__(self, checkpoint: Path, settings: ChunkStoreSettings) -> None:
         self.settings = settings

@@ -29,7 +29,7 @@ class DecoderSettings(RequestDefaults):
 
 
 class DecoderService:
-    """Answers requests to the model `decoder`, whose config.pbtxt lists the tensors."""
+    """The service behind the model `decoder`, whose config.pbtxt lists the tensors."""
 
     def __init__(self, checkpoint: Path, parameters: Mapping[str, str]) -> None:
         keep_freed_memory()

@@ -45,7 +45,7 @@ class ExpansionSettings(StoreSettings):
 
 
 class Expansion:
-    """Answers requests to the model `expansion_policy`, whose config.pbtxt lists the tensors."""
+    """The service behind the model `expansion_policy`, whose config.pbtxt lists the tensors."""
 
     def __init__(self, checkpoint: Path, settings: ExpansionSettings) -> None:
         keep_freed_memory()

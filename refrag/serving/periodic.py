@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `action` every `seconds`, for the first time at once or after `seconds`; what it raises is logged."""
+    """An action called every `seconds`, for the first time at once or after `seconds`; what it raises is logged."""
 
     def __init__(self, name: str, seconds: float, action: Callable[[], None], at_once: bool = False) -> None:
         self._seconds, self._action, self._at_once = seconds, action, at_once

@@ -39,7 +39,7 @@ class PreprocessingSettings(StoreSettings):
 
 
 class Preprocessing:
-    """Answers requests to the model `preprocessing`, whose config.pbtxt lists the tensors."""
+    """The service behind the model `preprocessing`, whose config.pbtxt lists the tensors."""
 
     def __init__(self, checkpoint: Path, settings: PreprocessingSettings) -> None:
         keep_freed_memory()

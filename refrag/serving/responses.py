@@ -28,7 +28,7 @@ class Statistics:
 
 
 class StreamingSink:
-    """Sends one response for each delta."""
+    """A sink that sends one response for each delta."""
 
     def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
         self.stream, self.statistics = stream, statistics
@@ -59,7 +59,7 @@ class StreamingSink:
 
 
 class CollectingSink(StreamingSink):
-    """Sends one response with the whole answer, for callers that cannot stream."""
+    """A sink that sends one response with the whole answer, for callers that cannot stream."""
 
     def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
         super().__init__(stream, statistics)

@@ -20,7 +20,7 @@ from refrag.store.values import are_storable
 
 @dataclass(frozen=True)
 class Lookup:
-    """What the store has of a request's chunks, and what it lacks.
+    """The chunks of a request that the store has, and those that it lacks.
 
     stored: the vectors found, FP16 (H, E).
     lacking: numbers of the M chunks to encode; of equal chunks, only the first is listed.

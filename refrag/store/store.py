@@ -100,7 +100,7 @@ class Store:
         self._writer = BackgroundWriter(MAX_PENDING_WRITES)
 
     def beside(self, fingerprint: bytes) -> "Store":
-        """Return a store of another fingerprint in the same tiers, with its own counts; close this one to close both."""
+        """Return a store of another fingerprint in the same tiers, with its own counts; close this one to close it."""
         other = copy.copy(self)
         other.fingerprint, other.others = fingerprint, []
         other.memory_counts, other.num_refused = Counts(), 0

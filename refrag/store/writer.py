@@ -11,7 +11,10 @@ Work = Callable[[], object]
 
 
 class BackgroundWriter:
-    """Queues up to `max_pending` pieces of work and refuses more: a store that cannot keep up must not fill memory."""
+    """A queue and the thread that empties it.
+
+    It refuses more than `max_pending` pieces of work: a store that cannot keep up must not fill memory.
+    """
 
     def __init__(self, max_pending: int) -> None:
         self._pending: queue.Queue[Work | None] = queue.Queue(max_pending)
