@@ -1,7 +1,7 @@
-"""What a preset says: the pair to train, and the runs of its recipe, each one stage with its settings.
+"""Settings of a preset: the pair to train, and the runs of its recipe, each of which trains one stage.
 
 A preset is one YAML file; `refrag train run PRESET RUN` trains one of its runs. Unknown names and
-wrong types are refused with the place in the file. Each default is written once, here.
+values that do not fit are refused, and the message names the place in the file. All defaults are written here alone.
 """
 
 from pathlib import Path
@@ -22,9 +22,12 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 class Backbone(Settings):
-    """A Hugging Face model: `pretrained` (a folder or a hub name), or random weights of an architecture and shape.
+    """A Hugging Face model: pretrained weights, or random weights of an architecture and a shape.
 
-    With both, the shape serves `estimate`, which downloads nothing.
+    pretrained: a folder, or a name on the Hugging Face hub.
+    architecture: a model type of transformers, such as "llama" or "bert".
+    shape: values of the architecture's configuration. Beside `pretrained`, training ignores architecture and shape;
+        `estimate` reads them, so that it downloads nothing.
     """
 
     pretrained: str | None = None
@@ -34,13 +37,26 @@ class Backbone(Settings):
     @model_validator(mode="after")
     def _is_given(self) -> "Backbone":
         if self.pretrained is None and self.architecture is None:
-            raise ValueError("name a `pretrained` model, or an `architecture` with its `shape`")
+            raise ValueError("neither is given: name a `pretrained` model, or an `architecture` with its `shape`")
         return self
 
 
 class Pair(Settings):
-    """Decoder, encoder, and what stands between them. Where no pretrained decoder brings a tokenizer, one of
-    `vocab_size` is trained on `tokenizer_documents` worlds and as many documents of prose.
+    """A decoder and an encoder, with the projector and the expansion policy between them.
+
+    vocab_size: size of the tokenizer that is trained for a decoder of random weights; a pretrained decoder brings its
+        own.
+    tokenizer_documents: number of made-up worlds that this tokenizer is trained on, and as many documents of the
+        standard library.
+    chunk_size: k, the tokens of the decoder in one chunk, as the trained checkpoint is served.
+    trained_chunk_sizes: every batch has chunks of one of these sizes, drawn at random.
+    encoder_length: most tokens of the encoder in one chunk. By default the largest chunk size; for a pretrained
+        encoder, which cuts text into tokens of its own, twice that and its special tokens.
+    pooling: "mean" averages the encoder's token states into the chunk vector, "cls" takes the first state.
+    policy_width: width of the policy's network.
+    policy_num_heads: attention heads of the policy's network.
+    max_prompt_slots: slots of the decoder's window, prompt and answer together.
+    seed: decides the random weights, and what the tokenizer is trained on.
     """
 
     decoder: Backbone
@@ -58,8 +74,21 @@ class Pair(Settings):
 
 
 class Optimisation(Settings):
-    """`final_fraction`: where the cosine ends, as a share of the peak learning rate. One step is
-    `accumulation_steps` batches per process.
+    """Length, optimizer and learning rate of a run, and what it keeps in memory.
+
+    num_steps: steps in all; one step takes `accumulation_steps` batches on every process.
+    learning_rate: its peak, at the end of the warm-up.
+    optimizer: "adamw" as in the paper, or "muon" for the matrices inside the networks and AdamW for all else. Muon
+        does not train under FSDP.
+    warmup_fraction: share of the steps over which the learning rate rises; then it falls as a cosine.
+    final_fraction: learning rate at the end, as a share of its peak.
+    weight_decay: applies to the matrices inside the networks alone, not to embeddings, output heads or biases.
+    max_gradient_norm: gradients of a larger norm are scaled down to it.
+    accumulation_steps: batches per process whose gradients are averaged in one step.
+    mixed_precision: "bf16" computes in bfloat16 and keeps the weights in float32.
+    gradient_checkpointing: compute activations anew in the backward pass, which takes less memory and more time.
+    snapshot_seconds: seconds from one snapshot to the next; 0 saves after every step.
+    seed: decides which batches are drawn, and every other random number of the run.
     """
 
     num_steps: PositiveInt
@@ -77,11 +106,17 @@ class Optimisation(Settings):
 
 
 class Curriculum(Settings):
-    """Easy first, long last (paper §3 and its Table 8): in step j of `num_stages` the number of samples with
-    `num_chunks[i]` chunks is a·ratios[i]^j, where every i gets the same number in all. One entry is no curriculum.
+    """Lengths of the examples as training goes on: short ones first, long ones last (paper §3 and its Table 8).
 
-    stage_lengths: "equal" gives every stage as many steps, more of the easy ones than the paper has; "samples" as many
-        as its samples take, as in the paper, where the last of nine stages is more than half of the training.
+    Training passes through stages, counted from 0. Stage j has a·ratios[i]^j samples of `num_chunks[i]` chunks, where
+    `a` is such that every i has the same number of samples in all. With one entry there is no curriculum.
+
+    num_chunks: numbers of chunks that an example may have.
+    ratios: one for each number of chunks; further ones are ignored.
+    num_stages: number of stages.
+    stage_lengths: "equal" gives every stage the same number of steps, which makes for more easy examples than in the
+        paper. "samples" gives a stage as many steps as its samples take, as in the paper, where the last of nine
+        stages is more than half of the training.
     """
 
     num_chunks: list[PositiveInt] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -92,16 +127,20 @@ class Curriculum(Settings):
     @model_validator(mode="after")
     def _fits(self) -> "Curriculum":
         if not self.num_chunks or len(self.ratios) < len(self.num_chunks):
-            raise ValueError(f"{len(self.num_chunks)} numbers of chunks need as many ratios, not {len(self.ratios)}")
+            raise ValueError(
+                f"num_chunks has {len(self.num_chunks)} entries and ratios has {len(self.ratios)}; "
+                "give at least one number of chunks, and as many ratios"
+            )
         return self
 
 
 class Run(Settings):
-    """What every run has: the run whose checkpoint it starts from (none: the untrained pair), and its length.
+    """Settings that every run has.
 
-    tokens_per_step: tokens of one batch on one process, about. Of text, all that encoder and decoder read; of
-        questions, contexts and questions once, though in fine-tuning most questions are shown their context
-        separately; of selections, the decoder's slots.
+    start: run of the same preset whose checkpoint this one starts from; none starts from the untrained pair.
+    tokens_per_step: about how many tokens one batch on one process has. A batch of text counts all that the encoder
+        and the decoder read. A batch of questions counts each context and each question once, although fine-tuning
+        mostly repeats the context for every question. A batch of selections counts the decoder's slots.
     """
 
     start: str | None = None
@@ -110,10 +149,13 @@ class Run(Settings):
 
 
 class AskingRun(Run):
-    """What runs over questions have: tasks are those of `refrag/data/tasks.py`.
+    """Settings of every run that asks questions.
 
-    rival_share: of the contexts, that ask for single facts among entities of one kind, told apart by their names alone.
-    row_slots: short examples share rows of this many slots, and do not see each other; None: a row for each.
+    tasks: kinds of questions, which `refrag/data/tasks.py` explains.
+    max_passages: most passages in a context.
+    rival_share: share of the contexts that ask for single facts among entities of one kind, which nothing but their
+        names tells apart.
+    row_slots: slots of a row that short examples share without seeing each other; none gives each example a row.
     """
 
     tasks: Annotated[list[Task], Field(min_length=1)] = list(TASKS)
@@ -123,10 +165,14 @@ class AskingRun(Run):
 
 
 class Pretrain(AskingRun):
-    """The decoder alone over plain text and plain question answering; only where there is no pretrained one.
+    """Pretraining of the decoder alone on plain text and plain questions, for pairs without a pretrained decoder.
 
-    recital_share: of the run, at its start, spent on repeating random strings of tokens.
-    text_share: of the batches after it that are text; the others are questions.
+    Its questions grow harder on a fixed course; `rival_share` counts only after 65 % of the run.
+
+    sources: where the text comes from.
+    window_tokens: tokens of each stretch of text.
+    recital_share: share of the run, at its start, that is spent on repeating random strings of tokens.
+    text_share: share of the later batches that are text; the others are questions.
     """
 
     stage: Literal["pretrain"]
@@ -137,7 +183,11 @@ class Pretrain(AskingRun):
 
 
 class Reconstruct(Run):
-    """Paper stage 1: decoder frozen, [e_1..e_L] then their tokens."""
+    """Paper stage 1, reconstruction: the frozen decoder reads chunk embeddings and gives back their tokens.
+
+    sources: where the text comes from.
+    curriculum: how many chunks an example has.
+    """
 
     stage: Literal["reconstruct"]
     sources: list[TextSource]
@@ -145,10 +195,17 @@ class Reconstruct(Run):
 
 
 class Continue(Run):
-    """Paper stages 2 and 3: chunk embeddings of a text, then its continuation; everything trains.
+    """Paper stages 2 and 3, continual pre-training: the decoder reads the chunk embeddings of a text and continues it.
 
-    expand_fractions: one is drawn per batch; above 0 that share of the chunks, picked at random, stays tokens.
-    form: "plain" shows the context as tokens, which is the same training for the baseline.
+    All but the policy trains.
+
+    sources: where the text comes from.
+    curriculum: how many chunks the text before the continuation has.
+    continuation_tokens: tokens of the continuation.
+    expand_fractions: shares of the chunks to show as tokens; each batch draws one, and its chunks at random. Stage 2
+        has 0 alone.
+    form: "mixed" trains on chunk embeddings; "plain" shows all of the text as tokens and trains the decoder alone,
+        which is the same training for the baseline.
     """
 
     stage: Literal["continue"]
@@ -160,9 +217,12 @@ class Continue(Run):
 
 
 class Replay(Settings):
-    """Text that goes with the questions of fine-tuning, compressed and continued as before it.
+    """Text beside the questions of fine-tuning, compressed and continued as in continual pre-training.
 
-    share: of the batches that have text.
+    share: share of the batches that have text.
+    sources: where the text comes from.
+    curriculum: how many chunks the text before the continuation has.
+    continuation_tokens: tokens of the continuation.
     """
 
     share: Share
@@ -172,13 +232,16 @@ class Replay(Settings):
 
 
 class Finetune(AskingRun):
-    """Paper stage 5: question answering over retrieved passages, only answers in the loss.
+    """Paper stage 5, fine-tuning: questions over retrieved passages, with nothing but the answers in the loss.
 
-    form: "plain" gives the baseline the same questions over the same passages as plain text.
-    plain_share: mixed form only, the share of batches with every chunk expanded, so that this keeps working.
-    policy_loss_weight: of the policy's cross-entropy against the chunks that hold the answer, whose gradient
-        reaches the encoder too; 0 leaves the policy to reinforcement alone, as in the paper.
-    replay: text besides, so that it is not forgotten; none in the paper.
+    form: "mixed" compresses the passages; "plain" gives the baseline the same questions over the same passages as
+        plain text, and trains the decoder alone.
+    expand_fractions: shares of the chunks that may be expanded; each prompt draws one.
+    plain_share: share of the batches with every chunk expanded, so that the decoder goes on reading plain passages;
+        for the mixed form.
+    policy_loss_weight: weight of the policy's cross-entropy against the chunks that hold the answer; its gradient
+        reaches the encoder too. 0 leaves the policy to reinforcement alone, as in the paper.
+    replay: text to train on besides, so that the decoder does not forget it; the paper has none.
     """
 
     stage: Literal["finetune"]
@@ -190,9 +253,15 @@ class Finetune(AskingRun):
 
 
 class Policy(AskingRun):
-    """Paper stage 4: the expansion policy by GRPO, everything else frozen.
+    """Paper stage 4: the expansion policy learns by GRPO, with everything else frozen.
 
-    fresh: begin with new weights instead of those in the checkpoint.
+    question_aware: whether the policy reads the question; the paper's does not.
+    fresh: begin with new weights for the policy instead of those in the checkpoint.
+    group_size: selections that are sampled and compared for each question.
+    clip_range: a pick earns nothing further once its probability is beyond 1 ± this share of what it was.
+    updates_per_batch: updates of the weights from the same selections.
+    expand_fractions: shares of the chunks to select, though at least one chunk; each batch draws one.
+    max_passages: most passages in a context, which has at least 2.
     """
 
     stage: Literal["policy"]
@@ -209,7 +278,13 @@ AnyRun = Annotated[Pretrain | Reconstruct | Continue | Finetune | Policy, Field(
 
 
 class Preset(Settings):
-    """`result`: the run whose checkpoint the recipe is for."""
+    """A pair and its recipe.
+
+    description: one line on what the preset is for.
+    pair: the models to train.
+    runs: runs by name, in the order in which they are trained; each may start from one above it.
+    result: run whose checkpoint the recipe is for.
+    """
 
     description: str
     pair: Pair
@@ -221,22 +296,26 @@ class Preset(Settings):
         seen: list[str] = []
         for name, run in self.runs.items():
             if run.start is not None and run.start not in seen:
-                raise ValueError(f"run {name!r} starts from {run.start!r}; runs above it are {seen}")
+                raise ValueError(f"run {name!r} starts from {run.start!r}; runs above it are {seen}; name one of them")
             seen.append(name)
         if self.result not in seen:
-            raise ValueError(f"result is {self.result!r}; the runs are {seen}")
+            raise ValueError(f"result is {self.result!r}; the runs are {seen}; name one of them")
         return self
 
 
 def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
-    """A preset by name or path, with `a.b.c=value` overrides, or TrainingError that says where it does not fit."""
+    """Read the preset of that name, or the YAML file at that path, and apply the overrides in order.
+
+    An override has the form `runs.finetune.optimisation.num_steps=100`; its value is read as YAML. Raise TrainingError
+    that names the place where the preset or an override does not fit.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
         raise TrainingError(f"no preset {name!r}; known are {known}, or give the path of a YAML file")
     values = _unshared(_read_yaml(path.read_text(), str(path)))
     if not isinstance(values, dict):
-        raise TrainingError(f"{path} holds a {type(values).__name__}; a preset is names with their values")
+        raise TrainingError(f"{path} holds a {type(values).__name__}; a preset is a mapping of names to values")
     for override in overrides or []:
         _apply(override, values)
     try:
@@ -254,14 +333,14 @@ def _read_yaml(text: str, source: str) -> Any:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which nothing stands in two places: what a YAML alias repeats may be overridden in one of them."""
+    """Return a copy in which no two places share a value, so that an override changes one use of a YAML alias."""
     if isinstance(value, dict):
         return {key: _unshared(each) for key, each in value.items()}
     return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
 def _apply(override: str, values: dict[str, Any]) -> None:
-    """Set one value in place; what it replaces need not be there, so that defaults can be overridden."""
+    """Set one value in place. It need not be there yet: what has a default can be overridden too."""
     place, equals, text = override.partition("=")
     *path, last = place.split(".")
     if not equals or not last:
@@ -276,16 +355,20 @@ def _apply(override: str, values: dict[str, Any]) -> None:
 
 
 def _number(key: str, values: Any, override: str) -> int:
-    """The place of an entry in a list, counted from 0: runs.continue.sources.0.path."""
+    """Return the place of an entry in a list, counted from 0, as in runs.continue.sources.0.path."""
     if not isinstance(values, list):
-        raise TrainingError(f"override is {override!r}; there is a single value where it looks for {key!r}")
+        raise TrainingError(
+            f"override is {override!r}; there is a single value where it looks for {key!r}; end the place there"
+        )
     if not key.isdecimal() or int(key) >= len(values):
-        raise TrainingError(f"override is {override!r}; {key!r} is to be one of {len(values)} entries, from 0 on")
+        raise TrainingError(
+            f"override is {override!r}; {key!r} must be the number of one of {len(values)} entries, counted from 0"
+        )
     return int(key)
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """Where in the file a fault is; pydantic puts the stage behind a run's name, which the file has not."""
+    """Return the place of a fault in the file. Pydantic puts the stage behind a run's name; the file does not."""
     if location[:1] == ("runs",):
         location = (*location[:2], *location[3:])
     return ".".join(map(str, location)) or "the whole"
