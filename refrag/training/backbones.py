@@ -1,14 +1,15 @@
-"""The Hugging Face models inside an objective: which train, which recompute their activations, where to shard them."""
+"""Modes of the Hugging Face models inside an objective: training, recomputing activations, and where to shard them."""
 
 from torch import nn
 from transformers import PreTrainedModel
 
 
 def train_what_trains(objective: nn.Module) -> None:
-    """Training mode for all but the modules whose every parameter is frozen: those must not drop anything out.
+    """Put all modules into training mode but those whose parameters are all frozen, so that these have no dropout.
 
-    A frozen layer is itself in training mode, and nothing inside it, where it is to recompute its activations: it
-    does so in training mode alone, and gradients flow through a frozen decoder to the chunk embeddings.
+    With gradient checkpointing a frozen layer is in training mode too, though nothing inside it is: a layer
+    recomputes its activations in training mode alone, and gradients flow through a frozen decoder to the chunk
+    embeddings.
     """
     objective.train()
     for module in objective.modules():
@@ -28,13 +29,14 @@ def recompute_activations(objective: nn.Module) -> None:
 
 
 def keep_activations(objective: nn.Module) -> None:
+    """Switch off gradient checkpointing in each Hugging Face model."""
     for module in objective.modules():
         if isinstance(module, PreTrainedModel) and module.is_activation_checkpointing:
             module.activation_checkpointing_disable()
 
 
 def layer_classes(objective: nn.Module) -> list[str]:
-    """The names of the layers to shard by: what the Hugging Face models in `objective` call indivisible and have."""
+    """Return the class names of the layers to shard by: those that the Hugging Face models say must not be split."""
     modules = list(objective.modules())
     present = {type(module).__name__ for module in modules}
     models = [module for module in modules if isinstance(module, PreTrainedModel)]

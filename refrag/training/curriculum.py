@@ -1,4 +1,4 @@
-"""How hard the examples of a step are: numbers of chunks by the paper's geometric schedule, numbers of passages."""
+"""Schedules of how hard examples are: numbers of chunks as in the paper's geometric one, and numbers of passages."""
 
 import itertools
 import random
@@ -10,14 +10,14 @@ from refrag.training.settings import Curriculum
 
 
 def by_tokens(num_chunks: int) -> float:
-    """Samples in a batch that holds a fixed number of tokens, up to a factor."""
+    """Return the samples in a batch that holds a fixed number of tokens, up to a constant factor."""
     return 1 / num_chunks
 
 
 def sample_shares(curriculum: Curriculum) -> list[list[float]]:
-    """Of the samples with each number of chunks the share that is in each stage: a·r^j (paper, Table 8).  (S, N)
+    """Return for each number of chunks what share of its samples each stage has: a·r^j (paper, Table 8).  (S, N)
 
-    Every number of chunks has as many samples in all as the others.
+    All numbers of chunks have the same number of samples in all.
     """
     stages = range(curriculum.num_stages)
     ratios = curriculum.ratios[: len(curriculum.num_chunks)]
@@ -26,7 +26,7 @@ def sample_shares(curriculum: Curriculum) -> list[list[float]]:
 
 
 def stage_shares(curriculum: Curriculum, samples_per_batch: Callable[[int], float] = by_tokens) -> list[float]:
-    """The share of the training's steps that each stage takes.  (S,)"""
+    """Return the share of the training's steps that each stage takes.  (S,)"""
     if curriculum.stage_lengths == "equal":
         return [1 / curriculum.num_stages] * curriculum.num_stages
     steps = [sum(each) for each in _num_batches(curriculum, samples_per_batch)]
@@ -36,14 +36,14 @@ def stage_shares(curriculum: Curriculum, samples_per_batch: Callable[[int], floa
 def chunk_count_weights(
     curriculum: Curriculum, progress: float, samples_per_batch: Callable[[int], float] = by_tokens
 ) -> list[float]:
-    """Share of the batches at this progress whose examples have each of the curriculum's numbers of chunks.  (N,)"""
+    """Return what share of the batches at this progress each of the curriculum's numbers of chunks has.  (N,)"""
     ends = itertools.accumulate(stage_shares(curriculum, samples_per_batch))
     stage = min(curriculum.num_stages - 1, sum(progress >= end for end in ends))
     return _normalised(_num_batches(curriculum, samples_per_batch)[stage])
 
 
 def batch_shares(curriculum: Curriculum, samples_per_batch: Callable[[int], float] = by_tokens) -> list[float]:
-    """The same share over the whole training.  (N,)"""
+    """Return what share of all batches of the training each of the curriculum's numbers of chunks has.  (N,)"""
     stages = zip(stage_shares(curriculum, samples_per_batch), _num_batches(curriculum, samples_per_batch), strict=True)
     weighted = [[length * share for share in _normalised(batches)] for length, batches in stages]
     return [sum(each) for each in zip(*weighted, strict=True)]
@@ -55,17 +55,19 @@ def draw_num_chunks(
     progress: float,
     samples_per_batch: Callable[[int], float] = by_tokens,
 ) -> int:
+    """Draw the number of chunks of a batch's examples, by chunk_count_weights."""
     return rng.choices(curriculum.num_chunks, chunk_count_weights(curriculum, progress, samples_per_batch))[0]
 
 
 def passage_counts(max_passages: int, progress: float) -> range:
-    """Numbers of passages to draw from, each as likely; the largest grows until two thirds of the training are over."""
+    """Return the equally likely numbers of passages; the largest grows until two thirds of the training are over."""
     return range(1, 1 + max(1, round(max_passages * min(1.0, progress * 1.5))))
 
 
 def _num_batches(curriculum: Curriculum, samples_per_batch: Callable[[int], float]) -> list[list[float]]:
-    """Batches with each number of chunks in each stage, up to a factor: where a batch holds fewer samples, it takes
-    more of them.  (S, N)
+    """Return how many batches of each number of chunks each stage has, up to a constant factor.  (S, N)
+
+    The fewer samples a batch holds, the more batches they take.
     """
     sizes = [samples_per_batch(num_chunks) for num_chunks in curriculum.num_chunks]
     return [[share / size for share, size in zip(shares, sizes, strict=True)] for shares in sample_shares(curriculum)]

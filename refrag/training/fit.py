@@ -1,4 +1,4 @@
-"""Whether the parts of a pair fit each other: asked once, before training rather than days into it."""
+"""Checks that the parts of a pair fit each other, once and before training, rather than days into it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,15 +9,15 @@ from refrag.context.chunking import Chunk, Chunker
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 
-# A decoder is tried on a few tokens: what a family does to its embeddings or logits shows with any.
+# A few tokens are enough to try a decoder: what its family does to embeddings or logits shows with any of them.
 NUM_TRIED_TOKENS = 8
 TOLERANCE = 1e-3
-# Chunks are measured with this many times the room that they have.
+# Chunks are measured with room for this many times `encoder_length` tokens.
 AMPLE = 16
 
 
 def refuse_misfits(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
-    """Raise TrainingError unless tokenizers, decoder and encoder can do what all stages ask; tried on `chunks`."""
+    """Try tokenizers, decoder and encoder on `chunks`; raise TrainingError unless every stage can use them."""
     _refuse_tokenizer(checkpoint)
     _refuse_decoder(checkpoint, chunks)
     _refuse_truncation(checkpoint, chunks)
@@ -27,17 +27,22 @@ def refuse_misfits(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
 def _refuse_tokenizer(checkpoint: Checkpoint) -> None:
     tokenizer = checkpoint.decoder_tokenizer
     if not tokenizer.is_fast:
-        raise TrainingError("the decoder's tokenizer is a slow one; save the model with a tokenizer.json")
+        raise TrainingError(
+            "the decoder's tokenizer is a slow one, without tokenizer.json; save the model with a fast one"
+        )
     if tokenizer.eos_token_id is None:
         raise TrainingError("the decoder's tokenizer has no EOS token to end answers with; set its eos_token")
     highest, vocab_size = max(tokenizer.eos_token_id, tokenizer.bos_token_id or 0), checkpoint.decoder.vocab_size
     if highest >= vocab_size:
-        raise TrainingError(f"the decoder's tokenizer has a token {highest}, the decoder embeddings for {vocab_size}")
+        raise TrainingError(
+            f"the decoder's tokenizer has a token {highest}, but the decoder has embeddings for {vocab_size} tokens; "
+            "resize its embeddings, or name the decoder's own tokenizer"
+        )
 
 
 @torch.no_grad()
 def _refuse_decoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
-    """Training goes around the model's own forward: that must say the same."""
+    """Refuse a decoder whose own forward gives other logits: training calls its parts one by one instead."""
     decoder = checkpoint.decoder
     input_ids = torch.tensor([[token for chunk in chunks for token in chunk.token_ids][:NUM_TRIED_TOKENS]])
     embedded = decoder.embed_prompt(input_ids, torch.zeros(0, decoder.width))
@@ -45,7 +50,8 @@ def _refuse_decoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
     if not torch.allclose(ours, own, atol=TOLERANCE, rtol=TOLERANCE):
         raise TrainingError(
             f"{type(decoder.backbone).__name__} does more than embeddings, layers, head and soft-capping: its own "
-            f"logits are up to {float((ours - own).abs().max()):.3g} away; refrag.model.decoder needs code for it"
+            f"logits are up to {float((ours - own).abs().max()):.3g} away from ours; add what it does to "
+            "refrag.model.decoder, or name another decoder"
         )
 
 
@@ -57,16 +63,16 @@ def _refuse_truncation(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
     if longest > config.encoder_length:
         raise TrainingError(
             f"encoder_length is {config.encoder_length}, but chunks of {max(map(len, chunks))} decoder tokens have up "
-            f"to {longest} of the encoder's in a made-up document; give pair.encoder_length more than that"
+            f"to {longest} of the encoder's in a made-up document; set pair.encoder_length higher than that"
         )
 
 
 @torch.no_grad()
 def _refuse_encoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
-    """The longest input has its positions, which are not always as many as max_position_embeddings."""
+    """Refuse an encoder that has no positions for `encoder_length` tokens; max_position_embeddings may promise more."""
     length, backbone = checkpoint.config.encoder_length, checkpoint.encoder.backbone
     ids, _ = checkpoint.chunker.encoder_inputs(chunks[:1])
-    # Any token but padding, which RoBERTa's positions pass over.
+    # Any token but padding, which RoBERTa does not count as a position.
     input_ids = torch.full((1, length), int(ids[0, 0]))
     try:
         checkpoint.encoder(input_ids, torch.ones_like(input_ids))

@@ -1,8 +1,8 @@
-"""The loop of every stage, unchanged from one CPU process to an FSDP cluster (`accelerate launch`, `torchrun`).
+"""Training loop of every stage, the same on one CPU process as on an FSDP cluster (`accelerate launch`, `torchrun`).
 
-One step: draw `accumulation_steps` batches per process, roll them out if the objective wants that, then
-`updates_per_batch` updates of the weights over those same batches. All random numbers come from the seed and the
-number of the draw, counted over all processes. So a resumed run continues as if unbroken, and two processes train
+One step draws `accumulation_steps` batches per process, rolls them out if the objective needs rollouts, then updates
+the weights `updates_per_batch` times with those same batches. All random numbers follow from the seed, the step and
+the number of the draw, counted over all processes. So a resumed run continues as if unbroken, and two processes train
 like one that accumulates twice as much.
 """
 
@@ -32,7 +32,7 @@ from refrag.training.objective import BatchSource, Objective, Outcome
 from refrag.training.optimizer import learning_rate_factor, make_optimizer
 from refrag.training.settings import Optimisation
 
-# Settings that a resumed run may change: how often it saves, and memory against time.
+# Settings that a resumed run may change: how often it saves, and how it trades time for memory.
 FREE_SETTINGS = {"snapshot_seconds", "gradient_checkpointing"}
 
 
@@ -41,9 +41,10 @@ def run_stage(
 ) -> dict[str, float]:
     """Train `objective` for `num_steps` steps in all, resuming from the newest snapshot in `directory`/snapshot.
 
-    Returns the cost: steps, minutes, and the means of the figures over the last twentieth of the steps. Raises
-    FloatingPointError before a loss or gradient that is not finite reaches the weights, and KeyboardInterrupt after a
-    snapshot when SIGTERM or SIGINT asks for the end. All processes share `directory`.
+    Return the cost: steps, minutes, and the means of the figures over the last twentieth of the steps. Raise
+    FloatingPointError before a loss or gradient that is not finite reaches the weights; TrainingError if the snapshot
+    is of other settings, if nothing trains, or if the launched processes do not know of each other; and, when SIGTERM
+    or SIGINT asks for the end, KeyboardInterrupt after a snapshot. All processes share `directory`.
     """
     stage = _Stage(name, objective, source, optimisation, directory)
     stage.resume()
@@ -83,7 +84,10 @@ class _Stage:
 
     def _prepare(self) -> None:
         if not any(parameter.requires_grad for parameter in self.objective.parameters()):
-            raise TrainingError(f"stage {self.name} trains nothing: every parameter of its objective is frozen")
+            raise TrainingError(
+                f"stage {self.name} trains nothing: every parameter of its objective is frozen; "
+                "let at least one of its parts require gradients"
+            )
         if self._is_sharded:
             self._prepare_sharding()
         if self.optimisation.gradient_checkpointing:
@@ -94,12 +98,15 @@ class _Stage:
 
     def _prepare_sharding(self) -> None:
         if self.optimisation.optimizer == "muon":
-            raise TrainingError("Muon needs whole matrices and FSDP splits them; give the stage optimizer: adamw")
-        # Each stage has its own parts, and the plugin would keep the layers of the first stage.
+            raise TrainingError(
+                f"stage {self.name} has optimizer: muon, which needs whole matrices, and FSDP splits them; "
+                "give it optimizer: adamw"
+            )
+        # Each stage has its own parts, and the plugin would keep the layer names of the first stage.
         self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(self.objective)
 
     def take_step(self) -> Figures:
-        """Draw, roll out, update; the step's figures over all processes."""
+        """Draw, roll out, update, and return the step's figures over all processes."""
         started = time.monotonic()
         progress = self.step / self.optimisation.num_steps
         learning_rate = self._set_learning_rate(progress)
@@ -114,7 +121,7 @@ class _Stage:
         return {"progress": progress, "learning_rate": learning_rate, "seconds": seconds, **merged}
 
     def _draw_numbers(self) -> list[int]:
-        """The draws of this process among all of the step, in turns with the other processes."""
+        """Return the numbers of this process's draws among all of the step; processes take turns."""
         num_processes = self.accelerator.num_processes
         first, end = self.accelerator.process_index, self.optimisation.accumulation_steps * num_processes
         return list(range(first, end, num_processes))
@@ -136,7 +143,7 @@ class _Stage:
     def _roll_out(self, batch: Any, number: int) -> Any:
         seed = self._rng(number, "rollout").getrandbits(63)
         torch.manual_seed(seed)
-        # Rollouts are generation: no dropout, and a cache, which gradient checkpointing forbids in training mode.
+        # A rollout judges the weights as they will be served, without dropout, and has no activations to recompute.
         self.objective.eval()
         with torch.no_grad():
             rolled_out = self.model(batch, rollout_seed=seed)
@@ -144,7 +151,7 @@ class _Stage:
         return rolled_out
 
     def _update(self, batches: list[Any], epoch: int) -> list[Figures]:
-        """One update of the weights by the mean loss over `batches`; the figures of each batch."""
+        """Update the weights once by the mean loss over `batches`, and return the figures of each batch."""
         outcomes = [self._backward(batches, index, epoch) for index in range(len(batches))]
         norm = self._clip_gradients()
         loss = self.accelerator.reduce(torch.stack([loss for loss, _ in outcomes]).mean(), "mean")
@@ -154,11 +161,11 @@ class _Stage:
         return [{"loss": loss.item(), "gradient_norm": norm, **figures} for loss, figures in outcomes]
 
     def _backward(self, batches: list[Any], index: int, epoch: int) -> Outcome:
-        # Sharded gradients are exchanged each time: until then every process would hold them whole.
-        is_last = self._is_sharded or index == len(batches) - 1
+        # Processes exchange gradients once, in the last backward pass; sharded ones after each, because until the
+        # exchange every process would hold them whole.
+        is_exchanged = self._is_sharded or index == len(batches) - 1
         torch.manual_seed(self._rng(self._draw_numbers()[index], epoch).getrandbits(63))
-        # Processes exchange gradients once, in the last backward pass.
-        with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+        with nullcontext() if is_exchanged else self.accelerator.no_sync(self.model):
             loss, figures = self.model(batches[index])
             self.accelerator.backward(loss / len(batches))
         return Outcome(loss.detach(), figures)
@@ -175,13 +182,13 @@ class _Stage:
             )
 
     def anywhere(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is up on any process: all must agree on when to save and when to stop."""
+        """Return for each flag whether any process raises it: all must agree on when to save and when to stop."""
         raised = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
         return [count > 0 for count in self.accelerator.reduce(raised, "sum").tolist()]
 
     @contextmanager
     def metrics(self) -> Iterator[Metrics | None]:
-        """The run's metrics on the main process, None on all others."""
+        """Open the run's metrics on the main process; yield None on all others."""
         if not self.accelerator.is_main_process:
             yield None
             return
@@ -198,7 +205,7 @@ class _Stage:
             return
         final = self.directory / "snapshot" / f"{self.step:08d}"
         partial = final.with_suffix(".partial")
-        # Safetensors would part with tied weights, and warn of it at each snapshot.
+        # Safetensors would drop one of two tied weights, and warn of it at each snapshot.
         self.accelerator.save_state(str(partial), safe_serialization=False)
         (partial / self._source_file).write_text(json.dumps(self.source.state()))
         if self.accelerator.is_main_process:
@@ -224,12 +231,12 @@ class _Stage:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What a snapshot and the run that resumes from it must have in common."""
+        """Return the settings that a snapshot and the run that resumes from it must have in common."""
         settings = self.optimisation.model_dump(mode="json", exclude=FREE_SETTINGS)
         return {"stage": self.name, "num_processes": self.accelerator.num_processes, **settings}
 
     def resume(self) -> None:
-        """Continue from the newest snapshot, or raise TrainingError if it is of a run with other settings."""
+        """Continue from the newest snapshot, if there is one; raise TrainingError if its run had other settings."""
         snapshot = newest_snapshot(self.directory)
         if snapshot is None:
             return
@@ -252,7 +259,7 @@ class _Stage:
             )
 
     def hand_back_weights(self) -> None:
-        """Leave the trained weights in the objective that was given, with no trace of the wrapping."""
+        """Leave the trained weights in the objective that was given, without anything that wrapped it for training."""
         if not self._is_sharded:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             keep_activations(self.original)
@@ -269,23 +276,24 @@ class _Stage:
 
 
 def newest_snapshot(directory: Path) -> Path | None:
+    """Return the folder of the newest whole snapshot in `directory`/snapshot, or None where there is none."""
     whole = [path for path in (directory / "snapshot").glob("*") if path.suffix != ".partial"]
     return max(whole, default=None)
 
 
 def refuse_strangers(num_processes: int) -> None:
-    """Raise TrainingError if the launcher started more processes than know of each other."""
+    """Raise TrainingError if the launcher started another number of processes than the `num_processes` that train."""
     num_launched = int(os.environ.get("WORLD_SIZE", 1))
     if num_launched != num_processes:
         raise TrainingError(
             f"{num_launched} processes were launched, but {num_processes} train together: this machine has no "
-            "accelerator, and accelerate joins CPU processes only when ACCELERATE_USE_CPU=true is set"
+            "accelerator, and accelerate joins CPU processes only when told to: set ACCELERATE_USE_CPU=true"
         )
 
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set instead of ending the process; only the main thread may catch them."""
+    """Yield an event that SIGTERM and SIGINT set instead of ending the process; only the main thread can catch them."""
     stop = threading.Event()
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():

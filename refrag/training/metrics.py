@@ -1,4 +1,4 @@
-"""What a run leaves to look at: a line of JSON per step, TensorBoard's events, and a progress bar."""
+"""Metrics of a run: one line of JSON per step, TensorBoard's events, and a progress bar."""
 
 import json
 import logging
@@ -17,7 +17,10 @@ Figures = dict[str, float]
 
 
 class Metrics:
-    """Writer of the steps after `step`; what a killed run wrote of them is cut off, so that none appears twice."""
+    """Writer of the metrics of all steps after `step`.
+
+    It first cuts off what a killed run wrote of those steps, so that none appears twice.
+    """
 
     def __init__(self, name: str, directory: Path, step: int, num_steps: int) -> None:
         path = directory / METRICS
@@ -43,7 +46,7 @@ class Metrics:
 
 
 def mean_figures(figures: Iterable[Figures]) -> Figures:
-    """The mean of each figure over those that have it."""
+    """Return the mean of each figure over the entries that have it."""
     values: dict[str, list[float]] = {}
     for each in figures:
         for name, value in each.items():
@@ -52,7 +55,7 @@ def mean_figures(figures: Iterable[Figures]) -> Figures:
 
 
 def step_figures(figures: Sequence[Figures], num_updates: int) -> Figures:
-    """One step's figures from those of its forward passes: means, except that tokens add up, each batch once."""
+    """Merge the figures of a step's forward passes into means, except for tokens, which add up, each batch once."""
     means = mean_figures(figures)
     if "tokens" in means:
         means["tokens"] = sum(each.get("tokens", 0) for each in figures) / num_updates
@@ -60,7 +63,7 @@ def step_figures(figures: Sequence[Figures], num_updates: int) -> Figures:
 
 
 def read_curve(directory: Path) -> list[Figures]:
-    """A run's metrics as a few points, each the mean of its stretch of the steps and named by the last of them."""
+    """Return a run's metrics as up to NUM_CURVE_POINTS means over equal stretches, each with its last step."""
     lines = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
     length = -(-len(lines) // NUM_CURVE_POINTS)
     stretches = [lines[start : start + length] for start in range(0, len(lines), length)]
@@ -84,15 +87,15 @@ def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:
-        # A kill can leave half a line, which is of a step that no snapshot holds.
+        # A kill can leave half a line. It is of a step that no snapshot holds, so it may go.
         return float("inf")
 
 
 def _open_board(directory: Path, first_step: int) -> Any:
-    """TensorBoard's writer, or None where it is not installed."""
+    """Return TensorBoard's writer, or None where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        logger.warning("tensorboard is not installed, so the run is written to metrics.jsonl alone")
+        logger.warning("tensorboard is not installed, so metrics go to metrics.jsonl alone; install it to see curves")
         return None
     return SummaryWriter(str(directory), purge_step=first_step)

@@ -1,6 +1,6 @@
-"""AdamW as in the paper, or Muon for the matrices inside the networks and AdamW for the rest.
+"""Optimizers: AdamW as in the paper, or Muon for the matrices inside the networks and AdamW for the rest.
 
-From scratch on a CPU Muon needs several times fewer tokens than AdamW until the decoder copies from its context.
+A decoder trained from scratch on a CPU learns to copy from its context on several times fewer tokens with Muon.
 """
 
 import math
@@ -21,7 +21,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def make_optimizer(objective: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
-    """The optimizer of everything in `objective` that trains; only matrices inside the networks decay."""
+    """Return the optimizer of all that trains in `objective`; only matrices inside the networks have weight decay."""
     matrices, others = _split(objective)
     learning_rate, weight_decay = optimisation.learning_rate, optimisation.weight_decay
     if optimisation.optimizer == "muon":
@@ -31,17 +31,20 @@ def make_optimizer(objective: nn.Module, optimisation: Optimisation) -> torch.op
 
 
 def learning_rate_factor(progress: float, warmup: float = 0.04, floor: float = 0.02) -> float:
-    """Linear warm-up, then a cosine down to `floor`; `progress` runs from 0 to 1 (paper, appendix)."""
+    """Return the share of the peak learning rate at `progress`, which runs from 0 to 1 (paper, appendix).
+
+    It rises linearly over the `warmup` share of the progress, then falls as a cosine to `floor`.
+    """
     if progress < warmup:
         return max(progress, 1e-3) / warmup
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` with `match_rms_adamw` for `matrices` and AdamW for `others`, as one optimizer.
+    """`torch.optim.Muon` with `match_rms_adamw` for `matrices`, and AdamW for `others`, as one optimizer.
 
-    Unlike torch's, it orthogonalises all matrices of a shape as one batch, and in the gradients' own float32 on a CPU,
-    where bfloat16 has no fast product: there torch's takes a quarter of a small model's training step.
+    Unlike torch's Muon, it orthogonalises all matrices of one shape as one batch, and on a CPU, where bfloat16 has no
+    fast product, in float32. There torch's takes a quarter of a small model's training step.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Muon(torch.optim.Optimizer):
         directions = orthogonalise([self._nesterov(matrix, group["momentum"]) for matrix in matrices])
         for matrix, direction in zip(matrices, directions, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            # The scale gives the update the root mean square that AdamW's has, so that one learning rate serves both.
+            # The factor gives the update the root mean square of AdamW's, so that one learning rate serves both.
             matrix.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
 
     def _nesterov(self, matrix: Tensor, momentum: float) -> Tensor:
@@ -96,9 +99,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
-    """Each matrix with its singular values pushed to about one, equal shapes as one batch."""
+    """Return each matrix with its singular values pushed to about one; equal shapes are computed as one batch."""
     batches: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    # The products are of the short side, so tall matrices lie down first.
+    # The products are as large as the rows squared, so tall matrices are transposed first.
     lying = [matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
     for number, matrix in enumerate(lying):
         batches[tuple(matrix.shape)].append(number)
@@ -123,7 +126,7 @@ def _newton_schulz(batch: Tensor) -> Tensor:
 
 
 def _split(objective: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices inside the networks; embeddings, output heads, vectors and scalars."""
+    """Return the trainable matrices inside the networks, and the rest: embeddings, output heads, vectors, scalars."""
     ends = {id(weight) for module in objective.modules() if (weight := _vocabulary_weight(module)) is not None}
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

@@ -1,4 +1,4 @@
-"""The untrained pair: a decoder and an encoder, pretrained or of random weights, with what stands between them."""
+"""Makes the untrained pair: decoder and encoder, pretrained or of random weights, and what stands between them."""
 
 import random
 from typing import Any
@@ -28,16 +28,16 @@ from refrag.teacher_forcing.predict import encode
 from refrag.training.fit import refuse_misfits
 from refrag.training.settings import Backbone, Pair
 
-# An encoder with its own tokenizer may cut the same text into more tokens, and adds its special ones.
+# An encoder with its own tokenizer may cut the same text into more tokens; its special ones come on top.
 ENCODER_LENGTH_MARGIN = 2
 # Entities of the made-up document on which the parts are tried together.
 NUM_ENTITIES = 4
 
 
 def make_pair(pair: Pair) -> Checkpoint:
-    """Load or draw both backbones, in evaluation mode, or raise TrainingError where they do not fit each other.
+    """Load both backbones, or make them of random weights, and return them in evaluation mode as a checkpoint.
 
-    The projector starts at the scale of the decoder's token embeddings.
+    The projector starts at the scale of the decoder's token embeddings. Raise TrainingError if the parts do not fit.
     """
     torch.manual_seed(pair.seed)
     decoder_tokenizer = _decoder_tokenizer(pair)
@@ -76,7 +76,7 @@ def default_encoder_length(pair: Pair, num_special_tokens: int | None) -> int:
 
 
 def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_prompt_slots: int) -> Any:
-    """The pretrained causal LM, or one of random weights with the tokenizer's vocabulary."""
+    """Load the pretrained causal LM, or make one of random weights with the tokenizer's vocabulary."""
     if backbone.pretrained is not None:
         model = AutoModelForCausalLM.from_pretrained(backbone.pretrained, dtype=torch.float32)
         _end_answers_with(tokenizer, model)
@@ -92,27 +92,33 @@ def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_pro
 
 
 def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """The pretrained encoder, or one of random weights that reads the decoder's tokens."""
+    """Load the pretrained encoder, or make one of random weights that reads the decoder's tokens."""
     if backbone.pretrained is not None:
         return without_pooler(AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32))
-    # Chunks are padded with 0 where the tokenizer has no token for it.
+    # Chunks are padded with 0 where the tokenizer has no padding token.
     config = make_config(backbone, {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id or 0})
     options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
     return without_pooler(AutoModel.from_config(config, **options))
 
 
 def make_config(backbone: Backbone, own: dict[str, Any]) -> Any:
-    """The architecture's configuration; values of the preset's shape win over our own."""
+    """Return the architecture's configuration; values of the preset's shape win over `own`.
+
+    Raise TrainingError if transformers knows no such architecture, or it refuses the values.
+    """
     assert backbone.architecture is not None
     try:
         return AutoConfig.for_model(backbone.architecture, **{**own, **backbone.shape})
     except (ValueError, TypeError) as error:
-        raise TrainingError(f"no model of architecture {backbone.architecture!r} and that shape: {error}") from None
+        raise TrainingError(
+            f"no model has architecture {backbone.architecture!r} and this shape: {error}; give a model type of "
+            "transformers, and values of its configuration"
+        ) from None
 
 
 @torch.no_grad()
 def start_encoder_from_decoder(checkpoint: Checkpoint) -> None:
-    """Give an encoder of random weights that reads the decoder's tokens the decoder's token embeddings."""
+    """Copy the decoder's token embeddings into the encoder, if it reads the decoder's tokens and is as wide."""
     backbone: Any = checkpoint.encoder.backbone
     embeddings = backbone.get_input_embeddings()
     if (
@@ -132,22 +138,23 @@ def match_projector(checkpoint: Checkpoint, seed: int = 0) -> None:
 
 
 def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> list[Chunk]:
-    """The chunks of one made-up document."""
+    """Return the chunks of one made-up document, cut to `chunk_size` tokens."""
     rng = random.Random(seed)
     document = make_document(rng, make_world(rng, NUM_ENTITIES, "train"))
     return cut_into_chunks(checkpoint.chunker.passage_ids(document), chunk_size)
 
 
 def without_pooler(model: Any) -> Any:
-    """A pooler has a part in no loss, and processes that share weights wait for every gradient."""
+    """Remove the model's pooler: it takes part in no loss, and processes that share weights wait for every gradient."""
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
 
 
 def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:
-    """Generation stops where training ends answers. Nothing else of a model's generation settings is used, and what
-    contradicts itself there, as in many a model, could not be saved.
+    """Let generation stop where training ends answers, and drop all other generation settings of the model.
+
+    Nothing uses the others, and in many models they contradict each other, so that the model could not be saved.
     """
     settings = model.generation_config
     eos_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]

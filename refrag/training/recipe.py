@@ -1,9 +1,9 @@
-"""The runs of a preset, each from the checkpoint of the run it starts from, in a folder of its own.
+"""Trains the runs of a preset, each from the checkpoint of the run it starts from, in a folder of its own.
 
 RUNS/settings.yaml              the preset as resolved
-RUNS/<run>/settings.yaml        the pair and the settings that the run was begun with
-RUNS/<run>/snapshot/            to resume from; metrics.jsonl and tensorboard/ beside it
-RUNS/<run>/checkpoint/          what the run made, a whole REFRAG checkpoint; where this is, the run is over
+RUNS/<run>/settings.yaml        the pair, and the settings that the run was begun with
+RUNS/<run>/snapshot/            state to resume from; metrics.jsonl and tensorboard/ stand beside it
+RUNS/<run>/checkpoint/          the result, a whole REFRAG checkpoint; once it exists, the run is over
 """
 
 import json
@@ -36,16 +36,19 @@ CHECKPOINT, SETTINGS = "checkpoint", "settings.yaml"
 
 
 def train_all(preset: Preset, runs: Path, names: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Train the named runs (all, if none is named) in the preset's order; those that are over are left alone."""
+    """Train the named runs, or all if none is named, in the preset's order; runs that are over are left alone.
+
+    Return the cost of each by its name, as from train_run. Raise TrainingError for a name that the preset lacks.
+    """
     if unknown := sorted(set(names or []) - set(preset.runs)):
-        raise TrainingError(f"no runs {unknown} in the preset; its runs are {list(preset.runs)}")
+        raise TrainingError(f"no runs {unknown} in the preset; its runs are {list(preset.runs)}, so name some of these")
     return {name: train_run(preset, name, runs) for name in preset.runs if not names or name in names}
 
 
 def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
-    """Train one run to its end, resuming it if it was begun; its cost, as kept in its checkpoint.
+    """Train one run to its end, resuming it if it was begun, and return its cost as its checkpoint keeps it.
 
-    Raises TrainingError if it was begun with other settings.
+    Raise TrainingError if it was begun with other settings, or if the run that it starts from is not over.
     """
     _refuse_other_settings(preset, name, runs)
     directory = runs / name / CHECKPOINT
@@ -60,7 +63,7 @@ def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
 
 
 def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
-    """The checkpoint of the named run, or of the one that the preset is for; TrainingError if it is not over."""
+    """Load the checkpoint of the named run, by default the preset's result; raise TrainingError if it is not over."""
     directory = runs / (name or preset.result) / CHECKPOINT
     if not directory.exists():
         raise TrainingError(f"{directory} is missing; train run {name or preset.result!r} first")
@@ -68,7 +71,10 @@ def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
 
 
 def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
-    """For each run that has begun its settings, its cost once it is over, and its curve: enough to be committed."""
+    """Return the settings, the cost (None before the end) and the curve of each run that has begun.
+
+    All values are plain JSON, and few enough to be kept in a repository.
+    """
     return {
         name: {
             "settings": _read_settings(runs / name),
@@ -81,11 +87,12 @@ def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
 
 
 def make_stage(checkpoint: Checkpoint, run: AnyRun) -> tuple[BatchSource, Objective]:
-    """What the run draws, and what it minimises, over the parts of `checkpoint`, which it trains in place."""
+    """Return the run's source of batches, and the objective that trains the parts of `checkpoint` in place."""
     return make_source(checkpoint, run), make_objective(checkpoint, run)
 
 
 def make_source(checkpoint: Checkpoint, run: AnyRun) -> BatchSource:
+    """Return the run's source of batches for this process."""
     state = PartialState()
     position = (state.process_index, state.num_processes)
     if isinstance(run, Pretrain):
@@ -98,6 +105,7 @@ def make_source(checkpoint: Checkpoint, run: AnyRun) -> BatchSource:
 
 
 def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
+    """Return the run's objective, and set which parts of `checkpoint` train."""
     if isinstance(run, Pretrain):
         return Pretraining(checkpoint)
     if isinstance(run, Reconstruct):
@@ -108,7 +116,7 @@ def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
 
 
 def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
-    """The checkpoint that the run starts from, prepared for its stage."""
+    """Return the checkpoint that the run starts from, prepared for its stage."""
     checkpoint = make_pair(preset.pair) if run.start is None else load_run(preset, runs, run.start)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
@@ -118,8 +126,10 @@ def _unprepared(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoi
 
 
 def _prepare_compression(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
-    """On the first compressed stage, an encoder of random weights starts from the decoder's token embeddings, and the
-    projector at their scale, which pretraining has changed.
+    """Start encoder and projector from the decoder's token embeddings before the first compressed stage.
+
+    An encoder of random weights gets the embeddings; the projector starts at their scale, which pretraining has
+    changed.
     """
     if getattr(run, "form", "mixed") == "plain":
         return checkpoint
@@ -142,7 +152,8 @@ def _prepare_policy(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Chec
         return replace(checkpoint, policy=policy, config=config)
     if run.question_aware != checkpoint.config.question_aware:
         raise TrainingError(
-            f"the run wants question_aware: {run.question_aware}, and the policy it starts from is not; add fresh: true"
+            f"the run has question_aware: {run.question_aware}, but the policy that it starts from has "
+            f"{checkpoint.config.question_aware}; add fresh: true to begin with a new policy"
         )
     return checkpoint
 
@@ -160,14 +171,14 @@ def _read_cost(name: str, directory: Path) -> dict[str, Any]:
 
 
 def _with_cost(checkpoint: Checkpoint, name: str, cost: dict[str, Any]) -> Checkpoint:
-    """The checkpoint with this run behind those that led to it."""
+    """Return the checkpoint with this run added to those that led to it."""
     earlier = checkpoint.config.provenance.get("runs", {})
     provenance = {"runs": {**earlier, name: {**cost, **describe_environment()}}}
     return replace(checkpoint, config=replace(checkpoint.config, provenance=provenance))
 
 
 def _save(checkpoint: Checkpoint, directory: Path) -> None:
-    """Under another name first: a checkpoint that is there is whole."""
+    """Save under another name, then rename, so that no half-written checkpoint is ever found there."""
     state = PartialState()
     if state.is_main_process:
         temporary = directory.with_name(f".{directory.name}")
@@ -183,26 +194,26 @@ def _refuse_other_settings(preset: Preset, name: str, runs: Path) -> None:
     if changed := sorted(_different(_read_settings(directory), _settings_of(preset, name))):
         raise TrainingError(
             f"{directory} was begun with other settings: {', '.join(changed)}; give the same ones, "
-            "or another folder with --runs, or remove this one to train the run anew"
+            "name another folder with --runs, or remove this one to train the run anew"
         )
 
 
 def _keep_settings(preset: Preset, name: str, runs: Path) -> None:
-    """Write the resolved settings beside the runs and beside this one."""
+    """Write the resolved preset into the folder of all runs, and this run's settings into its own."""
     if PartialState().is_main_process:
         (runs / name).mkdir(parents=True, exist_ok=True)
-        # Through JSON, so that the files hold plain values alone.
+        # By way of JSON, so that the files hold plain values alone.
         _write_settings(json.loads(preset.model_dump_json()), runs)
         _write_settings(_settings_of(preset, name), runs / name)
 
 
 def _settings_of(preset: Preset, name: str) -> dict[str, Any]:
-    """What decides what the run makes, as plain values."""
+    """Return the settings on which the run's result depends, as plain values."""
     return {"pair": preset.pair.model_dump(mode="json"), **preset.runs[name].model_dump(mode="json")}
 
 
 def _different(saved: Any, given: Any, place: str = "") -> Iterator[str]:
-    """Places at which the settings differ, with both values, but for those that a resumed run may change."""
+    """Yield each place where the settings differ, with both values, except those that a resumed run may change."""
     if isinstance(saved, dict) and isinstance(given, dict):
         for key in (saved.keys() | given.keys()) - FREE_SETTINGS:
             yield from _different(saved.get(key), given.get(key), f"{place}.{key}" if place else key)

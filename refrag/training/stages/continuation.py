@@ -1,7 +1,7 @@
 """Continual pre-training (paper §3, stages 2 and 3): a text as chunk embeddings, then its continuation as tokens.
 
-With an expand fraction above zero some of the chunks, picked at random, stay tokens (selective compression).
-The plain form shows the whole text as tokens: the same training for the decoder that we compare with.
+With an expand fraction above zero, some chunks drawn at random stay tokens (selective compression). The plain form
+shows the whole text as tokens: it is the same training for the decoder that we compare with.
 """
 
 import functools
@@ -21,6 +21,8 @@ from refrag.training.settings import Continue
 
 
 class ContinueSource:
+    """Source of texts to continue; the examples of a batch share chunk size, number of chunks and expand fraction."""
+
     def __init__(
         self, checkpoint: Checkpoint, settings: Continue, process_index: int = 0, num_processes: int = 1
     ) -> None:
@@ -45,7 +47,7 @@ class ContinueSource:
 
 
 class Continuation(Objective):
-    """Everything but the policy trains; in the plain form the decoder alone."""
+    """Loss of the continuation; all but the policy trains, in the plain form the decoder alone."""
 
     def __init__(self, checkpoint: Checkpoint, form: str) -> None:
         super().__init__()
@@ -63,16 +65,17 @@ class Continuation(Objective):
 
 
 def num_windows(settings: Continue, chunk_size: int, num_chunks: int) -> int:
-    """How many windows with that context make a batch."""
+    """Return how many windows with a context of `num_chunks` chunks make a batch."""
     return max(1, settings.tokens_per_step // (num_chunks * chunk_size + settings.continuation_tokens))
 
 
 def continuation_batch(
     checkpoint: Checkpoint, windows: list[list[int]], chunk_size: int, num_chunks: int, expanded: list[list[int]]
 ) -> MixedBatch:
-    """The first `num_chunks` chunks of each window as context, the rest of it to be predicted.
+    """Lay out windows as prompts: the first `num_chunks` chunks of each as context, the rest of it to be predicted.
 
-    Without a chunk to encode, because every one is expanded, the batch is plain.
+    expanded: numbers of the chunks of each window that stay tokens. Where these are all chunks of all windows, there
+        is nothing to encode, and the batch is plain.
     """
     runs, examples = [], []
     for row, (window, numbers) in enumerate(zip(windows, expanded, strict=True)):

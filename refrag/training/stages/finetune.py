@@ -1,10 +1,11 @@
 """Supervised fine-tuning (paper §4, stage 5): questions over retrieved passages, only the answers in the loss.
 
-Most mixed batches have the form of serving, one question and the chunks that the policy picks for it. Unlike in
-the paper the policy may learn here already, from labels (which chunks hold what the answer needs), and its loss
-reaches the encoder, so that chunk vectors learn to tell what a chunk is about. Unlike in the paper text may go with
-the questions, as in continual pre-training: from answers alone a small decoder forgets prose. The plain form gives a
-decoder without compression the same questions over the same passages, and the same text.
+Most mixed batches have the form of serving: one question, and the chunks that the policy selects for it expanded.
+The plain form gives a decoder without compression the same questions over the same passages, and the same text.
+
+It differs from the paper's in two ways. The policy may learn here already, from labels (which chunks hold what the
+answer needs), and its loss reaches the encoder, so that chunk vectors learn to tell what a chunk is about. Text may
+stand beside the questions, as in continual pre-training, because from answers alone a small decoder forgets prose.
 """
 
 import random
@@ -39,24 +40,30 @@ from refrag.training.stages.questions import draw_contexts, plain_example, polic
 
 # P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
 
-# Share of the batches not plain in which all questions of a context stand behind it, over random chunks.
+# Share of the mixed batches that are not plain in which all questions of a context stand behind it, with random chunks
+# expanded.
 DENSE_SHARE = 0.25
-# As served: some sequences get the chunks that hold the answer whatever the policy says, so that the decoder learns
-# to read before the policy can pick; some the whole budget, however sure the policy is.
+# In the form of serving, some sequences expand the chunks that hold the answer whatever the policy says, so that the
+# decoder learns to read before the policy can select. Some spend the whole budget, however sure the policy is.
 LABELLED_SHARE, WHOLE_BUDGET_SHARE = 0.2, 0.3
-# Recall is logged at the budget that serving has by default.
+# Recall is logged at serving's default budget.
 RECALL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class FinetuneBatch(Movable):
-    """text: replayed with the questions, so that every batch reaches all that trains."""
+    """Questions, and in some batches text beside them.
+
+    text: it joins the questions in one batch, because every batch must reach all parts that train.
+    """
 
     questions: MixedBatch | ContextBatch
     text: MixedBatch | None = None
 
 
 class FinetuneSource:
+    """Source of questions, each batch over a world of its own, and of the text that is replayed beside them."""
+
     def __init__(
         self, checkpoint: Checkpoint, settings: Finetune, process_index: int = 0, num_processes: int = 1
     ) -> None:
@@ -89,7 +96,7 @@ class FinetuneSource:
         return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
 
     def state(self) -> dict[str, Any]:
-        """Every step draws its own world: of the questions there is no position to go back to."""
+        """Return the position in the text; questions have none, because every batch draws a new world."""
         return {} if self.text is None else self.text.state()
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -98,7 +105,7 @@ class FinetuneSource:
 
 
 def continuation_settings(settings: Finetune, replay: Replay) -> Continue:
-    """Replayed text is that of continual pre-training, with chunks expanded as for the questions."""
+    """Return the settings of the replayed text: continual pre-training, with the questions' expand fractions."""
     return Continue(
         stage="continue",
         optimisation=settings.optimisation,
@@ -112,7 +119,7 @@ def continuation_settings(settings: Finetune, replay: Replay) -> Continue:
 
 
 class Finetuning(Objective):
-    """Everything trains; in the plain form the decoder alone."""
+    """Loss of the answers, the replayed text and the policy; everything trains, in the plain form the decoder alone."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Finetune) -> None:
         super().__init__()
@@ -146,7 +153,10 @@ class Finetuning(Objective):
         return Outcome(prediction.loss, {"loss": prediction.loss.item(), "plain_accuracy": prediction.accuracy})
 
     def mixed(self, batch: ContextBatch) -> Outcome:
-        """One form per batch. The plain form trains the policy too: each batch must reach every part."""
+        """Return the outcome of a batch in a form drawn for it; all forms train the policy, whose loss joins theirs.
+
+        Even a batch of plain prompts does: every batch must reach all parts that train.
+        """
         rng = random.Random(batch.seed)
         vectors = encode(self.encoder, batch.chunks)  # (N, E)
         logits = self.policy_logits(batch, vectors)  # (P, C)
@@ -170,11 +180,11 @@ class Finetuning(Objective):
         return Outcome(prediction.loss + self.settings.policy_loss_weight * policy_loss, figures)
 
     def policy_logits(self, batch: ContextBatch, vectors: Tensor) -> Tensor:
-        """One row of logits per question.  (N, E) -> (P, C)"""
+        """Return one row of logits per question.  (N, E) -> (P, C)"""
         return policy_logits(self.policy, batch, vectors, encode(self.encoder, batch.questions))
 
     def all_questions_at_once(self, rng: random.Random, contexts: Sequence[TokenisedContext]) -> list[MixedExample]:
-        """One sequence per context with a random share of its chunks expanded, often none."""
+        """Make one sequence per context, with a random share of its chunks expanded, often none."""
         examples = []
         for context, first_row in zip(contexts, first_rows(c.chunks for c in contexts), strict=True):
             num_chunks = len(context.chunks)
@@ -186,7 +196,7 @@ class Finetuning(Objective):
     def each_question_as_served(
         self, rng: random.Random, contexts: Sequence[TokenisedContext], logits: Tensor
     ) -> list[MixedExample]:
-        """One sequence per question, with the chunks expanded that the policy picks for it, distractors included."""
+        """Make one sequence per question, with those chunks expanded that the policy selects, distractors included."""
         examples, row = [], 0
         for context, first_row in zip(contexts, first_rows(c.chunks for c in contexts), strict=True):
             num_chunks = len(context.chunks)
@@ -204,9 +214,10 @@ class Finetuning(Objective):
 
 
 def selection_loss(logits: Tensor, batch: PolicyBatch) -> tuple[Tensor, float]:
-    """Cross-entropy of the softmax over chunks against the chunks that hold the evidence, and their recall.
+    """Return the policy's loss and its recall; questions without evidence count for neither.
 
-    Questions without evidence count for neither.
+    The loss is the cross-entropy of the softmax over chunks against those that hold the evidence. The recall is the
+    share of these chunks that the policy ranks within serving's default budget, or first where that is 0.
     """
     counts = batch.evidence.sum(1)
     log_probabilities = logits.log_softmax(-1).masked_fill(batch.passages < 0, 0.0)  # (P, C)

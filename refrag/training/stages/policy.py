@@ -1,9 +1,9 @@
-"""The expansion policy by reinforcement (paper §3 and appendix): GRPO, with everything but the policy frozen.
+"""Reinforcement of the expansion policy (paper §3 and appendix): GRPO, with everything but the policy frozen.
 
-For each question a group of selections is sampled, chunk after chunk from the masked softmax. The reward of each is
-minus the log-perplexity of the true answer, given the prompt with just these chunks expanded; the advantage is the
-reward against its group's, and every pick of a selection shares it in a PPO-clipped loss. The paper gives neither
-group size, clip range nor rate; `settings.Policy` has ours.
+For each question a group of selections is sampled, chunk after chunk from the masked softmax. The reward of a
+selection is minus the log-perplexity of the true answer, given the prompt with just its chunks expanded. The
+advantage compares a reward with those of its group; all picks of a selection share it in a PPO-clipped loss. The
+paper gives no group size, clip range or learning rate; `settings.Policy` and the presets have ours.
 """
 
 import random
@@ -32,16 +32,17 @@ from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
 from refrag.training.stages.questions import policy_logits, train_policy
 
-# P questions, C chunks of the longest context, G selections per question, T picks of the largest budget
+# P questions, C chunks of the longest context, G selections per question, T picks of the largest budget,
+# N chunks of the batch, E encoder width
 
 
 @dataclass(frozen=True)
 class Rollouts(Movable):
-    """Sampled selections with their advantages, and all that the policy needs to judge them anew."""
+    """Sampled selections with their advantages, and all that the policy needs to compute their probabilities anew."""
 
     batch: ContextBatch
     chunk_vectors: Tensor  # (N, E)
-    question_vectors: Tensor
+    question_vectors: Tensor  # question chunks of the batch, E wide
     picks: Tensor  # (P, G, T), −1 beyond the budget
     log_probabilities: Tensor  # (P, G, T) of each pick when it was sampled
     advantages: Tensor  # (P, G)
@@ -50,7 +51,7 @@ class Rollouts(Movable):
 
 
 class PolicySource:
-    """Questions of all tasks alike, each over passages of its own."""
+    """Source of questions, each over passages of its own; all tasks are equally likely."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
         self.checkpoint, self.settings = checkpoint, settings
@@ -75,10 +76,12 @@ class PolicySource:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Every step draws its own world: there is no position to go back to."""
+        """Do nothing: every batch draws a new world, so there is no position to go back to."""
 
 
 class PolicyOptimisation(Objective):
+    """Clipped loss of the policy over sampled selections; the policy alone trains."""
+
     needs_rollout = True
 
     def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
@@ -118,7 +121,7 @@ class PolicyOptimisation(Objective):
         )
 
     def rewards(self, batch: ContextBatch, vectors: Tensor, picks: Tensor) -> tuple[Tensor, float]:
-        """Minus the log-perplexity of the answer under each selection (P, G), and the share answered rightly."""
+        """Return minus the answer's log-perplexity under each selection (P, G), and the share of right answers."""
         num_questions, group_size, _ = picks.shape
         examples = []
         for context, first_row, group in zip(
@@ -133,7 +136,7 @@ class PolicyOptimisation(Objective):
         return rewards, float(prediction.all_right_per_example(len(examples)).float().mean())
 
     def improve(self, rollouts: Rollouts) -> Outcome:
-        """The clipped surrogate, averaged over all picks."""
+        """Return PPO's clipped loss, averaged over all picks."""
         logits = policy_logits(self.policy, rollouts.batch, rollouts.chunk_vectors, rollouts.question_vectors)
         log_probabilities = log_probabilities_in_turn(logits, rollouts.picks)  # (P, G, T)
         loss, clipped = clipped_loss(
@@ -152,13 +155,13 @@ class PolicyOptimisation(Objective):
 
 
 def group_advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """Each reward against its group's mean in units of its deviation; 0 where all are alike.  (P, G) -> (P, G)"""
+    """Return each reward less its group's mean, in standard deviations; 0 where all are equal.  (P, G) -> (P, G)"""
     deviation = rewards.std(1, keepdim=True)
     return (rewards - rewards.mean(1, keepdim=True)) / (deviation + epsilon)
 
 
 def clipped_loss(log_ratios: Tensor, advantages: Tensor, is_pick: Tensor, clip_range: float) -> tuple[Tensor, float]:
-    """PPO's clipped loss over picks (P, G, T) with advantages (P, G), and the share of picks that were clipped."""
+    """Return PPO's clipped loss over picks (P, G, T) with advantages (P, G), and the share of picks it clipped."""
     ratios = log_ratios.exp()
     advantages = advantages.unsqueeze(-1)
     clipped = ratios.clamp(1 - clip_range, 1 + clip_range)

@@ -1,9 +1,10 @@
 """Pretraining, where there is no pretrained decoder: plain text, and questions over plain passages.
 
-First of all, random strings to repeat: to copy what stands before is what a pretrained decoder can do and what
-answering and reconstruction rest on. A small decoder learns it suddenly, from half a million tokens of such strings or
-from several millions of text. Then questions over one passage; over a few of one kind, told apart by names alone; and
-over more and more as a retriever finds them. Several questions stand one after another behind the same passages.
+It begins with random strings to repeat. A pretrained decoder can copy what stands before; answering and reconstruction
+rest on it. A small decoder learns it suddenly, from half a million tokens of such strings, or from several million
+tokens of text. Next come questions over one passage; then over a few passages of one kind, told apart by names alone;
+then over more and more passages as a retriever finds them. Several questions stand one after another behind the same
+passages.
 """
 
 import random
@@ -22,18 +23,20 @@ from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Pretrain
 from refrag.training.stages.questions import draw_contexts, plain_example
 
-# Short answers would drown in the tokens of passages at equal weight.
+# At equal weight short answers would count for little beside the many tokens of the passages.
 ANSWER_WEIGHT, QUESTION_WEIGHT, CONTEXT_WEIGHT = 3.0, 0.2, 0.2
 RECITAL_TOKENS = 32
-# To find and copy a value in one passage comes first. Before that, more passages teach nothing, and what needs no
-# copying, such as "yes" or "unknown", delays it.
+# Finding and copying a value in one passage comes first. Until the decoder can do it, more passages teach nothing, and
+# answers that need no copying, such as "yes" or "unknown", delay it.
 SINGLE_TASKS_UNTIL = 0.25
-# Then to tell entities apart. Over passages as a retriever finds them millions of tokens do not teach it: that a value
-# fits the question is a good guess there.
+# Telling entities apart comes next. Millions of tokens of passages as a retriever finds them do not teach it, because
+# there any value of the right sort is a good guess.
 RIVALS_UNTIL, MOST_RIVALS = 0.65, 4
 
 
 class PretrainSource:
+    """Source of random strings to repeat, then of plain text and of questions over plain passages."""
+
     def __init__(
         self, checkpoint: Checkpoint, settings: Pretrain, process_index: int = 0, num_processes: int = 1
     ) -> None:
@@ -68,7 +71,7 @@ class PretrainSource:
         return [MixedExample([], [], [Segment(window, 1.0)]) for window in windows]
 
     def draw_recitals(self, rng: random.Random) -> list[MixedExample]:
-        """Random tokens, then the same again: the second time each follows from what stands before."""
+        """Draw random tokens, each string twice in a row, so that its second half can be predicted from the first."""
         count = max(1, self.settings.tokens_per_step // (2 * RECITAL_TOKENS))
         strings = [rng.choices(range(self.vocab_size), k=RECITAL_TOKENS) for _ in range(count)]
         return [MixedExample([], [], [Segment(string, 0.0), Segment(string, 1.0)]) for string in strings]
@@ -81,7 +84,7 @@ class PretrainSource:
 
 
 def pretraining_counts(settings: Pretrain, progress: float) -> range:
-    """Numbers of passages to draw from, each as likely."""
+    """Return the equally likely numbers of passages for questions at this progress."""
     most = settings.max_passages
     if progress < SINGLE_TASKS_UNTIL:
         return range(1, 2)
@@ -91,7 +94,7 @@ def pretraining_counts(settings: Pretrain, progress: float) -> range:
 
 
 class Pretraining(Objective):
-    """Next-token prediction with the decoder alone."""
+    """Loss of next-token prediction; the decoder alone trains."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()

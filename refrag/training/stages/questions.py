@@ -1,4 +1,4 @@
-"""Questions as the stages that ask them share them: contexts to ask over, and the policy's logits for each question."""
+"""Contexts, examples and policy logits for the stages that ask questions."""
 
 import random
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ def draw_contexts(
     tasks: Sequence[Task],
     rival_share: float,
 ) -> Sequence[TokenisedContext]:
-    """As many contexts of one world as make up about `num_tokens` of plain text, two at least.
+    """Draw contexts with questions, all of the maker's world: about `num_tokens` of plain text, but at least two.
 
-    rival_share: of them, that ask for single facts among rivals.
+    rival_share: share of the contexts that ask for single facts among rivals, where `tasks` has a task for these.
     """
     each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
     count = max(2, num_tokens // each)
@@ -43,7 +43,7 @@ def draw_contexts(
 def plain_example(
     context: TokenisedContext, context_weight: float, answer_weight: float, question_weight: float
 ) -> MixedExample:
-    """The context as plain tokens, then all of its questions one after another."""
+    """Return an example with the context as plain tokens, then all of its questions one after another."""
     segments = [
         segment
         for question in context.questions
@@ -53,7 +53,10 @@ def plain_example(
 
 
 def train_policy(policy: ExpansionPolicy, trains: bool = True) -> None:
-    """Let train what the policy uses: a blind one leaves parts unused, whose gradients processes would wait for."""
+    """Let those parts of the policy train that it uses, or, unless `trains`, none.
+
+    A policy that does not see the question leaves parts unused, for whose gradients processes would wait.
+    """
     policy.requires_grad_(trains)
     if not policy.question_aware:
         for unused in (policy.question_in, policy.query, policy.key):
@@ -61,6 +64,6 @@ def train_policy(policy: ExpansionPolicy, trains: bool = True) -> None:
 
 
 def policy_logits(policy: torch.nn.Module, batch: ContextBatch, vectors: Tensor, question_vectors: Tensor) -> Tensor:
-    """The policy's logits for each question of the batch, from all chunk and question vectors.  -> (P, C)"""
+    """Return the policy's logits for each question of the batch, from all chunk and question vectors.  -> (P, C)"""
     rows = batch.policy
     return policy(vectors[rows.chunk_rows], rows.passages, question_vectors[rows.question_rows], rows.question_mask)

@@ -1,6 +1,7 @@
-"""Reconstruction (paper §3, stage 1): decoder frozen, [e_1..e_L] then their tokens, teacher-forced.
+"""Reconstruction (paper §3, stage 1): the frozen decoder reads chunk embeddings and predicts their tokens.
 
-Unlike in the paper the chunk size is drawn anew for every batch, so that one checkpoint serves several.
+It is teacher-forced. Unlike in the paper the chunk size is drawn anew for every batch, so that one checkpoint serves
+several.
 """
 
 import functools
@@ -19,6 +20,8 @@ from refrag.training.settings import Reconstruct
 
 
 class ReconstructSource:
+    """Source of texts to reconstruct; the examples of a batch share chunk size and number of chunks."""
+
     def __init__(
         self, checkpoint: Checkpoint, settings: Reconstruct, process_index: int = 0, num_processes: int = 1
     ) -> None:
@@ -40,7 +43,7 @@ class ReconstructSource:
 
 
 class Reconstruction(Objective):
-    """Trains encoder and projector alone."""
+    """Loss of the reconstruction; encoder and projector alone train."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
@@ -57,12 +60,12 @@ class Reconstruction(Objective):
 
 
 def num_windows(settings: Reconstruct, chunk_size: int, num_chunks: int) -> int:
-    """How many windows of that many chunks make a batch; encoder and decoder each read every token once."""
+    """Return how many windows of `num_chunks` chunks make a batch; encoder and decoder both read every token."""
     return max(1, settings.tokens_per_step // (2 * num_chunks * chunk_size))
 
 
 def reconstruction_batch(checkpoint: Checkpoint, windows: list[list[int]], chunk_size: int) -> MixedBatch:
-    """Each window as chunk embeddings, then as the tokens to give back."""
+    """Lay out each window as its chunk embeddings, then as the tokens to give back."""
     runs = [cut_into_chunks(window, chunk_size) for window in windows]
     first_row, examples = 0, []
     for run, window in zip(runs, windows, strict=True):
