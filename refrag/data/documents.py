@@ -1,7 +1,7 @@
-"""Prose as an endless stream of documents: made-up worlds, the standard library's documentation, files, a data set.
+"""Streams documents without end: made-up worlds, the standard library's documentation, files, a data set.
 
-One document in ten is held out for evaluation. Which one, only its identity decides, so that it stays the same in
-every run, on every machine, and whatever is added beside it.
+One document in ten is held out for evaluation. Its identity alone decides which, so that it stays the same in every
+run, on every machine, and whatever is added beside it.
 """
 
 import ast
@@ -28,12 +28,12 @@ HELDOUT_ONE_IN = 10
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
 PASSAGES_PER_WORLD = 10
-# Alone, datasets brings releases of these two that refuse the NumPy 1 of this project.
+# Without these limits datasets brings releases of the two that refuse this project's NumPy 1.
 INSTALL_DATASETS = 'python -m pip install datasets "pyarrow<26" "pandas<3"'
 
-# What tests the library or is generated for its tests is not its documentation.
+# Folders that do not document the library: its tests, and tools and packages that stand beside it.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages"}
-# Shorter ones are a name and a line about it.
+# A shorter document is a name and a line about it.
 MIN_STDLIB_CHARACTERS = 200
 # A shorter paragraph is a phrase that two authors may both have written.
 MIN_REPEAT_CHARACTERS = 60
@@ -42,28 +42,41 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Document(NamedTuple):
-    """identity: what alone decides the split. load: gives the text, which a skipped document never has to."""
+    """Document whose text is not loaded yet, so that skipping it costs nothing.
+
+    identity: it alone decides the split.
+    load: returns the text.
+    """
 
     identity: str
     load: Callable[[], str]
 
 
 class DocumentStream(Protocol):
-    """Documents one after another without end; a stream restored to a state goes on exactly where that was."""
+    """Documents one after another without end."""
 
-    def draw(self) -> str: ...
+    def draw(self) -> str:
+        """Return the text of the next document."""
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """Return the position in the stream as plain JSON values."""
 
-    def restore(self, state: dict[str, Any]) -> None: ...
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on exactly at that position."""
 
 
 def open_documents(source: TextSource, split: Split) -> "Documents":
-    """The documents of one source, or TrainingError if it lacks a path, or there is nothing at that path."""
+    """Return the documents of one source that belong to `split`.
+
+    Raise TrainingError if the source needs a path and has none, if nothing is at its path, or if the package datasets
+    is needed and missing.
+    """
     if source.kind in ("text", "jsonl", "dataset") and source.path is None:
-        raise TrainingError(f"a source of kind {source.kind!r} needs a path")
+        raise TrainingError(f"a source of kind {source.kind!r} needs a path; add `path` to it")
     if source.kind in ("text", "jsonl") and not Path(str(source.path)).exists():
-        raise TrainingError(f"{source.path} does not exist; it is the path of a source of kind {source.kind!r}")
+        raise TrainingError(
+            f"{source.path} does not exist; give the source of kind {source.kind!r} the path of a file or a folder"
+        )
     if source.kind == "dataset":
         _import_datasets()
     return Documents(source, split)
@@ -79,18 +92,18 @@ class Documents:
         self._stream: Iterator[str] | None = None
 
     def read(self) -> Iterator[str]:
-        """One pass over the documents; of worlds there is no last one."""
+        """Yield the text of each document once; worlds never end."""
         return (document.load() for document in self._select())
 
     def stream(self, skip: int = 0) -> Iterator[str]:
-        """Pass after pass, without the first `skip` documents."""
+        """Yield the documents' texts, pass after pass without end, but skip the first `skip` of them."""
         while True:
             num_passed = 0
             for document in self._select():
                 num_passed += 1
                 if num_passed > skip:
                     yield document.load()
-            # Whole passes in `skip` need not be made again.
+            # Whole passes within `skip` need not be made again.
             skip = max(0, skip - num_passed) % num_passed
 
     def draw(self) -> str:
@@ -108,7 +121,7 @@ class Documents:
         self._stream = None
 
     def _select(self) -> Iterator[Document]:
-        """The documents of this split, or TrainingError if there is none."""
+        """Yield the documents of this split; raise TrainingError if there are none."""
         num_selected = num_others = 0
         for document in READERS[self.source.kind](self.source):
             if split_of(document.identity) == self.split:
@@ -118,20 +131,21 @@ class Documents:
                 num_others += 1
         if not num_selected:
             raise TrainingError(
-                f"{_name(self.source)} has no {self.split} document and {num_others} of the other split; "
-                f"one in {HELDOUT_ONE_IN} is held out, so more documents give both splits some"
+                f"{_name(self.source)} has no {self.split} document and {num_others} of the other split; one in "
+                f"{HELDOUT_ONE_IN} is held out: add documents until both splits have some"
             )
 
 
 class MixedDocuments:
-    """Documents of several sources, each of which gives as many as its weight says, evenly spread.
+    """Documents of several sources, evenly mixed in proportion to the sources' weights.
 
-    Nothing is drawn by chance: the next document is of the source that is the furthest behind its weight.
+    Nothing is left to chance: the next document is of the source that is furthest behind its weight. Raises
+    TrainingError if there is no source, or as open_documents does.
     """
 
     def __init__(self, sources: Sequence[TextSource], split: Split):
         if not sources:
-            raise TrainingError("no text source is named; name at least one")
+            raise TrainingError("no text source is named; add at least one to `sources`")
         self._parts = [open_documents(source, split) for source in sources]
 
     def draw(self) -> str:
@@ -141,14 +155,18 @@ class MixedDocuments:
         return {"positions": [part.position for part in self._parts]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on at `state`, or raise TrainingError if it is of another number of sources."""
+        """Go on at `state`; raise TrainingError if it is of another number of sources."""
         if len(state["positions"]) != len(self._parts):
-            raise TrainingError(f"the state is of {len(state['positions'])} text sources, not of {len(self._parts)}")
+            raise TrainingError(
+                f"the state is of {len(state['positions'])} text sources, not of {len(self._parts)}; "
+                "go on with the sources that training was started with"
+            )
         for part, position in zip(self._parts, state["positions"], strict=True):
             part.restore({"position": position})
 
 
 def split_of(identity: str) -> Split:
+    """Return the split of the document of that identity; one in ten is held out."""
     # A file name whose bytes are not UTF-8 is a string that cannot be encoded strictly.
     return "heldout" if zlib.crc32(identity.encode(errors="surrogatepass")) % HELDOUT_ONE_IN == 0 else "train"
 
@@ -164,7 +182,7 @@ def _read_worlds(source: TextSource) -> Iterator[Document]:
 
 
 def _tell_world(identity: str) -> str:
-    """A world of names of the split that its own identity falls into."""
+    """Make a world whose names are of the split that its own identity falls into, and return a document about it."""
     rng = random.Random(identity)
     return make_document(rng, make_world(rng, PASSAGES_PER_WORLD, split_of(identity)))
 
@@ -184,7 +202,7 @@ def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise TrainingError(f"{path} cannot be read as UTF-8 text: {error}") from None
+        raise TrainingError(f"{path} cannot be read as UTF-8 text: {error}; convert it, or move it elsewhere") from None
 
 
 def _read_jsonl(source: TextSource) -> Iterator[Document]:
@@ -200,7 +218,9 @@ def _read_dataset(source: TextSource) -> Iterator[Document]:
     try:
         records = datasets.load_dataset(source.path, split=source.split, streaming=True)
     except (OSError, ValueError) as error:
-        raise TrainingError(f"the data set {source.path} has no split {source.split!r} to read: {error}") from None
+        raise TrainingError(
+            f"the data set {source.path} has no split {source.split!r} to read: {error}; correct its path or split"
+        ) from None
     for number, record in enumerate(records):
         yield from _from_record(record, source.text_field, f"{source.path} record {number}")
 
@@ -215,18 +235,18 @@ READERS: dict[str, Callable[[TextSource], Iterator[Document]]] = {
 
 
 def _list_files(source: TextSource, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
-    """The folder that identities are relative to, and its files in an order that no file system changes."""
+    """Return the folder that identities are relative to, and its files in an order that no file system changes."""
     path = Path(str(source.path))
     if path.is_file():
         return path.parent, [path]
     paths = sorted(file for file in path.rglob("*") if file.name.endswith(suffixes) and file.is_file())
     if not paths:
-        raise TrainingError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+        raise TrainingError(f"{path} holds no file that ends in {', '.join(suffixes)}; add one, or name another path")
     return path, paths
 
 
 def _number_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1."""
+    """Yield each line that is not blank, with its number from 1."""
     number = 0
     try:
         with _open_lines(path) as lines:
@@ -234,7 +254,10 @@ def _number_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        raise TrainingError(f"{path} cannot be read behind line {number}: {error}") from None
+        raise TrainingError(
+            f"{path} cannot be read behind line {number}: {error}; it must be UTF-8 text, compressed by gzip if it is "
+            "a .gz file"
+        ) from None
 
 
 def _open_lines(path: Path) -> TextIO:
@@ -247,22 +270,24 @@ def _parse(line: str, place: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise TrainingError(f"{place} is not JSON: {error}") from None
+        raise TrainingError(f"{place} is not JSON: {error}; correct or remove it") from None
 
 
 def _from_record(record: Any, text_field: str, place: str) -> Iterator[Document]:
-    """The record's document, unless it is blank.
+    """Yield the record's document, unless it is blank.
 
     Its text is its identity, so that a document that comes twice is never in both splits.
     """
     text = record.get(text_field) if isinstance(record, dict) else record
     if not isinstance(text, str):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise TrainingError(f"{place} has no text under {text_field!r}, only {found}; set text_field")
+        raise TrainingError(
+            f"{place} has no text under {text_field!r}, only {found}; set text_field to the field that holds the text"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TrainingError(f"{place} has text that no tokenizer takes: {error}") from None
+        raise TrainingError(f"{place} has text that no tokenizer takes: {error}; correct or remove it") from None
     if text.strip():
         yield _at_hand(text, text)
 
@@ -276,20 +301,21 @@ def _import_datasets() -> Any:
         return importlib.import_module("datasets")
     except ImportError as error:
         raise TrainingError(
-            f"a source of kind 'dataset' needs the package datasets ({error}): {INSTALL_DATASETS}"
+            f"a source of kind 'dataset' needs the package datasets ({error}); install it: {INSTALL_DATASETS}"
         ) from None
 
 
 @functools.cache
 def _stdlib_documents() -> tuple[Document, ...]:
-    """A document per module and per topic of the language reference, each without what an earlier one says.
+    """Return a document per module and per topic of the language reference, each without what an earlier one says.
 
-    The reference prints whole sections under several topics; left in, much of the held-out text would be trained on.
+    The reference prints whole sections under several topics; if they stayed, much of the held-out text would be
+    trained on.
     """
     texts = {**_module_texts(), **_topic_texts()}
     seen: set[str] = set()
     documents = []
-    # By name, one subject would follow itself for hours of training; a hash's order mixes them.
+    # In the order of their names, training would read one subject for hours; the order of a hash mixes them.
     for identity in sorted(texts, key=lambda name: zlib.crc32(name.encode())):
         text = _without_repeats(texts[identity], seen)
         if len(text) >= MIN_STDLIB_CHARACTERS:
@@ -298,7 +324,7 @@ def _stdlib_documents() -> tuple[Document, ...]:
 
 
 def _without_repeats(text: str, seen: set[str]) -> str:
-    """The text without its paragraphs that are in `seen`, to which the others are added."""
+    """Return the text without the paragraphs that are in `seen`, and add its other long ones to `seen`."""
     lines = "\n".join(line.rstrip() for line in text.splitlines())
     paragraphs = [paragraph for paragraph in re.split(r"\n{2,}", lines.strip()) if paragraph not in seen]
     seen.update(paragraph for paragraph in paragraphs if len(paragraph) >= MIN_REPEAT_CHARACTERS)
@@ -311,7 +337,7 @@ def _topic_texts() -> dict[str, str]:
 
 
 def _module_texts() -> dict[str, str]:
-    """Every docstring of every module, read from its source: an import would run it, and some need a display."""
+    """Return each module's docstrings by its name, read from source: an import runs it, and some need a display."""
     root = Path(sysconfig.get_path("stdlib"))
     return {name: "\n\n".join(_docstrings(_parse_module(path), name)) for name, path in _module_paths(root)}
 
@@ -325,13 +351,13 @@ def _module_paths(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _parse_module(path: Path) -> ast.Module:
     with warnings.catch_warnings():
-        # Of escape sequences in the library's own strings.
+        # The library's own strings have escape sequences that Python warns of.
         warnings.simplefilter("ignore")
         return ast.parse(path.read_bytes())
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
-    """The docstrings of a module, class or function and of all within it, each headed by its qualified name."""
+    """Yield the docstrings of a module, class or function and of all within it, each headed by its qualified name."""
     if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
         yield f"{name}\n\n{docstring}"
     for child in ast.iter_child_nodes(node):

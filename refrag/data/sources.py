@@ -1,4 +1,4 @@
-"""Where text comes from."""
+"""Settings that say where text comes from."""
 
 from typing import Literal
 
@@ -8,7 +8,19 @@ from refrag.settings import Settings
 
 
 class TextSource(Settings):
-    """Documents: the made-up world, the standard library's documentation, files, or a Hugging Face data set."""
+    """Source of documents.
+
+    kind: "world" makes up worlds without end; "stdlib" is the documentation of Python's standard library; "text" reads
+        each file as one document; "jsonl" reads each line of a file as one; "dataset" streams a data set with the
+        package datasets, each record as one.
+    path: for "text" a file, or a folder in which to find .txt, .md and .rst files; for "jsonl" a file, or a folder in
+        which to find .jsonl and .jsonl.gz files; for "dataset" what datasets.load_dataset takes, such as a name on the
+        Hugging Face hub.
+    text_field: field of a record that holds its text, for "jsonl" and "dataset". A line of "jsonl" may also be a bare
+        string.
+    split: split of the data set to read, for "dataset".
+    weight: share of the documents that come from this source, relative to the other sources of the run.
+    """
 
     kind: Literal["world", "stdlib", "text", "jsonl", "dataset"]
     path: str | None = None

@@ -1,12 +1,12 @@
-"""Questions over a context of the made-up world, one maker per task.
+"""Makes questions over a context of the made-up world, with one maker per task.
 
 fact          a single fact, a word                      exact         a single fact: a code, a number, a date
-yesno         whether a statement is true                multihop      a fact of the entity that a relation names
-comparison    two facts against each other               unanswerable  what no passage tells: "unknown"
+yesno         whether a statement is true                multihop      a fact of an entity named by a relation alone
+comparison    two facts against each other               unanswerable  a fact that no passage tells: "unknown"
 followup      a fact of an entity that only an earlier turn names
 summary       what each part of a document tells first
 
-A question's evidence is every span that an answer needs; without all of them in the context it has no answer.
+A question's evidence is every span of text that its answer needs; unless all of them are in the context, it has none.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from refrag.data.world.world import Fact, Phrasing, World
 Task = Literal["fact", "exact", "yesno", "multihop", "comparison", "unanswerable", "followup", "summary"]
 TASKS: tuple[Task, ...] = get_args(Task)
 SINGLE_TASKS: tuple[Task, ...] = ("fact", "exact")
-# Whose answers are words of the context, so that without the right passage they can only be guessed.
+# Tasks whose answers are words of the context, so that without the right passage they can only be guessed.
 EXTRACTIVE_TASKS: tuple[Task, ...] = (*SINGLE_TASKS, "multihop", "followup")
 
 UNKNOWN = "unknown"
@@ -43,7 +43,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Question:
-    """history: earlier turns that the question refers to, which stand behind the passages in the context."""
+    """Question with its answer, and the spans that the answer needs.
+
+    history: earlier turns that the question refers to; they stand behind the passages in the context.
+    """
 
     task: Task
     text: str
@@ -54,7 +57,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Turns:
-    """Earlier turns of a dialogue, and for each the entity that it names and where."""
+    """Earlier turns of a dialogue, the entity that each of them names, and the span of that name."""
 
     texts: list[str]
     entities: list[int]
@@ -67,7 +70,7 @@ Maker = Callable[[random.Random, World, Sequence[int], Phrasing], Question | Non
 def ask(
     rng: random.Random, task: Task, world: World, passages: Sequence[int], phrasing: Phrasing | None = None
 ) -> Question | None:
-    """A question of the task over these passages of the world, or None if they hold no matter for one."""
+    """Make a question of the task over these passages of the world; None if they hold no matter for one."""
     return MAKERS[task](rng, world, passages, phrasing or Phrasing())
 
 
@@ -80,13 +83,13 @@ def ask_exact(rng: random.Random, world: World, passages: Sequence[int], phrasin
 
 
 def ask_about(rng: random.Random, world: World, fact: Fact, phrasing: Phrasing) -> Question:
-    """For the value of this fact."""
+    """Ask for the value of this fact."""
     text = _about(rng, phrasing, fact.attribute, world.entities[fact.passage].full_name)
     return Question(single_task(fact), text, fact.value, [_span(fact)])
 
 
 def single_task(fact: Fact) -> Task:
-    """The task that asks for this fact alone."""
+    """Return the task that asks for this fact alone."""
     return "exact" if fact.attribute.is_exact else "fact"
 
 
@@ -120,7 +123,7 @@ def ask_multihop(rng: random.Random, world: World, passages: Sequence[int], phra
 
 
 def ask_comparison(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
-    """Whether two entities share a value, or which of two years is the earlier one."""
+    """Ask whether two entities share a value, or which of two years is the earlier one."""
     alike: dict[str, list[Fact]] = defaultdict(list)
     for fact in _facts(world, passages):
         alike[fact.attribute.noun].append(fact)
@@ -144,7 +147,7 @@ def ask_comparison(rng: random.Random, world: World, passages: Sequence[int], ph
 
 
 def ask_unanswerable(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
-    """About what the entity's passage does not tell, or about an entity of which no passage tells."""
+    """Ask what the entity's passage does not tell, or about an entity of which none of the passages tells."""
     absent = [number for number in range(len(world.entities)) if number not in set(passages)]
     number = rng.choice(absent) if absent and (not passages or rng.random() < 0.5) else rng.choice(list(passages))
     entity = world.entities[number]
@@ -154,12 +157,13 @@ def ask_unanswerable(rng: random.Random, world: World, passages: Sequence[int], 
 
 
 def ask_followup(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
-    """After two turns about entities of different kinds, about the one that "that person" or the like must mean."""
+    """Ask about one of the entities of earlier turns, which "that person" or the like must mean."""
     turns = draw_turns(rng, world, passages, phrasing)
     return ask_after(rng, world, turns, phrasing) if turns else None
 
 
 def draw_turns(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Turns | None:
+    """Draw two turns about entities of different kinds, one if all are of a kind, None if no passage has two facts."""
     passages = [number for number in passages if len(world.facts[number]) >= 2]
     if not passages:
         return None
@@ -176,6 +180,7 @@ def draw_turns(rng: random.Random, world: World, passages: Sequence[int], phrasi
 
 
 def ask_after(rng: random.Random, world: World, turns: Turns, phrasing: Phrasing) -> Question:
+    """Ask about the entity of one of the turns, without its name."""
     turn = rng.randrange(len(turns.texts))
     number = turns.entities[turn]
     fact = rng.choice(world.facts[number])
@@ -184,7 +189,7 @@ def ask_after(rng: random.Random, world: World, turns: Turns, phrasing: Phrasing
 
 
 def ask_summary(rng: random.Random, world: World, passages: Sequence[int], phrasing: Phrasing) -> Question | None:
-    """The first fact of each passage, in the order in which they are given."""
+    """Ask for the first fact of each passage, in the order in which the passages are given."""
     if not 2 <= len(passages) <= MAX_SUMMARY_PARTS:
         return None
     firsts = [world.facts[number][0] for number in passages]
@@ -226,7 +231,7 @@ def _other_value(rng: random.Random, fact: Fact) -> str:
 
 
 def _balanced(rng: random.Random, pairs: list[tuple[Fact, Fact]]) -> list[tuple[Fact, Fact]]:
-    """Pairs with equal values half of the time, where there are any: drawn blindly, nearly all differ."""
+    """Return the pairs with equal values half of the time, if there are any: nearly all pairs differ otherwise."""
     equal = [(one, other) for one, other in pairs if one.value == other.value]
     return equal if equal and rng.random() < 0.5 else pairs
 

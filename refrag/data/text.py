@@ -1,4 +1,4 @@
-"""A stage's text: windows of tokens from its sources, a part of the documents for each process."""
+"""Opens a stage's text: windows of tokens from its sources, with a part of the documents for each process."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from refrag.data.windows import WindowStream
 
 
 class EveryNth:
-    """Of a stream's documents the first, the n-th after it, and so on: what one of n processes trains on."""
+    """Every n-th document of a stream from number `first` on: those that one of n processes trains on."""
 
     def __init__(self, documents: DocumentStream, first: int, n: int) -> None:
         self._documents, self._n = documents, n
@@ -36,6 +36,9 @@ class EveryNth:
 def open_windows(
     sources: Sequence[TextSource], tokenizer: PreTrainedTokenizerBase, process_index: int = 0, num_processes: int = 1
 ) -> WindowStream:
-    """Windows of training documents; each call of `draw` says how long the next one is to be."""
+    """Return the windows of this process's training documents; each call of `draw` names the length of its window.
+
+    Raise TrainingError if a source cannot be opened.
+    """
     documents = EveryNth(MixedDocuments(sources, "train"), process_index, num_processes)
     return WindowStream(documents, tokenizer, num_tokens=1)

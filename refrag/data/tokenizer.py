@@ -1,4 +1,4 @@
-"""The demo tokenizer: byte-level BPE, so that any text survives the round trip, with every digit a token of its own."""
+"""Trains the demo tokenizer: byte-level BPE, so that any text survives the round trip; each digit is a token."""
 
 import random
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ NUM_ENTITIES, QUESTIONS_PER_TASK, PROSE_CHARACTERS = 10, 3, 8000
 
 
 def train_tokenizer(vocab_size: int, seed: int, num_documents: int) -> PreTrainedTokenizerFast:
-    """Learn the merges from training documents of the made-up world, its questions, and the library's prose."""
+    """Train a tokenizer of `vocab_size` on made-up worlds, questions about them, and the standard library's prose.
+
+    num_documents: number of worlds, and of the library's documents.
+    """
     rng = random.Random(seed)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -50,5 +53,5 @@ def _texts(rng: random.Random, num_documents: int) -> Iterator[str]:
             for task in TASKS * QUESTIONS_PER_TASK
             if (question := ask(rng, task, world, passages))
         )
-        # The library's documents are many times as long; in full they would take most of the vocabulary.
+        # The library's documents are many times as long as a world; in full they would take most of the vocabulary.
         yield prose.draw()[:PROSE_CHARACTERS]

@@ -1,8 +1,8 @@
-"""Documents as windows of tokens: an endless stream for training, and a fixed set for measuring perplexity.
+"""Cuts documents into windows of tokens: an endless stream for training, and a fixed set for measuring perplexity.
 
-A window is a run of tokens of one document wherever the document is long enough. What is left of each document,
-shorter than a window, is carried on and joined, with EOS in between, to windows of its own: nothing is padded, and
-no document that fills a window by itself begins in the middle of one.
+Wherever a document is long enough, a window is a run of its tokens. The rest of each document, shorter than a window,
+is carried on, and such rests are joined, with EOS in between, to windows of their own. So nothing is padded, and no
+document that fills a window by itself begins in the middle of one.
 
     document A  ──────── window ────────│──────── window ────────│─ rest ─┐
     document B  ──────── window ────────│── rest ──┐                      │
@@ -18,12 +18,15 @@ from refrag.data.documents import DocumentStream, open_documents
 from refrag.data.sources import TextSource
 from refrag.errors import TrainingError
 
-# Windows to choose from for each that is asked for, so that the seed has a choice and no corpus is read to its end.
+# So many windows are read for each that is asked for: the seed has a choice, and a large corpus is not read to its end.
 CHOICE = 4
 
 
 class WindowStream:
-    """Windows of `num_tokens` tokens without end; a stream restored to a state goes on at the very next token."""
+    """Windows of `num_tokens` tokens without end; a restored stream goes on at the very next token.
+
+    Raises TrainingError if the tokenizer has no EOS token.
+    """
 
     def __init__(self, documents: DocumentStream, tokenizer: PreTrainedTokenizerBase, num_tokens: int):
         self._documents = documents
@@ -36,10 +39,10 @@ class WindowStream:
         self._carried_ids: list[int] = []
 
     def draw(self, num_tokens: int | None = None) -> list[int]:
-        """The next window, of another length than the stream's if `num_tokens` says so."""
+        """Return the next window's token ids: `num_tokens`, at least 1, or by default as many as the stream says."""
         length = self._num_tokens if num_tokens is None else num_tokens
         if length < 1:
-            raise TrainingError(f"a window of {length} tokens was asked for; it takes at least 1")
+            raise TrainingError(f"a window of {length} tokens was asked for; ask for at least 1")
         while True:
             if len(self._document_ids) - self._offset >= length:
                 self._offset += length
@@ -54,7 +57,7 @@ class WindowStream:
         return {"documents": self._before_document, "offset": self._offset, "carried_ids": list(self._carried_ids)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on at `state`, or raise TrainingError if the document it stopped in is no longer as long."""
+        """Go on at `state`; raise TrainingError if the document that it stopped in has become shorter."""
         self._documents.restore(state["documents"])
         self._open_document()
         if state["offset"] > len(self._document_ids):
@@ -74,10 +77,11 @@ class WindowStream:
 def heldout_windows(
     source: TextSource, tokenizer: PreTrainedTokenizerBase, num_tokens: int, count: int, seed: int
 ) -> list[list[int]]:
-    """`count` windows of held-out documents, no token in two of them, or TrainingError if there are fewer.
+    """Return the token ids of `count` windows of held-out documents, no token in two of them.
 
-    They are drawn from the first documents that hold several times as many. Each lies within one document; only where
-    those documents have fewer such windows than `count`, the rest of the windows are joined from what is left of them.
+    Windows are read until there are several times as many, and `count` of them are drawn. Each lies within one
+    document, unless there are too few of this kind; then the others are joined from the rests of documents. Raise
+    TrainingError if there are fewer than `count` in all.
     """
     rng = random.Random(seed)
     within, joined = _cut_heldout(source, tokenizer, num_tokens, CHOICE * count)
@@ -91,8 +95,8 @@ def heldout_windows(
 
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Text alone: nothing is put around it, and what spells a special token stays text."""
-    # A document may be longer than the model's window, of which verbose=True would warn.
+    """Return the tokens of the text alone: no special token is added, and what spells one stays text."""
+    # A document may be longer than the decoder's window; verbose=True would warn of it.
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     ids: list[int] = encoded.input_ids
     return ids
@@ -101,7 +105,7 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _cut_heldout(
     source: TextSource, tokenizer: PreTrainedTokenizerBase, num_tokens: int, enough: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Windows within one document and windows of joined rests, read until there are `enough` of either."""
+    """Return windows within one document and windows of joined rests, read until there are `enough` of either kind."""
     within: list[list[int]] = []
     joined: list[list[int]] = []
     carried: list[int] = []
@@ -124,7 +128,7 @@ def _join(left: list[int], right: list[int], eos_id: int) -> list[int]:
 
 
 def _take(ids: list[int], count: int, eos_id: int) -> tuple[list[int], list[int]]:
-    """The first `count` ids and the others, which do not begin with the EOS that stood between two documents."""
+    """Return the first `count` ids and the others, without the EOS between two documents if they begin with it."""
     rest = ids[count:]
     return ids[:count], rest[1:] if rest[:1] == [eos_id] else rest
 

@@ -1,7 +1,7 @@
-"""Passages for a question by BM25, as a strong or a weak retriever would give them (paper §5).
+"""Retrieves passages for a question by BM25, as a strong or a weak retriever would (paper §5).
 
-strong: the best ones. weak: random ones among the best fifty. The best passage's sentences are queries too, one
-hop on, because what a multi-hop question asks for is named only in the passage that it leads to.
+A strong retriever gives the best passages, a weak one random passages among the best fifty. The sentences of the best
+passage are queries too, one hop on: the entity that a multi-hop question asks about is named in that passage alone.
 """
 
 import itertools
@@ -25,21 +25,24 @@ class Retriever:
         self.index.index(bm25s.tokenize(list(passages), stopwords="en", show_progress=False), show_progress=False)
 
     def retrieve(self, rng: random.Random, query: str, count: int, strength: Strength = "strong") -> list[int]:
-        """Numbers of up to `count` passages, best first, or in random order from the weak retriever."""
+        """Return the numbers of up to `count` passages, best first; in random order if the retriever is weak."""
         if strength == "strong":
             return self.rank(query, count)
         pool = self.rank(query, WEAK_POOL)
         return rng.sample(pool, min(count, len(pool)))
 
     def rank(self, query: str, count: int) -> list[int]:
-        """By the query alone and by one hop in turn, so that both have their share of a short list."""
+        """Return the numbers of up to `count` passages, best first.
+
+        Passages found by the query and by one hop take turns, so that both have their share of a short list.
+        """
         by_query = self._order(query)
         hops = [self._hop(sentence, by_query[0]) for sentence in self.passages[by_query[0]].split(". ")]
         merged = [number for pair in itertools.zip_longest(by_query, hops) for number in pair if number is not None]
         return list(dict.fromkeys(merged))[:count]
 
     def _hop(self, sentence: str, origin: int) -> int | None:
-        """The best passage for a sentence of passage `origin`, other than that passage itself."""
+        """Return the best passage for a sentence of passage `origin`, other than that passage itself."""
         return next((number for number in self._order(sentence) if number != origin), None)
 
     def _order(self, query: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The words of the small world: name parts and attribute values, all written for this project."""
+"""Words of the made-up world: name parts and attribute values, all written for this project."""
 
 FIRST_NAMES = """
 Mara Odo Lina Bram Tessa Ivo Runa Falk Nela Oskar Dalia Piet Sunna Emil Zora Henk Alva Kiran Bela Joris Maren Tovi
@@ -87,7 +87,7 @@ MONTHS = "January February March April May June July August September October No
 
 DAYS = [f"{day} {month}" for month in MONTHS for day in range(1, 29)]
 
-# Without letters that are easily taken for digits.
+# Letters that are not easily taken for digits.
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 DIGITS = "0123456789"

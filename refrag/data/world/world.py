@@ -1,8 +1,8 @@
-"""A small made-up world: entities with attributes, told in varied prose, one passage about each.
+"""Makes small worlds: entities with attributes, told in varied prose, one passage about each.
 
-Nothing in it can be known beforehand: which value an entity's attribute has is drawn anew for every world, so a
-right answer must be read from the passages. Entities for evaluation have names (pairs of name parts) that no
-training world ever uses, and may be told of in phrasing that none uses.
+Nothing in a world can be known beforehand: the values of an entity's attributes are drawn anew for every world, so a
+right answer must be read from the passages. Entities for evaluation have names (pairs of name parts) that no training
+world uses, and may be told of in phrasing that none uses.
 """
 
 import random
@@ -32,9 +32,9 @@ class Entity:
 
 @dataclass(frozen=True)
 class Fact:
-    """A value of an entity's attribute, and the characters [start, stop) of passage `passage` at which it stands.
+    """Value of an entity's attribute, and the characters [start, stop) of passage `passage` at which it stands.
 
-    target: number of the entity that a relation's value names.
+    target: number of the entity that a relation's value names; None for all other attributes.
     """
 
     attribute: Attribute
@@ -47,7 +47,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """Entity i is told of in passage i, which holds the facts `facts[i]`, in their order."""
+    """Entities with their passages: passage i tells of entity i, and holds the facts `facts[i]` in that order."""
 
     entities: list[Entity]
     passages: list[str]
@@ -56,7 +56,7 @@ class World:
 
 @dataclass(frozen=True)
 class Phrasing:
-    """Whether sentences are those of training or the ones kept from it."""
+    """Choice of sentences: those of training, or those kept from it."""
 
     split: Split = "train"
 
@@ -68,12 +68,12 @@ SHORT_NAME_SHARE, PRONOUN_SHARE, ASIDE_SHARE = 0.15, 0.1, 0.4
 
 
 def split_of(first: str, last: str) -> Split:
-    """One name pair in eight is held out, by a hash that no seed changes."""
+    """Return the split of a pair of name parts: one in eight is held out, by a hash that no seed changes."""
     return "heldout" if zlib.crc32(f"{first} {last}".encode()) % 8 == 0 else "train"
 
 
 def make_world(rng: random.Random, num_entities: int, split: Split, phrasing: Phrasing | None = None) -> World:
-    """Draw entities with names of `split`, and tell a passage about each."""
+    """Make a world of entities with names of `split`, and a passage about each, by default in training's phrasing."""
     entities = draw_entities(rng, num_entities, split)
     passages, facts = [], []
     for number in range(num_entities):
@@ -84,7 +84,7 @@ def make_world(rng: random.Random, num_entities: int, split: Split, phrasing: Ph
 
 
 def draw_entities(rng: random.Random, count: int, split: Split) -> list[Entity]:
-    """Entities of different names; within a world several may share a first or a last name."""
+    """Draw entities of different names, of which several may share a first or a last name."""
     entities: list[Entity] = []
     taken: set[str] = set()
     while len(entities) < count:
@@ -97,7 +97,7 @@ def draw_entities(rng: random.Random, count: int, split: Split) -> list[Entity]:
 
 
 def make_document(rng: random.Random, world: World) -> str:
-    """All passages in groups of one to three, each group told once more in other words and another order.
+    """Write all passages in groups of one to three, each group told once more in other words and another order.
 
     So what comes next in the text often follows from what stands before it, as in a text about real things.
     """
@@ -112,7 +112,7 @@ def make_document(rng: random.Random, world: World) -> str:
 
 
 def retell(rng: random.Random, world: World, number: int) -> str:
-    """The facts of one passage once more, in any order."""
+    """Write the facts of one passage in new sentences, in random order."""
     name = world.entities[number].full_name
     told = world.facts[number]
     sentences = [
@@ -137,7 +137,7 @@ def _tell(rng: random.Random, entities: list[Entity], number: int, phrasing: Phr
 
 
 def _draw_values(rng: random.Random, entities: list[Entity], entity: Entity) -> list[tuple[Attribute, str, int | None]]:
-    """Three to six attributes with their values; a relation is left out where the world has nobody for it."""
+    """Draw three to six attributes with their values, less any relation for which the world has no entity."""
     drawn: list[tuple[Attribute, str, int | None]] = []
     for attribute in rng.sample(entity.kind.attributes, rng.randint(3, 6)):
         if not attribute.relation:
@@ -149,7 +149,7 @@ def _draw_values(rng: random.Random, entities: list[Entity], entity: Entity) -> 
 
 
 def _sentence(rng: random.Random, entity: Entity, template: str, first: bool) -> str:
-    """The template with the entity named in full, by its short name or, at the start of a sentence, by a pronoun."""
+    """Fill the entity into the template: its full name, its short name or, at the start of a sentence, a pronoun."""
     draw = 1.0 if first else rng.random()
     name = entity.full_name
     if draw < PRONOUN_SHARE and template.startswith("{e}") and entity.kind.pronouns:

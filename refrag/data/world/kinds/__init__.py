@@ -1,4 +1,4 @@
-"""What the small world tells of: kinds of entities, their attributes, and the sentences about them."""
+"""Kinds of entities in the made-up world, their attributes, and the sentences about them."""
 
 from refrag.data.world.kinds.company import COMPANY
 from refrag.data.world.kinds.kind import Attribute, Kind
@@ -7,5 +7,5 @@ from refrag.data.world.kinds.ship import SHIP
 
 __all__ = ["KINDS", "Attribute", "Kind"]
 
-# As often as they stand here, entities are of a kind.
+# Entities draw their kind from this list; people stand in it twice, because most can be told of them.
 KINDS = [PERSON, PERSON, SHIP, COMPANY]

@@ -112,5 +112,3 @@ COMPANY = Kind(
         "The newspapers wrote at length about {e} when the old roof fell in.",
     ],
 )
-
-# People come twice as often: most can be told of them.

@@ -1,4 +1,4 @@
-"""What a kind of entity is: how it is named, and its attributes with the sentences that tell of them.
+"""Classes of a kind of entity and of its attributes, with the names and the sentences that tell of them.
 
 The last statement and the last question of every attribute are kept from training, to see what a model makes of
 phrasing that it never met.
@@ -12,11 +12,17 @@ from refrag.data.world import vocabulary as words
 
 @dataclass(frozen=True)
 class Attribute:
-    """One property: `{e}` in a sentence stands for the entity, `{v}` for the value, which each statement has once.
+    """Property of an entity, with sentences in which `{e}` stands for the entity and `{v}` for the value.
 
-    noun: what the property is called, as in "the same {noun}".
-    values: words to choose from; or pattern: an exact string, where A is any letter, 0 any digit and 1 any but zero.
-    relation: the value is the full name of another entity, of this kind, called `phrase`: "the owner of {e}".
+    noun: name of the property, as in "the same {noun}".
+    statements: sentences that tell the value; each has `{v}` once.
+    questions: sentences that ask for the value.
+    values: words to choose the value from.
+    pattern: form of an exact value, where A is any letter, 0 any digit and 1 any digit but zero.
+    relation: kind of another entity, whose full name is the value.
+    phrase: description of that other entity, such as "the owner of {e}".
+
+    An attribute has one of values, pattern and relation.
     """
 
     name: str
@@ -30,7 +36,7 @@ class Attribute:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the value is a string that cannot be guessed from its neighbours: a code, a number, a date."""
+        """Return whether the value cannot be guessed from the words around it: a code, a number, a date."""
         return bool(self.pattern) or self.values in (words.YEARS, words.DAYS)
 
     @property
@@ -46,9 +52,11 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of entity: how it is named, how it is referred to, and what can be told of it.
+    """Kind of entity: its names, the words that refer to it, and what can be told of it.
 
-    reference: what a later turn of a dialogue calls it.
+    full, short: templates of its names, with `{first}` and `{last}`.
+    reference: words that refer to it in a later turn of a dialogue.
+    asides: sentences about it that tell nothing to ask for.
     """
 
     name: str
