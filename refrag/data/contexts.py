@@ -1,4 +1,4 @@
-"""Contexts of the made-up world as tokens: retrieved passages cut into chunks, and questions with what they need."""
+"""Makes contexts of the made-up world: retrieved passages cut into chunks, and tokenised questions over them."""
 
 import itertools
 import random
@@ -26,9 +26,9 @@ from refrag.retrieval.bm25 import Retriever, Strength
 NUM_ENTITIES = 150
 FOLLOWUP_SHARE = 0.3
 WEAK_SHARE = 0.2
-# Draws for each further question: passages may lack the matter for a task.
+# Questions drawn for each further one that is wanted: passages may lack the matter for a task.
 TRIES = 8
-# Tasks of the further questions over a context; the others need more than its passages.
+# Tasks of further questions over a context; the other tasks need more than its passages.
 DENSE_TASKS: tuple[Task, ...] = ("fact", "fact", "exact", "exact", "yesno", "multihop", "comparison", "unanswerable")
 
 
@@ -62,7 +62,7 @@ class TokenisedContext:
 
 
 class ContextMaker:
-    """Contexts and questions from one world, through one retriever."""
+    """Maker of contexts and questions from one world, through one retriever."""
 
     def __init__(self, world: World, chunker: Chunker, phrasing: Phrasing | None = None) -> None:
         self.world, self.chunker, self.phrasing = world, chunker, phrasing or Phrasing()
@@ -72,6 +72,7 @@ class ContextMaker:
 
     @classmethod
     def draw(cls, rng: random.Random, chunker: Chunker, split: Split = "train") -> "ContextMaker":
+        """Make a maker for a new world of NUM_ENTITIES entities with names of `split`."""
         return cls(make_world(rng, NUM_ENTITIES, split), chunker)
 
     def ask_one(
@@ -139,6 +140,7 @@ class ContextMaker:
     def tokenise(
         self, passages: Sequence[int], history: Sequence[str], questions: Sequence[Question]
     ) -> TokenisedContext:
+        """Cut these passages, and behind them the turns of `history`, into chunks, and tokenise the questions."""
         texts = [*(self.world.passages[number] for number in passages), *history]
         chunks: list[Chunk] = []
         first_chunks: list[int] = []

@@ -1,11 +1,11 @@
-"""Batches of mixed prompts: what the encoder reads, what stands in the decoder's slots, what is to be predicted.
+"""Lays out batches of mixed prompts: what the encoder reads, what the decoder's slots hold, and what is predicted.
 
 An example is a context of chunks, some of them expanded, then segments of text:
 
     slots     ^ A B c c c c D q q q a a      A B D chunk embeddings, c an expanded chunk, q a question, a its answer
-    weight    . . . 0 0 0 0 . 0 0 0 1 1      of predicting this slot from those before it
+    weight    . . . 0 0 0 0 . 0 0 0 1 1      in the loss, of predicting this slot from those before it
 
-With packing several examples share a row: position ids start anew with each, which is how Hugging Face decoders
+With packing several examples share a row. Position ids start anew with each example: so Hugging Face decoders
 recognise that none may see another.
 """
 
@@ -28,9 +28,10 @@ T = TypeVar("T")
 
 
 class Movable:
-    """A dataclass of tensors, other batches, and plain values."""
+    """Base of dataclasses of tensors, other such dataclasses, and plain values."""
 
     def to(self: T, device: torch.device) -> T:
+        """Return a copy with all tensors on the device."""
         moved = {
             field.name: value.to(device)
             for field in fields(self)  # type: ignore[arg-type]
@@ -90,9 +91,9 @@ class MixedBatch(Movable):
 
 @dataclass(frozen=True)
 class PolicyBatch(Movable):
-    """One row for each question of each context, as ExpansionPolicy.forward takes them.
+    """Inputs of ExpansionPolicy.forward, one row for each question of each context, with what it should select.
 
-    evidence: 1 where a chunk holds what an answer needs.
+    evidence: 1 where a chunk holds what an answer needs, else 0.
     """
 
     chunk_rows: Tensor  # (P, C) rows of the batch's chunk vectors
@@ -104,7 +105,10 @@ class PolicyBatch(Movable):
 
 @dataclass(frozen=True)
 class ContextBatch(Movable):
-    """Contexts with their questions, before anything is picked or laid out; `seed` decides what is drawn then."""
+    """Contexts with their questions, before chunks are selected and prompts laid out.
+
+    seed: decides what is drawn for that.
+    """
 
     contexts: list[TokenisedContext]
     chunks: EncoderBatch
@@ -167,6 +171,7 @@ def encoder_batch(chunker: Chunker, chunks: Sequence[Chunk]) -> EncoderBatch:
 
 
 def collate_contexts(chunker: Chunker, contexts: list[TokenisedContext], seed: int = 0) -> ContextBatch:
+    """Return the contexts as a batch, with the inputs of the encoder and of the policy."""
     questions = [question for context in contexts for question in context.questions]
     return ContextBatch(
         contexts=contexts,
@@ -185,6 +190,7 @@ def first_rows(runs: Iterable[Sequence[Chunk]]) -> list[int]:
 def question_segments(
     question: TokenisedQuestion, answer_weight: float = 1.0, question_weight: float = 0.0
 ) -> list[Segment]:
+    """Return the question and its answer as segments, whose tokens have these weights in the loss."""
     return [Segment(question.prompt_ids, question_weight), Segment(question.answer_ids, answer_weight, is_answer=True)]
 
 

@@ -1,4 +1,4 @@
-"""What the decoder makes of a batch of mixed prompts: the loss of each predicted slot, and what follows from it."""
+"""Predicts a batch of mixed prompts with teacher forcing: the loss of each predicted slot, and what follows from it."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,14 @@ from refrag.teacher_forcing.batches import EncoderBatch, MixedBatch
 
 @dataclass(frozen=True)
 class Prediction:
-    """One entry for each slot that has something to predict, all (T,)."""
+    """Predictions of all slots that have something to predict; each tensor has one entry per such slot, (T,).
+
+    losses: negative log-likelihoods of the true tokens.
+    weights: of the losses in `loss`.
+    is_right: whether the true token is the likeliest.
+    is_answer: whether the token belongs to an answer.
+    example_ids: numbers of the examples that the slots belong to.
+    """
 
     losses: Tensor
     weights: Tensor
@@ -25,29 +32,29 @@ class Prediction:
 
     @property
     def loss(self) -> Tensor:
-        """Weighted mean negative log-likelihood."""
+        """Return the weighted mean of the negative log-likelihoods."""
         return (self.losses * self.weights).sum() / self.weights.sum()
 
     @property
     def accuracy(self) -> float:
-        """Share of predicted tokens that are right; of answer tokens alone where there are any."""
+        """Return the share of predicted tokens that are right, or of answer tokens alone where there are any."""
         chosen = self.is_right[self.is_answer] if bool(self.is_answer.any()) else self.is_right
         return float(chosen.float().mean())
 
     def mean_loss_per_example(self, num_examples: int) -> Tensor:
-        """Mean negative log-likelihood of the tokens of each example.  -> (num_examples,)"""
+        """Return the mean negative log-likelihood of each example's tokens; 0 without tokens.  -> (num_examples,)"""
         totals = torch.zeros(num_examples, device=self.losses.device).index_add(0, self.example_ids, self.losses)
         counts = torch.bincount(self.example_ids, minlength=num_examples)
         return totals / counts.clamp(min=1)
 
     def all_right_per_example(self, num_examples: int) -> Tensor:
-        """Whether every token of each example is right: greedy decoding would give just these.  -> (num_examples,)"""
+        """Return whether all tokens of each example are right: greedy decoding gives just these.  -> (num_examples,)"""
         wrong = torch.bincount(self.example_ids[~self.is_right], minlength=num_examples)
         return wrong == 0
 
 
 def predict(decoder: Decoder, batch: MixedBatch, chunk_embeddings: Tensor | None = None) -> Prediction:
-    """Teacher-forced predictions; `chunk_embeddings` (N, D) where the batch has compressed chunks."""
+    """Predict each slot that has a weight; `chunk_embeddings` (N, D) may be None if all chunks are expanded."""
     if chunk_embeddings is None:
         chunk_embeddings = torch.zeros(0, decoder.width, device=batch.input_ids.device)
     embedded = decoder.embed_prompt(batch.input_ids, chunk_embeddings)  # (R, S) -> (R, S, D)
@@ -65,5 +72,5 @@ def predict(decoder: Decoder, batch: MixedBatch, chunk_embeddings: Tensor | None
 
 
 def encode(encoder: ChunkEncoder, batch: EncoderBatch) -> Tensor:
-    """Chunk vectors.  (N, L) -> (N, E)"""
+    """Return the chunk vectors of the batch.  (N, L) -> (N, E)"""
     return encoder(batch.input_ids, batch.attention_mask)
