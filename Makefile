@@ -106,7 +106,7 @@ evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.js
 
 evaluate-int8: install ## answers with the encoder in integers against those in floats → $(CHECKPOINT)/int8.json
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
-	$(BIN)/refrag evaluate run --checkpoint $(CHECKPOINT) --tables graphs --graph int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
+	$(BIN)/refrag evaluate run --checkpoint $(CHECKPOINT) --tables onnx-encoders --onnx-encoder int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
 
 train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
 	$(BIN)/refrag train run demo

@@ -41,9 +41,9 @@ def quickstart(transcript: str) -> str:
 def integers(report: Report) -> str:
     """How near the vectors are, the answers, and their differences."""
     parts = [
-        report["tables"]["graphs"]["about"],
-        evaluation_table(report, "graphs"),
-        markdown_differences(report, "graphs"),
+        report["tables"]["onnx-encoders"]["about"],
+        evaluation_table(report, "onnx-encoders"),
+        markdown_differences(report, "onnx-encoders"),
         f"`{report['command']}` on {report['machine']}, commit {report['commit']}.",
     ]
     return "\n\n".join(parts)

@@ -8,17 +8,14 @@ All conditions of a table see the same questions, so that their differences are 
 import argparse
 import functools
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
-from refrag.errors import RefragError, TrainingError
+from refrag.errors import RefragError
 from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION
-from refrag.evaluation.graphs import parse_graphs
-from refrag.evaluation.models import Models, load_models
+from refrag.evaluation.models import load_models, parse_onnx_encoders
 from refrag.evaluation.options import add_options, parsed_options
-from refrag.evaluation.report import render
-from refrag.evaluation.results import Report
-from refrag.evaluation.tables import TABLES
+from refrag.evaluation.report import Report, render
+from refrag.evaluation.tables import ONNX_ENCODERS, TABLES, choose_tables
 from refrag.machine.threads import flush_denormals
 
 
@@ -31,21 +28,13 @@ def main() -> None:
         options = parsed_options(arguments)
         report = Report("refrag.evaluation", options.seed, arguments.output)
         policies = {name: getattr(arguments, name) for name in POLICY_OPTIONS}
-        models = load_models(arguments.checkpoint, arguments.plain, policies, parse_graphs(arguments.graph))
+        onnx_encoders = parse_onnx_encoders(arguments.onnx_encoder)
+        models = load_models(arguments.checkpoint, arguments.plain, policies, onnx_encoders)
         for name in choose_tables(arguments.tables, models):
             report.add(name, functools.partial(TABLES[name], models, options))
     except RefragError as error:
         parser.error(str(error))
     print(render(report.values))
-
-
-def choose_tables(asked: Sequence[str] | None, models: Models) -> Sequence[str]:
-    """By default all that there is something for; TrainingError for graphs without their table, or it without them."""
-    if asked is None:
-        return [name for name in TABLES if name != "graphs" or models.graphs]
-    if ("graphs" in asked) != bool(models.graphs):
-        raise TrainingError("the table `graphs` and the option --graph go together; give both, or neither")
-    return asked
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -65,10 +54,17 @@ def make_parser() -> argparse.ArgumentParser:
         text = f"weights of a policy that {sight} the question and learned from reward alone"
         parser.add_argument(option, dest=name, metavar="POLICY", type=Path, help=text)
     parser.add_argument(
-        "--graph", nargs="+", default=[], metavar="NAME=FILE", help="exported encoders of the checkpoint"
+        "--onnx-encoder",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="files exported from the checkpoint's encoder",
     )
     parser.add_argument(
-        "--tables", nargs="+", choices=list(TABLES), help="default: all, `graphs` only where some are given"
+        "--tables",
+        nargs="+",
+        choices=list(TABLES),
+        help=f"default: all, {ONNX_ENCODERS} only where --onnx-encoder names some",
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     add_options(parser)

@@ -1,4 +1,4 @@
-"""Checkpoints of several runs side by side: what each gives back of a text, and what it makes of one to go on.
+"""Checkpoints of several runs side by side: what each gives back of a text, and how it goes on after one.
 
     python -m refrag.evaluation.ablations --output ablations.json \\
         --reconstruction curriculum=runs/reconstruct/checkpoint none=runs/reconstruct_without_curriculum/checkpoint \\
@@ -14,33 +14,30 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from refrag.data.sources import TextSource
-from refrag.errors import RefragError, TrainingError
+from refrag.errors import RefragError
+from refrag.evaluation.case_set import CaseSet
 from refrag.evaluation.cases import Case, draw_prose
 from refrag.evaluation.conditions import Condition, compressed
-from refrag.evaluation.encoding import CaseSet
 from refrag.evaluation.models import Models, load_models
-from refrag.evaluation.prose import target_losses, window_means
-from refrag.evaluation.report import render
-from refrag.evaluation.results import Report
-from refrag.evaluation.rows import Table, perplexity_difference, perplexity_row
+from refrag.evaluation.options import parse_named_paths
+from refrag.evaluation.perplexity import Means, perplexity_difference, perplexity_row, window_means
+from refrag.evaluation.report import Report, Table, render
 from refrag.machine.threads import flush_denormals
 
 SOURCES = {"prose": TextSource(kind="stdlib"), "world": TextSource(kind="world")}
 NUM_CHUNKS = 16
 CONTEXT_TOKENS, CONTINUATION_TOKENS = 256, 64
 
-Means = Mapping[str, np.ndarray]
 Measured = dict[Condition, Means]
 
 
 def reconstruction_perplexity(
     models: Models, source: TextSource, num_windows: int, seed: int, num_chunks: int = NUM_CHUNKS
 ) -> Measured:
-    """Of giving back windows of so many chunks, with their embeddings, with other windows', and with none at all."""
+    """Measure windows of so many chunks given back: from their embeddings, from other windows', and from none."""
     size = models.checkpoint.config.chunk_size
     windows = draw_prose(source, models.checkpoint.decoder_tokenizer, num_chunks * size, 0, num_windows, seed)
     cases = [Case(window.passages, window.token_ids) for window in windows]
@@ -48,7 +45,7 @@ def reconstruction_perplexity(
 
 
 def continuation_perplexity(models: Models, source: TextSource, num_windows: int, seed: int) -> Measured:
-    """Of going on after a context: compressed, with wrong embeddings, at other chunk sizes, none, and all of it."""
+    """Measure what follows a context: compressed, with wrong embeddings, at other chunk sizes, none, and all of it."""
     config, tokenizer = models.checkpoint.config, models.checkpoint.decoder_tokenizer
     cases = draw_prose(source, tokenizer, CONTEXT_TOKENS, CONTINUATION_TOKENS, num_windows, seed)
     others = [compressed(size) for size in config.trained_chunk_sizes if size != config.chunk_size]
@@ -60,13 +57,13 @@ MEASURES = {"reconstruction": reconstruction_perplexity, "continuation": continu
 
 
 def measure(cases: CaseSet, conditions: Sequence[Condition]) -> Measured:
-    """The windows' means under each condition."""
-    return {one: window_means(target_losses(cases, one)) for one in conditions}
+    """Return the windows' means under each condition."""
+    return {one: window_means(cases, one) for one in conditions}
 
 
 def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num_windows: int, seed: int) -> Table:
-    """Every run under every condition; the first condition of each run against that of the first run, and each chunk
-    size of a run against the next.
+    """Measure every run under every condition, and compare the first condition of each run with that of the first
+    run, and each chunk size of a run with the next.
     """
     table = Table(f"{task} of {SOURCES[source_name].kind} text, {num_windows} held-out windows".capitalize() + ".")
     firsts: list[tuple[str, Means]] = []
@@ -84,6 +81,14 @@ def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num
     return table
 
 
+def compare_runs(report: Report, runs: Mapping[str, Mapping[str, Path]], num_windows: int, seed: int) -> None:
+    """Add a table to the report for each source of text and each task that has runs.  task -> name -> checkpoint"""
+    for task, checkpoints in runs.items():
+        for source_name in SOURCES if checkpoints else ():
+            make = functools.partial(tabulate_ablation, checkpoints, task, source_name, num_windows, seed)
+            report.add(f"{task}, {source_name}", make)
+
+
 def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
@@ -91,24 +96,11 @@ def main() -> None:
         parser.error(f"nothing to compare; name runs with {' or '.join(f'--{task}' for task in MEASURES)}")
     report = Report("refrag.evaluation.ablations", arguments.seed, arguments.output)
     try:
-        for task in MEASURES:
-            runs = dict(map(parse_run, getattr(arguments, task)))
-            for source_name in SOURCES if runs else ():
-                make = functools.partial(
-                    tabulate_ablation, runs, task, source_name, arguments.num_windows, arguments.seed
-                )
-                report.add(f"{task}, {source_name}", make)
+        runs = {task: parse_named_paths(getattr(arguments, task), "a run", "NAME=CHECKPOINT") for task in MEASURES}
+        compare_runs(report, runs, arguments.num_windows, arguments.seed)
     except RefragError as error:
         parser.error(str(error))
     print(render(report.values))
-
-
-def parse_run(text: str) -> tuple[str, Path]:
-    """NAME=FOLDER, or TrainingError that says so."""
-    name, equals, folder = text.partition("=")
-    if not name or not equals or not folder:
-        raise TrainingError(f"a run is given as {text!r}; the form is NAME=CHECKPOINT")
-    return name, Path(folder)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -123,7 +115,9 @@ def make_parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--num-windows", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the windows and the resamples (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws the windows and the resamples (default: %(default)s)"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Held-out cases: a context in tokens, what stands behind it, and the tokens that are to come then.
+"""What is asked: held-out contexts in tokens, what stands behind them, and the tokens that are to come then.
 
 A case knows its evidence to the token and can be cut into chunks of any size, so that every condition sees the same.
 """
@@ -8,9 +8,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from refrag.context.chunking import Chunk, cut_into_chunks
+from refrag.context.chunking import PackedChunks
+from refrag.context.prepare import PreparedContext
 from refrag.data.contexts import NUM_ENTITIES, ContextMaker, TokenisedContext
 from refrag.data.sources import TextSource
 from refrag.data.tasks import Task
@@ -22,9 +24,13 @@ from refrag.retrieval.bm25 import Strength
 
 @dataclass(frozen=True)
 class Case:
-    """passages: token ids of each. prompt_ids: what stands behind the context. target_ids: what is to come.
+    """A context with what is asked of it.
 
-    question_ids: the bare question, for the policy. evidence: numbers of the context tokens that the answer needs.
+    passages: token ids of each.
+    target_ids: what is to come.
+    prompt_ids: what stands between the context and the target.
+    question_ids: the bare question, for the policy.
+    evidence: numbers of the context tokens that the answer needs.
     """
 
     passages: list[list[int]]
@@ -46,22 +52,30 @@ class Case:
     def num_chunks(self, chunk_size: int) -> int:
         return sum(-(-len(passage) // chunk_size) for passage in self.passages)
 
-    def chunks(self, chunk_size: int) -> list[Chunk]:
-        runs = (cut_into_chunks(passage, chunk_size, number) for number, passage in enumerate(self.passages))
-        return [chunk for run in runs for chunk in run]
+    def chunks(self, chunk_size: int) -> PackedChunks:
+        return PackedChunks.cut(self.passages, chunk_size)
 
     def evidence_chunks(self, chunk_size: int) -> list[int]:
-        lengths = [len(chunk) for chunk in self.chunks(chunk_size)]
-        chunk_of = [number for number, length in enumerate(lengths) for _ in range(length)]
-        return sorted({chunk_of[token] for token in self.evidence})
+        """Return the numbers of the chunks that hold a token of the evidence."""
+        lengths = self.chunks(chunk_size).lengths
+        return np.unique(np.arange(len(lengths)).repeat(lengths)[self.evidence]).tolist()
+
+    def prepare(self, chunk_size: int) -> PreparedContext:
+        """Return what the pipeline makes of a request with these passages and this question."""
+        return PreparedContext(
+            chunks=self.chunks(chunk_size),
+            question_ids=self.prompt_ids,
+            question_chunks=list(PackedChunks.cut([self.question_ids], chunk_size)),
+            new_tokens={},
+        )
 
 
 @dataclass(frozen=True)
 class Asking:
-    """Which questions over which passages; one world gives one question of each task.
+    """Says which questions to ask over which passages; each world gives one question of each task.
 
-    num_passages changes nothing about the questions, so that contexts of several lengths can be compared in pairs.
-    num_entities: passages of each world, which must be as many for that.
+    num_passages: changes nothing about the questions, so that contexts of several lengths can be compared in pairs.
+    num_entities: passages of each world; the questions stay the same only where it stays the same.
     """
 
     tasks: Sequence[Task]
@@ -73,7 +87,7 @@ class Asking:
 
 
 def draw_questions(checkpoint: Checkpoint, asking: Asking, seed: int) -> list[Case]:
-    """At least `num_questions` cases, as many of each task, about entities that training never saw."""
+    """Draw at least `num_questions` cases, as many of each task, about entities that training never saw."""
     chunker = checkpoint.with_chunk_size(1).chunker  # so that evidence is known to the token
     cases = []
     for number in range(-(-asking.num_questions // len(asking.tasks))):
@@ -93,13 +107,13 @@ def draw_prose(
     count: int,
     seed: int,
 ) -> list[Case]:
-    """Windows of held-out documents: the first tokens as context, the others to come."""
+    """Draw windows of held-out documents: the first tokens as context, the others to come."""
     windows = heldout_windows(source, tokenizer, context_tokens + target_tokens, count, seed)
     return [Case([window[:context_tokens]], window[context_tokens:]) for window in windows]
 
 
 def _as_case(context: TokenisedContext) -> Case:
-    """A context that was drawn with chunks of one token."""
+    """Make a case of a context that was drawn with chunks of one token."""
     question = context.questions[0]
     passages = itertools.groupby(context.chunks, key=lambda chunk: chunk.passage)
     return Case(

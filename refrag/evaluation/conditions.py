@@ -6,17 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 ContextForm = Literal["none", "truncated", "full", "compressed"]
-Selection = Literal[
-    "none",
-    "random",
-    "perplexity",
-    "perplexity reversed",
-    "blind",
-    "learned unlabelled",
-    "learned",
-    "learned as served",
-    "oracle",
-]
+# A policy that is served, by its name, or one of those that only `refrag.evaluation.prompts` has.
+Selection = str
 Embeddings = Literal["true", "shuffled", "zeroed"]
 
 # From the best to the worst at equal budget, as the paper orders those that it has.
@@ -39,14 +30,15 @@ CONTROLS: tuple[Embeddings, ...] = ("shuffled", "zeroed")
 
 @dataclass(frozen=True)
 class Condition:
-    """What stands in the prompt's slots for the context.
+    """Says what stands in the prompt's slots for the context.
 
     form: "none", "truncated" and "full" are read by the plain decoder, "compressed" by REFRAG's. "truncated" is the
         end of the context, in as many tokens as compression at this chunk size and fraction takes slots.
-    selection: "perplexity" expands the chunks that surprise the plain decoder most (the better one of the paper's
-        two heuristics), "perplexity reversed" those that surprise it least, "oracle" those that hold the evidence.
-        "learned" is the checkpoint's own policy, which may have had labels in fine-tuning; "learned unlabelled" reads
-        the question too, "blind" does not, and both learned from reward alone.
+    selection: a served policy by its name, or one that those are compared with. "perplexity" expands the chunks that
+        surprise the plain decoder most (the better one of the paper's two heuristics), "perplexity reversed" those that
+        surprise it least, "oracle" those that hold the evidence. "learned" is the checkpoint's own policy, which may
+        have had labels in fine-tuning; "learned unlabelled" reads the question too, "blind" does not, and both learned
+        from reward alone.
         All spend the whole budget but the oracle, which stops at the evidence, and "learned as served", which stops
         at the checkpoint's policy_confidence.
     embeddings: the controls. "shuffled": chunk embeddings of another context; "zeroed": none at all. Chunks are
@@ -60,7 +52,7 @@ class Condition:
     embeddings: Embeddings = "true"
 
     def describe(self, plain_name: str) -> str:
-        """The row's name, with what the plain decoder is called."""
+        """Return the row's name, with what the plain decoder is called."""
         if self.form == "none":
             return f"{plain_name}, no context"
         if self.form == "full":
@@ -81,7 +73,7 @@ def compressed(
 
 
 def answer_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[Condition]:
-    """The plain decoder's three, everything compressed, ways to expand at the main chunk size, and the controls."""
+    """Return the main table's conditions: the plain decoder's three, all compressed, ways to expand, controls."""
     return [
         Condition("none"),
         Condition("truncated", main, expand_fraction=fraction),
@@ -94,18 +86,18 @@ def answer_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) ->
 
 
 def reference(condition: Condition) -> Condition:
-    """What a compressed condition is held against: a control its true twin, the others the plain decoder."""
+    """Return what a compressed condition is held against: its true twin for a control, else the plain decoder."""
     return Condition("full") if condition.embeddings == "true" else replace(condition, embeddings="true")
 
 
 def policy_settings(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[int, float]]:
-    """Chunk sizes and fractions to compare the policies at: all of them together, the main ones first."""
+    """Return the chunk sizes and fractions to compare the policies at: every pair of them, the main ones first."""
     sizes = sorted(chunk_sizes, key=lambda size: size != main)
     return list(itertools.product(sizes, (fraction, fraction / 2, 2 * fraction)))
 
 
 def prose_pairs(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[Condition, Condition]]:
-    """Neighbours from what should foretell the continuation best to what should do so worst; controls at the end."""
+    """Return neighbours from what should foretell the continuation best down to the worst, controls at the end."""
     ladder = [Condition("full"), *map(compressed, chunk_sizes), Condition("none")]
     policies = [compressed(main, selection, fraction) for selection in HEURISTICS]
     controls = [compressed(main, embeddings=control) for control in CONTROLS]
@@ -114,7 +106,7 @@ def prose_pairs(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[
 
 
 def prose_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[Condition]:
-    """All that is compared, and the end of the context in the slots of the smallest chunks."""
+    """Return all that is compared, and the end of the context in the slots of the smallest chunks."""
     pairs = prose_pairs(chunk_sizes, main, fraction)
     compared = dict.fromkeys(condition for pair in pairs for condition in pair)
     return [*compared, Condition("truncated", min(chunk_sizes))]

@@ -1,6 +1,7 @@
 """What an evaluation can be told; the command line is made of it."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from refrag.errors import TrainingError
 
 @dataclass(frozen=True)
 class Options:
+    """The size of the studies, and what they draw from; TrainingError for what makes no sense."""
+
     num_questions: int = field(
         default=400, metadata={"help": "questions per row, rounded up to as many of each task; fewer for long contexts"}
     )
@@ -24,11 +27,11 @@ class Options:
     prose: Path | None = field(
         default=None, metadata={"help": "folder or file of text or JSONL documents (default: the standard library's)"}
     )
-    context_tokens: int = field(default=512, metadata={"help": "of each window of prose"})
+    context_tokens: int = field(default=512, metadata={"help": "tokens of context in each window of prose"})
     continuation_tokens: int = field(
-        default=128, metadata={"help": "of each window of prose, to be predicted after its context"}
+        default=128, metadata={"help": "tokens to predict after the context of each window of prose"}
     )
-    seed: int = field(default=0, metadata={"help": "of the questions, random selections and resamples"})
+    seed: int = field(default=0, metadata={"help": "draws the questions, random selections and resamples"})
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -38,6 +41,19 @@ class Options:
         # The policies are compared at twice the fraction too.
         if self.expand_fraction > 0.5:
             raise TrainingError(f"expand_fraction is {self.expand_fraction}; it must be at most 0.5")
+
+
+def parse_named_paths(texts: Sequence[str], noun: str, form: str) -> dict[str, Path]:
+    """Read NAME=PATH each, or raise TrainingError for another form and for two of one name."""
+    paths: dict[str, Path] = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise TrainingError(f"{noun} is given as {text!r}; the form is {form}")
+        if name in paths:
+            raise TrainingError(f"two rows would be called {name!r}; give each a name of its own")
+        paths[name] = Path(path)
+    return paths
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +72,7 @@ def parsed_options(arguments: argparse.Namespace) -> Options:
 
 
 def prose_source(path: Path | None) -> TextSource:
-    """The user's own documents, or without a path the standard library's."""
+    """Return the user's own documents, or without a path the standard library's."""
     if path is None:
         return TextSource(kind="stdlib")
     return TextSource(kind="jsonl" if path.name.endswith(JSONL_SUFFIXES) else "text", path=str(path))

@@ -1,46 +1,51 @@
-"""Teacher-forced reading of many prompts, in batches of alike length.
+"""What a decoder makes of many prompts: how likely it finds the targets, and what it says by itself.
 
 Greedy decoding gives exactly the target if and only if each of its tokens, EOS included, is the likeliest one after
-the true ones before it. So exact match takes one forward pass for a whole batch, and generation is left for the
+the true ones before it. So exact match takes one teacher-forced pass for a whole batch, and generation is left for the
 text of wrong answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from refrag.decoders.base import MixedPrompt
 from refrag.model.decoder import Decoder
-from refrag.teacher_forcing.batches import MixedBatch, MixedExample, collate_mixed
+from refrag.teacher_forcing.batches import LaidOutExample, MixedBatch, collate_rows
 from refrag.teacher_forcing.predict import predict
 
-# C chunks, D decoder width, T predicted tokens
+# B prompts, S slots of the longest, T predicted or generated tokens, D decoder width
 
 MAX_BATCH_SLOTS = 8192
 
 
 @dataclass(frozen=True)
-class EmbeddedExample:
-    """embeddings (C, D): of all the example's chunks; without a compressed chunk there may be none."""
+class TargetedPrompt:
+    """A prompt as the decoder takes it, with the tokens that are to follow.
 
-    example: MixedExample
-    embeddings: Tensor
+    num_expanded: chunks that the prompt holds in full.
+    """
+
+    prompt: MixedPrompt
+    target_ids: Sequence[int]
+    num_expanded: int = 0
 
     @property
     def num_slots(self) -> int:
-        """Of context and segments, without BOS."""
-        expanded = sum(len(self.example.chunks[number]) for number in self.example.expanded)
-        num_compressed = len(self.example.chunks) - len(self.example.expanded)
-        return num_compressed + expanded + sum(len(segment.token_ids) for segment in self.example.segments)
+        """Slots of the prompt and of the target."""
+        return len(self.prompt.input_ids) + len(self.target_ids)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """losses (T,): negative log-likelihood of each predicted token.
+    """losses (T,): negative log-likelihood of each predicted token of the target.
 
-    Without BOS nothing predicts a prompt's first token, so it has none.
+    Without BOS nothing predicts the first token of all, so where the prompt is empty it has none.
     """
 
     losses: np.ndarray
@@ -48,32 +53,68 @@ class Reading:
 
 
 @torch.inference_mode()
-def read(decoder: Decoder, examples: Sequence[EmbeddedExample], bos_id: int | None) -> list[Reading]:
+def read(decoder: Decoder, prompts: Sequence[TargetedPrompt]) -> list[Reading]:
+    """Predict the target of each prompt in teacher-forced passes over batches of alike length."""
     readings: dict[int, Reading] = {}
-    for numbers in batch_by_length([example.num_slots for example in examples]):
-        batch, embeddings = collate([examples[number] for number in numbers], decoder.vocab_size, bos_id)
-        prediction = predict(decoder, batch, embeddings)
+    for numbers in batch_by_length([prompt.num_slots for prompt in prompts]):
+        batch, rows = _collate([prompts[number] for number in numbers], decoder.vocab_size)
+        prediction = predict(decoder, batch, rows)
         counts = torch.bincount(prediction.example_ids, minlength=len(numbers)).tolist()
         parts = zip(prediction.losses.split(counts), prediction.is_right.split(counts), strict=True)
         for number, (losses, is_right) in zip(numbers, parts, strict=True):
             readings[number] = Reading(losses.numpy(), bool(is_right.all()))
-    return [readings[number] for number in range(len(examples))]
+    return [readings[number] for number in range(len(prompts))]
 
 
-def collate(examples: Sequence[EmbeddedExample], vocab_size: int, bos_id: int | None) -> tuple[MixedBatch, Tensor]:
-    """One row for each example, and the chunk embeddings of all of them."""
-    placed, first_row = [], 0
-    for one in examples:
-        placed.append(replace(one.example, first_row=first_row))
-        first_row += len(one.embeddings)
-    return collate_mixed(placed, vocab_size, bos_id), torch.cat([one.embeddings for one in examples])
+@torch.inference_mode()
+def generate_texts(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[MixedPrompt], max_tokens: int
+) -> list[str]:
+    """Decode greedily what follows each prompt up to EOS, in batches padded on the left so that all end together."""
+    embedded = [decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings) for prompt in prompts]
+    generate: Any = decoder.backbone.generate
+    texts: dict[int, str] = {}
+    for numbers in batch_by_length([len(prompt) for prompt in embedded]):
+        padded, mask = _pad_left([embedded[number] for number in numbers])
+        token_ids = generate(
+            inputs_embeds=padded,
+            attention_mask=mask,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )  # (B, T)
+        answers = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        texts.update(zip(numbers, map(str.strip, answers), strict=True))
+    return [texts[number] for number in range(len(prompts))]
 
 
 def batch_by_length(lengths: Sequence[int], max_slots: int = MAX_BATCH_SLOTS) -> list[list[int]]:
-    """Numbers of the prompts in each batch, the longest first, so that hardly a slot is padding."""
+    """Return the numbers of the prompts in each batch, the longest first, so that hardly a slot is padding."""
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_slots:
             batches.append([])
         batches[-1].append(number)
     return batches
+
+
+def _collate(prompts: Sequence[TargetedPrompt], vocab_size: int) -> tuple[MixedBatch, Tensor]:
+    """Return one row for each prompt with its target, and the chunk embeddings of all of them."""
+    examples, first_row = [], 0
+    for one in prompts:
+        ids, num_targets = one.prompt.input_ids, len(one.target_ids)
+        numbered = torch.where(ids < vocab_size, ids, ids + first_row).tolist()
+        weights = [0.0] * len(ids) + [1.0] * num_targets
+        is_answer = [False] * len(ids) + [True] * num_targets
+        examples.append(LaidOutExample([*numbered, *one.target_ids], weights, is_answer))
+        first_row += len(one.prompt.chunk_embeddings)
+    return collate_rows(examples), torch.cat([one.prompt.chunk_embeddings for one in prompts])
+
+
+def _pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the prompts (B, S, D) and their attention mask (B, S)."""
+    width = max(map(len, prompts))
+    padded = torch.stack([torch.nn.functional.pad(prompt, (0, 0, width - len(prompt), 0)) for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
+    return padded, (torch.arange(width) >= width - lengths).long()

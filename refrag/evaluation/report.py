@@ -1,32 +1,68 @@
-"""An evaluation's JSON as Markdown: one table for each study, and the paired differences behind it.
+"""What an evaluation found: a JSON file that is whole after every table, and the same as Markdown.
 
-python -m refrag.evaluation.report evaluation.json
+    python -m refrag.evaluation.report evaluation.json
+
+Each study is one table, with the paired differences behind it.
 """
 
 import argparse
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag.machine.environment import describe_environment
+
 Values = Mapping[str, Any]
+Row = dict[str, Any]
 
 TEXT_METRICS = {"f1": "F1, %", "rouge_l": "ROUGE-L, %"}
 
 
+@dataclass(frozen=True)
+class Table:
+    """One study's rows; `about` says in a sentence what was measured."""
+
+    about: str
+    rows: list[Row] = field(default_factory=list)
+    differences: list[Row] = field(default_factory=list)
+
+
+class Report:
+    """Tables on their way to a file; `values` is what `render` takes."""
+
+    def __init__(self, module: str, seed: int, output: Path | None) -> None:
+        command = " ".join(["python -m", module, *sys.argv[1:]])
+        self.values: dict[str, Any] = {"command": command, **describe_environment(), "seed": seed, "tables": {}}
+        self.output = output
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, make: Callable[[], Table]) -> None:
+        """Make a table, and write the file anew with it."""
+        start = time.perf_counter()
+        table = make()
+        self.values["tables"][name] = {**asdict(table), "seconds": round(time.perf_counter() - start, 1)}
+        if self.output is not None:
+            self.output.write_text(json.dumps(self.values, indent=2) + "\n")
+
+
 def render(report: Values) -> str:
-    """Every table of the report with its heading and its differences."""
+    """Return every table of the report with its heading and its differences."""
     return "\n\n".join(_sections(report))
 
 
 def markdown_table(report: Values, table_name: str) -> str:
-    """The rows of one table: exact match in percent, or log-perplexity, with their 95% intervals."""
+    """Return the rows of one table: exact match in percent, or log-perplexity, with their 95% intervals."""
     rows = report["tables"][table_name]["rows"]
     return _answer_table(rows) if "exact_match" in rows[0] else _perplexity_table(rows)
 
 
 def markdown_tasks(report: Values, table_name: str, names: Container[str] | None = None) -> str:
-    """Exact match, task by task, of one table's rows, or of those with these names."""
+    """Return exact match, task by task, of one table's rows, or of those with these names."""
     rows = [row for row in report["tables"][table_name]["rows"] if names is None or row["name"] in names]
     tasks = list(rows[0]["exact_match_by_task"])
     lines = [[row["name"], *(_percent(row["exact_match_by_task"][task]) for task in tasks)] for row in rows]
@@ -34,7 +70,7 @@ def markdown_tasks(report: Values, table_name: str, names: Container[str] | None
 
 
 def markdown_differences(report: Values, table_name: str) -> str:
-    """The paired differences of one table, those that exclude zero in bold."""
+    """Return the paired differences of one table, those that exclude zero in bold."""
     lines = []
     for row in report["tables"][table_name]["differences"]:
         for measure, estimate in _differences(row):
@@ -81,7 +117,7 @@ def _perplexity_table(rows: Sequence[Values]) -> str:
 
 
 def _differences(row: Values) -> Iterator[tuple[str, Values]]:
-    """What was measured, and the estimate of its difference; a row of perplexities has one for each span."""
+    """Yield what was measured and the estimate of its difference; a row of perplexities has one for each span."""
     measure = row["metric"].replace("_", "-" if row["metric"] == "log_perplexity" else " ")
     if "value" in row["difference"]:
         yield (f"{measure} on {', '.join(row['tasks'])}" if "tasks" in row else measure), row["difference"]

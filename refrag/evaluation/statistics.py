@@ -25,7 +25,7 @@ def estimate_share(hits: np.ndarray) -> Estimate:
 
 
 def estimate_share_difference(hits: np.ndarray, others: np.ndarray) -> Estimate:
-    """Share of hits minus that of the others on the same questions (Newcombe 1998, method 10 for paired shares).
+    """Return the share of hits minus that of the others on the same questions (Newcombe 1998, method 10, paired).
 
     Unlike the bootstrap it stays open where few questions tell the two apart, or none.
     """
@@ -41,7 +41,7 @@ def estimate_share_difference(hits: np.ndarray, others: np.ndarray) -> Estimate:
 
 
 def estimate_mean(values: np.ndarray, seed: int) -> Estimate:
-    """The mean with the percentile bootstrap's interval."""
+    """Return the mean with the percentile bootstrap's interval."""
     rng, count = np.random.default_rng(seed), len(values)
     # In blocks: all resamples of thousands of questions at once would be gigabytes.
     rows = max(1, BLOCK_VALUES // count)
@@ -52,13 +52,13 @@ def estimate_mean(values: np.ndarray, seed: int) -> Estimate:
 
 
 def estimate_difference(values: np.ndarray, others: np.ndarray, seed: int) -> Estimate:
-    """Mean of values − others, paired: the same questions, resampled together."""
+    """Return the mean of values − others, paired: the same questions, resampled together."""
     _refuse_unpaired(values, others)
     return estimate_mean(values.astype(float) - others.astype(float), seed)
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """95% confidence interval of a share (Wilson's score interval)."""
+    """Return the 95% confidence interval of a share (Wilson's score interval)."""
     z, share = NORMAL_QUANTILE, hits / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
@@ -66,7 +66,7 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
 
 
 def _paired_correlation(hits: np.ndarray, others: np.ndarray) -> float:
-    """Of two columns of hits, with Newcombe's correction for continuity; 0 where one of them is constant."""
+    """Return phi of two columns of hits with Newcombe's correction for continuity, 0 where one is constant."""
     count = len(hits)
     both, neither = int((hits & others).sum()), int((~hits & ~others).sum())
     one, other = int((hits & ~others).sum()), int((~hits & others).sum())

@@ -51,9 +51,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class MixedExample:
-    """first_row: row of the batch's chunk embeddings where those of these chunks start.
+    """A context of chunks, some of them expanded, with what stands behind it.
 
-    context_weight: of the tokens of expanded chunks in the loss.
+    first_row: row of the batch's chunk embeddings where those of these chunks start.
+    context_weight: what each token of an expanded chunk weighs in the loss.
     """
 
     chunks: Sequence[Chunk]
@@ -64,8 +65,17 @@ class MixedExample:
 
 
 @dataclass(frozen=True)
+class LaidOutExample:
+    """Slots one by one: the id in each, the weight of predicting it, and whether it belongs to an answer."""
+
+    token_ids: list[int]
+    weights: list[float]
+    is_answer: list[bool]
+
+
+@dataclass(frozen=True)
 class EncoderBatch(Movable):
-    """input_ids and attention_mask: both (N, L)."""
+    """What the encoder reads of the batch's chunks; both (N, L)."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -73,8 +83,9 @@ class EncoderBatch(Movable):
 
 @dataclass(frozen=True)
 class MixedBatch(Movable):
-    """input_ids (R, S): an id ≥ vocab_size is row (id − vocab_size) of the batch's N chunk embeddings.
+    """Rows for the decoder, with what each slot must predict.
 
+    input_ids (R, S): an id ≥ vocab_size is row (id − vocab_size) of the batch's N chunk embeddings.
     labels (R, S): the token that slot s must predict. weights (R, S): 0 where there is nothing to predict.
     position_ids (R, S) for packed rows, None where each row is one example from its first slot on.
     example_ids (R, S): number of the example that a slot belongs to.
@@ -121,8 +132,12 @@ def collate_mixed(
     examples: Sequence[MixedExample], vocab_size: int, bos_id: int | None, row_slots: int | None = None
 ) -> MixedBatch:
     """Lay out the examples, one per row, or packed into rows of `row_slots` (longer where one example needs it)."""
-    laid_out = [_lay_out(example, vocab_size, bos_id) for example in examples]
-    lengths = [len(ids) for ids, _, _ in laid_out]
+    return collate_rows([_lay_out(example, vocab_size, bos_id) for example in examples], row_slots)
+
+
+def collate_rows(examples: Sequence[LaidOutExample], row_slots: int | None = None) -> MixedBatch:
+    """Put what is laid out already into rows, as collate_mixed does."""
+    lengths = [len(example.token_ids) for example in examples]
     rows = [[number] for number in range(len(examples))] if row_slots is None else pack(lengths, row_slots)
     shape = (len(rows), max(sum(lengths[number] for number in row) for row in rows))
     input_ids, example_ids = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
@@ -131,15 +146,14 @@ def collate_mixed(
     for row, numbers in enumerate(rows):
         start = 0
         for number in numbers:
-            ids, token_weights, answer_flags = laid_out[number]
-            place = slice(start, start + len(ids))
-            input_ids[row, place] = torch.tensor(ids)
-            weights[row, place] = torch.tensor(token_weights)
-            is_answer[row, place] = torch.tensor(answer_flags)
+            example, place = examples[number], slice(start, start + lengths[number])
+            input_ids[row, place] = torch.tensor(example.token_ids)
+            weights[row, place] = torch.tensor(example.weights)
+            is_answer[row, place] = torch.tensor(example.is_answer)
             example_ids[row, place] = number
-            position_ids[row, place] = torch.arange(len(ids))
+            position_ids[row, place] = torch.arange(lengths[number])
             weights[row, start] = 0.0  # nothing of its own stands before an example's first slot
-            start += len(ids)
+            start += lengths[number]
     # Slot s predicts what stands in slot s + 1; behind the last slot stands nothing.
     labels, weights, is_answer = (tensor.roll(-1, 1) for tensor in (input_ids, weights, is_answer))
     weights[:, -1] = 0.0
@@ -149,7 +163,7 @@ def collate_mixed(
 
 
 def pack(lengths: Sequence[int], row_slots: int) -> list[list[int]]:
-    """Numbers of the examples in each row: longest first, each into the first row that has room for it."""
+    """Return the examples' numbers in each row: longest first, each put into the first row that has room for it."""
     rows: list[list[int]] = []
     room: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -164,7 +178,7 @@ def pack(lengths: Sequence[int], row_slots: int) -> list[list[int]]:
 
 
 def encoder_batch(chunker: Chunker, chunks: Sequence[Chunk]) -> EncoderBatch:
-    """What the encoder reads of the chunks, no wider than the longest of them."""
+    """Return what the encoder reads of the chunks, no wider than the longest of them."""
     ids, mask = chunker.encoder_inputs(chunks)
     width = max(1, int(mask.sum(1).max(initial=1)))
     return EncoderBatch(torch.from_numpy(ids[:, :width].copy()), torch.from_numpy(mask[:, :width].copy()))
@@ -183,7 +197,7 @@ def collate_contexts(chunker: Chunker, contexts: list[TokenisedContext], seed: i
 
 
 def first_rows(runs: Iterable[Sequence[Chunk]]) -> list[int]:
-    """Row of the batch's chunk vectors where those of each run of chunks start."""
+    """Return the row of the batch's chunk vectors where those of each run of chunks start."""
     return [0, *itertools.accumulate(map(len, runs))][:-1]
 
 
@@ -194,8 +208,8 @@ def question_segments(
     return [Segment(question.prompt_ids, question_weight), Segment(question.answer_ids, answer_weight, is_answer=True)]
 
 
-def _lay_out(example: MixedExample, vocab_size: int, bos_id: int | None) -> tuple[list[int], list[float], list[bool]]:
-    """Ids, with rows numbered from the example's first one; weights; and which ids belong to an answer."""
+def _lay_out(example: MixedExample, vocab_size: int, bos_id: int | None) -> LaidOutExample:
+    """Return context and segments, with rows of chunk embeddings numbered from the example's first one."""
     prompt = lay_out_prompt(PackedChunks.of(example.chunks), example.expanded, [], vocab_size, bos_id)
     first = vocab_size + example.first_row
     rows = {vocab_size + place: first + number for place, number in enumerate(prompt.compressed.tolist())}
@@ -206,7 +220,7 @@ def _lay_out(example: MixedExample, vocab_size: int, bos_id: int | None) -> tupl
         ids += segment.token_ids
         weights += [segment.weight] * len(segment.token_ids)
         answer_flags += [segment.is_answer] * len(segment.token_ids)
-    return ids, weights, answer_flags
+    return LaidOutExample(ids, weights, answer_flags)
 
 
 def _collate_policy(contexts: Sequence[TokenisedContext]) -> PolicyBatch:

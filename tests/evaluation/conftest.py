@@ -3,8 +3,8 @@
 import pytest
 
 from refrag.data.tasks import TASKS
+from refrag.evaluation.case_set import CaseSet
 from refrag.evaluation.cases import Asking, draw_questions
-from refrag.evaluation.encoding import CaseSet
 from refrag.evaluation.models import Models
 from refrag.model.policy import ExpansionPolicy
 

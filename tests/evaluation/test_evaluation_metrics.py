@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 
-from refrag.evaluation.answers import Answers
+from refrag.evaluation.answers import TEXT_METRICS, Answers, answer_difference, score_text
 from refrag.evaluation.conditions import Condition
-from refrag.evaluation.metrics import TEXT_METRICS, score_text
-from refrag.evaluation.rows import answer_difference
 from refrag.evaluation.statistics import (
     estimate_difference,
     estimate_mean,

@@ -6,13 +6,12 @@ import pytest
 
 from refrag.data.tasks import EXTRACTIVE_TASKS
 from refrag.errors import CheckpointError, TrainingError
-from refrag.evaluation import __main__, ablations, answers, lengths
-from refrag.evaluation.ablations import parse_run
+from refrag.evaluation import __main__, ablations, answers, tables
 from refrag.evaluation.conditions import POLICIES
 from refrag.evaluation.models import load_models
-from refrag.evaluation.options import Options, prose_source
+from refrag.evaluation.options import Options, parse_named_paths, prose_source
 from refrag.evaluation.report import markdown_differences, markdown_table, markdown_tasks, render
-from refrag.evaluation.tables import TABLES
+from refrag.evaluation.tables import TABLES, choose_tables
 from refrag.export.graphs import export_chunk_encoder
 
 TINY = ["--num-questions", "8", "--num-windows", "3", "--trained-passages", "1"]
@@ -31,8 +30,8 @@ def report(folder, models, tmp_path_factory):
     """All tables by the command, with everything it can be given."""
     output = tmp_path_factory.mktemp("evaluation") / "evaluation.json"
     patch = pytest.MonkeyPatch()
-    patch.setattr(lengths, "STRONG_PASSAGES", (1, 3))
-    patch.setattr(lengths, "WEAK_RIVALS", ((2, 0.5), (4, 0.0)))
+    patch.setattr(tables, "STRONG_PASSAGES", (1, 3))
+    patch.setattr(tables, "WEAK_RIVALS", ((2, 0.5), (4, 0.0)))
     patch.setattr(answers, "MAX_ANSWER_TOKENS", 3)
     patch.setattr(answers, "MAX_SUMMARY_TOKENS", 4)
     options = ["--plain", str(folder / "decoder")]
@@ -40,7 +39,7 @@ def report(folder, models, tmp_path_factory):
         replace(models.checkpoint, policy=models.policies[name]).save(output.parent / name, part="policy")
         options += [flag, str(output.parent / name / "policy.safetensors")]
     export_chunk_encoder(models.checkpoint.encoder, output.parent / "model.onnx", "fp32")
-    options += ["--graph", f"exported={output.parent}/model.onnx"]
+    options += ["--onnx-encoder", f"exported={output.parent}/model.onnx"]
     patch.setattr(sys, "argv", ["evaluation", "--checkpoint", str(folder), "--output", str(output), *options, *TINY])
     __main__.main()
     patch.undo()
@@ -52,14 +51,14 @@ def test_the_command_writes_every_table(report):
     assert {"command", "machine", "commit", "seed"} < set(report)
 
 
-def test_graphs_are_compared_only_where_some_are_given(models):
-    with_graph = replace(models, graphs={"int8": "model.onnx"})
-    assert "graphs" not in __main__.choose_tables(None, models)
-    assert __main__.choose_tables(None, with_graph) == list(TABLES)
-    assert __main__.choose_tables(["graphs"], with_graph) == ["graphs"]
-    for asked, given in ((["graphs"], models), (["answers"], with_graph)):
+def test_onnx_encoders_are_compared_only_where_some_are_given(models):
+    with_one = replace(models, onnx_encoders={"int8": "model.onnx"})
+    assert "onnx-encoders" not in choose_tables(None, models)
+    assert choose_tables(None, with_one) == list(TABLES)
+    assert choose_tables(["onnx-encoders"], with_one) == ["onnx-encoders"]
+    for asked, given in ((["onnx-encoders"], models), (["answers"], with_one)):
         with pytest.raises(TrainingError, match="go together"):
-            __main__.choose_tables(asked, given)
+            choose_tables(asked, given)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -106,10 +105,10 @@ def test_more_passages_are_compared_over_the_tasks_that_they_answer_too(report):
 
 
 def test_what_the_window_does_not_hold_has_no_row(models, monkeypatch):
-    monkeypatch.setattr(lengths, "STRONG_PASSAGES", (1, 8))
-    monkeypatch.setattr(lengths, "WEAK_PASSAGES", ())
+    monkeypatch.setattr(tables, "STRONG_PASSAGES", (1, 8))
+    monkeypatch.setattr(tables, "WEAK_PASSAGES", ())
     monkeypatch.setattr(models.plain.backbone.config, "max_position_embeddings", 400)
-    rows = lengths.tabulate_passages(models, Options(num_questions=7)).rows
+    rows = tables.tabulate_passages(models, Options(num_questions=7)).rows
     assert [(row["num_passages"], row["condition"]["form"]) for row in rows] == [
         (1, "full"),
         (1, "compressed"),
@@ -170,8 +169,9 @@ def test_options_and_runs_that_make_no_sense_are_refused():
         Options(num_questions=0)
     with pytest.raises(TrainingError, match="must be at most"):
         Options(expand_fraction=0.6)
-    with pytest.raises(TrainingError, match="NAME=CHECKPOINT"):
-        parse_run("folder")
+    for texts in (["folder"], ["=folder"], ["name="], ["name=folder", "name=other"]):
+        with pytest.raises(TrainingError, match=r"the form is NAME=CHECKPOINT|a name of its own"):
+            parse_named_paths(texts, "a run", "NAME=CHECKPOINT")
 
 
 def test_prose_of_the_users_is_text_or_jsonl(tmp_path):

@@ -1,4 +1,4 @@
-"""Answers with an exported encoder's vectors, by the command."""
+"""Answers with an ONNX encoder's vectors, by the command."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from refrag.errors import CheckpointError, TrainingError
 from refrag.evaluation import __main__
-from refrag.evaluation.graphs import parse_graphs
+from refrag.evaluation.models import parse_onnx_encoders
 from refrag.export.graphs import export_chunk_encoder
 
 
@@ -34,15 +34,15 @@ def damaged(exact, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(tiny_checkpoint, exact, damaged, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("graphs")
+    folder = tmp_path_factory.mktemp("onnx_encoders")
     tiny_checkpoint.save(folder / "checkpoint")
     patch = pytest.MonkeyPatch()
     options = ["--checkpoint", f"{folder}/checkpoint", "--output", f"{folder}/out.json", "--num-questions", "8"]
-    options += ["--tables", "graphs", "--graph", f"exact={exact}", f"damaged={damaged}"]
+    options += ["--tables", "onnx-encoders", "--onnx-encoder", f"exact={exact}", f"damaged={damaged}"]
     patch.setattr(sys, "argv", ["evaluation", *options])
     __main__.main()
     patch.undo()
-    return json.loads((folder / "out.json").read_text())["tables"]["graphs"]
+    return json.loads((folder / "out.json").read_text())["tables"]["onnx-encoders"]
 
 
 def picks_of(table, name):
@@ -51,7 +51,7 @@ def picks_of(table, name):
     return int(found[1]), int(found[2])
 
 
-def test_a_graph_in_full_precision_answers_as_torch_does(table):
+def test_an_onnx_encoder_in_full_precision_answers_as_torch_does(table):
     differences = [row["difference"] for row in table["differences"] if row["name"].endswith("exact")]
     assert len(differences) == 4
     assert all(abs(difference["value"]) < 1e-4 for difference in differences)
@@ -59,7 +59,7 @@ def test_a_graph_in_full_precision_answers_as_torch_does(table):
     assert shared == picks > 0
 
 
-def test_a_graph_that_computes_something_else_is_told_apart(table):
+def test_an_onnx_encoder_that_computes_something_else_is_told_apart(table):
     [changed] = [
         row["difference"]
         for row in table["differences"]
@@ -70,18 +70,24 @@ def test_a_graph_that_computes_something_else_is_told_apart(table):
     assert shared < picks
 
 
-def test_a_graph_that_is_not_there_is_named(tmp_path):
+def test_an_onnx_encoder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.onnx does not exist; export the checkpoint"):
-        parse_graphs([f"int8={tmp_path}/nowhere.onnx"])
+        parse_onnx_encoders([f"int8={tmp_path}/nowhere.onnx"])
 
 
 @pytest.mark.parametrize("text", ["model.onnx", "=model.onnx", "int8="])
-def test_a_graph_without_a_name_is_refused_with_the_form(text):
+def test_an_onnx_encoder_without_a_name_is_refused_with_the_form(text):
     with pytest.raises(TrainingError, match=r"the form is NAME=model\.onnx"):
-        parse_graphs([text])
+        parse_onnx_encoders([text])
 
 
-@pytest.mark.parametrize("texts", [["a=x", "a=y"], ["torch=x"]])
-def test_names_that_would_be_mistaken_are_refused(texts):
-    with pytest.raises(TrainingError, match="give each graph a name of its own"):
-        parse_graphs(texts)
+@pytest.mark.parametrize(
+    "texts, told",
+    [
+        (["a=x", "a=y"], "two rows would be called 'a'; give each a name of its own"),
+        (["torch=x"], "'torch', which is torch's own row; give it another name"),
+    ],
+)
+def test_names_that_would_be_mistaken_are_refused(texts, told):
+    with pytest.raises(TrainingError, match=told):
+        parse_onnx_encoders(texts)

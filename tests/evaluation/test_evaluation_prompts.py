@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from refrag.context.prepare import prepare_context
-from refrag.errors import CheckpointError
+from refrag.errors import CheckpointError, InvalidRequest
+from refrag.evaluation.case_set import CaseSet
 from refrag.evaluation.conditions import POLICIES, Condition, compressed
-from refrag.evaluation.encoding import CaseSet
-from refrag.evaluation.prompts import build_prompts, truncated_length
+from refrag.evaluation.prompts import (
+    build_prompts,
+    choose_chunks,
+    rank_by_surprise,
+    request_seed,
+    truncated_length,
+)
 from refrag.evaluation.reading import read
-from refrag.evaluation.selection import choose_chunks, rank_by_surprise
 from refrag.pipeline import Pipeline
 from refrag.policies.budget import expansion_budget
 from refrag.request import ExpansionOptions, Request
@@ -29,18 +34,52 @@ def test_the_oracle_expands_nothing_but_evidence(cases):
         assert chosen == case.evidence_chunks(8)
 
 
-def test_the_learned_policy_as_served_is_the_pipelines(cases, models):
-    checkpoint = models.checkpoint.with_chunk_size(8)
-    pipeline, tokenizer = Pipeline(checkpoint), checkpoint.decoder_tokenizer
-    chosen = choose_chunks(cases, compressed(8, "learned as served", 0.3))
-    case, template = cases.cases[0], checkpoint.config.template
+def as_request(case, checkpoint, options):
+    """The request whose passages and question are the case's tokens."""
+    tokenizer, template = checkpoint.decoder_tokenizer, checkpoint.config.template
     passages = [
         tokenizer.decode(ids)[len(template.passage_prefix) : -len(template.passage_suffix)] for ids in case.passages
     ]
     question = tokenizer.decode(case.question_ids).removeprefix(template.passage_prefix)
-    prepared = prepare_context(Request(question, passages), pipeline.chunker)
-    assert list(prepared.chunks) == case.chunks(8)
-    assert pipeline.select(ExpansionOptions(0.3), prepared, *pipeline.encode(prepared)) == sorted(chosen[0])
+    return Request(question, passages, options)
+
+
+SERVED = {"learned as served": "learned", "random": "random", "none": "none", "all": "all"}
+
+
+@pytest.mark.parametrize("selection", SERVED)
+def test_vectors_picks_and_prompts_are_those_of_the_pipeline(cases, models, selection):
+    checkpoint, condition = models.checkpoint.with_chunk_size(8), compressed(8, selection, 0.3)
+    pipeline, chosen, built = Pipeline(checkpoint), choose_chunks(cases, condition), build_prompts(cases, condition)
+    for number, case in enumerate(cases.cases):
+        options = ExpansionOptions(0.3, SERVED[selection], request_seed(cases, number))
+        context = prepare_context(as_request(case, checkpoint, options), pipeline.chunker)
+        vectors, question_vectors = pipeline.encode(context)
+        expanded = pipeline.select(options, context, vectors, question_vectors)
+        _, prompt = pipeline.build_prompt(context, expanded, vectors)
+        assert torch.equal(cases.encoded(8)[number].vectors, vectors)
+        assert torch.equal(cases.encoded(8)[number].question_vectors, question_vectors)
+        assert chosen[number] == expanded and built[number].num_expanded == len(expanded)
+        assert torch.equal(built[number].prompt.input_ids, prompt.input_ids)
+        assert torch.equal(built[number].prompt.chunk_embeddings, prompt.chunk_embeddings)
+
+
+def test_a_selection_that_nobody_has_is_refused_with_the_policies(cases):
+    with pytest.raises(InvalidRequest, match="policy is 'best'; allowed: learned, random, none, all"):
+        choose_chunks(cases, compressed(8, "best", 0.2))
+
+
+def test_vectors_are_those_that_a_store_gives_back(cases):
+    for encoded in cases.encoded(8):
+        for vectors in (encoded.vectors, encoded.question_vectors):
+            assert torch.equal(vectors, vectors.half().float())
+
+
+def test_the_random_policy_draws_anew_for_each_case_and_the_same_the_next_time(cases):
+    """With one seed for all of them, contexts of one length would expand the same places."""
+    assert len({request_seed(cases, number) for number in range(len(cases.cases))}) == len(cases.cases)
+    again = CaseSet(cases.models, cases.cases, cases.seed)
+    assert choose_chunks(again, compressed(8, "random", 0.2)) == choose_chunks(cases, compressed(8, "random", 0.2))
 
 
 def test_perplexity_expands_what_surprises_most_and_reversed_what_surprises_least(cases):
@@ -67,7 +106,7 @@ def test_a_selection_without_its_policy_is_refused(cases, models, selection, tol
 
 def test_everything_expanded_is_the_full_context(cases, models):
     full, expanded = (build_prompts(cases, one) for one in (Condition("full"), compressed(8, "random", 1.0)))
-    readings = [read(models.plain, prompts, models.bos_id) for prompts in (full, expanded)]
+    readings = [read(models.plain, prompts) for prompts in (full, expanded)]
     for one, other in zip(*readings, strict=True):
         np.testing.assert_allclose(one.losses, other.losses, atol=1e-4)
 
@@ -78,8 +117,8 @@ def test_the_truncated_context_is_its_end_in_the_slots_of_the_compressed_one(cas
         for one in (Condition("truncated", 8, expand_fraction=0.2), compressed(8, "random", 0.2))
     )
     for case, short, other in zip(cases.cases, truncated, mixed, strict=True):
-        tokens = short.example.chunks[0].token_ids
-        assert list(tokens) == case.token_ids[-len(tokens) :]
+        tokens = short.prompt.input_ids[1 : len(short.prompt.input_ids) - len(case.prompt_ids)].tolist()
+        assert tokens == case.token_ids[-len(tokens) :]
         # A passage's last chunk may be shorter than the others.
         assert 0 <= short.num_slots - other.num_slots <= 7 * expansion_budget(0.2, case.num_chunks(8))
         assert len(tokens) == truncated_length(case, Condition("truncated", 8, expand_fraction=0.2))
@@ -90,7 +129,10 @@ def test_the_controls_keep_the_layout_and_lose_the_content(cases):
         build_prompts(cases, compressed(8, "learned", 0.2, control)) for control in ("true", "shuffled", "zeroed")
     )
     for one, other, none in zip(true, shuffled, zeroed, strict=True):
-        assert one.example == other.example == none.example
-        assert one.embeddings.shape == other.embeddings.shape
-        assert not torch.equal(one.embeddings, other.embeddings)
-        assert not none.embeddings.any()
+        for control in (other, none):
+            assert torch.equal(one.prompt.input_ids, control.prompt.input_ids)
+            assert one.target_ids == control.target_ids
+        rows, shuffled_rows, zeroed_rows = (each.prompt.chunk_embeddings for each in (one, other, none))
+        assert rows.shape == shuffled_rows.shape == zeroed_rows.shape
+        assert not torch.equal(rows, shuffled_rows)
+        assert not zeroed_rows.any()
