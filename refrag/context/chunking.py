@@ -31,12 +31,6 @@ class Chunk:
         return len(self.token_ids)
 
 
-def cut_into_chunks(token_ids: Sequence[int], chunk_size: int, passage: int = 0) -> list[Chunk]:
-    """Return consecutive chunks of `chunk_size` tokens; the last may be shorter, and an empty passage has none."""
-    starts = range(0, len(token_ids), chunk_size)
-    return [Chunk(tuple(token_ids[start : start + chunk_size]), passage) for start in starts]
-
-
 @dataclass(frozen=True, eq=False)
 class PackedChunks(Sequence[Chunk]):
     """Chunks as two arrays: the form in which models pass them on, and which is fast for hundreds of chunks at once.
@@ -49,7 +43,7 @@ class PackedChunks(Sequence[Chunk]):
 
     @classmethod
     def cut(cls, passages: Sequence[TokenIds], chunk_size: int) -> "PackedChunks":
-        """Return the chunks of all passages, each cut by itself as by `cut_into_chunks`."""
+        """Return the chunks of each passage in turn; its last may be shorter, and an empty passage has none."""
         counts = [-(-len(token_ids) // chunk_size) for token_ids in passages]
         packed = np.full(sum(counts) * chunk_size, NO_TOKEN, np.int32)
         start = 0
@@ -62,10 +56,15 @@ class PackedChunks(Sequence[Chunk]):
     def of(cls, *runs: Iterable[Chunk]) -> "PackedChunks":
         """Return the chunks of all runs in order, as wide as the longest chunk or the widest packed run."""
         packed = [run if isinstance(run, PackedChunks) else _pack(list(run)) for run in runs]
-        width = max(run.token_ids.shape[1] for run in packed)
-        padding = [((0, 0), (0, width - run.token_ids.shape[1])) for run in packed]
-        rows = [np.pad(run.token_ids, pad, constant_values=NO_TOKEN) for run, pad in zip(packed, padding, strict=True)]
-        return cls(np.concatenate(rows), np.concatenate([run.passages for run in packed]))
+        if len(packed) == 1:
+            return packed[0]
+        width = max((run.token_ids.shape[1] for run in packed), default=0)
+        token_ids = np.full((sum(map(len, packed)), width), NO_TOKEN, np.int32)
+        start = 0
+        for run in packed:
+            token_ids[start : start + len(run), : run.token_ids.shape[1]] = run.token_ids
+            start += len(run)
+        return cls(token_ids, np.concatenate([run.passages for run in packed] or [np.zeros(0, np.int32)]))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -153,10 +152,10 @@ class Chunker:
         template = self.config.template
         return self._tokenise([template.question_prefix + question + template.answer_prefix])[0]
 
-    def question_chunks(self, question: str) -> list[Chunk]:
+    def question_chunks(self, question: str) -> PackedChunks:
         """Return the bare question's chunks, which a question-aware policy compares with those of the context."""
-        [token_ids] = self._tokenise([self.config.template.passage_prefix + question])
-        return cut_into_chunks(token_ids, self.config.chunk_size)
+        token_ids = self._tokenise([self.config.template.passage_prefix + question])
+        return PackedChunks.cut(token_ids, self.config.chunk_size)
 
     def encoder_inputs(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
         """Return the encoder's padded ids and attention mask for the chunks, both INT64 (C, encoder_length).

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from refrag.context.chunking import Chunk, Chunker, PackedChunks
+from refrag.context.chunking import Chunker, PackedChunks
 from refrag.request import Request
 
 
@@ -16,7 +16,7 @@ class PreparedContext:
 
     chunks: PackedChunks
     question_ids: list[int]
-    question_chunks: list[Chunk]
+    question_chunks: PackedChunks
     new_tokens: dict[str, list[int]]
 
 

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from refrag.context.chunking import Chunk, Chunker, cut_into_chunks
+import numpy as np
+
+from refrag.context.chunking import Chunker, PackedChunks
 from refrag.data.tasks import (
     SINGLE_TASKS,
     TASKS,
@@ -34,8 +36,11 @@ DENSE_TASKS: tuple[Task, ...] = ("fact", "fact", "exact", "exact", "yesno", "mul
 
 @dataclass(frozen=True)
 class TokenisedQuestion:
-    """prompt_ids: the templated question. answer_ids: with EOS. chunks: of the question, for the policy.
+    """A question of the made-up world in tokens.
 
+    prompt_ids: the question inside its template.
+    answer_ids: the answer with EOS.
+    chunks: the bare question, for the policy.
     evidence_chunks: numbers of the context's chunks that an answer needs; none where it has no answer.
     """
 
@@ -44,21 +49,21 @@ class TokenisedQuestion:
     answer: str
     prompt_ids: list[int]
     answer_ids: list[int]
-    chunks: list[Chunk]
+    chunks: PackedChunks
     evidence_chunks: list[int]
 
 
 @dataclass(frozen=True)
 class TokenisedContext:
-    """passages: as a request would carry them, earlier turns of a dialogue behind the retrieved ones."""
+    """A context with the questions asked over it; earlier turns of a dialogue stand behind the retrieved passages."""
 
     passages: list[str]
-    chunks: list[Chunk]
+    chunks: PackedChunks
     questions: list[TokenisedQuestion]
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(chunk) for chunk in self.chunks)
+        return self.chunks.num_tokens
 
 
 class ContextMaker:
@@ -83,7 +88,7 @@ class ContextMaker:
         strength: Strength = "strong",
         is_honest: bool = False,
     ) -> TokenisedContext:
-        """One question of the task over passages retrieved for it; what an answer needs may not be among them.
+        """Ask one question of the task over passages retrieved for it; what an answer needs may not be among them.
 
         Then the answer is "unknown" if `is_honest`, else the true one, which a better retrieval would have allowed.
         """
@@ -94,7 +99,7 @@ class ContextMaker:
     def ask_many(
         self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = TASKS
     ) -> TokenisedContext:
-        """A question over passages retrieved for it, then further ones over the same passages, all of these tasks.
+        """Ask a question over passages retrieved for it, then further ones over the same passages, all of these tasks.
 
         Fewer than `num_questions` where the passages have too little matter for the tasks.
         """
@@ -122,7 +127,7 @@ class ContextMaker:
     def ask_among_rivals(
         self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = SINGLE_TASKS
     ) -> TokenisedContext:
-        """Single facts over passages about entities of one kind, of attributes that several of the passages tell.
+        """Ask single facts over passages about entities of one kind, of attributes that several of the passages tell.
 
         So nothing but the entity's name leads to the answer, as it must among passages that a good retriever finds.
         """
@@ -142,11 +147,8 @@ class ContextMaker:
     ) -> TokenisedContext:
         """Cut these passages, and behind them the turns of `history`, into chunks, and tokenise the questions."""
         texts = [*(self.world.passages[number] for number in passages), *history]
-        chunks: list[Chunk] = []
-        first_chunks: list[int] = []
-        for place, text in enumerate(texts):
-            first_chunks.append(len(chunks))
-            chunks += cut_into_chunks(self._encode(text)[0], self.chunker.config.chunk_size, place)
+        chunks = PackedChunks.cut([self._encode(text)[0] for text in texts], self.chunker.config.chunk_size)
+        first_chunks = np.searchsorted(chunks.passages, np.arange(len(texts))).tolist()
         places = {number: place for place, number in enumerate(passages)}
         tokenised = []
         for question in questions:
@@ -162,7 +164,7 @@ class ContextMaker:
     def _retrieve_for(
         self, rng: random.Random, task: Task, num_passages: int, strength: Strength
     ) -> tuple[list[int], Question]:
-        """Passages in random order, so that no place among them gives the answer away, and the question."""
+        """Return passages in random order, so that no place among them gives the answer away, and the question."""
         if task == "summary":
             document = rng.sample(self.everything, max(2, min(num_passages, 6)))
             return document, self._ask(rng, "summary", document)
@@ -178,7 +180,7 @@ class ContextMaker:
         return question
 
     def _covered_chunks(self, text: str, span: Span) -> set[int]:
-        """Numbers, within its passage, of the chunks that share a character with the span."""
+        """Return the numbers, within its passage, of the chunks that share a character with the span."""
         shift = len(self.chunker.config.template.passage_prefix)
         start, stop = span.start + shift, span.stop + shift
         _, offsets = self._encode(text)
@@ -186,7 +188,7 @@ class ContextMaker:
         return {place // self.chunker.config.chunk_size for place in covered}
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The passage in its template as token ids, as Chunker.passage_ids has them, with their characters."""
+        """Return the passage in its template as token ids, as Chunker.passage_ids has them, with their characters."""
         if text not in self._encoded:
             template = self.chunker.config.template
             encoded = self.chunker.decoder_tokenizer(
@@ -213,7 +215,7 @@ class ContextMaker:
 
 
 def answerable(question: Question, passages: Sequence[int]) -> Question:
-    """The question as it is, or with "unknown" for its answer where not all of its evidence is in the context."""
+    """Return the question, with "unknown" for its answer where not all of its evidence is in the context."""
     present = set(passages)
     if all(span.in_history or span.passage in present for span in question.evidence):
         return question

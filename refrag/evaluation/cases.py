@@ -65,7 +65,7 @@ class Case:
         return PreparedContext(
             chunks=self.chunks(chunk_size),
             question_ids=self.prompt_ids,
-            question_chunks=list(PackedChunks.cut([self.question_ids], chunk_size)),
+            question_chunks=PackedChunks.cut([self.question_ids], chunk_size),
             new_tokens={},
         )
 

@@ -189,8 +189,8 @@ def collate_contexts(chunker: Chunker, contexts: list[TokenisedContext], seed: i
     questions = [question for context in contexts for question in context.questions]
     return ContextBatch(
         contexts=contexts,
-        chunks=encoder_batch(chunker, [chunk for context in contexts for chunk in context.chunks]),
-        questions=encoder_batch(chunker, [chunk for question in questions for chunk in question.chunks]),
+        chunks=encoder_batch(chunker, PackedChunks.of(*(context.chunks for context in contexts))),
+        questions=encoder_batch(chunker, PackedChunks.of(*(question.chunks for question in questions))),
         policy=_collate_policy(contexts),
         seed=seed,
     )
@@ -242,7 +242,7 @@ def _collate_policy(contexts: Sequence[TokenisedContext]) -> PolicyBatch:
     for row, (context, question, first, first_question) in enumerate(pairs):
         count, question_count = len(context.chunks), len(question.chunks)
         batch.chunk_rows[row, :count] = torch.arange(first, first + count)
-        batch.passages[row, :count] = torch.tensor([chunk.passage for chunk in context.chunks], dtype=torch.long)
+        batch.passages[row, :count] = torch.from_numpy(context.chunks.passages)
         batch.question_rows[row, :question_count] = torch.arange(first_question, first_question + question_count)
         batch.question_mask[row, :question_count] = True
         batch.evidence[row, question.evidence_chunks] = 1.0

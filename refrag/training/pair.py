@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from refrag.config import RefragConfig
-from refrag.context.chunking import Chunk, cut_into_chunks
+from refrag.context.chunking import PackedChunks
 from refrag.data.tokenizer import train_tokenizer
 from refrag.data.world.world import make_document, make_world
 from refrag.errors import TrainingError
@@ -137,11 +137,11 @@ def match_projector(checkpoint: Checkpoint, seed: int = 0) -> None:
     checkpoint.projector.match_scale(vectors, checkpoint.decoder.token_embeddings(token_ids))
 
 
-def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> list[Chunk]:
+def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> PackedChunks:
     """Return the chunks of one made-up document, cut to `chunk_size` tokens."""
     rng = random.Random(seed)
     document = make_document(rng, make_world(rng, NUM_ENTITIES, "train"))
-    return cut_into_chunks(checkpoint.chunker.passage_ids(document), chunk_size)
+    return PackedChunks.cut([checkpoint.chunker.passage_ids(document)], chunk_size)
 
 
 def without_pooler(model: Any) -> Any:

@@ -20,7 +20,7 @@ def draw_in_chunks(checkpoint, chunk_size, seed, num_passages):
 def test_a_case_cut_to_any_size_is_the_context_drawn_with_that_size(cases, models, chunk_size):
     contexts = draw_in_chunks(models.checkpoint, chunk_size, seed=1, num_passages=4)
     for case, context in zip(cases.cases, contexts, strict=True):
-        assert list(case.chunks(chunk_size)) == context.chunks
+        assert list(case.chunks(chunk_size)) == list(context.chunks)
         assert case.evidence_chunks(chunk_size) == context.questions[0].evidence_chunks
         assert case.num_chunks(chunk_size) == len(context.chunks)
         assert case.target_ids == context.questions[0].answer_ids

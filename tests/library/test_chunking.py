@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from refrag.context.chunking import Chunker, PackedChunks, cut_into_chunks
+from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.data.tokenizer import train_tokenizer
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
@@ -15,13 +15,13 @@ TOKENS = st.lists(st.integers(0, 2000), max_size=100)
 
 @given(TOKENS, st.integers(1, 20))
 def test_chunks_joined_are_the_tokens(tokens, chunk_size):
-    chunks = cut_into_chunks(tokens, chunk_size)
+    chunks = PackedChunks.cut([tokens], chunk_size)
     assert [token for chunk in chunks for token in chunk.token_ids] == tokens
 
 
 @given(TOKENS, st.integers(1, 20))
 def test_only_the_last_chunk_may_be_short_and_none_is_empty(tokens, chunk_size):
-    lengths = [len(chunk) for chunk in cut_into_chunks(tokens, chunk_size)]
+    lengths = [len(chunk) for chunk in PackedChunks.cut([tokens], chunk_size)]
     assert all(length == chunk_size for length in lengths[:-1])
     assert all(1 <= length <= chunk_size for length in lengths)
 
@@ -89,7 +89,7 @@ def test_an_empty_passage_has_no_chunk(tiny_checkpoint):
 
 
 def test_encoder_inputs_are_padded_and_masked(tiny_checkpoint):
-    ids, mask = tiny_checkpoint.chunker.encoder_inputs(cut_into_chunks(list(range(5, 25)), 16))
+    ids, mask = tiny_checkpoint.chunker.encoder_inputs(PackedChunks.cut([range(5, 25)], 16))
     assert ids.shape == mask.shape == (2, 16)
     assert mask.sum(1).tolist() == [16, 4]
     assert ids[1, :4].tolist() == [21, 22, 23, 24]
@@ -103,10 +103,16 @@ def test_an_encoder_with_its_own_tokenizer_gets_the_text_of_the_chunk(tiny_check
     assert own.decode(ids[0, : mask[0].sum()]) == " a cat\n"
 
 
+def cut_one_by_one(token_ids, chunk_size, passage=0):
+    """The slow, obvious way."""
+    starts = range(0, len(token_ids), chunk_size)
+    return [Chunk(tuple(token_ids[start : start + chunk_size]), passage) for start in starts]
+
+
 @given(st.lists(TOKENS, max_size=5), st.integers(1, 20))
 def test_passages_cut_together_have_the_chunks_of_each_alone(passages, chunk_size):
     packed = PackedChunks.cut(passages, chunk_size)
-    alone = [chunk for number, tokens in enumerate(passages) for chunk in cut_into_chunks(tokens, chunk_size, number)]
+    alone = [chunk for number, tokens in enumerate(passages) for chunk in cut_one_by_one(tokens, chunk_size, number)]
     assert list(packed) == [packed[number] for number in range(len(packed))] == alone
     assert packed.token_ids.shape == (len(alone), chunk_size)
     assert packed.lengths.tolist() == [len(chunk) for chunk in alone]
@@ -115,7 +121,7 @@ def test_passages_cut_together_have_the_chunks_of_each_alone(passages, chunk_siz
 
 @given(st.lists(st.tuples(TOKENS.filter(len), st.integers(0, 9)), max_size=5), st.slices(20))
 def test_packed_chunks_are_the_same_chunks(runs, some):
-    chunks = [chunk for tokens, passage in runs for chunk in cut_into_chunks(tokens, 16, passage)]
+    chunks = [chunk for tokens, passage in runs for chunk in cut_one_by_one(tokens, 16, passage)]
     assert list(PackedChunks.of(chunks)) == chunks
     assert list(PackedChunks.of(chunks)[some]) == chunks[some]
     assert list(PackedChunks.of(chunks)[list(range(len(chunks)))]) == chunks
@@ -124,5 +130,9 @@ def test_packed_chunks_are_the_same_chunks(runs, some):
 @given(st.lists(st.lists(TOKENS, max_size=3), min_size=1, max_size=4), st.integers(1, 20))
 def test_packed_chunks_and_others_go_one_after_another(contexts, chunk_size):
     packed = [PackedChunks.cut(passages, chunk_size) for passages in contexts]
-    others = cut_into_chunks([7] * 5, 3)
+    others = cut_one_by_one([7] * 5, 3)
     assert list(PackedChunks.of(*packed, others)) == [*(chunk for run in packed for chunk in run), *others]
+
+
+def test_no_runs_are_no_chunks():
+    assert list(PackedChunks.of()) == list(PackedChunks.of([])) == []

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag.context.chunking import Chunk, PackedChunks, cut_into_chunks
+from refrag.context.chunking import Chunk, PackedChunks
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.store.keys import DIGEST_BYTES, digest_chunks
 
@@ -64,7 +64,7 @@ def test_the_hash_tells_contents_apart_and_forgets_the_place():
 
 
 def test_a_hash_is_never_that_of_text():
-    chunks = PackedChunks.of(cut_into_chunks([5, 6], 1))
+    chunks = PackedChunks.cut([[5, 6]], 1)
     digests = np.zeros((2, DIGEST_BYTES), np.uint8)
     prompt = lay_out_prompt(chunks, set(), [], VOCAB, None)
     assert table_extra_ids(prompt, VOCAB, digests).tolist() == [1, 1]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refrag.context.chunking import Chunk, Chunker, cut_into_chunks
+from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.data.contexts import ContextMaker
 from refrag.teacher_forcing.batches import (
     MixedExample,
@@ -161,10 +161,10 @@ def test_a_policy_row_points_at_the_chunks_of_its_context_and_of_its_question(co
     assert len(policy.chunk_rows) == len(pairs)
     for row, (context, question) in enumerate(pairs):
         present = policy.passages[row] >= 0
-        assert [chunks[number] for number in policy.chunk_rows[row][present]] == context.chunks
+        assert [chunks[number] for number in policy.chunk_rows[row][present]] == list(context.chunks)
         assert policy.passages[row][present].tolist() == [chunk.passage for chunk in context.chunks]
         asked = policy.question_mask[row]
-        assert [question_chunks[number] for number in policy.question_rows[row][asked]] == question.chunks
+        assert [question_chunks[number] for number in policy.question_rows[row][asked]] == list(question.chunks)
 
 
 def test_evidence_is_marked_chunk_by_chunk(contexts, batch):
@@ -182,7 +182,7 @@ def test_first_rows_stand_one_behind_another():
 def test_the_encoder_reads_what_the_chunker_says_and_no_padding_beyond_the_longest(tiny_checkpoint, tokenizer):
     own = tiny_checkpoint.decoder_tokenizer if tokenizer == "its own" else None
     chunker = Chunker(tiny_checkpoint.config, tiny_checkpoint.decoder_tokenizer, own)
-    chunks = cut_into_chunks(chunker.passage_ids("Mara Tolen lives in Ostmark."), 5)
+    chunks = PackedChunks.cut([chunker.passage_ids("Mara Tolen lives in Ostmark.")], 5)
     batch = encoder_batch(chunker, chunks)
     ids, mask = map(torch.from_numpy, chunker.encoder_inputs(chunks))
     width = int(mask.sum(1).max())

@@ -180,7 +180,7 @@ def test_only_a_pick_that_has_not_yet_gone_its_way_far_enough_has_a_gradient(rat
 @torch.no_grad()
 def reward_alone(checkpoint, context, picks):
     """Minus the mean loss of the answer, from one prompt laid out and read by itself."""
-    decoder, (question,), chunks = checkpoint.decoder, context.questions, PackedChunks.of(context.chunks)
+    decoder, (question,), chunks = checkpoint.decoder, context.questions, context.chunks
     prompt = lay_out_prompt(
         chunks, picks, question.prompt_ids, decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id
     )
@@ -295,8 +295,8 @@ class TwoArmedSource:
         return collate_contexts(self.chunker, [self.context(rng) for _ in range(8)], seed=rng.getrandbits(32))
 
     def context(self, rng):
-        question = TokenisedQuestion("fact", "", "", [5], [6], [Chunk((5, 6), 0)], [])
-        chunks = [Chunk(ids, 0) for ids in rng.sample([GOOD, BAD], 2)]
+        question = TokenisedQuestion("fact", "", "", [5], [6], PackedChunks.cut([[5, 6]], 2), [])
+        chunks = PackedChunks.of(Chunk(ids, 0) for ids in rng.sample([GOOD, BAD], 2))
         return TokenisedContext([""], chunks, [question])
 
     def state(self):

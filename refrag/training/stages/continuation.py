@@ -9,7 +9,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from refrag.context.chunking import cut_into_chunks
+from refrag.context.chunking import PackedChunks
 from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.policies.budget import expansion_budget
@@ -79,11 +79,11 @@ def continuation_batch(
     """
     runs, examples = [], []
     for row, (window, numbers) in enumerate(zip(windows, expanded, strict=True)):
-        run = cut_into_chunks(window[: num_chunks * chunk_size], chunk_size)
+        run = PackedChunks.cut([window[: num_chunks * chunk_size]], chunk_size)
         runs.append(run)
         rest = Segment(window[num_chunks * chunk_size :], 1.0)
         examples.append(MixedExample(run, numbers, [rest], first_row=row * num_chunks))
     batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id)
     if all(len(numbers) == num_chunks for numbers in expanded):
         return batch
-    return replace(batch, chunks=encoder_batch(checkpoint.chunker, [chunk for run in runs for chunk in run]))
+    return replace(batch, chunks=encoder_batch(checkpoint.chunker, PackedChunks.of(*runs)))

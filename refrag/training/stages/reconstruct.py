@@ -9,7 +9,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from refrag.context.chunking import cut_into_chunks
+from refrag.context.chunking import PackedChunks
 from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
@@ -66,10 +66,10 @@ def num_windows(settings: Reconstruct, chunk_size: int, num_chunks: int) -> int:
 
 def reconstruction_batch(checkpoint: Checkpoint, windows: list[list[int]], chunk_size: int) -> MixedBatch:
     """Lay out each window as its chunk embeddings, then as the tokens to give back."""
-    runs = [cut_into_chunks(window, chunk_size) for window in windows]
+    runs = [PackedChunks.cut([window], chunk_size) for window in windows]
     first_row, examples = 0, []
     for run, window in zip(runs, windows, strict=True):
         examples.append(MixedExample(run, [], [Segment(window, 1.0)], first_row))
         first_row += len(run)
     batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id)
-    return replace(batch, chunks=encoder_batch(checkpoint.chunker, [chunk for run in runs for chunk in run]))
+    return replace(batch, chunks=encoder_batch(checkpoint.chunker, PackedChunks.of(*runs)))
