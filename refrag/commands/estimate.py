@@ -18,7 +18,7 @@ HARDWARE_HELP = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from refrag.training.estimation.estimate import Hardware
+    from refrag.training.estimate import Hardware
 
     add_preset(parser)
     for field in fields(Hardware):
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from refrag.training.estimation.estimate import Hardware, estimate, report
+    from refrag.training.estimate import Hardware, estimate, report
     from refrag.training.settings import load_preset
 
     hardware = Hardware(**{field.name: getattr(arguments, field.name) for field in fields(Hardware)})

@@ -40,20 +40,35 @@ def make_pair(pair: Pair) -> Checkpoint:
     The projector starts at the scale of the decoder's token embeddings. Raise TrainingError if the parts do not fit.
     """
     torch.manual_seed(pair.seed)
-    decoder_tokenizer = _decoder_tokenizer(pair)
+    tokenizer = _decoder_tokenizer(pair)
     encoder_tokenizer = _load_tokenizer(pair.encoder.pretrained) if pair.encoder.pretrained else None
-    num_special_tokens = encoder_tokenizer.num_special_tokens_to_add() if encoder_tokenizer else None
+    decoder = make_decoder(pair.decoder, tokenizer, pair.max_prompt_slots)
+    checkpoint = join_parts(pair, decoder, make_encoder(pair.encoder, tokenizer), tokenizer, encoder_tokenizer)
+    for module in checkpoint.modules.values():
+        module.eval()
+    refuse_misfits(checkpoint, sample_chunks(checkpoint, max(pair.trained_chunk_sizes), pair.seed))
+    match_projector(checkpoint, pair.seed)
+    return checkpoint
+
+
+def join_parts(
+    pair: Pair,
+    decoder_backbone: Any,
+    encoder_backbone: Any,
+    decoder_tokenizer: PreTrainedTokenizerFast,
+    encoder_tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Checkpoint:
+    """Both backbones with an untrained projector and policy between them."""
     config = RefragConfig(
         chunk_size=pair.chunk_size,
         trained_chunk_sizes=pair.trained_chunk_sizes,
         max_prompt_slots=pair.max_prompt_slots,
-        encoder_length=pair.encoder_length or default_encoder_length(pair, num_special_tokens),
+        encoder_length=pair.encoder_length or _default_encoder_length(pair, encoder_tokenizer),
         pooling=pair.pooling,
         policy_num_heads=pair.policy_num_heads,
     )
-    decoder = Decoder(make_decoder(pair.decoder, decoder_tokenizer, pair.max_prompt_slots))
-    encoder = ChunkEncoder(make_encoder(pair.encoder, decoder_tokenizer), pair.pooling)
-    checkpoint = Checkpoint(
+    decoder, encoder = Decoder(decoder_backbone), ChunkEncoder(encoder_backbone, pair.pooling)
+    return Checkpoint(
         config=config,
         encoder=encoder,
         projector=Projector(encoder.width, decoder.width),
@@ -62,17 +77,6 @@ def make_pair(pair: Pair) -> Checkpoint:
         decoder_tokenizer=decoder_tokenizer,
         encoder_tokenizer=encoder_tokenizer,
     )
-    for module in checkpoint.modules.values():
-        module.eval()
-    refuse_misfits(checkpoint, sample_chunks(checkpoint, max(pair.trained_chunk_sizes), pair.seed))
-    match_projector(checkpoint, pair.seed)
-    return checkpoint
-
-
-def default_encoder_length(pair: Pair, num_special_tokens: int | None) -> int:
-    """Tokens that the longest chunk may have for an encoder with its own tokenizer, or (None) with the decoder's."""
-    longest = max(*pair.trained_chunk_sizes, pair.chunk_size)
-    return longest if num_special_tokens is None else ENCODER_LENGTH_MARGIN * longest + num_special_tokens
 
 
 def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_prompt_slots: int) -> Any:
@@ -162,6 +166,14 @@ def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=settings.bos_token_id, eos_token_id=eos_ids, pad_token_id=settings.pad_token_id
     )
+
+
+def _default_encoder_length(pair: Pair, encoder_tokenizer: PreTrainedTokenizerFast | None) -> int:
+    """Tokens that the longest chunk may have for an encoder with its own tokenizer, or (None) with the decoder's."""
+    longest = max(*pair.trained_chunk_sizes, pair.chunk_size)
+    if encoder_tokenizer is None:
+        return longest
+    return ENCODER_LENGTH_MARGIN * longest + encoder_tokenizer.num_special_tokens_to_add()
 
 
 def _decoder_tokenizer(pair: Pair) -> PreTrainedTokenizerFast:

@@ -29,15 +29,22 @@ def draw_contexts(
 
     rival_share: share of the contexts that ask for single facts among rivals, where `tasks` has a task for these.
     """
-    each = num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
-    count = max(2, num_tokens // each)
     single_tasks = [task for task in tasks if task in SINGLE_TASKS]
     return [
         maker.ask_among_rivals(rng, num_passages, QUESTIONS_PER_CONTEXT, single_tasks)
         if single_tasks and rng.random() < rival_share
         else maker.ask_many(rng, num_passages, QUESTIONS_PER_CONTEXT, tasks)
-        for _ in range(count)
+        for _ in range(num_contexts(num_passages, num_tokens))
     ]
+
+
+def num_contexts(num_passages: int, num_tokens: int) -> int:
+    return max(2, num_tokens // plain_tokens(num_passages))
+
+
+def plain_tokens(num_passages: int) -> int:
+    """Tokens of a context and its questions, about."""
+    return num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
 
 
 def plain_example(

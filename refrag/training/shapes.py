@@ -1,0 +1,134 @@
+"""The shapes of the batches that a run draws, from its settings alone: its memory and its time follow from them.
+
+Stages of text are exact. Stages of questions draw passages of all lengths and more of them later; here each number of
+passages is as likely, and of the usual length, which `stages/questions.py` names.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from refrag.policies.budget import expansion_budget
+from refrag.training.curriculum import batch_shares
+from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct
+from refrag.training.stages import continuation, reconstruct
+from refrag.training.stages.finetune import DENSE_SHARE, continuation_settings
+from refrag.training.stages.questions import (
+    QUESTIONS_PER_CONTEXT,
+    TOKENS_PER_PASSAGE,
+    TOKENS_PER_QUESTION,
+    num_contexts,
+    plain_tokens,
+)
+
+# The begin-of-sequence token, which not every decoder has.
+BOS_SLOTS = 1
+# An encoder with its own tokenizer puts a token before and one behind each chunk.
+SPECIAL_TOKENS = 2
+QUESTIONS_TOKENS = QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """One kind of batch on one process, and its share of the run's batches.
+
+    num_predicted: slots with something to predict. num_chunks, chunk_tokens: what the encoder reads, questions as well.
+    """
+
+    share: float
+    rows: int
+    slots: int
+    num_predicted: int
+    num_chunks: int = 0
+    chunk_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Slots of the decoder and tokens of the encoder together."""
+        return self.rows * self.slots + self.num_chunks * self.chunk_tokens
+
+
+def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
+    """Every kind of batch that the run draws; their shares add up to one."""
+    if isinstance(run, Reconstruct | Continue):
+        return list(_text_shapes(pair, run))
+    if isinstance(run, Pretrain):
+        return list(_pretraining_shapes(run))
+    return list(_finetuning_shapes(pair, run) if isinstance(run, Finetune) else _policy_shapes(pair, run))
+
+
+def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
+    """Every kind of batch that goes with some of those; their shares add up to that of the steps that have one."""
+    if not isinstance(run, Finetune) or run.replay is None:
+        return []
+    batches = batch_shapes(pair, continuation_settings(run, run.replay))
+    return [replace(batch, share=batch.share * run.replay.share) for batch in batches]
+
+
+def _text_shapes(pair: Pair, run: Reconstruct | Continue) -> Iterator[BatchShape]:
+    """Chunks, then as tokens either the same text again or its continuation."""
+    for size in pair.trained_chunk_sizes:
+        num_rows = partial((continuation if isinstance(run, Continue) else reconstruct).num_windows, run, size)
+        shares = batch_shares(run.curriculum, num_rows)
+        for share, num_chunks in zip(shares, run.curriculum.num_chunks, strict=True):
+            length, fractions = num_chunks * size, [0.0]
+            if isinstance(run, Continue):
+                length, fractions = run.continuation_tokens, [1.0] if run.form == "plain" else run.expand_fractions
+            for fraction in fractions:
+                rows, slots = num_rows(num_chunks), _context_slots(num_chunks, fraction, size) + length
+                encoded = 0 if expansion_budget(fraction, num_chunks) == num_chunks else rows * num_chunks
+                one = share / len(pair.trained_chunk_sizes) / len(fractions)
+                yield BatchShape(one, rows, slots, rows * length, encoded, _chunk_tokens(pair, size))
+
+
+def _pretraining_shapes(run: Pretrain) -> Iterator[BatchShape]:
+    """Text, as which the recitals count, and questions."""
+    rows, question_share = (
+        max(1, run.tokens_per_step // run.window_tokens),
+        (1 - run.recital_share) * (1 - run.text_share),
+    )
+    yield BatchShape(1 - question_share, rows, BOS_SLOTS + run.window_tokens, rows * run.window_tokens)
+    for num_passages in range(1, run.max_passages + 1):
+        length, rows = plain_tokens(num_passages), num_contexts(num_passages, run.tokens_per_step)
+        yield BatchShape(question_share / run.max_passages, rows, BOS_SLOTS + length, rows * length)
+
+
+def _finetuning_shapes(pair: Pair, run: Finetune) -> Iterator[BatchShape]:
+    """Plain; dense, with all questions behind one context; and as served, each question a sequence of its own."""
+    plain_share = 1.0 if run.form == "plain" else run.plain_share
+    kinds = [(n, k) for n in range(1, run.max_passages + 1) for k in pair.trained_chunk_sizes]
+    for num_passages, size in kinds:
+        length, rows = plain_tokens(num_passages), num_contexts(num_passages, run.tokens_per_step)
+        num_chunks, predicted = num_passages * math.ceil(TOKENS_PER_PASSAGE / size), rows * QUESTIONS_TOKENS
+        num_encoded = rows * (num_chunks + QUESTIONS_PER_CONTEXT * math.ceil(TOKENS_PER_QUESTION / size))
+        encoded = num_encoded if run.form == "mixed" else 0, _chunk_tokens(pair, size)
+        yield BatchShape(plain_share / len(kinds), rows, BOS_SLOTS + length, predicted, *encoded)
+        for fraction in run.expand_fractions if plain_share < 1 else []:
+            share = (1 - plain_share) / len(kinds) / len(run.expand_fractions)
+            context = _context_slots(num_chunks, fraction, size)
+            yield BatchShape(share * DENSE_SHARE, rows, context + QUESTIONS_TOKENS, predicted, *encoded)
+            served = share * (1 - DENSE_SHARE), rows * QUESTIONS_PER_CONTEXT
+            yield BatchShape(*served, context + TOKENS_PER_QUESTION, predicted, *encoded)
+
+
+def _policy_shapes(pair: Pair, run: Policy) -> Iterator[BatchShape]:
+    passages = range(2, run.max_passages + 1)
+    kinds = [(n, k, f) for n in passages for k in pair.trained_chunk_sizes for f in run.expand_fractions]
+    for num_passages, size, fraction in kinds:
+        num_chunks = num_passages * math.ceil(TOKENS_PER_PASSAGE / size)
+        budget = expansion_budget(max(run.expand_fractions), num_chunks)
+        num_questions = math.ceil(run.tokens_per_step / (run.group_size * (num_chunks + budget * size)))
+        rows, slots = num_questions * run.group_size, _context_slots(num_chunks, fraction, size) + TOKENS_PER_QUESTION
+        num_encoded = num_questions * (num_chunks + math.ceil(TOKENS_PER_QUESTION / size))
+        encoded = num_encoded, _chunk_tokens(pair, size)
+        yield BatchShape(1 / len(kinds), rows, slots, rows * TOKENS_PER_QUESTION, *encoded)
+
+
+def _context_slots(num_chunks: int, expand_fraction: float, chunk_size: int) -> int:
+    return BOS_SLOTS + num_chunks + expansion_budget(expand_fraction, num_chunks) * (chunk_size - 1)
+
+
+def _chunk_tokens(pair: Pair, chunk_size: int) -> int:
+    """An encoder's own tokenizer cuts text into about as many tokens as the decoder's."""
+    return chunk_size if pair.encoder.pretrained is None else chunk_size + SPECIAL_TOKENS
