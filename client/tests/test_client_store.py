@@ -6,7 +6,7 @@ import fake_triton_service as service
 import numpy as np
 import pytest
 
-from refrag_client import InvalidRequest, StoreClient, VectorPage
+from refrag_client import InvalidRequest, StoreClient
 from refrag_client.cli import index
 from refrag_client.cli.main import main
 
@@ -18,7 +18,7 @@ class FakeStore:
 
     def __init__(self):
         self.passages, self.num_calls, self.num_failures, self.fingerprint = [], 0, 0, FINGERPRINT
-        self.written, self.asked = [], []
+        self.asked = []
 
     def __call__(self, operation, inputs):
         self.asked.append((operation, {name: value.tolist() for name, value in inputs.items()}))
@@ -46,14 +46,6 @@ class FakeStore:
         return {"num_checked": 10, "num_deleted": int(is_last)}, {"next_cursor": cursor}
 
     prune = verify
-
-    def read(self, inputs):
-        digests, vectors = np.arange(32, dtype=np.uint8).reshape(2, 16), np.ones((2, 4), np.float16)
-        return {"fingerprint": self.fingerprint, "num_read": 2}, {"read_digests": digests, "read_vectors": vectors}
-
-    def write(self, inputs):
-        self.written.append((inputs["fingerprint"][0].decode(), inputs["digests"], inputs["vectors"]))
-        return {"num_written": len(inputs["digests"])}, {}
 
 
 @pytest.fixture
@@ -164,22 +156,6 @@ def test_stats_are_one_json_object(run):
     assert code == 0 and json.loads(out)["tiers"][0]["num_entries"] == 3
 
 
-def test_an_export_is_imported_as_it_was(run, store, tmp_path):
-    code, out, _ = run("store", "export", tmp_path / "vectors.zip")
-    assert (code, json.loads(out)["num_exported"]) == (0, 2)
-    assert json.loads(run("store", "import", tmp_path / "vectors.zip")[1]) == {"num_imported": 2}
-    [(fingerprint, digests, vectors)] = store.written
-    assert fingerprint == FINGERPRINT
-    assert digests.tolist() == np.arange(32).reshape(2, 16).tolist() and vectors.tolist() == np.ones((2, 4)).tolist()
-
-
-def test_a_file_that_is_no_export_is_named(run, tmp_path):
-    path = tmp_path / "vectors.zip"
-    path.write_text("no archive")
-    code, _, err = run("store", "import", path)
-    assert code == 2 and "is not an export of a store" in err
-
-
 def test_a_tier_that_is_not_there_is_named(run):
     code, _, err = run("store", "verify", "--tier", "shared")
     assert code == 2 and "no tier shared" in err
@@ -187,12 +163,11 @@ def test_a_tier_that_is_not_there_is_named(run):
 
 def test_errors_of_the_store_are_typed(url, fake):
     def refuse(operation, inputs):
-        raise service.StoreError("InvalidRequest", "the vectors are of another encoder")
+        raise service.StoreError("InvalidRequest", "this server has none that lasts")
 
     fake.store = refuse
-    page = VectorPage(FINGERPRINT, np.zeros((1, 16), np.uint8), np.zeros((1, 4), np.float16))
-    with StoreClient(url) as client, pytest.raises(InvalidRequest, match="of another encoder"):
-        client.write(page)
+    with StoreClient(url) as client, pytest.raises(InvalidRequest, match="none that lasts"):
+        client.index(["passage"])
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path, capsys):

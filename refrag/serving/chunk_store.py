@@ -1,11 +1,9 @@
 """Beside the ensemble: the store for operators. Operations on a whole tier go through it in pages, by cursor.
 
-index    passages                      encode what the store lacks, and return when it is committed
-stats                                  what each tier holds
-verify   tier, cursor                  delete damaged values
-prune    tier, cursor, keep            delete vectors of encoders that are in use nowhere
-read     tier, cursor                  vectors of this encoder
-write    fingerprint, digests, vectors
+index    passages              encode what the store lacks, and return when it is committed
+stats                          what each tier holds
+verify   tier, cursor          delete damaged values
+prune    tier, cursor, keep    delete vectors of encoders that are in use nowhere
 """
 
 import json
@@ -23,14 +21,14 @@ from refrag.serving.passages import open_chunker, open_tokens
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, strings, text, texts
 from refrag.serving.triton import infer
-from refrag.store.keys import DIGEST_BYTES, FINGERPRINT_BYTES, load_fingerprint
+from refrag.store.keys import FINGERPRINT_BYTES, load_fingerprint
 from refrag.store.lookup import look_up, storable
 from refrag.store.settings import StoreSettings, open_store
 from refrag.store.store import GuardedTier
 from refrag.store.tiers.tier import TierError
 from refrag.store.values import round_to_stored
 
-# C chunks, M different ones that the store lacks, L encoder tokens per chunk, E encoder width, N vectors of a page
+# C chunks, M different ones that the store lacks, L encoder tokens per chunk, E encoder width
 
 PAGE = 4096
 
@@ -60,8 +58,6 @@ class ChunkStore:
             "stats": self._stats,
             "verify": self._verify,
             "prune": self._prune,
-            "read": self._read,
-            "write": self._write,
         }
 
     def run(self, inputs: Tensors) -> Tensors:
@@ -130,30 +126,6 @@ class ChunkStore:
         num_checked, num_deleted, following = self.store.prune(tier, kept, cursor, PAGE)
         return _answer({"num_checked": num_checked, "num_deleted": num_deleted}, following)
 
-    def _read(self, inputs: Tensors) -> Tensors:
-        tier, cursor = self._place(inputs)
-        vectors, following = self.store.read(tier, cursor, PAGE)
-        digests = np.frombuffer(b"".join(vectors), np.uint8).reshape(-1, DIGEST_BYTES)
-        values = np.frombuffer(b"".join(vectors.values()), np.float16)
-        result = {"fingerprint": self.store.fingerprint.hex(), "num_read": len(vectors)}
-        return _answer(result, following, digests, values.reshape(len(vectors), -1 if vectors else 0))
-
-    def _write(self, inputs: Tensors) -> Tensors:
-        fingerprint = _fingerprint(text(inputs, "fingerprint") or "")
-        if fingerprint != self.store.fingerprint:
-            raise InvalidRequest(
-                f"the vectors are of encoder {fingerprint.hex()}, this server's is {self.store.fingerprint.hex()}; "
-                "import them where that encoder is served, or index the corpus here"
-            )
-        if "digests" not in inputs or "vectors" not in inputs:
-            raise InvalidRequest("digests or vectors are missing; send both, a row for each vector")
-        digests, vectors = inputs["digests"], inputs["vectors"]
-        if len(digests) != len(vectors):
-            raise InvalidRequest(f"{len(digests)} digests for {len(vectors)} vectors; send as many of both")
-        if not self.store.put(storable([row.tobytes() for row in digests], vectors)):
-            raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
-        return _answer({"num_written": len(vectors)})
-
     def _place(self, inputs: Tensors) -> tuple[GuardedTier, bytes]:
         """Return the tier that is asked for, and the cursor to go on with."""
         name, tiers = text(inputs, "tier"), {guarded.tier.name: guarded for guarded in self.store.tiers}
@@ -179,15 +151,5 @@ def _fingerprint(value: str) -> bytes:
     return fingerprint
 
 
-def _answer(
-    result: dict[str, Any],
-    cursor: bytes = b"",
-    digests: np.ndarray | None = None,
-    vectors: np.ndarray | None = None,
-) -> Tensors:
-    return {
-        "result": strings(json.dumps(result)),
-        "next_cursor": np.frombuffer(cursor, np.uint8),
-        "read_digests": np.zeros((0, DIGEST_BYTES), np.uint8) if digests is None else digests,
-        "read_vectors": np.zeros((0, 0), np.float16) if vectors is None else vectors,
-    }
+def _answer(result: dict[str, Any], cursor: bytes = b"") -> Tensors:
+    return {"result": strings(json.dumps(result)), "next_cursor": np.frombuffer(cursor, np.uint8)}

@@ -138,7 +138,7 @@ class Store:
 
         Returns how many were checked, how many deleted, and the next cursor; raises TierError.
         """
-        entries, following = tier.insist(lambda: tier.tier.scan(b"", cursor, count))
+        entries, following = tier.insist(lambda: tier.tier.scan(cursor, count))
         damaged = [key for key, value in entries if open_sealed(key, value) is None]
         tier.insist(lambda: tier.tier.delete(damaged))
         tier.counts.corrupted += len(damaged)
@@ -151,16 +151,10 @@ class Store:
         """
         ours = {self.fingerprint, *(other.fingerprint for other in self.others)}
         owners = {*ours, *kept, *tier.insist(lambda: tier.tier.live(time.time()))}
-        entries, following = tier.insist(lambda: tier.tier.scan(b"", cursor, count))
+        entries, following = tier.insist(lambda: tier.tier.scan(cursor, count))
         orphans = [key for key, _ in entries if owner_of(key) not in owners]
         tier.insist(lambda: tier.tier.delete(orphans))
         return len(entries), len(orphans), following
-
-    def read(self, tier: GuardedTier, cursor: bytes, count: int) -> tuple[dict[bytes, bytes], bytes]:
-        """About `count` intact vectors of this encoder by their digests, and the cursor; TierError."""
-        entries, following = tier.insist(lambda: tier.tier.scan(self.fingerprint, cursor, count))
-        opened = {key[len(self.fingerprint) :]: open_sealed(key, value) for key, value in entries}
-        return {digest: vector for digest, vector in opened.items() if vector is not None}, following
 
     def mark_live(self) -> None:
         """Mark the fingerprints as in use, in every tier, so that no server prunes their values."""

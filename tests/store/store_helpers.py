@@ -44,9 +44,9 @@ class FakeTier:
         for key in keys:
             self.entries.pop(key, None)
 
-    def scan(self, prefix, cursor, count):
+    def scan(self, cursor, count):
         self._call()
-        keys = sorted(key for key in self.entries if key.startswith(prefix) and key > cursor)[:count]
+        keys = sorted(key for key in self.entries if key > cursor)[:count]
         return [(key, self.entries[key]) for key in keys], keys[-1] if len(keys) == count else b""
 
     def mark_live(self, fingerprint, now, seconds):

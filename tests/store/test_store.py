@@ -173,13 +173,6 @@ def test_prune_deletes_what_no_live_encoder_owns(store, tiers):
     assert {key[:16] for key in tiers[0].entries} == {FINGERPRINT, owners["a"], owners["b"]}
 
 
-def test_reading_tells_intact_vectors_of_this_encoder(store, tiers):
-    store.put(vectors(range(3)))
-    tiers[0].entries[FINGERPRINT + digest(1)] = b"damaged"
-    tiers[0].entries[OTHER + digest(5)] = seal(OTHER + digest(5), vector(5))
-    assert store.read(store.tiers[0], b"", 100) == (vectors([0, 2]), b"")
-
-
 def test_a_store_without_tiers_finds_nothing_and_fails_nothing():
     store = Store(FINGERPRINT, None, [])
     assert store.put(vectors([1]))

@@ -17,7 +17,7 @@ from refrag_client.errors import (
 )
 from refrag_client.request import GenerateOptions, GenerateRequest
 from refrag_client.settings import Tls
-from refrag_client.store import Deletions, IndexReport, StoreClient, StoreReport, TierReport, VectorPage
+from refrag_client.store import Deletions, IndexReport, StoreClient, StoreReport, TierReport
 
 __all__ = [
     "Answer",
@@ -42,5 +42,4 @@ __all__ = [
     "Stream",
     "TierReport",
     "Tls",
-    "VectorPage",
 ]

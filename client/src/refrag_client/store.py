@@ -1,4 +1,4 @@
-"""The server's store of chunk vectors: fill it ahead of time, look into it, clear it, copy it."""
+"""The server's store of chunk vectors: fill it ahead of time, look into it, clear it."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +15,6 @@ from refrag_client.tensors import Response, encode_inputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# N vectors, E encoder width
 
 
 @dataclass(frozen=True)
@@ -58,15 +56,6 @@ class Deletions:
     num_deleted: int
 
 
-@dataclass(frozen=True)
-class VectorPage:
-    """digests: UINT8 (N, 16), of the chunks' tokens. vectors: FP16 (N, E)."""
-
-    fingerprint: str
-    digests: np.ndarray
-    vectors: np.ndarray
-
-
 class StoreClient:
     """Asks the model `chunk_store` of one server; safe to share between threads. Methods raise a RefragError."""
 
@@ -96,23 +85,12 @@ class StoreClient:
 
     def verify(self, tier: str) -> Iterator[Deletions]:
         """Check every value of a tier and delete those that are damaged, page by page."""
-        for result, _ in self._pages("verify", tier=_strings([tier])):
-            yield Deletions(**result)
+        yield from self._pages("verify", tier=_strings([tier]))
 
     def prune(self, tier: str, keep: Sequence[str] = ()) -> Iterator[Deletions]:
         """Delete the vectors of encoders that no server has had for a day, but those of the fingerprints in `keep`."""
         kept = {"keep": _strings(keep)} if keep else {}
-        for result, _ in self._pages("prune", tier=_strings([tier]), **kept):
-            yield Deletions(**result)
-
-    def read(self, tier: str) -> Iterator[VectorPage]:
-        """All vectors of the server's encoder that a tier has, page by page."""
-        for result, response in self._pages("read", tier=_strings([tier])):
-            yield VectorPage(result["fingerprint"], response.array("read_digests"), response.array("read_vectors"))
-
-    def write(self, page: VectorPage) -> None:
-        """Store the vectors, which must be of the server's own encoder."""
-        self._ask("write", fingerprint=_strings([page.fingerprint]), digests=page.digests, vectors=page.vectors)
+        yield from self._pages("prune", tier=_strings([tier]), **kept)
 
     def close(self) -> None:
         self._channel.close()
@@ -123,12 +101,12 @@ class StoreClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _pages(self, operation: str, **inputs: np.ndarray) -> Iterator[tuple[dict[str, Any], Response]]:
+    def _pages(self, operation: str, **inputs: np.ndarray) -> Iterator[Deletions]:
         cursor: np.ndarray | None = None
         while cursor is None or cursor.size:
             place = {} if cursor is None else {"cursor": cursor}
             result, response = self._ask(operation, **inputs, **place)
-            yield result, response
+            yield Deletions(**result)
             cursor = response.array("next_cursor")
 
     def _ask(self, operation: str, **inputs: np.ndarray) -> tuple[dict[str, Any], Response]:

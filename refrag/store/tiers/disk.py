@@ -80,16 +80,17 @@ class DiskTier:
                 if place is not None:
                     transaction.delete(place, db=opened.vectors)
 
-    def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    def scan(self, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Return entries as `Tier.scan` does; the cursor is the last key returned."""
         entries: list[tuple[bytes, bytes]] = []
         with self._transaction() as (transaction, opened), transaction.cursor(db=opened.index) as position:
-            is_there = position.set_range(cursor or prefix)
+            is_there = position.set_range(cursor)
             if is_there and cursor and position.key() == cursor:
                 is_there = position.next()
-            while is_there and (key := bytes(position.key())).startswith(prefix):
+            while is_there:
                 if len(entries) == count:
                     return entries, entries[-1][0]
+                key = bytes(position.key())
                 entries.append((key, _find(transaction, opened, key) or b""))
                 is_there = position.next()
         return entries, b""

@@ -48,15 +48,13 @@ class SharedTier:
             for part in _parts([_name(key) for key in keys], MOST_PER_COMMAND):
                 self._redis.unlink(*part)
 
-    def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    def scan(self, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Return entries as `Tier.scan` does; the cursor is Redis's own."""
-        pattern = VALUE + prefix[:FINGERPRINT_BYTES].hex().encode() + b"*"
         with self._errors():
-            following, names = self._redis.scan(int(cursor or b"0"), match=pattern, count=count)
+            following, names = self._redis.scan(int(cursor or b"0"), match=VALUE + b"*", count=count)
             values = self._redis.mget(names) if names else []
         entries = [(_key(name), value) for name, value in zip(names, values, strict=True) if value is not None]
-        told = [(key, value) for key, value in entries if key.startswith(prefix)]
-        return told, b"" if following == 0 else str(following).encode()
+        return entries, b"" if following == 0 else str(following).encode()
 
     def mark_live(self, fingerprint: bytes, now: float, seconds: float) -> None:
         with self._errors():

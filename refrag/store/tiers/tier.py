@@ -35,8 +35,8 @@ class Tier(Protocol):
 
     def delete(self, keys: Sequence[bytes]) -> None: ...
 
-    def scan(self, prefix: bytes, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """Return about `count` entries whose keys begin with `prefix`, and the cursor to go on with.
+    def scan(self, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return about `count` entries, and the cursor to go on with.
 
         An empty cursor begins a scan, and ends it where it is returned. An entry that is there throughout the scan is
         returned at least once.
