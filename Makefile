@@ -76,7 +76,7 @@ perf-full: install ## what the README quotes under Performance, but the engine �
 	$(BIN)/python -m perf.report page $(RESULTS) --output build/perf-full/report.html
 
 bench-engine: install ## the decoder's engine against Hugging Face's ways to generate → perf/results/engine.json
-	$(BIN)/python -m perf.engine $(if $(shell command -v g++),--compile) --output perf/results/engine.json
+	$(BIN)/python -m perf.engine --output perf/results/engine.json
 
 bench-store: install ## the store of chunk vectors: lookups, indexing, time to first token → perf/results/store.json
 	$(BIN)/python -m perf.store --output perf/results/store.json

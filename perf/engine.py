@@ -1,6 +1,6 @@
 """The engine against Hugging Face's `generate`, one by one and padded, and transformers' continuous batching.
 
-    make bench-engine        or: python -m perf.engine --compile --output perf/results/engine.json
+    make bench-engine        or: python -m perf.engine --output perf/results/engine.json
 
 Methods take turns on the same prompts in one run, so that ratios hold on a noisy machine. Measured are
 
@@ -9,9 +9,6 @@ Methods take turns on the same prompts in one run, so that ratios hold on a nois
     overhead             share of the decoding steps' time outside the model's forward pass, which holds the attention
                          over the paged cache
     TTFT                 of a short prompt alone, and of one that arrives when a step of a long prefill has just begun
-    torch.compile        of every layer, but for its attention over the cache and its products with packed weights:
-                         what warming up costs, and a decoding step against one that is not compiled. The engine does
-                         not compile; this says why.
 
 The last line of the output is the report as one JSON object.
 """
@@ -28,13 +25,10 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AttentionInterface
 from transformers.utils import logging as transformers_logging
 
 from perf.decoders import Prompts, Subject, make_subject
-from refrag.engine.attention import PAGED_ATTENTION, paged_attention
 from refrag.engine.engine import Engine, EngineSettings
-from refrag.engine.linear import PackedLinear
 from refrag.machine.environment import describe_environment
 from refrag.model.decoder import Decoder
 
@@ -42,12 +36,8 @@ SHORTEST_PROMPT, LONGEST_PROMPT, LONG_PROMPT = 64, 1024, 8192
 # How much of the long prompt is computed when the short one arrives.
 ARRIVALS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_ALONE = 9
-# Requests that decode together when what torch.compile gives is measured.
-NUM_COMPILED = 8
 
 Report = dict[str, Any]
-
-multiply_packed = PackedLinear.forward
 
 
 def measure(name: str, options: argparse.Namespace) -> Report:
@@ -64,8 +54,6 @@ def measure(name: str, options: argparse.Namespace) -> Report:
         "throughput": throughput,
         "overhead": [measure_overhead(subject, concurrency, options, rng) for concurrency in options.concurrency],
     }
-    if options.compile:
-        report["compile"] = measure_compiled(subject, options, rng)
     if subject.window > LONG_PROMPT:
         report["ttft"] = measure_ttft(subject, rng)
     return report
@@ -152,56 +140,6 @@ def time_decoding(subject: Subject, prompts: Prompts, num_tokens: int) -> tuple[
     return steps, forwards
 
 
-def measure_compiled(subject: Subject, options: argparse.Namespace, rng: random.Random) -> Report:
-    """Steps that are compiled and steps that are not, in turns."""
-    prompts = draw_prompts(subject, NUM_COMPILED, rng)
-    steps: dict[bool, list[float]] = {False: [], True: []}
-    with CompiledLayers(subject.decoder) as compiled:
-        start = time.perf_counter()
-        subject.run_engine(prompts, 4)
-        warm_up = time.perf_counter() - start
-        for _ in range(options.rounds):
-            for is_compiled in steps:
-                compiled.switch(is_compiled)
-                steps[is_compiled] += time_decoding(subject, prompts, options.num_tokens)[0]
-    eager, fast = statistics.median(steps[False]), statistics.median(steps[True])
-    return {
-        "concurrency": NUM_COMPILED,
-        "warm_up_s": round(warm_up, 1),
-        "step_ms": round(1e3 * eager, 2),
-        "compiled_step_ms": round(1e3 * fast, 2),
-        "compiled_against": round(fast / eager, 3),
-    }
-
-
-class CompiledLayers:
-    """A decoder's layers, compiled until the end of the block, and switched between that and what they were."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        model: Any = decoder.backbone.base_model
-        self.layers = list(model.layers)
-        self.compiled = [torch.compile(layer.forward, dynamic=True) for layer in self.layers]
-
-    def __enter__(self) -> "CompiledLayers":
-        # It reads Python lists that differ from step to step, each of which would be compiled anew.
-        AttentionInterface.register(PAGED_ATTENTION, torch.compiler.disable(paged_attention))
-        # The compiler does not know tensors in oneDNN's own order.
-        PackedLinear.forward = torch.compiler.disable(multiply_packed)  # type: ignore[method-assign]
-        self.switch(True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.switch(False)
-        AttentionInterface.register(PAGED_ATTENTION, paged_attention)
-        PackedLinear.forward = multiply_packed  # type: ignore[method-assign]
-
-    def switch(self, is_compiled: bool) -> None:
-        for layer, forward in zip(self.layers, self.compiled, strict=True):
-            layer.__dict__.pop("forward", None)
-            if is_compiled:
-                layer.forward = forward
-
-
 def measure_ttft(subject: Subject, rng: random.Random) -> Report:
     """Alone, and beside a long prefill at several points of it, always when a step has just begun."""
     alone = statistics.median(time_to_first_token(subject, rng) for _ in range(NUM_ALONE))
@@ -251,11 +189,7 @@ def render(report: Report) -> str:
     sections = []
     for name, one in report["decoders"].items():
         about = f"{name}, {one['num_parameters'] / 1e6:.1f}M parameters, {report['num_tokens']} tokens an answer"
-        details = [
-            *map(_overhead_line, one["overhead"]),
-            *_compiled_lines(one.get("compile")),
-            *_ttft_lines(one.get("ttft")),
-        ]
+        details = [*map(_overhead_line, one["overhead"]), *_ttft_lines(one.get("ttft"))]
         sections.append("\n".join([about, "", markdown_table(report, name), "", *details, ""]))
     return "\n".join(sections)
 
@@ -279,16 +213,6 @@ def _overhead_line(row: Report) -> str:
     return f"{row['concurrency']} decoding: {row['step_ms']:.1f} ms a step, {share}"
 
 
-def _compiled_lines(row: Report | None) -> list[str]:
-    if row is None:
-        return []
-    return [
-        f"{row['concurrency']} decoding, layers compiled: {row['compiled_step_ms']:.1f} ms a step, "
-        f"{row['compiled_against']:.2f} times the {row['step_ms']:.1f} ms of others, after a first use of "
-        f"{row['warm_up_s']:.0f} s"
-    ]
-
-
 def _ttft_lines(ttft: Report | None) -> list[str]:
     if ttft is None:
         return []
@@ -308,7 +232,6 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=int, default=128, help="tokens of every answer")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--kv-cache-mib", type=int, default=EngineSettings.kv_cache_mib)
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()

@@ -1,13 +1,9 @@
 """The benchmark runs every method and tells what it measured; how fast is for `make bench-engine` to say."""
 
-import argparse
 import json
-import random
-import shutil
 import sys
 
 import pytest
-import torch
 
 from perf import decoders
 from perf import engine as benchmark
@@ -59,20 +55,6 @@ def test_a_short_prompt_arrives_at_every_point_of_the_long_one(printed_and_writt
     arrivals = report["decoders"]["tiny"]["ttft"]["beside_long_prefill"]
     assert [row["computed_share"] for row in arrivals] == list(benchmark.ARRIVALS)
     assert all(row["ttft_ms"] >= row["begun_step_ms"] for row in arrivals)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
-def test_compiled_layers_are_measured_and_put_back(tmp_path, monkeypatch):
-    monkeypatch.setitem(decoders.SHAPES, "tiny", TINY)
-    subject = decoders.make_subject("tiny", kv_cache_mib=4)
-    before = subject.decoder.read(torch.ones(1, 3, 32))
-    options = argparse.Namespace(rounds=1, num_tokens=4)
-    row = benchmark.measure_compiled(subject, options, random.Random(0))
-    assert row["compiled_against"] == pytest.approx(row["compiled_step_ms"] / row["step_ms"], rel=0.1)
-    assert not any("forward" in layer.__dict__ for layer in subject.decoder.backbone.base_model.layers)
-    assert torch.equal(subject.decoder.read(torch.ones(1, 3, 32)), before)
 
 
 def test_the_last_line_is_the_report(printed_and_written):
