@@ -19,7 +19,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store readme test test-fast check format evaluate evaluate-int8 train-demo train-tiny clean
+.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-int8 train-demo train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -81,8 +81,8 @@ bench-engine: install ## the decoder's engine against Hugging Face's ways to gen
 bench-store: install ## the store of chunk vectors: lookups, indexing, time to first token → perf/results/store.json
 	$(BIN)/python -m perf.store --output perf/results/store.json
 
-readme: install ## bring the README's figures up to date with the result files
-	$(BIN)/python -m perf.readme
+docs: install ## bring the figures, lists and drawings in README.md and docs/ up to date
+	$(BIN)/python -m perf.docs
 
 test: install ## all tests, with a real tritonserver
 	$(BIN)/python -m pytest tests client/tests
@@ -90,11 +90,12 @@ test: install ## all tests, with a real tritonserver
 test-fast: install ## the tests that need no server
 	$(BIN)/python -m pytest tests client/tests -m 'not server and not slow'
 
-check: install ## formatting, lint, types and who imports whom
+check: install ## formatting, lint, types, who imports whom, and the generated documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m perf.docs --check
 
 format: install ## format the code
 	$(BIN)/ruff format .

@@ -18,7 +18,7 @@ from typing import Any
 
 import markdown as markdown_library
 
-from perf import engine, load, peers, plots, prefill, scale, store, ttft
+from perf import engine, load, peers, plots, prefill, scale, sizing, store, ttft
 from perf.results import Report, table
 
 # What tells the entries of a list apart.
@@ -66,6 +66,7 @@ SECTIONS = (
     Section("prefill", "The decoder in process", prefill.markdown, (plots.prefill,)),
     Section("engine", "The engine against other ways to run the decoder", engine.render, (plots.engine,)),
     Section("store", "The store of chunk vectors", store.markdown),
+    Section("sizing", "How large a store is", sizing.markdown),
 )
 
 

@@ -1,19 +1,21 @@
 """How large a store of chunk vectors is, against a store of KV caches: measured entries, and arithmetic on them.
 
-    python -m perf.sizing > refrag/store/SIZING.md
+    python -m perf.sizing --output perf/results/sizing.json
 
 Bytes of an entry are those that the disk tier takes for it, keys, checksums and the pages' empty ends included, found
-by storing vectors of that width. All else follows from the geometry.
+by storing vectors of that width. All else follows from the geometry. The last line of the output is the report as one
+JSON object.
 """
 
+import argparse
 import hashlib
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from perf.results import Report, describe_run, emit, table
 from refrag.store.tiers.disk import DiskTier
 from refrag.store.values import seal
 
@@ -24,18 +26,6 @@ MILLION, PASSAGE_TOKENS = 1_000_000, 128
 # The paper retrieves from 400 million passages.
 PAPER_PASSAGES = 400 * MILLION
 FP16_BYTES = 2
-
-HEAD = f"""# How large is a store?
-
-Chunks of k = {CHUNK_SIZE} tokens, passages of {PASSAGE_TOKENS}, vectors and KV caches in FP16. An entry is what the
-disk tier takes for a vector, measured over {NUM_MEASURED:,} of them, keys, checksums and the empty ends of pages
-included; the rest is arithmetic. `python -m perf.sizing` writes this page."""
-FOOT = f"""LMDB keeps a value of more than about 2 kB on pages of its own, of 4,096 bytes each: vectors of 1,024 numbers
-take twice their size on disk. Chunks of another size cost in proportion: k = 8 doubles the vectors, k = 32 halves them.
-
-At {PASSAGE_TOKENS} tokens a passage, the vectors of what the paper retrieves from, 400 million passages, fit on a few
-machines' disks; their KV caches are no store that anyone would run. Nor need a corpus be stored whole: what is asked
-for is stored as it is asked for, and the oldest goes when the limit is reached."""
 
 
 @dataclass(frozen=True)
@@ -76,45 +66,69 @@ def measure_entry_bytes(value_bytes: int) -> float:
     return num_bytes / NUM_MEASURED
 
 
-def render() -> str:
-    entries = {geometry: measure_entry_bytes(geometry.vector_bytes) for geometry in GEOMETRIES}
-    return "\n\n".join([HEAD, _per_token(entries), _per_corpus(entries), _tokens(), FOOT])
-
-
-def _per_token(entries: Mapping[Geometry, float]) -> str:
-    lines = [
-        "| encoder, decoder | vector | entry | entry per token | KV cache per token | KV cache / entry |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+def measure() -> Report:
+    rows = [
+        {
+            "pair": geometry.name,
+            "vector_bytes": geometry.vector_bytes,
+            "entry_bytes": round(measure_entry_bytes(geometry.vector_bytes), 1),
+            "kv_bytes_per_token": geometry.kv_bytes_per_token,
+        }
+        for geometry in GEOMETRIES
     ]
-    for geometry, entry in entries.items():
-        per_token = entry / CHUNK_SIZE
-        lines.append(
-            f"| {geometry.name} | {geometry.vector_bytes:,} B | {entry:,.0f} B | {per_token:,.0f} B "
-            f"| {geometry.kv_bytes_per_token:,} B | {geometry.kv_bytes_per_token / per_token:,.0f}× |"
-        )
-    return "\n".join(lines)
+    return {
+        **describe_run("perf.sizing"),
+        "chunk_size": CHUNK_SIZE,
+        "passage_tokens": PASSAGE_TOKENS,
+        "num_measured": NUM_MEASURED,
+        "rows": rows,
+        "token_entry_bytes": round(measure_entry_bytes(TOKEN_BYTES * PASSAGE_TOKENS), 1),
+    }
 
 
-def _per_corpus(entries: Mapping[Geometry, float]) -> str:
-    lines = [
-        "| encoder, decoder | vectors of a million passages | their KV caches | vectors of 400 million | KV caches |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for geometry, entry in entries.items():
-        cells = [geometry.name]
-        for num_passages in (MILLION, PAPER_PASSAGES):
-            num_tokens = num_passages * PASSAGE_TOKENS
-            cells += [_size(entry * num_tokens / CHUNK_SIZE), _size(geometry.kv_bytes_per_token * num_tokens)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _tokens() -> str:
-    entry = measure_entry_bytes(TOKEN_BYTES * PASSAGE_TOKENS)
-    return (
-        f"Beside the vectors lie the tokens of each passage, {TOKEN_BYTES} bytes each: an entry of {entry:,.0f} B, "
-        f"{entry / PASSAGE_TOKENS:.0f} B\nper token, whatever the encoder."
+def markdown(report: Report) -> str:
+    """Both tables, and what they hold for."""
+    tokens = report["token_entry_bytes"]
+    about = (
+        f"Chunks of k = {report['chunk_size']} tokens, passages of {report['passage_tokens']}, vectors and KV caches "
+        f"in FP16. An entry is what the disk tier takes for a vector, measured over {report['num_measured']:,} of "
+        "them, keys, checksums and the empty ends of pages included; the rest is arithmetic."
     )
+    beside = (
+        f"Beside the vectors lie the tokens of each passage, {TOKEN_BYTES} bytes each: an entry of {tokens:,.0f} B, "
+        f"{tokens / report['passage_tokens']:.0f} B per token, whatever the encoder."
+    )
+    source = f"`{report['command']}`, commit {report['commit']}."
+    return "\n\n".join([about, _per_token(report), _per_corpus(report), beside, source])
+
+
+def _per_token(report: Report) -> str:
+    header = ["encoder, decoder", "vector", "entry", "entry per token", "KV cache per token", "KV cache / entry"]
+    rows = []
+    for row in report["rows"]:
+        per_token, kv_bytes = row["entry_bytes"] / report["chunk_size"], row["kv_bytes_per_token"]
+        sizes = [row["vector_bytes"], row["entry_bytes"], per_token, kv_bytes]
+        rows.append([row["pair"], *(f"{size:,.0f} B" for size in sizes), f"{kv_bytes / per_token:,.0f}×"])
+    return table(header, rows)
+
+
+def _per_corpus(report: Report) -> str:
+    header = [
+        "encoder, decoder",
+        "vectors of a million passages",
+        "their KV caches",
+        "vectors of 400 million",
+        "their KV caches",
+    ]
+    rows = []
+    for row in report["rows"]:
+        cells = [row["pair"]]
+        for num_passages in (MILLION, PAPER_PASSAGES):
+            num_tokens = num_passages * report["passage_tokens"]
+            cells += [_size(row["entry_bytes"] * num_tokens / report["chunk_size"])]
+            cells += [_size(row["kv_bytes_per_token"] * num_tokens)]
+        rows.append(cells)
+    return table(header, rows)
 
 
 def _size(num_bytes: float) -> str:
@@ -125,7 +139,9 @@ def _size(num_bytes: float) -> str:
 
 
 def main() -> None:
-    print(render())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    emit(measure(), markdown, parser.parse_args().output)
 
 
 if __name__ == "__main__":

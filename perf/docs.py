@@ -1,0 +1,203 @@
+"""The generated parts of the documentation: figures from result files, lists and a drawing from the source.
+
+    make docs        or: python -m perf.docs [--check]
+
+What stands between <!-- name:begin --> and <!-- name:end --> in README.md or docs/ is replaced. With --check nothing is
+written: the names of blocks that are not up to date are printed, and the exit code is 1 if there are any.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+from examples.demo import markdown_table as demo_table
+from perf import engine, load, peers, scale, sizing, source_map, store, ttft
+from perf.results import Report, table
+from refrag.embedded.settings import ServerSettings
+from refrag.evaluation.report import markdown_differences, markdown_tasks
+from refrag.evaluation.report import markdown_table as evaluation_table
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, DEMO = ROOT / "perf" / "results", ROOT / "checkpoints" / "demo"
+TASK_ROWS = (
+    "plain decoder, full context",
+    "REFRAG k=16",
+    "REFRAG k=16, 10% random",
+    "REFRAG k=16, 10% learned",
+    "REFRAG k=16, 10% oracle",
+)
+# Lines of the demo's transcript that are shown: the first question with both answers.
+NUM_SHOWN = 4
+# What the README tells of the performance: a context so long, so many callers.
+HEADLINE_TOKENS, HEADLINE_CHUNK_SIZE, HEADLINE_CALLERS = 16_384, 16, 8
+
+
+class StaleBlock(Exception):
+    """A block that is in no page, or in more than one place."""
+
+
+def quickstart() -> str:
+    """The demo's first question with both answers, and its last line."""
+    lines = (RESULTS / "demo.txt").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("1. "))
+    return "\n".join(["```", *lines[first : first + NUM_SHOWN], "…", lines[-1], "```"])
+
+
+def headline() -> str:
+    """The sentence of the README that sums the performance up."""
+    first_tokens, levels = read(RESULTS / "ttft.json"), read(RESULTS / "load.json")
+    milliseconds = {
+        row["store"]: row["ttft"]["p50_ms"]
+        for row in first_tokens["rows"]
+        if (row["context_tokens"], row["chunk_size"]) == (HEADLINE_TOKENS, HEADLINE_CHUNK_SIZE)
+        and (row["store"], row["expand_fraction"]) in (("plain", 1.0), ("warm", 0.0))
+        and row["encoder"] == "fp32"
+    }
+    level = next(row for row in levels["rows"] if row.get("concurrency") == HEADLINE_CALLERS)
+    return (
+        f"On {first_tokens['machine']}, over {HEADLINE_TOKENS:,} context tokens whose vectors are stored, the first "
+        f"token comes after {milliseconds['warm']:.0f} ms\ninstead of {milliseconds['plain'] / 1e3:.1f} s. "
+        f"With {HEADLINE_CALLERS} callers at a time, {level['speedup']:.1f} times as many answers come per second over "
+        f"{levels['context_tokens']:,} tokens."
+    )
+
+
+def integers(report: Report) -> str:
+    """How near the vectors are, the answers, and their differences."""
+    parts = [
+        report["tables"]["graphs"]["about"],
+        evaluation_table(report, "graphs"),
+        markdown_differences(report, "graphs"),
+        source_line(report),
+    ]
+    return "\n\n".join(parts)
+
+
+def engine_results(report: Report) -> str:
+    decoder = report["decoders"]["30m"]
+    latency = decoder["ttft"]
+    rest = max(row["rest_against_alone"] for row in latency["beside_long_prefill"])
+    overhead = next(row["overhead"] for row in decoder["overhead"] if row["concurrency"] == 8)
+    about = (
+        f"A decoder of {decoder['num_parameters'] / 1e6:.0f}M random weights, answers of {report['num_tokens']} "
+        f"tokens. Beside {latency['long_prompt_slots']:,} slots of another prompt a short one gets its first token "
+        f"after the step that had begun, and then in at most {rest:.1f} times what it takes alone. At eight requests "
+        f"{100 * overhead:.0f}% of a step is spent outside the model's forward pass. `make bench-engine` on "
+        f"{report['machine']}, commit {report['commit']}."
+    )
+    return f"{engine.markdown_table(report, '30m')}\n\n{about}"
+
+
+def serve_options() -> str:
+    """The options of `refrag serve` with their defaults."""
+    rows = []
+    for option in fields(ServerSettings):
+        default = "none" if option.metadata["repeated"] or option.default is None else option.default
+        rows.append([f"`--{option.name.replace('_', '-')}`", default, option.metadata["help"]])
+    return table(["option", "default", "meaning"], rows, num_text=3)
+
+
+def source_line(report: Report) -> str:
+    return f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
+
+
+def with_source(draw: Callable[[Report], str]) -> Callable[[Report], str]:
+    """The table, and where it comes from."""
+    return lambda report: f"{draw(report)}\n\n{source_line(report)}"
+
+
+def read(path: Path) -> Report:
+    return json.loads(path.read_text())
+
+
+# Block → result file, and what becomes of it.
+FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
+    "demo": (RESULTS / "demo.json", demo_table),
+    "ttft": (RESULTS / "ttft.json", with_source(ttft.chosen_table)),
+    "stages": (RESULTS / "ttft.json", ttft.stage_table),
+    "load": (RESULTS / "load.json", with_source(load.load_table)),
+    "peers": (RESULTS / "peers.json", with_source(peers.peers_table)),
+    "scale": (RESULTS / "scale.json", scale.markdown),
+    "engine": (RESULTS / "engine.json", engine_results),
+    "store": (RESULTS / "store.json", store.markdown),
+    "sizing": (RESULTS / "sizing.json", sizing.markdown),
+    "answers": (DEMO / "evaluation.json", partial(evaluation_table, table_name="answers")),
+    "tasks": (DEMO / "evaluation.json", partial(markdown_tasks, table_name="answers", names=TASK_ROWS)),
+    "int8": (DEMO / "int8.json", integers),
+    "reconstruction": (DEMO / "ablations.json", partial(evaluation_table, table_name="reconstruction, world")),
+    "continuation": (DEMO / "ablations.json", partial(evaluation_table, table_name="continuation, world")),
+}
+FROM_SOURCE: dict[str, Callable[[], str]] = {
+    "quickstart": quickstart,
+    "headline": headline,
+    "serve": serve_options,
+    "imports": source_map.draw_imports,
+    "files": source_map.list_files,
+}
+
+
+def draw_blocks() -> dict[str, str]:
+    """Every block as it should be."""
+    drawn = {name: draw(read(path)) for name, (path, draw) in FROM_RESULTS.items()}
+    return drawn | {name: draw() for name, draw in FROM_SOURCE.items()}
+
+
+def read_pages(root: Path = ROOT) -> dict[Path, str]:
+    return {path: path.read_text() for path in (root / "README.md", *sorted((root / "docs").glob("*.md")))}
+
+
+def render(pages: Mapping[Path, str], blocks: Mapping[str, str]) -> dict[Path, str]:
+    """The pages with every block replaced; StaleBlock unless each is in exactly one place."""
+    rendered = dict(pages)
+    for name, content in blocks.items():
+        page = _page_of(name, rendered)
+        rendered[page] = _replace(rendered[page], name, content)
+    return rendered
+
+
+def stale_blocks(pages: Mapping[Path, str], blocks: Mapping[str, str]) -> Iterator[str]:
+    for name, content in blocks.items():
+        page = _page_of(name, pages)
+        if _block(name, content) not in pages[page]:
+            yield f"block {name} of {page.relative_to(ROOT)}"
+
+
+def _page_of(name: str, pages: Mapping[Path, str]) -> Path:
+    places = [path for path, text in pages.items() for _ in _pattern(name).finditer(text)]
+    if len(places) != 1:
+        raise StaleBlock(f"block {name} is in {len(places)} places; it must be in one page of README.md and docs/")
+    return places[0]
+
+
+def _replace(text: str, name: str, content: str) -> str:
+    return _pattern(name).sub(lambda _: _block(name, content), text)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", re.DOTALL)
+
+
+def _block(name: str, content: str) -> str:
+    return f"<!-- {name}:begin -->\n{content}\n<!-- {name}:end -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a block is not up to date")
+    pages, blocks = read_pages(), draw_blocks()
+    if parser.parse_args().check:
+        stale = list(stale_blocks(pages, blocks))
+        print("\n".join(f"{each} is not up to date; run make docs" for each in stale), end="\n" if stale else "")
+        return 1 if stale else 0
+    for path, text in render(pages, blocks).items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

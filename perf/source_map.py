@@ -1,0 +1,82 @@
+"""The source as a map: every file with what it says about itself, and a drawing of which package imports which."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import grimp
+
+from perf.results import table
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("refrag", "refrag_client", "perf", "examples")
+# Folders whose files are listed, and what their packages are imported as.
+FOLDERS = ("model_repository", "refrag", "export", "client/src/refrag_client", "examples", "perf")
+
+
+def list_files() -> str:
+    """A Markdown table of every Python file and its first sentence; packages in bold."""
+    rows = [[_label(path), _first_sentence(path)] for folder in FOLDERS for path in _python_files(ROOT / folder)]
+    return table(["file", "what it is for"], rows, num_text=2)
+
+
+def draw_imports() -> str:
+    """A Mermaid drawing of the imports between packages, without those that follow from others."""
+    imports = without_implied(find_imports())
+    lines = [f"    {importer} --> {imported}" for importer in sorted(imports) for imported in sorted(imports[importer])]
+    return "\n".join(["```mermaid", "flowchart TD", *lines, "```"])
+
+
+def find_imports() -> dict[str, set[str]]:
+    """Which packages each package of ours imports itself."""
+    graph = grimp.build_graph(*PACKAGES)
+    packages = {child: child.removeprefix("refrag.") for child in graph.find_children("refrag")}
+    packages |= {name: name for name in PACKAGES[1:]}
+    for package in packages:
+        graph.squash_module(package)
+    imports = {}
+    for package, label in packages.items():
+        found = graph.find_modules_directly_imported_by(package)
+        imports[label] = {packages[module] for module in found if module in packages} - {label}
+    return imports
+
+
+def without_implied(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The imports that no chain of other imports implies."""
+    reached = {package: _reachable(package, imports) for package in imports}
+    return {
+        package: {each for each in direct if not any(each in reached[other] for other in direct - {each})}
+        for package, direct in imports.items()
+    }
+
+
+def _reachable(package: str, imports: Mapping[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(imports[package])
+    while waiting:
+        other = waiting.pop()
+        if other not in found:
+            found.add(other)
+            waiting += imports[other]
+    return found
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """Depth first, a package's own file before its modules, modules before packages."""
+    entries = [path for path in sorted(folder.iterdir()) if not path.is_symlink() and path.name != "__pycache__"]
+    files = [path for path in entries if path.suffix == ".py"]
+    yield from sorted(files, key=lambda path: path.name != "__init__.py")
+    for path in entries:
+        if path.is_dir():
+            yield from _python_files(path)
+
+
+def _label(path: Path) -> str:
+    place = path.relative_to(ROOT)
+    return f"**`{place.parent}/`**" if place.name == "__init__.py" else f"`{place}`"
+
+
+def _first_sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return paragraph.split(". ")[0].replace("|", "\\|")

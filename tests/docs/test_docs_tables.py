@@ -1,0 +1,108 @@
+"""The tables that people look things up in say what the configs and the settings say."""
+
+import ast
+import dataclasses
+import re
+
+import pytest
+from documentation import ROOT, read_page
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from refrag.config import RefragConfig
+
+# Read as text, since what stands in refrag/serving can be imported by the server alone.
+SETTINGS = {
+    "preprocessing": "PreprocessingSettings",
+    "expansion_policy": "ExpansionSettings",
+    "decoder": "DecoderSettings",
+    "chunk_store": "ChunkStoreSettings",
+}
+CONFIGURATION = "docs/configuration.md"
+
+
+def read_config(model):
+    text = (ROOT / "model_repository" / model / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def type_of(tensor):
+    return model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+
+
+def shape_of(tensor):
+    return "[n]" if list(tensor.dims) == [-1] else str(list(tensor.dims))
+
+
+def table_under(page, heading):
+    """The cells of each row of the first table under a heading, without backticks."""
+    section = read_page(page).split(f"{heading}\n", 1)[1]
+    table = re.search(r"^\| ---.*\n((?:\|.*\n)+)", section, re.MULTILINE).group(1)
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def fields_of(name):
+    """The fields of a settings class of the library, and those that it takes over."""
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "refrag").rglob("*.py")]
+    classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
+    own = {node.target.id for node in classes[name].body if isinstance(node, ast.AnnAssign)}
+    return own.union(*(fields_of(base.id) for base in classes[name].bases))
+
+
+@pytest.mark.parametrize(("heading", "side"), [("## A request", "input"), ("## A response", "output")])
+def test_inputs_and_outputs_are_those_of_the_ensemble(heading, side):
+    expected = {tensor.name: f"{type_of(tensor)} {shape_of(tensor)}" for tensor in getattr(read_config("refrag"), side)}
+    assert {row[0]: row[1] for row in table_under(CONFIGURATION, heading)} == expected
+
+
+@pytest.mark.parametrize("model", SETTINGS)
+def test_every_parameter_is_there_with_its_default(model):
+    parameters = {name: value.string_value for name, value in read_config(model).parameters.items()}
+    documented = {row[0]: row[1] for row in table_under(CONFIGURATION, f"### {model}")}
+    assert documented == parameters
+    # Only preprocessing keeps vectors in memory.
+    assert fields_of(SETTINGS[model]) - set(parameters) <= {"store_memory_mib"}
+
+
+def test_no_other_model_has_parameters_that_are_not_told():
+    for path in sorted((ROOT / "model_repository").glob("*/config.pbtxt")):
+        model = path.parent.name
+        if parameters := read_config(model).parameters:
+            assert {row[0] for row in table_under(CONFIGURATION, f"### {model}")} == set(parameters)
+
+
+def test_the_checkpoints_settings_are_all_there():
+    rows = table_under(CONFIGURATION, "## The checkpoint")
+    fields = {field.name: field.default for field in dataclasses.fields(RefragConfig)}
+    assert {row[0] for row in rows} == set(fields)
+    for name, default, _ in rows:
+        if default not in ("–", ""):
+            assert str(fields[name]).lower() == default, name
+
+
+def test_the_tensors_that_cross_are_those_of_the_ensemble():
+    assert sorted(tuple(row[:5]) for row in table_under("docs/architecture.md", "## The tensors that cross")) == sorted(
+        (name, type_name, shape, source, target) for name, type_name, shape, source, target in crossing_tensors()
+    )
+
+
+def crossing_tensors():
+    """Name in the ensemble, type, documented shape where its rank is right, and the models at both ends."""
+    steps = read_config("refrag").ensemble_scheduling.step
+    sources = {value: (step.model_name, key) for step in steps for key, value in step.output_map.items()}
+    outputs = {tensor.name for tensor in read_config("refrag").output}
+    shapes = {row[0]: row[2] for row in table_under("docs/architecture.md", "## The tensors that cross")}
+    for step in steps:
+        for value in step.input_map.values():
+            if value in sources and value not in outputs:
+                source, key = sources[value]
+                [tensor] = [tensor for tensor in read_config(source).output if tensor.name == key]
+                rank = len(tensor.dims) + (read_config(source).max_batch_size > 0)
+                shape = shapes.get(value, "")
+                yield (
+                    value,
+                    type_of(tensor),
+                    shape if len(shape.split(",")) == rank else tensor.dims,
+                    source,
+                    step.model_name,
+                )

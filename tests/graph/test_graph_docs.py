@@ -1,0 +1,74 @@
+"""The documentation's commands and scripts that need a server run as they stand, but for addresses and ports."""
+
+import http.client
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documentation import command_blocks, make_checkout, pages_run_by, read_page, run_block
+
+pytestmark = pytest.mark.server
+
+HERE = "tests/graph/test_graph_docs.py"
+BLOCKS = [block for page in pages_run_by(HERE) for block in command_blocks(page, HERE)]
+SERVE = re.compile(r"(make|refrag) serve")
+FREE_PORTS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+# What a block prints that says that it did its work, by a word of the block.
+SIGNS = {"Mara Tolen": "parrot", "--compare": "TTFT plain / compressed", "curl -N": '"finish_reason":"'}
+
+
+@pytest.fixture
+def checkout(tmp_path, repository):
+    folder = make_checkout(tmp_path)
+    shutil.rmtree(folder / "model_repository")
+    (folder / "model_repository").symlink_to(repository)
+    lines = '"Mara Tolen keeps a parrot."\n{"text": "Odo Marsk plays the harp."}\n'
+    for name in ("passages.jsonl", "corpus.jsonl"):
+        (folder / name).write_text(lines)
+    (folder / "notes.txt").write_text("Mara Tolen keeps a parrot.\n\nOdo Marsk plays the harp.\n")
+    return folder
+
+
+def at_server(code, server):
+    code = code.replace("127.0.0.1:8001", server.grpc_address).replace("127.0.0.1:8000", server.http_address)
+    return re.sub(r"\b(refrag (?:ask|index|store \w+))", rf"\1 --url {server.grpc_address}", code)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if not SERVE.search(block.code)], ids=lambda b: b.page)
+def test_a_command_or_script_does_what_it_is_there_for(block, server, checkout):
+    if "curl" in block.code and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    printed = run_block(block, at_server(block.code, server), checkout)
+    assert [sign for word, sign in SIGNS.items() if word in block.code and sign not in printed] == []
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if SERVE.search(block.code)], ids=lambda b: b.page)
+def test_a_server_starts_and_ends_as_the_pages_say(block, checkout):
+    [command] = block.commands
+    if command.startswith("make"):
+        # The recipe itself, since ports are free to choose there.
+        dry_run = ["make", "--dry-run", "--assume-old=.venv/.installed", *command.split()[1:]]
+        command = subprocess.check_output(dry_run, cwd=checkout, text=True).splitlines()[-1]
+    arguments = command.replace(".venv/bin/", "").split()
+    program = Path(sys.executable).with_name(arguments[0])
+    with subprocess.Popen(
+        [program, *arguments[1:], *FREE_PORTS], cwd=checkout, stdout=subprocess.PIPE, text=True
+    ) as run:
+        is_ready = any(line.startswith("ready after") for line in run.stdout)
+        run.send_signal(signal.SIGTERM)
+    assert is_ready
+    assert run.returncode == 0
+
+
+def test_the_metrics_are_those_that_the_page_lists(server, client):
+    client.generate("Which animal does Mara Tolen keep?", ["Mara Tolen keeps a parrot."])
+    host, port = server.metrics_address.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.request("GET", "/metrics")
+    served = set(re.findall(r"^# TYPE (refrag_\w+) (\w+)", connection.getresponse().read().decode(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `(refrag_\w+)` \| (\w+) \|", read_page("docs/operations.md"), re.MULTILINE))
+    assert documented == served
