@@ -9,7 +9,7 @@ import grimp
 from perf.results import table
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("refrag", "refrag_client", "perf", "examples")
+PACKAGES = ("refrag", "refrag_client")
 # Folders whose files are listed, and what their packages are imported as.
 FOLDERS = ("model_repository", "refrag", "export", "client/src/refrag_client", "examples", "perf")
 
@@ -30,24 +30,33 @@ def draw_imports() -> str:
 def find_imports() -> dict[str, set[str]]:
     """Which packages each package of ours imports itself."""
     graph = grimp.build_graph(*PACKAGES)
-    packages = {child: child.removeprefix("refrag.") for child in graph.find_children("refrag")}
-    packages |= {name: name for name in PACKAGES[1:]}
-    for package in packages:
-        graph.squash_module(package)
-    imports = {}
-    for package, label in packages.items():
-        found = graph.find_modules_directly_imported_by(package)
-        imports[label] = {packages[module] for module in found if module in packages} - {label}
-    return imports
+    imports: dict[str, set[str]] = {}
+    for module in graph.modules:
+        found = imports.setdefault(_package_of(module), set())
+        found |= {_package_of(imported) for imported in graph.find_modules_directly_imported_by(module)}
+    return {package: found - {package} for package, found in imports.items() if package != "refrag"}
 
 
 def without_implied(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
     """The imports that no chain of other imports implies."""
     reached = {package: _reachable(package, imports) for package in imports}
+
+    def is_implied(imported: str, others: set[str]) -> bool:
+        # Two packages that import each other imply nothing.
+        return any(imported in reached[other] and other not in reached[imported] for other in others)
+
     return {
-        package: {each for each in direct if not any(each in reached[other] for other in direct - {each})}
+        package: {imported for imported in direct if not is_implied(imported, direct - {imported})}
         for package, direct in imports.items()
     }
+
+
+def _package_of(module: str) -> str:
+    """What stands for the module in the drawing. A `base` stands by itself: those who use a protocol import it, too."""
+    parts = module.split(".")
+    if parts[0] != "refrag" or len(parts) == 1:
+        return parts[0]
+    return ".".join(parts[1:3]) if parts[2:] == ["base"] else parts[1]
 
 
 def _reachable(package: str, imports: Mapping[str, set[str]]) -> set[str]:
