@@ -1,0 +1,1 @@
+"""A request as tokens: passages cut into chunks, and the question."""

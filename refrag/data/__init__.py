@@ -1,0 +1,1 @@
+"""Text and questions to train and measure with: made-up worlds, documents, windows, tasks."""

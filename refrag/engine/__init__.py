@@ -1,0 +1,1 @@
+"""The torch engine's inside: prompts → tokens, for many requests at once."""

@@ -1,0 +1,1 @@
+"""The networks of a checkpoint, and the checkpoint on disk."""

@@ -1,0 +1,1 @@
+"""The steps of the ensemble as Triton calls them."""

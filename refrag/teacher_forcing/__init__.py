@@ -1,0 +1,1 @@
+"""Mixed prompts whose answers are known, in batches, and what the decoder makes of them."""

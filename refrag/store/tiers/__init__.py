@@ -1,0 +1,1 @@
+"""Where the store's values lie: memory, disk, Redis."""

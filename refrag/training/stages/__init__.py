@@ -1,0 +1,1 @@
+"""The stages of a recipe, each with its data and its loss."""
