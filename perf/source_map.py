@@ -88,4 +88,4 @@ def _label(path: Path) -> str:
 def _first_sentence(path: Path) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return paragraph.split(". ")[0].replace("|", "\\|")
+    return paragraph.split(". ")[0].rstrip(".").replace("|", "\\|")
