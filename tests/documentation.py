@@ -38,8 +38,8 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The lines without their comments."""
-        lines = [line.partition(" #")[0].strip() for line in self.code.splitlines()]
+        """The lines without their comments, those that a backslash continues as one."""
+        lines = [line.partition(" #")[0].strip() for line in self.code.replace("\\\n", " ").splitlines()]
         return [line for line in lines if line]
 
 
@@ -82,7 +82,7 @@ def make_checkout(folder: Path) -> Path:
 
 def run_block(block: Block, code: str, folder: Path) -> str:
     """What it prints, on both streams; it must succeed."""
-    command = [sys.executable, "-c", code] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
+    command = [sys.executable, "-P", "-c", code] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,

@@ -95,8 +95,9 @@ class Checkpoint:
         self.decoder_tokenizer.save_pretrained(directory)
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
+def load_checkpoint(directory: Path | str) -> Checkpoint:
     """Load every part as float32 in evaluation mode, or raise CheckpointError that names the part at fault."""
+    directory = Path(directory)
     config = RefragConfig.load(directory)
     return Checkpoint(
         config=config,
