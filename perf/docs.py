@@ -70,9 +70,9 @@ def headline() -> str:
 def integers(report: Report) -> str:
     """How near the vectors are, the answers, and their differences."""
     parts = [
-        report["tables"]["graphs"]["about"],
-        evaluation_table(report, "graphs"),
-        markdown_differences(report, "graphs"),
+        report["tables"]["onnx-encoders"]["about"],
+        evaluation_table(report, "onnx-encoders"),
+        markdown_differences(report, "onnx-encoders"),
         source_line(report),
     ]
     return "\n\n".join(parts)

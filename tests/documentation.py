@@ -82,7 +82,9 @@ def make_checkout(folder: Path) -> Path:
 
 def run_block(block: Block, code: str, folder: Path) -> str:
     """What it prints, on both streams; it must succeed."""
-    command = [sys.executable, "-P", "-c", code] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
+    command = (
+        [sys.executable, "-P", "-c", code] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
+    )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,

@@ -39,7 +39,14 @@ def environment(wheels, tmp_path_factory) -> Path:
     library, client = wheels
     requirements = [f"{library}[server]", client]
     # What is imported is compiled then; the rest of the files, a minute's work, is not.
-    pip("install", "--no-compile", "--constraint", ROOT / "constraints.txt", *requirements, python=folder / "bin" / "python")
+    pip(
+        "install",
+        "--no-compile",
+        "--constraint",
+        ROOT / "constraints.txt",
+        *requirements,
+        python=folder / "bin" / "python",
+    )
     return folder / "bin"
 
 
