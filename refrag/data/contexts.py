@@ -36,11 +36,11 @@ DENSE_TASKS: tuple[Task, ...] = ("fact", "fact", "exact", "exact", "yesno", "mul
 
 @dataclass(frozen=True)
 class TokenisedQuestion:
-    """A question of the made-up world in tokens.
+    """Question about the made-up world, in text and in tokens.
 
     prompt_ids: the question inside its template.
     answer_ids: the answer with EOS.
-    chunks: the bare question, for the policy.
+    chunks: chunks of the question without its template, which the policy reads.
     evidence_chunks: numbers of the context's chunks that an answer needs; none where it has no answer.
     """
 
@@ -55,7 +55,7 @@ class TokenisedQuestion:
 
 @dataclass(frozen=True)
 class TokenisedContext:
-    """A context with the questions asked over it; earlier turns of a dialogue stand behind the retrieved passages."""
+    """Context with the questions asked over it; earlier turns of a dialogue stand behind the retrieved passages."""
 
     passages: list[str]
     chunks: PackedChunks
@@ -99,9 +99,9 @@ class ContextMaker:
     def ask_many(
         self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = TASKS
     ) -> TokenisedContext:
-        """Ask a question over passages retrieved for it, then further ones over the same passages, all of these tasks.
+        """Ask a question over passages retrieved for it, then further ones over the same passages, all of `tasks`.
 
-        Fewer than `num_questions` where the passages have too little matter for the tasks.
+        There are fewer than `num_questions` where the passages have too little matter for the tasks.
         """
         task = rng.choice(tasks)
         strength: Strength = "weak" if rng.random() < WEAK_SHARE else "strong"
@@ -127,7 +127,7 @@ class ContextMaker:
     def ask_among_rivals(
         self, rng: random.Random, num_passages: int, num_questions: int, tasks: Sequence[Task] = SINGLE_TASKS
     ) -> TokenisedContext:
-        """Ask single facts over passages about entities of one kind, of attributes that several of the passages tell.
+        """Ask for single facts over passages about entities of one kind, of attributes that several passages tell.
 
         So nothing but the entity's name leads to the answer, as it must among passages that a good retriever finds.
         """

@@ -1,4 +1,4 @@
-"""Passages in a file, in the forms that `refrag ask` takes: JSON lines, or plain text with blank lines between them."""
+"""Reads passages from a file in the forms that `refrag ask` takes: JSON lines, or text parted by blank lines."""
 
 import json
 import re
@@ -11,18 +11,18 @@ TEXT_KEYS = ("text", "passage", "content")
 
 
 def read_passages(path: Path) -> list[str]:
-    """The file's passages; InvalidRequest if it cannot be read."""
+    """Return the passages of the file; raise InvalidRequest if it cannot be read or a line holds no passage."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
-        raise InvalidRequest(f"cannot read passages from {path}: {error}") from None
+        raise InvalidRequest(f"cannot read passages from {path}: {error}; name a file in UTF-8") from None
     if _is_json_lines(path, text):
         return list(_read_json_lines(path, text))
     return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
 
 def _is_json_lines(path: Path, text: str) -> bool:
-    """By name or by first line: a plain text may well begin with a quotation mark or a brace."""
+    """Return whether the file's name or all of its first line says so: plain text may begin with a quote or a brace."""
     if path.suffix == ".jsonl":
         return True
     try:

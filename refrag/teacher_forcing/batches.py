@@ -51,10 +51,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class MixedExample:
-    """A context of chunks, some of them expanded, with what stands behind it.
+    """Context of chunks, some of them expanded, and the segments of text behind it.
 
+    expanded: numbers of the expanded chunks.
     first_row: row of the batch's chunk embeddings where those of these chunks start.
-    context_weight: what each token of an expanded chunk weighs in the loss.
+    context_weight: weight of each token of an expanded chunk in the loss.
     """
 
     chunks: Sequence[Chunk]
@@ -66,7 +67,7 @@ class MixedExample:
 
 @dataclass(frozen=True)
 class LaidOutExample:
-    """Slots one by one: the id in each, the weight of predicting it, and whether it belongs to an answer."""
+    """Slots of one example: the id in each, the weight of predicting it, and whether it belongs to an answer."""
 
     token_ids: list[int]
     weights: list[float]
@@ -75,7 +76,7 @@ class LaidOutExample:
 
 @dataclass(frozen=True)
 class EncoderBatch(Movable):
-    """What the encoder reads of the batch's chunks; both (N, L)."""
+    """Inputs of the encoder for all chunks of a batch, both (N, L)."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -83,7 +84,7 @@ class EncoderBatch(Movable):
 
 @dataclass(frozen=True)
 class MixedBatch(Movable):
-    """Rows for the decoder, with what each slot must predict.
+    """Rows of slots for the decoder, with what each slot must predict.
 
     input_ids (R, S): an id ≥ vocab_size is row (id − vocab_size) of the batch's N chunk embeddings.
     labels (R, S): the token that slot s must predict. weights (R, S): 0 where there is nothing to predict.
@@ -136,7 +137,7 @@ def collate_mixed(
 
 
 def collate_rows(examples: Sequence[LaidOutExample], row_slots: int | None = None) -> MixedBatch:
-    """Put what is laid out already into rows, as collate_mixed does."""
+    """Put examples that are laid out already into rows, as collate_mixed does."""
     lengths = [len(example.token_ids) for example in examples]
     rows = [[number] for number in range(len(examples))] if row_slots is None else pack(lengths, row_slots)
     shape = (len(rows), max(sum(lengths[number] for number in row) for row in rows))

@@ -1,9 +1,10 @@
-"""What the runs of a preset need on given hardware, before anything is downloaded: memory of each GPU, and hours.
+"""Estimates what the runs of a preset need on given hardware, without any weights: memory of each GPU, and hours.
 
-Nothing has values: the parts are on the meta device, built from architecture and shape. In each part torch counts the
-operations of a short forward and backward pass, and the bytes kept between the two. Both grow along a curve with the
-length of the rows, and evenly with the number of layers, which are taken to be alike. What attention masks counts in
-full, though kernels may skip it; the policy's own operations do not count at all.
+Tensors have no values: the parts are on the meta device, built from architecture and shape. In each part torch counts
+the operations of a short forward and backward pass, and the bytes kept between the two. Operations grow as a quadratic
+function of the length of the rows, bytes in proportion to it, and both in proportion to the number of layers, which
+are taken to be alike. Slots that attention masks count in full, though kernels may skip them; the policy's own
+operations do not count at all.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,30 +32,35 @@ from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
 
 GIB, FLOAT32_BYTES = 2**30, 4
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
-# For the device's context, communication, and the gaps between allocations.
+# Share of a GPU's memory kept for the device's context, communication, and gaps between allocations.
 RESERVED_SHARE = 0.1
-# The logits as they come, in float32 where they are not, and their log-probabilities; then the same as gradients.
+# Bytes kept for each logit: as it is computed, in float32 if it was not, and as a log-probability. Its gradients take
+# the same room later.
 LOGIT_BYTES = {"no": 4 + 4, "bf16": 2 + 4 + 4}
-# Slots of the shorter row that torch counts; the longer one has twice as many.
+# Slots of the shorter of the two rows on which torch counts; the longer one has twice as many.
 SHORT = 8
 ATTENTION = "fused_on_meta"
 
 ASSUMPTIONS = """\
-Memory is of each GPU, in GiB, at the batch that needs most; activations include logits. Weights, gradients and
-optimizer state are float32, shared out among the GPUs (fsdp.yaml); gathered are the weights and gradients that a GPU
-has whole, in the precision of the computation: two layers, and what is outside of layers. Host memory is of each
-process while it shards: the pair, and a copy of what the run uses. The longest example, in slots, has to fit into
-pair.max_prompt_slots. Where memory does not fit, set optimisation.gradient_checkpointing to true; then lower
-tokens_per_step and raise accumulation_steps instead; then use more GPUs."""
+Memory is given for each GPU, in GiB, for the batch that needs most; activations include logits. Weights, gradients
+and optimizer state are float32 and divided among the GPUs (fsdp.yaml). "gathered" are the weights and gradients that a
+GPU holds whole, in the precision of the computation: two layers, and all that is outside of layers. "host" is the
+memory of each process while it shards: the pair, and a copy of what the run uses. "longest" is the longest example, in
+slots; it has to fit into pair.max_prompt_slots. Where memory does not fit, set optimisation.gradient_checkpointing to
+true; if that is not enough, lower tokens_per_step and raise accumulation_steps in return; then use more GPUs."""
 
-# Operations for each slot of a row and for the square of their number; bytes kept for each slot.  (3,)
+# Operations per slot of a row, operations per square of the number of slots, and bytes kept per slot.  (3,)
 Cost = np.ndarray
 OPERATIONS, BYTES = np.array([1, 1, 0]), np.array([0, 0, 1])
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """utilisation: the share of `gpu_tflops`, the peak, that training reaches."""
+    """GPUs to train on.
+
+    gpu_tflops: peak of each GPU in the precision of the training, in TFLOP/s.
+    utilisation: share of the peak that training reaches.
+    """
 
     num_gpus: int = 1
     gpu_memory_gib: float = 80.0
@@ -64,7 +70,13 @@ class Hardware:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """memory: bytes on each GPU, by what they are for; host: bytes of each process. Tokens are those of all GPUs."""
+    """Needs of one run.
+
+    memory: bytes on each GPU, by what they are for.
+    host: bytes of host memory of each process.
+    longest_slots: slots of the longest example.
+    tokens: tokens that all GPUs read in the whole run.
+    """
 
     name: str
     trained_parameters: int
@@ -81,19 +93,19 @@ class RunEstimate:
 
 
 def estimate(preset: Preset, hardware: Hardware) -> list[RunEstimate]:
-    """One estimate for each run, in the preset's order."""
+    """Estimate each run of the preset, in its order."""
     return [estimate_run(preset.pair, name, run, hardware) for name, run in preset.runs.items()]
 
 
 def estimate_run(pair: Pair, name: str, run: AnyRun, hardware: Hardware) -> RunEstimate:
-    """Several GPUs share everything out, except where Muon needs whole matrices: then each has all of it."""
+    """Estimate one run. The GPUs divide all state among them, except with Muon, whose whole matrices each GPU holds."""
     checkpoint, optimisation = build_on_meta(pair), run.optimisation
     objective = make_objective(checkpoint, run)
     num_used, num_trained = count_parameters(objective), count_parameters(objective, trained=True)
     num_shards = 1 if optimisation.optimizer == "muon" else hardware.num_gpus
     num_on_host = sum(map(count_parameters, checkpoint.modules.values())) + (num_used if num_shards > 1 else 0)
     static, costs = static_memory(objective, optimisation, num_shards), part_costs(objective, optimisation)
-    # What is replayed goes with a batch and is held at the same time.
+    # Replayed text joins a batch of questions, so both are in memory at the same time.
     kinds = batch_shapes(pair, run), replay_shapes(pair, run)
     dynamic = sum(max((batch_cost(costs, batch)[1] for batch in batches), default=0.0) for batches in kinds)
     batches, available = [batch for batches in kinds for batch in batches], int(hardware.gpu_memory_gib * GIB)
@@ -115,7 +127,7 @@ def estimate_run(pair: Pair, name: str, run: AnyRun, hardware: Hardware) -> RunE
 
 
 def report(runs: Sequence[RunEstimate], hardware: Hardware) -> str:
-    """One row for each run, and what the figures mean."""
+    """Return a table in Markdown with one row for each run, and what its figures mean."""
     gpus = f"{hardware.num_gpus} GPU{'s' if hardware.num_gpus > 1 else ''} of {hardware.gpu_memory_gib:g} GiB"
     about = f"{gpus} and {hardware.gpu_tflops:g} TFLOP/s each, {hardware.utilisation:.0%} of them reached"
     header = ["run", "trains", "frozen", *runs[0].memory, "total", "fits", "host", "longest", "tokens", "hours"]
@@ -130,8 +142,8 @@ def report(runs: Sequence[RunEstimate], hardware: Hardware) -> str:
 
 
 def build_on_meta(pair: Pair) -> Checkpoint:
-    """The pair without values, from the shapes in the preset or the configurations beside the pretrained weights."""
-    # Under a name of its own attention gets no mask, which could only be made from values.
+    """Build the pair without values, from the preset's shapes or from the configurations beside pretrained weights."""
+    # Attention registered under a name of its own gets no mask, which could only be made from values.
     AttentionInterface.register(ATTENTION, _attend_on_meta)
     decoder, encoder = (_load_config(backbone, pair) for backbone in (pair.decoder, pair.encoder))
     with torch.device("meta"):
@@ -139,7 +151,7 @@ def build_on_meta(pair: Pair) -> Checkpoint:
             pair,
             AutoModelForCausalLM.from_config(decoder, attn_implementation=ATTENTION),
             AutoModel.from_config(encoder, attn_implementation=ATTENTION),
-            # Nothing is tokenised: an empty tokenizer says that it has no special tokens.
+            # Nothing is tokenised, so an empty tokenizer will do; it has no special tokens.
             PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())),
         )
 
@@ -149,7 +161,7 @@ def count_parameters(module: nn.Module, trained: bool = False) -> int:
 
 
 def static_memory(objective: nn.Module, optimisation: Optimisation, num_shards: int) -> dict[str, int]:
-    """Bytes on each GPU whatever is in the batch."""
+    """Return the bytes that each GPU holds whatever the batch is, by what they are for."""
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(objective, optimisation)
     for parameter in trained:
@@ -163,7 +175,7 @@ def static_memory(objective: nn.Module, optimisation: Optimisation, num_shards: 
 
 
 def part_costs(objective: Objective, optimisation: Optimisation) -> dict[str, Cost]:
-    """What each part of an objective on the meta device costs; the objective is turned into what it is in training."""
+    """Return the cost of each part of an objective on the meta device, and put the objective into training's state."""
     objective.to(DTYPES[optimisation.mixed_precision])
     if objective.needs_rollout:
         # A rollout keeps nothing, but a layer at work holds about what it would keep if it trained.
@@ -173,7 +185,7 @@ def part_costs(objective: Objective, optimisation: Optimisation) -> dict[str, Co
         costs = {name: OPERATIONS * cost + BYTES * layers[name] for name, cost in costs.items()}
     elif optimisation.gradient_checkpointing:
         recompute_activations(objective)
-        # Each layer keeps its input, and one at a time all that it needs.
+        # Each layer keeps its input; one layer at a time keeps all that its backward pass needs.
         costs = {name: cost + BYTES * layers[name] for name, cost in _measure(objective)[0].items()}
     decoder: Any = objective.get_submodule("decoder")
     costs["head"] += BYTES * LOGIT_BYTES[optimisation.mixed_precision] * decoder.vocab_size
@@ -181,7 +193,7 @@ def part_costs(objective: Objective, optimisation: Optimisation) -> dict[str, Co
 
 
 def batch_cost(costs: dict[str, Cost], batch: BatchShape) -> tuple[float, float]:
-    """Operations on a batch, forwards and backwards, and bytes kept for it."""
+    """Return the operations of a batch's forward and backward passes, and the bytes kept between them."""
     rows = {"decoder": (batch.rows, batch.slots), "head": (1, batch.num_predicted)}
     if batch.num_chunks:
         rows |= {"encoder": (batch.num_chunks, batch.chunk_tokens), "projector": (1, batch.num_chunks)}
@@ -191,7 +203,7 @@ def batch_cost(costs: dict[str, Cost], batch: BatchShape) -> tuple[float, float]
 
 
 def _measure(objective: Objective) -> tuple[dict[str, Cost], dict[str, Cost]]:
-    """The cost of each part, and of one layer in it, from rows read by one layer and by two."""
+    """Return the cost of each part, and of one of its layers, measured with one layer left in it and with two."""
     train_what_trains(objective)
     costs: dict[str, Cost] = {}
     of_layers: dict[str, Cost] = {}
@@ -210,7 +222,7 @@ def _measure(objective: Objective) -> tuple[dict[str, Cost], dict[str, Cost]]:
 
 
 def _parts(objective: Objective) -> dict[str, tuple[nn.Module, Callable[[int], Tensor]]]:
-    """Each part that has a cost, and how it reads one row of so many slots."""
+    """Return each part that has a cost, with a function by which it reads one row of that many slots."""
     children, dtype = dict(objective.named_children()), next(objective.parameters()).dtype
 
     def embedded(slots: int, width: int) -> Tensor:
@@ -229,14 +241,14 @@ def _parts(objective: Objective) -> dict[str, tuple[nn.Module, Callable[[int], T
 
 
 def _curve(objective: Objective, read: Callable[[int], Tensor]) -> Cost:
-    """The cost on which those of the two rows lie; a rollout has no backward pass."""
+    """Return the cost that fits both the shorter and the longer row; a rollout has no backward pass."""
     short, long = (_count(objective, read, slots) for slots in (SHORT, 2 * SHORT))
     linear, square = (4 * short - long) / (2 * SHORT), (long - 2 * short) / (2 * SHORT**2)
     return np.array([linear[0], square[0], linear[1]])
 
 
 def _count(objective: Objective, read: Callable[[int], Tensor], slots: int) -> np.ndarray:
-    """Operations on one row, and bytes that are kept between the passes, those of weights aside."""
+    """Return the operations on one row, and the bytes kept between the passes, without those of weights."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -256,14 +268,14 @@ def _count(objective: Objective, read: Callable[[int], Tensor], slots: int) -> n
 def _attend_on_meta(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, dropout: float = 0.0, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention as GPUs compute it, which keeps no weights; heads that share keys and values keep them once."""
+    """Attend as GPUs do, keeping no attention weights; heads that share keys and values keep them once."""
     key, value = (each[:, :1].expand(-1, query.shape[1], -1, -1) for each in (key, value))
     output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout)[0]
     return output.transpose(1, 2).contiguous(), None
 
 
 def _num_gathered(objective: nn.Module) -> int:
-    """Parameters of two layers, their gradients of one, and all that is outside of layers."""
+    """Return how many numbers a GPU holds whole: weights of two layers, gradients of one, and all outside of layers."""
     names, num = layer_classes(objective), 0
     layers = [module for module in objective.modules() if type(module).__name__ in names]
     for trained, at_a_time in ((False, 2), (True, 1)):

@@ -58,7 +58,7 @@ def join_parts(
     decoder_tokenizer: PreTrainedTokenizerFast,
     encoder_tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Checkpoint:
-    """Both backbones with an untrained projector and policy between them."""
+    """Return both backbones as a checkpoint, with an untrained projector and policy between them."""
     config = RefragConfig(
         chunk_size=pair.chunk_size,
         trained_chunk_sizes=pair.trained_chunk_sizes,
@@ -169,7 +169,7 @@ def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:
 
 
 def _default_encoder_length(pair: Pair, encoder_tokenizer: PreTrainedTokenizerFast | None) -> int:
-    """Tokens that the longest chunk may have for an encoder with its own tokenizer, or (None) with the decoder's."""
+    """Return how many encoder tokens the longest chunk may have; without a tokenizer it reads the decoder's tokens."""
     longest = max(*pair.trained_chunk_sizes, pair.chunk_size)
     if encoder_tokenizer is None:
         return longest

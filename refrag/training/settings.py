@@ -1,7 +1,7 @@
 """Settings of a preset: the pair to train, and the runs of its recipe, each of which trains one stage.
 
-A preset is one YAML file; `refrag train run PRESET RUN` trains one of its runs. Unknown names and
-values that do not fit are refused, and the message names the place in the file. All defaults are written here alone.
+A preset is one YAML file; `refrag train run PRESET RUN` trains one of its runs. Unknown names and values that do not
+fit are refused, and the message names the place in the file. All defaults are written here alone.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""The shapes of the batches that a run draws, from its settings alone: its memory and its time follow from them.
+"""Lists the shapes of the batches that a run draws, from its settings alone: its memory and its time follow from them.
 
-Stages of text are exact. Stages of questions draw passages of all lengths and more of them later; here each number of
-passages is as likely, and of the usual length, which `stages/questions.py` names.
+For stages of text the shapes are exact. Stages of questions draw passages of all lengths, and more of them later in
+training. Here all numbers of passages are equally likely, and passages have the usual length, which
+`stages/questions.py` names.
 """
 
 import math
@@ -31,9 +32,12 @@ QUESTIONS_TOKENS = QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
 
 @dataclass(frozen=True)
 class BatchShape:
-    """One kind of batch on one process, and its share of the run's batches.
+    """Shape of one kind of batch on one process.
 
-    num_predicted: slots with something to predict. num_chunks, chunk_tokens: what the encoder reads, questions as well.
+    share: share of the run's batches that have this shape.
+    rows, slots: rows that the decoder reads, and slots in each.
+    num_predicted: slots of all rows with something to predict.
+    num_chunks, chunk_tokens: chunks that the encoder reads, those of questions too, and tokens in each.
     """
 
     share: float
@@ -45,12 +49,12 @@ class BatchShape:
 
     @property
     def num_tokens(self) -> int:
-        """Slots of the decoder and tokens of the encoder together."""
+        """Return the decoder's slots and the encoder's tokens together."""
         return self.rows * self.slots + self.num_chunks * self.chunk_tokens
 
 
 def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
-    """Every kind of batch that the run draws; their shares add up to one."""
+    """Return every kind of batch that the run draws; their shares add up to one."""
     if isinstance(run, Reconstruct | Continue):
         return list(_text_shapes(pair, run))
     if isinstance(run, Pretrain):
@@ -59,7 +63,7 @@ def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
 
 
 def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
-    """Every kind of batch that goes with some of those; their shares add up to that of the steps that have one."""
+    """Return every kind of replayed batch, which joins one of questions; their shares add up to `run.replay.share`."""
     if not isinstance(run, Finetune) or run.replay is None:
         return []
     batches = batch_shapes(pair, continuation_settings(run, run.replay))
@@ -67,7 +71,7 @@ def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
 
 
 def _text_shapes(pair: Pair, run: Reconstruct | Continue) -> Iterator[BatchShape]:
-    """Chunks, then as tokens either the same text again or its continuation."""
+    """Yield batches of chunks, then of tokens, which are the same text again or its continuation."""
     for size in pair.trained_chunk_sizes:
         num_rows = partial((continuation if isinstance(run, Continue) else reconstruct).num_windows, run, size)
         shares = batch_shares(run.curriculum, num_rows)
@@ -83,7 +87,7 @@ def _text_shapes(pair: Pair, run: Reconstruct | Continue) -> Iterator[BatchShape
 
 
 def _pretraining_shapes(run: Pretrain) -> Iterator[BatchShape]:
-    """Text, as which the recitals count, and questions."""
+    """Yield batches of text, as which the recitals count, then of questions."""
     rows, question_share = (
         max(1, run.tokens_per_step // run.window_tokens),
         (1 - run.recital_share) * (1 - run.text_share),
@@ -95,7 +99,7 @@ def _pretraining_shapes(run: Pretrain) -> Iterator[BatchShape]:
 
 
 def _finetuning_shapes(pair: Pair, run: Finetune) -> Iterator[BatchShape]:
-    """Plain; dense, with all questions behind one context; and as served, each question a sequence of its own."""
+    """Yield plain batches, dense ones with all questions behind one context, and ones with a sequence per question."""
     plain_share = 1.0 if run.form == "plain" else run.plain_share
     kinds = [(n, k) for n in range(1, run.max_passages + 1) for k in pair.trained_chunk_sizes]
     for num_passages, size in kinds:
@@ -130,5 +134,5 @@ def _context_slots(num_chunks: int, expand_fraction: float, chunk_size: int) -> 
 
 
 def _chunk_tokens(pair: Pair, chunk_size: int) -> int:
-    """An encoder's own tokenizer cuts text into about as many tokens as the decoder's."""
+    """Return the encoder's tokens in a chunk; its own tokenizer cuts text into about as many as the decoder's does."""
     return chunk_size if pair.encoder.pretrained is None else chunk_size + SPECIAL_TOKENS

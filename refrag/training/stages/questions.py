@@ -39,11 +39,12 @@ def draw_contexts(
 
 
 def num_contexts(num_passages: int, num_tokens: int) -> int:
+    """Return how many contexts of `num_passages` passages make a batch of about `num_tokens` tokens; at least two."""
     return max(2, num_tokens // plain_tokens(num_passages))
 
 
 def plain_tokens(num_passages: int) -> int:
-    """Tokens of a context and its questions, about."""
+    """Return about how many tokens a context of `num_passages` passages and its questions have."""
     return num_passages * TOKENS_PER_PASSAGE + QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
 
 
