@@ -1,6 +1,6 @@
 """Checkpoints of several runs side by side: what each gives back of a text, and how it goes on after one.
 
-    python -m refrag.evaluation.ablations --output ablations.json \\
+    refrag evaluate ablations --output ablations.json \\
         --reconstruction curriculum=runs/reconstruct/checkpoint none=runs/reconstruct_without_curriculum/checkpoint \\
         --continuation full=runs/continue/checkpoint scratch=runs/continue_without_reconstruction/checkpoint
 
@@ -8,7 +8,6 @@ These are the paper's Tables 11 and 12. Differences are against the first run of
 run, over the same windows.
 """
 
-import argparse
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from refrag.data.sources import TextSource
-from refrag.errors import RefragError
 from refrag.evaluation.case_set import CaseSet
 from refrag.evaluation.cases import Case, draw_prose
 from refrag.evaluation.conditions import Condition, compressed
 from refrag.evaluation.models import Models, load_models
-from refrag.evaluation.options import parse_named_paths
 from refrag.evaluation.perplexity import Means, perplexity_difference, perplexity_row, window_means
-from refrag.evaluation.report import Report, Table, render
-from refrag.machine.threads import flush_denormals
+from refrag.evaluation.report import Report, Table
 
 SOURCES = {"prose": TextSource(kind="stdlib"), "world": TextSource(kind="world")}
 NUM_CHUNKS = 16
@@ -89,42 +85,5 @@ def compare_runs(report: Report, runs: Mapping[str, Mapping[str, Path]], num_win
             report.add(f"{task}, {source_name}", make)
 
 
-def main() -> None:
-    parser = make_parser()
-    arguments = parser.parse_args()
-    if not any(getattr(arguments, task) for task in MEASURES):
-        parser.error(f"nothing to compare; name runs with {' or '.join(f'--{task}' for task in MEASURES)}")
-    report = Report("refrag.evaluation.ablations", arguments.seed, arguments.output)
-    try:
-        runs = {task: parse_named_paths(getattr(arguments, task), "a run", "NAME=CHECKPOINT") for task in MEASURES}
-        compare_runs(report, runs, arguments.num_windows, arguments.seed)
-    except RefragError as error:
-        parser.error(str(error))
-    print(render(report.values))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m refrag.evaluation.ablations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for task in MEASURES:
-        parser.add_argument(
-            f"--{task}", nargs="+", default=[], metavar="NAME=CHECKPOINT", help=f"runs to compare on {task}"
-        )
-    parser.add_argument("--num-windows", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="draws the windows and the resamples (default: %(default)s)"
-    )
-    return parser
-
-
 def _compressed_or_shuffled(chunk_size: int) -> list[Condition]:
     return [compressed(chunk_size), compressed(chunk_size, embeddings="shuffled")]
-
-
-if __name__ == "__main__":
-    flush_denormals()
-    main()

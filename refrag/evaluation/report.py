@@ -1,11 +1,10 @@
 """What an evaluation found: a JSON file that is whole after every table, and the same as Markdown.
 
-    python -m refrag.evaluation.report evaluation.json
+    refrag evaluate report evaluation.json
 
 Each study is one table, with the paired differences behind it.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -34,8 +33,8 @@ class Table:
 class Report:
     """Tables on their way to a file; `values` is what `render` takes."""
 
-    def __init__(self, module: str, seed: int, output: Path | None) -> None:
-        command = " ".join(["python -m", module, *sys.argv[1:]])
+    def __init__(self, seed: int, output: Path | None) -> None:
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         self.values: dict[str, Any] = {"command": command, **describe_environment(), "seed": seed, "tables": {}}
         self.output = output
         if output is not None:
@@ -142,13 +141,3 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]], num_names: in
     """The first columns, of names, to the left, the others, of figures, to the right."""
     rows = [head, ["---"] * num_names + ["---:"] * (len(head) - num_names), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluation", type=Path, help="JSON file written by refrag.evaluation or its ablations")
-    print(render(json.loads(parser.parse_args().evaluation.read_text())))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,16 +2,15 @@
 
 import json
 import re
-import sys
 
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from refrag.errors import CheckpointError, TrainingError
-from refrag.evaluation import __main__
 from refrag.evaluation.models import parse_onnx_encoders
 from refrag.export.graphs import export_chunk_encoder
+from refrag_client.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +35,9 @@ def damaged(exact, tmp_path_factory):
 def table(tiny_checkpoint, exact, damaged, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx_encoders")
     tiny_checkpoint.save(folder / "checkpoint")
-    patch = pytest.MonkeyPatch()
     options = ["--checkpoint", f"{folder}/checkpoint", "--output", f"{folder}/out.json", "--num-questions", "8"]
     options += ["--tables", "onnx-encoders", "--onnx-encoder", f"exact={exact}", f"damaged={damaged}"]
-    patch.setattr(sys, "argv", ["evaluation", *options])
-    __main__.main()
-    patch.undo()
+    assert main(["evaluate", "run", *options]) == 0
     return json.loads((folder / "out.json").read_text())["tables"]["onnx-encoders"]
 
 

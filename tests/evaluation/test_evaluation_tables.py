@@ -1,18 +1,19 @@
 import json
-import sys
+import re
 from dataclasses import replace
 
 import pytest
 
 from refrag.data.tasks import EXTRACTIVE_TASKS
 from refrag.errors import CheckpointError, TrainingError
-from refrag.evaluation import __main__, ablations, answers, tables
+from refrag.evaluation import answers, tables
 from refrag.evaluation.conditions import POLICIES
 from refrag.evaluation.models import load_models
 from refrag.evaluation.options import Options, parse_named_paths, prose_source
 from refrag.evaluation.report import markdown_differences, markdown_table, markdown_tasks, render
 from refrag.evaluation.tables import TABLES, choose_tables
 from refrag.export.graphs import export_chunk_encoder
+from refrag_client.cli.main import main
 
 TINY = ["--num-questions", "8", "--num-windows", "3", "--trained-passages", "1"]
 TINY += ["--context-tokens", "32", "--continuation-tokens", "20"]
@@ -40,8 +41,7 @@ def report(folder, models, tmp_path_factory):
         options += [flag, str(output.parent / name / "policy.safetensors")]
     export_chunk_encoder(models.checkpoint.encoder, output.parent / "model.onnx", "fp32")
     options += ["--onnx-encoder", f"exported={output.parent}/model.onnx"]
-    patch.setattr(sys, "argv", ["evaluation", "--checkpoint", str(folder), "--output", str(output), *options, *TINY])
-    __main__.main()
+    assert main(["evaluate", "run", "--checkpoint", str(folder), "--output", str(output), *options, *TINY]) == 0
     patch.undo()
     return json.loads(output.read_text())
 
@@ -125,12 +125,11 @@ def test_a_difference_that_excludes_zero_stands_out():
     assert second == "| one | other | exact match on fact, exact | 10.0 (-5.0 to 20.0) |"
 
 
-def test_the_ablations_put_runs_side_by_side(folder, tmp_path, monkeypatch, capsys):
+def test_the_ablations_put_runs_side_by_side(folder, tmp_path, capsys):
     output = tmp_path / "ablations.json"
     runs = [f"one={folder}", f"other={folder}"]
     options = ["--reconstruction", *runs, "--continuation", *runs, "--num-windows", "2", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["ablations", *options])
-    ablations.main()
+    assert main(["evaluate", "ablations", *options]) == 0
     report = json.loads(output.read_text())
     assert set(report["tables"]) == {
         f"{a}, {b}" for a in ("reconstruction", "continuation") for b in ("prose", "world")
@@ -143,6 +142,14 @@ def test_the_ablations_put_runs_side_by_side(folder, tmp_path, monkeypatch, caps
         expected = [(f"{run}: REFRAG k=8", f"{run}: REFRAG k=16") for run in ("one", "other")]
         assert compared == (expected if name.startswith("continuation") else [])
     assert capsys.readouterr().out.strip() == render(report)
+    assert main(["evaluate", "report", str(output)]) == 0
+    assert capsys.readouterr().out.strip() == render(report)
+
+
+@pytest.mark.parametrize("arguments", [["ablations"], ["report", "nowhere.json"]])
+def test_an_evaluation_of_nothing_is_a_usage_error(arguments, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    assert re.match(r"refrag: (nothing to compare|nowhere\.json is no evaluation)", capsys.readouterr().err)
 
 
 def test_without_a_plain_decoder_rows_say_whose_it_is(folder):

@@ -1,0 +1,137 @@
+"""`refrag evaluate`: what a checkpoint answers on held-out questions and prose, and what each stage of training gave.
+
+    run           every table of one checkpoint, as Markdown, and as JSON with --output
+    ablations     checkpoints of several runs side by side: the paper's Tables 11 and 12
+    report FILE   such a JSON file as Markdown
+
+All conditions of a table see the same questions or windows, so that their differences are measured in pairs.
+
+    refrag evaluate run --checkpoint checkpoints/demo --plain plain/decoder --output evaluation.json
+    refrag evaluate ablations --reconstruction curriculum=runs/one/checkpoint none=runs/other/checkpoint
+"""
+
+import argparse
+import functools
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from refrag.errors import InvalidRequest
+
+HELP = "measure a checkpoint on held-out questions and prose"
+EXTRA = "evaluate"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    _add_run_options(_add_action(actions, "run", "make the tables of one checkpoint", _run))
+    _add_ablation_options(_add_action(actions, "ablations", "compare checkpoints of several runs", _compare))
+    report = _add_action(actions, "report", "print a JSON file of the two as Markdown", _report)
+    report.add_argument("evaluation", metavar="FILE", type=Path, help="JSON file that --output wrote")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    arguments.action(arguments)
+
+
+def _add_action(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    action: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=text)
+    parser.set_defaults(action=action)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    from refrag.evaluation.conditions import POLICY_OPTIONS, READS_QUESTION
+    from refrag.evaluation.options import add_options
+    from refrag.evaluation.tables import ONNX_ENCODERS, TABLES
+
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a REFRAG checkpoint")
+    parser.add_argument(
+        "--plain",
+        type=Path,
+        help="Hugging Face decoder for uncompressed contexts, trained on the same data (default: the checkpoint's own)",
+    )
+    for name, option in POLICY_OPTIONS.items():
+        sight = "sees" if READS_QUESTION[name] else "does not see"
+        text = f"weights of a policy that {sight} the question and learned from reward alone"
+        parser.add_argument(option, dest=name, metavar="POLICY", type=Path, help=text)
+    parser.add_argument(
+        "--onnx-encoder",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="files exported from the checkpoint's encoder",
+    )
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=list(TABLES),
+        help=f"default: all, {ONNX_ENCODERS} only where --onnx-encoder names some",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    add_options(parser)
+
+
+def _add_ablation_options(parser: argparse.ArgumentParser) -> None:
+    from refrag.evaluation.ablations import MEASURES
+
+    for task in MEASURES:
+        parser.add_argument(
+            f"--{task}", nargs="+", default=[], metavar="NAME=CHECKPOINT", help=f"runs to compare on {task}"
+        )
+    parser.add_argument("--num-windows", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws the windows and the resamples (default: %(default)s)"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from refrag.evaluation.conditions import POLICY_OPTIONS
+    from refrag.evaluation.models import load_models, parse_onnx_encoders
+    from refrag.evaluation.options import parsed_options
+    from refrag.evaluation.report import Report, render
+    from refrag.evaluation.tables import TABLES, choose_tables
+    from refrag.machine.threads import flush_denormals
+
+    flush_denormals()
+    # bm25s logs every index it builds, and rouge-score brings a handler that prints it.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    options = parsed_options(arguments)
+    report = Report(options.seed, arguments.output)
+    policies = {name: getattr(arguments, name) for name in POLICY_OPTIONS}
+    onnx_encoders = parse_onnx_encoders(arguments.onnx_encoder)
+    models = load_models(arguments.checkpoint, arguments.plain, policies, onnx_encoders)
+    for name in choose_tables(arguments.tables, models):
+        report.add(name, functools.partial(TABLES[name], models, options))
+    print(render(report.values))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from refrag.evaluation.ablations import MEASURES, compare_runs
+    from refrag.evaluation.options import parse_named_paths
+    from refrag.evaluation.report import Report, render
+    from refrag.machine.threads import flush_denormals
+
+    flush_denormals()
+    runs = {task: parse_named_paths(getattr(arguments, task), "a run", "NAME=CHECKPOINT") for task in MEASURES}
+    if not any(runs.values()):
+        raise InvalidRequest(f"nothing to compare; name runs with {' or '.join(f'--{task}' for task in MEASURES)}")
+    report = Report(arguments.seed, arguments.output)
+    compare_runs(report, runs, arguments.num_windows, arguments.seed)
+    print(render(report.values))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from refrag.evaluation.report import render
+
+    try:
+        print(render(json.loads(arguments.evaluation.read_text())))
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidRequest(f"{arguments.evaluation} is no evaluation that can be read: {error}") from error
