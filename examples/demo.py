@@ -25,6 +25,7 @@ from refrag.embedded import EmbeddedServer
 from refrag.errors import RefragError
 from refrag.machine.environment import describe_environment
 from refrag.model.tokenizers import load_decoder_tokenizer
+from refrag.reporting import table
 from refrag_client import Answer, RefragClient
 from refrag_client import RefragError as ClientError
 
@@ -123,18 +124,19 @@ def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, Any]:
 
 def markdown_table(summary: dict[str, Any]) -> str:
     """The medians as a Markdown table with machine, commit and command."""
-    lines = [
-        f"| {summary['num_questions']} held-out questions, medians | context tokens | prompt slots "
-        "| first token | right answers |",
-        "| --- | ---: | ---: | ---: | ---: |",
+    about = f"{summary['num_questions']} held-out questions, medians"
+    rows = [
+        [
+            title,
+            f"{summary['context_tokens']:.0f}",
+            f"{summary[f'prompt_slots_{way}']:.0f}",
+            f"{summary[f'ttft_ms_{way}']:.0f} ms",
+            f"{summary[f'num_right_{way}']} of {summary['num_questions']}",
+        ]
+        for way, title in [("plain", "plain decoder"), ("compressed", _compressed_title(summary))]
     ]
-    for way, title in [("plain", "plain decoder"), ("compressed", _compressed_title(summary))]:
-        lines.append(
-            f"| {title} | {summary['context_tokens']:.0f} | {summary[f'prompt_slots_{way}']:.0f} "
-            f"| {summary[f'ttft_ms_{way}']:.0f} ms | {summary[f'num_right_{way}']} of {summary['num_questions']} |"
-        )
-    lines += ["", f"`make results` on {summary['machine']}, commit {summary['commit']}."]
-    return "\n".join(lines)
+    header = [about, "context tokens", "prompt slots", "first token", "right answers"]
+    return f"{table(header, rows)}\n\n`make results` on {summary['machine']}, commit {summary['commit']}."
 
 
 def _compressed_title(summary: dict[str, Any]) -> str:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from examples.demo import markdown_table as demo_table
 from perf import engine, load, peers, scale, sizing, source_map, store, ttft
-from perf.results import Report, table
+from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
+from refrag.reporting import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DEMO = ROOT / "perf" / "results", ROOT / "checkpoints" / "demo"

@@ -31,6 +31,7 @@ from perf.decoders import Prompts, Subject, make_subject
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.machine.environment import describe_environment
 from refrag.model.decoder import Decoder
+from refrag.reporting import table
 
 SHORTEST_PROMPT, LONGEST_PROMPT, LONG_PROMPT = 64, 1024, 8192
 # How much of the long prompt is computed when the short one arrives.
@@ -198,14 +199,16 @@ def markdown_table(report: Report, decoder: str) -> str:
     """Tokens per second of one decoder, and how many times that of each other method."""
     rows = report["decoders"][decoder]["throughput"]
     others = list(rows[0]["engine_against"])
-    lines = [
-        f"| requests | engine, tokens/s | {' | '.join(f'against {other}' for other in others)} |",
-        "| ---: " * (2 + len(others)) + "|",
+    header = ["requests", "engine, tokens/s", *(f"against {other}" for other in others)]
+    cells = [
+        [
+            row["concurrency"],
+            f"{row['tokens_per_second']['engine']:.0f}",
+            *(f"{row['engine_against'][other]:.2f}×" for other in others),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        ratios = " | ".join(f"{row['engine_against'][other]:.2f}×" for other in others)
-        lines.append(f"| {row['concurrency']} | {row['tokens_per_second']['engine']:.0f} | {ratios} |")
-    return "\n".join(lines)
+    return table(header, cells, num_text=0)
 
 
 def _overhead_line(row: Report) -> str:

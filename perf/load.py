@@ -31,8 +31,9 @@ from tqdm import tqdm
 from perf.analyzer import Load, Timing, run_analyzer
 from perf.corpus import QUESTION, Corpus
 from perf.deployment import deploy, serve
-from perf.results import Report, describe_run, emit, summarise, table
+from perf.results import Report, describe_run, emit, summarise
 from perf.stages import Reading, StageClock, compute_seconds, queue_seconds
+from refrag.reporting import table
 from refrag_client import StoreClient
 
 # A context is as many passages as hold its tokens in the mean; one may have more, and there are question and answer.

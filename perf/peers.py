@@ -30,8 +30,9 @@ from transformers.utils import logging as transformers_logging
 from perf.corpus import QUESTION, Corpus
 from perf.deployment import deploy, serve
 from perf.in_process import BareDecoder
-from perf.results import Report, describe_run, emit, median_ratio, summarise, table
+from perf.results import Report, describe_run, emit, median_ratio, summarise
 from refrag.config import RefragConfig
+from refrag.reporting import table
 from refrag_client import RefragClient, StoreClient
 
 SPARE_SLOTS = 256

@@ -38,7 +38,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from perf.analytic import predicted_speedup, prefill_flops
 from perf.decoders import SHAPES, make_decoder, make_tokenizer
-from perf.results import Report, describe_run, emit, median_ratio, summarise, table
+from perf.results import Report, describe_run, emit, median_ratio, summarise
 from refrag.decoders.base import MixedPrompt
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.kv_cache import bytes_per_slot
@@ -47,6 +47,7 @@ from refrag.engine.support import layer_shapes
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.model.projector import Projector
 from refrag.policies.budget import expansion_budget
+from refrag.reporting import table
 from refrag.request import SamplingParams
 
 # B prompts of a batch, S slots, C chunks, K tokens per chunk, D decoder width

@@ -19,7 +19,8 @@ from typing import Any
 import markdown as markdown_library
 
 from perf import engine, load, peers, plots, prefill, scale, sizing, store, ttft
-from perf.results import Report, table
+from perf.results import Report
+from refrag.reporting import table
 
 # What tells the entries of a list apart.
 IDENTITY = (

@@ -37,9 +37,3 @@ def summarise(seconds: Sequence[float]) -> Report:
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Of values that were measured in turns: the median of the ratios within a turn."""
     return round(statistics.median(n / d for n, d in zip(numerators, denominators, strict=True)), 3)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]], num_text: int = 1) -> str:
-    """Markdown; the first `num_text` columns are text, the others numbers."""
-    rule = ["---"] * num_text + ["---:"] * (len(header) - num_text)
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, rule, *rows])

@@ -31,8 +31,9 @@ from perf.analyzer import Load, run_analyzer
 from perf.corpus import Corpus
 from perf.deployment import ask, deploy, serve
 from perf.load import Callers, describe
-from perf.results import Report, describe_run, emit, summarise, table
+from perf.results import Report, describe_run, emit, summarise
 from refrag.embedded import EmbeddedServer
+from refrag.reporting import table
 from refrag_client import RefragClient, StoreClient
 
 WINDOW = 8192

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perf.results import Report, describe_run, emit, table
+from perf.results import Report, describe_run, emit
+from refrag.reporting import table
 from refrag.store.tiers.disk import DiskTier
 from refrag.store.values import seal
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grimp
 
-from perf.results import table
+from refrag.reporting import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("refrag", "refrag_client")

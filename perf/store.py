@@ -31,11 +31,12 @@ import onnxruntime
 
 from perf.corpus import Corpus
 from perf.deployment import ask, serve
-from perf.results import Report, describe_run, emit, median_ratio, table
+from perf.results import Report, describe_run, emit, median_ratio
 from perf.stages import StageClock
 from refrag.context.chunking import Chunk
 from refrag.embedded import EmbeddedServer
 from refrag.export.repository import export_repository
+from refrag.reporting import table
 from refrag_client import RefragClient, StoreClient
 
 ENCODER_ROWS = 256

@@ -43,9 +43,10 @@ from perf.analytic import predicted_speedup
 from perf.corpus import Corpus
 from perf.deployment import ask, deploy, serve
 from perf.in_process import BareDecoder, decoder_width
-from perf.results import Report, describe_run, emit, median_ratio, summarise, table
+from perf.results import Report, describe_run, emit, median_ratio, summarise
 from perf.stages import StageClock, stage_seconds
 from refrag.export.precision import Precision
+from refrag.reporting import table
 from refrag_client import Answer, RefragClient, StoreClient
 
 # Answers are one token long; what is over is the question's.

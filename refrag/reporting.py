@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], num_text: int = 1) -> str:
-    """The first `num_text` columns are text, to the left; the others are figures, to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], num_text: int = 1) -> str:
+    """Return a Markdown table; its first `num_text` columns are text, to the left, the others figures, to the right."""
     alignment = ["left"] * num_text + ["right"] * (len(header) - num_text)
     return tabulate(rows, header, tablefmt="pipe", colalign=alignment, disable_numparse=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refrag.machine.environment import describe_environment
+from refrag.reporting import table
 
 Values = Mapping[str, Any]
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ def markdown_tasks(report: Values, table_name: str, names: Container[str] | None
     rows = [row for row in report["tables"][table_name]["rows"] if names is None or row["name"] in names]
     tasks = list(rows[0]["exact_match_by_task"])
     lines = [[row["name"], *(_percent(row["exact_match_by_task"][task]) for task in tasks)] for row in rows]
-    return _markdown(["exact match, %", *tasks], lines)
+    return table(["exact match, %", *tasks], lines)
 
 
 def markdown_differences(report: Values, table_name: str) -> str:
@@ -77,16 +78,16 @@ def markdown_differences(report: Values, table_name: str) -> str:
             cell = show(estimate)
             cell = f"**{cell}**" if estimate["low"] > 0 or estimate["high"] < 0 else cell
             lines.append([row["name"], row["against"], measure, cell])
-    return _markdown(["condition", "against", "measure", "difference"], lines, num_names=3)
+    return table(["condition", "against", "measure", "difference"], lines, num_text=3)
 
 
 def _sections(report: Values) -> Iterator[str]:
     yield f"`{report['command']}` at {report['commit']} on {report['machine']}, seed {report['seed']}"
-    for name, table in report["tables"].items():
-        yield f"## {name}\n\n{table['about']}\n\n{markdown_table(report, name)}"
-        if "exact_match_by_task" in table["rows"][0]:
+    for name, study in report["tables"].items():
+        yield f"## {name}\n\n{study['about']}\n\n{markdown_table(report, name)}"
+        if "exact_match_by_task" in study["rows"][0]:
             yield markdown_tasks(report, name)
-        if table["differences"]:
+        if study["differences"]:
             yield markdown_differences(report, name)
 
 
@@ -106,13 +107,13 @@ def _answer_table(rows: Sequence[Values]) -> str:
         ]
         for row in rows
     ]
-    return _markdown(head, lines)
+    return table(head, lines)
 
 
 def _perplexity_table(rows: Sequence[Values]) -> str:
     counts = list(rows[0]["log_perplexity"])
     lines = [[row["name"], *(_decimal(row["log_perplexity"][count]) for count in counts)] for row in rows]
-    return _markdown(["log-perplexity", *map(_tokens, counts)], lines)
+    return table(["log-perplexity", *map(_tokens, counts)], lines)
 
 
 def _differences(row: Values) -> Iterator[tuple[str, Values]]:
@@ -135,9 +136,3 @@ def _percent(estimate: Values) -> str:
 
 def _decimal(estimate: Values) -> str:
     return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]], num_names: int = 1) -> str:
-    """The first columns, of names, to the left, the others, of figures, to the right."""
-    rows = [head, ["---"] * num_names + ["---:"] * (len(head) - num_names), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

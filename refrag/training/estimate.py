@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from refrag.model.checkpoint import Checkpoint
-from refrag.reporting import markdown_table
+from refrag.reporting import table
 from refrag.training.backbones import layer_classes, recompute_activations, train_what_trains
 from refrag.training.objective import Objective
 from refrag.training.optimizer import make_optimizer
@@ -138,7 +138,7 @@ def report(runs: Sequence[RunEstimate], hardware: Hardware) -> str:
         fits = ["yes" if run.fits else "NO", f"{run.host / GIB:.2f}", run.longest_slots]
         rows.append([run.name, *parameters, *memory, *fits, f"{run.tokens / 1e9:.3g}G", f"{run.hours:.3g}"])
     rows.append(["all", *[""] * (len(header) - 2), f"{sum(run.hours for run in runs):.3g}"])
-    return "\n\n".join([about, markdown_table(header, rows), ASSUMPTIONS])
+    return "\n\n".join([about, table(header, rows), ASSUMPTIONS])
 
 
 def build_on_meta(pair: Pair) -> Checkpoint:

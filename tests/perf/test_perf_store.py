@@ -1,6 +1,7 @@
 """The store's benchmark tells what it measured; how fast is for `make bench-store` to say."""
 
 import pytest
+from table_text import unaligned
 
 from perf import sizing, store
 from perf.sizing import GEOMETRIES, measure_entry_bytes
@@ -19,7 +20,7 @@ REPORT = {
 
 
 def test_the_tables_tell_what_was_measured():
-    text = store.markdown(REPORT)
+    text = unaligned(store.markdown(REPORT))
     assert "| memory | 512 | 1.2 ms | 30.0 ms |" in text
     assert "95.0% of it" in text
 
