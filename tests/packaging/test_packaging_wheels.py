@@ -71,8 +71,10 @@ def sources(*patterns: str, root: Path = ROOT) -> set[str]:
 @contextmanager
 def served(environment: Path):
     """The server of the current folder's model_repository; its addresses by name."""
-    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
-    with subprocess.Popen([environment / "refrag", "serve", *ports], stdout=subprocess.PIPE, text=True) as process:
+    options = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    # The processes of the server compile what they import, all at the same time.
+    options.append("--ready-timeout-seconds=600")
+    with subprocess.Popen([environment / "refrag", "serve", *options], stdout=subprocess.PIPE, text=True) as process:
         try:
             lines = [process.stdout.readline() for _ in range(5)]
             assert lines[-1].startswith("ready")
