@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ HERE = "tests/graph/test_graph_docs.py"
 BLOCKS = [block for page in pages_run_by(HERE) for block in command_blocks(page, HERE)]
 SERVE = re.compile(r"(make|refrag) serve")
 FREE_PORTS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
-# What a block prints that says that it did its work, by a word of the block.
-SIGNS = {"Mara Tolen": "parrot", "--compare": "TTFT plain / compressed", "curl -N": '"finish_reason":"'}
+# What a block prints that says that it did its work, by what it holds: the first that fits.
+SIGNS = {"curl -N": '"finish_reason":"', "--compare": "TTFT plain / compressed", "Mara Tolen": "parrot"}
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_command_or_script_does_what_it_is_there_for(block, server, checkout):
     if "curl" in block.code and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     printed = run_block(block, at_server(block.code, server), checkout)
-    assert [sign for word, sign in SIGNS.items() if word in block.code and sign not in printed] == []
+    assert next((sign for word, sign in SIGNS.items() if word in block.code), "") in printed
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if SERVE.search(block.code)], ids=lambda b: b.page)
@@ -67,8 +68,9 @@ def test_a_server_starts_and_ends_as_the_pages_say(block, checkout):
 def test_the_metrics_are_those_that_the_page_lists(server, client):
     client.generate("Which animal does Mara Tolen keep?", ["Mara Tolen keeps a parrot."])
     host, port = server.metrics_address.split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
-    connection.request("GET", "/metrics")
-    served = set(re.findall(r"^# TYPE (refrag_\w+) (\w+)", connection.getresponse().read().decode(), re.MULTILINE))
+    with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
+        connection.request("GET", "/metrics")
+        metrics = connection.getresponse().read().decode()
+    served = set(re.findall(r"^# TYPE (refrag_\w+) (\w+)", metrics, re.MULTILINE))
     documented = set(re.findall(r"^\| `(refrag_\w+)` \| (\w+) \|", read_page("docs/operations.md"), re.MULTILINE))
     assert documented == served
