@@ -98,11 +98,11 @@ def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_pro
 def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Any:
     """Load the pretrained encoder, or make one of random weights that reads the decoder's tokens."""
     if backbone.pretrained is not None:
-        return without_pooler(AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32))
+        return AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32)
     # Chunks are padded with 0 where the tokenizer has no padding token.
     config = make_config(backbone, {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id or 0})
     options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
-    return without_pooler(AutoModel.from_config(config, **options))
+    return AutoModel.from_config(config, **options)
 
 
 def make_config(backbone: Backbone, own: dict[str, Any]) -> Any:
@@ -146,13 +146,6 @@ def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> PackedC
     rng = random.Random(seed)
     document = make_document(rng, make_world(rng, NUM_ENTITIES, "train"))
     return PackedChunks.cut([checkpoint.chunker.passage_ids(document)], chunk_size)
-
-
-def without_pooler(model: Any) -> Any:
-    """Remove the model's pooler: it takes part in no loss, and processes that share weights wait for every gradient."""
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model
 
 
 def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:

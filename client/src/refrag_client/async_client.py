@@ -11,7 +11,13 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from refrag_client.answer import Answer, Piece
-from refrag_client.base_client import READY_PAUSE_SECONDS, READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, BaseClient
+from refrag_client.base_client import (
+    READY_PAUSE_SECONDS,
+    READY_TIMEOUT_SECONDS,
+    STOP_TIMEOUT_SECONDS,
+    BaseClient,
+    BaseStream,
+)
 from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions
 from refrag_client.settings import CHANNEL_OPTIONS, ClientSettings
@@ -86,7 +92,7 @@ class AsyncRefragClient(BaseClient):
         return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
 
-class AsyncStream:
+class AsyncStream(BaseStream):
     """One answer on its way: iterate over its pieces, in an `async with` block or to the end.
 
     Leaving early, by an exception, the task's cancellation or `cancel()`, makes the server stop generating.
@@ -94,22 +100,10 @@ class AsyncStream:
     """
 
     def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
-        self._stub = stub
-        self._exchange = exchange
-        self._metadata = settings.metadata
-        self._is_cancelled = False
+        super().__init__(stub, exchange, settings)
         self._call = stub.ModelStreamInfer(
             iter([exchange.message]), timeout=settings.timeout_seconds, metadata=self._metadata
         )
-
-    @property
-    def request_id(self) -> str:
-        return self._exchange.request_id
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer once the stream was read to its end; RefragError before."""
-        return self._exchange.answer()
 
     async def cancel(self) -> None:
         """Make the server stop; a pending or later read raises Cancelled. Nothing happens after the end."""

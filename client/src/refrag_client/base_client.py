@@ -1,9 +1,11 @@
-"""What the two clients have in common: how they are made, and how a call becomes an exchange."""
+"""What the two clients have in common: how they are made, how a call becomes an exchange, and what a stream tells."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from tritonclient.grpc import service_pb2
 
+from refrag_client.answer import Answer
 from refrag_client.errors import RefragError, ServerUnavailable
 from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions, GenerateRequest
@@ -50,3 +52,22 @@ class BaseClient:
             f"model {self.settings.model!r} at {self.settings.url} is not ready after {timeout_seconds} s; "
             "is the server running there, and did all its models load?"
         )
+
+
+class BaseStream:
+    """One answer on its way, without the reading of its pieces."""
+
+    def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
+        self._stub = stub
+        self._exchange = exchange
+        self._metadata = settings.metadata
+        self._is_cancelled = False
+
+    @property
+    def request_id(self) -> str:
+        return self._exchange.request_id
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer once the stream was read to its end; RefragError before."""
+        return self._exchange.answer()

@@ -11,7 +11,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from refrag_client.answer import Answer, Piece
 from refrag_client.background import Reader, run_in_background
-from refrag_client.base_client import READY_PAUSE_SECONDS, READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, BaseClient
+from refrag_client.base_client import (
+    READY_PAUSE_SECONDS,
+    READY_TIMEOUT_SECONDS,
+    STOP_TIMEOUT_SECONDS,
+    BaseClient,
+    BaseStream,
+)
 from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions
 from refrag_client.settings import ClientSettings
@@ -80,27 +86,15 @@ class RefragClient(BaseClient):
         self._lock = threading.Lock()
 
 
-class Stream:
+class Stream(BaseStream):
     """One answer on its way: iterate over its pieces, in a `with` block or to the end.
 
     Leaving early, by `break`, an exception or `cancel()`, makes the server stop generating.
     """
 
     def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
-        self._stub = stub
-        self._exchange = exchange
-        self._metadata = settings.metadata
-        self._is_cancelled = False
+        super().__init__(stub, exchange, settings)
         self._reader = Reader(lambda: self._open_call(exchange.message, settings.timeout_seconds))
-
-    @property
-    def request_id(self) -> str:
-        return self._exchange.request_id
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer once the stream was read to its end; RefragError before."""
-        return self._exchange.answer()
 
     def cancel(self) -> None:
         """Make the server stop; a pending or later read raises Cancelled. Nothing happens after the end."""

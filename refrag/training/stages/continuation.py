@@ -7,10 +7,8 @@ shows the whole text as tokens: it is the same training for the decoder that we 
 import functools
 import random
 from dataclasses import replace
-from typing import Any
 
 from refrag.context.chunking import PackedChunks
-from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.policies.budget import expansion_budget
 from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
@@ -18,16 +16,11 @@ from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.curriculum import draw_num_chunks
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Continue
+from refrag.training.stages.windows import WindowSource
 
 
-class ContinueSource:
+class ContinueSource(WindowSource[Continue]):
     """Source of texts to continue; the examples of a batch share chunk size, number of chunks and expand fraction."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, settings: Continue, process_index: int = 0, num_processes: int = 1
-    ) -> None:
-        self.checkpoint, self.settings = checkpoint, settings
-        self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
@@ -38,12 +31,6 @@ class ContinueSource:
         fraction = 1.0 if self.settings.form == "plain" else rng.choice(self.settings.expand_fractions)
         expanded = [rng.sample(range(num_chunks), expansion_budget(fraction, num_chunks)) for _ in windows]
         return continuation_batch(self.checkpoint, windows, chunk_size, num_chunks, expanded)
-
-    def state(self) -> dict[str, Any]:
-        return self.windows.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.windows.restore(state)
 
 
 class Continuation(Objective):

@@ -9,11 +9,9 @@ passages.
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.data.tasks import SINGLE_TASKS
-from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
 from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed
@@ -22,6 +20,7 @@ from refrag.training.curriculum import passage_counts
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Pretrain
 from refrag.training.stages.questions import draw_contexts, plain_example
+from refrag.training.stages.windows import WindowSource
 
 # At equal weight short answers would count for little beside the many tokens of the passages.
 ANSWER_WEIGHT, QUESTION_WEIGHT, CONTEXT_WEIGHT = 3.0, 0.2, 0.2
@@ -34,17 +33,8 @@ SINGLE_TASKS_UNTIL = 0.25
 RIVALS_UNTIL, MOST_RIVALS = 0.65, 4
 
 
-class PretrainSource:
+class PretrainSource(WindowSource[Pretrain]):
     """Source of random strings to repeat, then of plain text and of questions over plain passages."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, settings: Pretrain, process_index: int = 0, num_processes: int = 1
-    ) -> None:
-        self.settings = settings
-        self.chunker = checkpoint.chunker
-        self.vocab_size = checkpoint.decoder.vocab_size
-        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
-        self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
         if progress < self.settings.recital_share:
@@ -54,11 +44,13 @@ class PretrainSource:
         else:
             contexts = self.draw_questions(rng, progress)
             examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
-        return collate_mixed(examples, self.vocab_size, self.bos_id, self.settings.row_slots)
+        bos_id = self.checkpoint.decoder_tokenizer.bos_token_id
+        return collate_mixed(examples, self.checkpoint.decoder.vocab_size, bos_id, self.settings.row_slots)
 
     def draw_questions(self, rng: random.Random, progress: float) -> Sequence[TokenisedContext]:
         settings, tasks, rival_share = self.settings, self.settings.tasks, self.settings.rival_share
-        maker, num_passages = ContextMaker.draw(rng, self.chunker), rng.choice(pretraining_counts(settings, progress))
+        maker = ContextMaker.draw(rng, self.checkpoint.chunker)
+        num_passages = rng.choice(pretraining_counts(settings, progress))
         if progress < SINGLE_TASKS_UNTIL:
             tasks, rival_share = [task for task in tasks if task in SINGLE_TASKS] or tasks, 0.0
         elif progress < RIVALS_UNTIL:
@@ -73,14 +65,8 @@ class PretrainSource:
     def draw_recitals(self, rng: random.Random) -> list[MixedExample]:
         """Draw random tokens, each string twice in a row, so that its second half can be predicted from the first."""
         count = max(1, self.settings.tokens_per_step // (2 * RECITAL_TOKENS))
-        strings = [rng.choices(range(self.vocab_size), k=RECITAL_TOKENS) for _ in range(count)]
+        strings = [rng.choices(range(self.checkpoint.decoder.vocab_size), k=RECITAL_TOKENS) for _ in range(count)]
         return [MixedExample([], [], [Segment(string, 0.0), Segment(string, 1.0)]) for string in strings]
-
-    def state(self) -> dict[str, Any]:
-        return self.windows.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.windows.restore(state)
 
 
 def pretraining_counts(settings: Pretrain, progress: float) -> range:

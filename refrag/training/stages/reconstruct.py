@@ -7,26 +7,19 @@ several.
 import functools
 import random
 from dataclasses import replace
-from typing import Any
 
 from refrag.context.chunking import PackedChunks
-from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
 from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.curriculum import draw_num_chunks
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Reconstruct
+from refrag.training.stages.windows import WindowSource
 
 
-class ReconstructSource:
+class ReconstructSource(WindowSource[Reconstruct]):
     """Source of texts to reconstruct; the examples of a batch share chunk size and number of chunks."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, settings: Reconstruct, process_index: int = 0, num_processes: int = 1
-    ) -> None:
-        self.checkpoint, self.settings = checkpoint, settings
-        self.windows = open_windows(settings.sources, checkpoint.decoder_tokenizer, process_index, num_processes)
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
@@ -34,12 +27,6 @@ class ReconstructSource:
         num_chunks = draw_num_chunks(rng, self.settings.curriculum, progress, samples_per_batch)
         windows = [self.windows.draw(num_chunks * chunk_size) for _ in range(samples_per_batch(num_chunks))]
         return reconstruction_batch(self.checkpoint, windows, chunk_size)
-
-    def state(self) -> dict[str, Any]:
-        return self.windows.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.windows.restore(state)
 
 
 class Reconstruction(Objective):
