@@ -110,7 +110,7 @@ class Engine:
         )
         self.tasks: dict[EngineRequest, Task] = {}
         self.num_added = 0
-        self.stats = DecoderStats()
+        self.stats = DecoderStats(num_blocks=self.pool.num_blocks)
 
     @property
     def has_work(self) -> bool:

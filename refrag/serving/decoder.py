@@ -35,6 +35,7 @@ class DecoderService:
         keep_freed_memory()
         self.metrics = DecoderMetrics()
         self.settings, self.backend = open_decoder(checkpoint, parameters, self.metrics.observe)
+        self.metrics.publish(self.backend.stats)
 
     def accept(self, request: Any) -> None:
         """Queue the request, or act on a stop, and return at once; the decoder sends the responses.

@@ -1,6 +1,7 @@
 """Publishes what the decoder does among Triton's metrics (port 8002, /metrics)."""
 
 from collections import deque
+from collections.abc import Callable
 
 from refrag.decoders.base import DecoderStats
 from refrag.serving.periodic import Periodic
@@ -48,6 +49,10 @@ class DecoderMetrics:
             ),
         }
         self.gathered: deque[DecoderStats] = deque()
+
+    def publish(self, stats: Callable[[], DecoderStats]) -> None:
+        """Bring Triton's metrics up to date every second from now on; the gauges show what `stats` returns then."""
+        self.stats, self.shown = stats, dict.fromkeys(self.gauges, -1)
         self.flush = Periodic("decoder-metrics", FLUSH_SECONDS, self._flush)
 
     def observe(self, stats: DecoderStats) -> None:
@@ -63,11 +68,8 @@ class DecoderMetrics:
         self.flush.close()
 
     def _flush(self) -> None:
+        self._show_state(self.stats())
         gathered = [self.gathered.popleft() for _ in range(len(self.gathered))]
-        if not gathered:
-            return
-        for name, gauge in self.gauges.items():
-            gauge.set(getattr(gathered[-1], name))
         for name, counter in self.counters.items():
             if total := sum(getattr(stats, name) for stats in gathered):
                 counter.add(total)
@@ -75,3 +77,10 @@ class DecoderMetrics:
             for stats in gathered:
                 for value in getattr(stats, name):
                     histogram.observe(value)
+
+    def _show_state(self, stats: DecoderStats) -> None:
+        """Set the gauges that have changed: an idle decoder costs no round trip."""
+        for name, gauge in self.gauges.items():
+            if (value := getattr(stats, name)) != self.shown[name]:
+                gauge.set(value)
+                self.shown[name] = value
