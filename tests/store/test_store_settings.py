@@ -1,5 +1,6 @@
 """Where the vectors lie: parameters first, then the environment, then the defaults; and what means nothing is told."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,3 +74,24 @@ def test_two_stores_of_one_folder_see_the_same_vectors(settings):
     first.close()
     assert second.find([digest(1), digest(2)]) == [vector(1), None]
     second.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "module", "tier", "extra"),
+    [
+        (StoreSettings(store_disk_path="somewhere"), "lmdb", "disk", "store"),
+        (StoreSettings(store_disk_path="off", store_redis_url="redis://127.0.0.1:1/0"), "redis", "shared", "redis"),
+    ],
+)
+def test_a_tier_that_lacks_its_library_names_the_extra(monkeypatch, settings, module, tier, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"refrag.store.tiers.{tier}", raising=False)
+    with pytest.raises(SetupError, match=rf"needs {module}: pip install 'refrag\[{extra}\]', or set store_.* to off"):
+        open_store(settings, FINGERPRINT)
+
+
+def test_a_store_in_memory_alone_needs_neither(monkeypatch):
+    for name in ("lmdb", "redis"):
+        monkeypatch.setitem(sys.modules, name, None)
+    memory, tiers = opened(StoreSettings(store_disk_path="off"))
+    assert memory is not None and not tiers
