@@ -4,6 +4,7 @@ import random
 from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,9 +100,11 @@ def questions_of(batch):
 
 
 def plain_values(value):
-    """Tensors as lists, all the way down, so that == compares batches."""
-    if isinstance(value, torch.Tensor):
+    """Tensors and arrays as lists, all the way down, so that == compares batches."""
+    if isinstance(value, torch.Tensor | np.ndarray):
         return value.tolist()
+    if isinstance(value, list):
+        return [plain_values(one) for one in value]
     if is_dataclass(value):
         return {field.name: plain_values(getattr(value, field.name)) for field in fields(value)}
     return value
