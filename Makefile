@@ -54,7 +54,7 @@ results: $(EXPORTED) ## the figures that the README quotes from the demo → per
 serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	$(BIN)/refrag serve --model-repository $(REPOSITORY)
 
-export: install ## checkpoint → ONNX graphs and a deployable repository; EXPORT_OPTIONS="--precision fp16"
+export: install ## checkpoint → ONNX models and a deployable repository; EXPORT_OPTIONS="--precision fp16"
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 # What is exported already stays, with the options it was exported with, until the checkpoint changes.

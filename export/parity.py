@@ -1,4 +1,4 @@
-"""Compares an exported graph with the torch module it was made from, on seeded inputs."""
+"""Compares an ONNX model with the torch module it was made from, on seeded inputs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a graph is from torch; the relative error is a share of the largest expected value."""
+    """The distance of an ONNX model from torch; the relative error is a share of the largest expected value."""
 
     graph: str
     max_absolute_error: float
@@ -90,7 +90,7 @@ def encoder_batches(encoder: ChunkEncoder, max_length: int) -> Iterator[tuple[Te
 def _encoder_in_torch(encoder: ChunkEncoder) -> Callable[[Tensor, Tensor], Tensor]:
     def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         is_empty = attention_mask.sum(1, keepdim=True) == 0
-        # CLS pooling of nothing is arbitrary in torch; the graph promises zeros.
+        # CLS pooling of nothing is arbitrary in torch; the ONNX model promises zeros.
         return encoder(input_ids, attention_mask).masked_fill(is_empty, 0.0)
 
     return encode
@@ -117,7 +117,7 @@ def _check(
     parity = Parity(graph.name, max_error, float(np.divide(max_error, max_value)), TOLERANCES[precision])
     if not parity.holds:
         raise CheckpointError(
-            f"{parity}; the {precision} graph does not compute what torch does, so it is not deployed"
+            f"{parity}; the {precision} ONNX model does not compute what torch does, so it is not deployed"
         )
     return parity
 

@@ -13,7 +13,7 @@ neighbouring products in 16 bits before it widens them, and what exceeds 16 bits
 
     255 · 127 + 255 · 127 = 64770  >  32767  >=  32640 = 255 · 64 + 255 · 64
 
-ONNX Runtime has a session option against it (session.x64quantprecision), but whoever loads the graph would have to set
+ONNX Runtime has a session option against it (session.x64quantprecision), but whoever loads the model would have to set
 it. UINT8 weights would be safe too, but their kernels are slower, and those for AVX-512 use no VNNI.
 
 MatMulIntegerToFloat is ONNX Runtime's own operator; TensorRT does not know it.
@@ -48,12 +48,12 @@ SCHEME = f"activations 0 to {LARGEST_ACTIVATION} by tensor, min-max; weights +-{
 
 
 def quantise_chunk_encoder(path: Path, batches: Sequence[Batch]) -> None:
-    """Rewrite the FP32 graph at `path`; raise CheckpointError if it has no product with weights, or is over 2 GB."""
+    """Rewrite the FP32 ONNX model at `path`; raise CheckpointError if it has no product of weights or is over 2 GB."""
     if list(path.parent.glob(f"{path.name}.*")):
-        raise CheckpointError("the encoder's graph is too large for one file, as int8 needs it; use fp32 or fp16")
+        raise CheckpointError("the encoder's ONNX model is too large for one file, as int8 needs it; use fp32 or fp16")
     model = ir.load(path)
     if not Quantiser(model.graph, calibrate(path, batches)).rewrite_products():
-        raise CheckpointError("the encoder's graph has no product with weights to compute in int8; export it in fp32")
+        raise CheckpointError("the encoder has no product with weights to compute in int8; export it in fp32")
     RemoveUnusedNodesPass()(model)
     model.opset_imports[ORT_DOMAIN] = ORT_OPSET
     ir.save(model, path)
@@ -74,7 +74,7 @@ def calibrate(path: Path, batches: Sequence[Batch]) -> dict[str, Range]:
 
 
 class Quantiser:
-    """Rewrites the products of one graph."""
+    """Rewrites the products in one ONNX graph."""
 
     def __init__(self, graph: ir.Graph, ranges: dict[str, Range]) -> None:
         self.graph, self.ranges = graph, ranges

@@ -1,4 +1,4 @@
-"""What the store of chunk vectors costs: through the real server, on a checkpoint's exported graph.
+"""What the store of chunk vectors costs: through the real server, with a checkpoint's exported encoder.
 
     make bench-store        or: python -m perf.store --output perf/results/store.json
 
@@ -7,7 +7,7 @@ Everything is measured in one run, so that ratios hold on a noisy machine:
     lookup       the store's share of a request of 512 chunks that are all stored, and the whole stage that it is part
                  of (preprocessing; of a request that comes again, whose tokens are remembered), both by the server's
                  own clock; one request at a time; medians, for each tier as the only one that has the vectors
-    index        vectors per second of `refrag index` into an empty store against ONNX Runtime alone with the same graph
+    index        vectors per second of `refrag index` into an empty store against ONNX Runtime alone with the same model
                  and the same chunks, tokenised before; in turns; median of ratios
 
 What it saves is in perf.ttft: the time to first token with a cold store and with a warm one.
@@ -114,7 +114,7 @@ def measure_index(repository: Path, corpus: Corpus, options: argparse.Namespace)
 
 
 class RawEncoder:
-    """The exported graph in ONNX Runtime with all cores, and nothing besides."""
+    """The exported encoder in ONNX Runtime with all cores, and nothing besides."""
 
     def __init__(self, repository: Path, corpus: Corpus) -> None:
         self.corpus = corpus

@@ -1,4 +1,4 @@
-"""Time to first token against context length, client side over gRPC: what a caller of the real graph waits.
+"""Time to first token against context length, client side over gRPC: what a caller of the real ensemble waits.
 
     make perf        or: python -m perf.ttft --output perf/results/ttft.json
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from refrag.pipeline import Answer, Pipeline
     from refrag.request import ExpansionOptions, Request, SamplingParams
 
+    __version__: str
+
 __all__ = [
     "Answer",
     "EmbeddedServer",
@@ -28,7 +30,6 @@ __all__ = [
     "__version__",
     "load_checkpoint",
 ]
-__version__ = version("refrag")
 
 _PLACES = {
     "Answer": "refrag.pipeline",
@@ -42,6 +43,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("refrag")
     if name not in _PLACES:
         raise AttributeError(f"module 'refrag' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_PLACES[name]), name)

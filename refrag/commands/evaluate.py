@@ -133,5 +133,5 @@ def _report(arguments: argparse.Namespace) -> None:
 
     try:
         print(render(json.loads(arguments.evaluation.read_text())))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest(f"{arguments.evaluation} is no evaluation that can be read: {error}") from error

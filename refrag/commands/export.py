@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=get_args(Precision),
         default="fp32",
-        help="arithmetic inside the graphs (default: %(default)s); their inputs and outputs are FP32 either way. "
+        help="arithmetic inside the ONNX models (default: %(default)s); their inputs and outputs are FP32 either way. "
         "fp16 is for GPUs; int8, of the encoder alone, for CPUs",
     )
     parser.add_argument(

@@ -70,7 +70,7 @@ class TorchDecoder:
         self.worker.stop(request_id)
 
     def stats(self) -> DecoderStats:
-        return self.worker.engine.stats
+        return self.worker.stats
 
     def close(self) -> None:
         self.worker.close()

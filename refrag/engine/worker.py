@@ -42,6 +42,7 @@ class EngineWorker:
         self.finished: OrderedDict[str, None] = OrderedDict()
         self.changed = threading.Condition()
         self.closing: RefragError | None = None
+        self.stats = DecoderStats()
         opened: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, args=[opened], name="decoder-engine", daemon=True)
         self.thread.start()
@@ -91,6 +92,7 @@ class EngineWorker:
         """Work until closed. If the loop itself fails, all requests fail, queued and later ones too, and none waits."""
         try:
             self.engine = self.open_engine()
+            self.stats = self.engine.stats
         except BaseException as error:
             opened.set_exception(error)
             return
@@ -112,8 +114,10 @@ class EngineWorker:
             self._fail(request, self.closing)
 
     def _observe(self) -> None:
+        # The engine fills a new one while it steps; whoever asks meanwhile gets the one that is complete.
+        self.stats = self.engine.stats
         try:
-            self.observe(self.engine.stats)
+            self.observe(self.stats)
         except Exception:
             log.exception("the stats of a step could not be reported")
 

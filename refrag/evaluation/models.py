@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from refrag.errors import CheckpointError, TrainingError
+from refrag.errors import CheckpointError, InvalidRequest, SetupError
 from refrag.evaluation.conditions import READS_QUESTION, ContextForm, Selection
 from refrag.evaluation.options import parse_named_paths
 from refrag.model.checkpoint import Checkpoint, load_checkpoint, load_plain_decoder, load_policy_file
@@ -61,8 +61,10 @@ class OnnxEncoder(ChunkEncoder):
 
     def __init__(self, encoder: ChunkEncoder, file: Path) -> None:
         super().__init__(encoder.backbone, encoder.pooling)
-        # Evaluation needs it for nothing else.
-        import onnxruntime
+        try:  # Evaluation needs it for nothing else.
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise SetupError("an ONNX encoder needs onnxruntime; pip install 'refrag[export]'") from None
 
         self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
@@ -88,12 +90,12 @@ def load_models(
 
 
 def parse_onnx_encoders(texts: Sequence[str]) -> dict[str, Path]:
-    """Read NAME=FILE each, or raise TrainingError for another form and for a name that would be mistaken, and
+    """Read NAME=FILE each, or raise InvalidRequest for another form and for a name that would be mistaken, and
     CheckpointError for a file that is not there.
     """
     files = parse_named_paths(texts, "an ONNX encoder", "NAME=model.onnx")
     if TORCH in files:
-        raise TrainingError(f"an ONNX encoder is called {TORCH!r}, which is torch's own row; give it another name")
+        raise InvalidRequest(f"an ONNX encoder is called {TORCH!r}, which is torch's own row; give it another name")
     for path in files.values():
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; export the checkpoint, or name another ONNX encoder")

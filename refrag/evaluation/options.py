@@ -7,12 +7,12 @@ from pathlib import Path
 
 from refrag.data.documents import JSONL_SUFFIXES
 from refrag.data.sources import TextSource
-from refrag.errors import TrainingError
+from refrag.errors import InvalidRequest
 
 
 @dataclass(frozen=True)
 class Options:
-    """The size of the studies, and what they draw from; TrainingError for what makes no sense."""
+    """The size of the studies, and what they draw from; InvalidRequest for what makes no sense."""
 
     num_questions: int = field(
         default=400, metadata={"help": "questions per row, rounded up to as many of each task; fewer for long contexts"}
@@ -37,21 +37,21 @@ class Options:
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, int | float) and one.name != "seed" and value <= 0:
-                raise TrainingError(f"{one.name} is {value}; it must be above zero")
+                raise InvalidRequest(f"{one.name} is {value}; it must be above zero")
         # The policies are compared at twice the fraction too.
         if self.expand_fraction > 0.5:
-            raise TrainingError(f"expand_fraction is {self.expand_fraction}; it must be at most 0.5")
+            raise InvalidRequest(f"expand_fraction is {self.expand_fraction}; it must be at most 0.5")
 
 
 def parse_named_paths(texts: Sequence[str], noun: str, form: str) -> dict[str, Path]:
-    """Read NAME=PATH each, or raise TrainingError for another form and for two of one name."""
+    """Read NAME=PATH each, or raise InvalidRequest for another form and for two of one name."""
     paths: dict[str, Path] = {}
     for text in texts:
         name, _, path = text.partition("=")
         if not name or not path:
-            raise TrainingError(f"{noun} is given as {text!r}; the form is {form}")
+            raise InvalidRequest(f"{noun} is given as {text!r}; the form is {form}")
         if name in paths:
-            raise TrainingError(f"two rows would be called {name!r}; give each a name of its own")
+            raise InvalidRequest(f"two rows would be called {name!r}; give each a name of its own")
         paths[name] = Path(path)
     return paths
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from refrag.data.contexts import NUM_ENTITIES
 from refrag.data.tasks import EXTRACTIVE_TASKS, TASKS, Task
 from refrag.data.world.world import Phrasing
-from refrag.errors import TrainingError
+from refrag.errors import InvalidRequest
 from refrag.evaluation.answers import (
     METRICS,
     Answers,
@@ -157,13 +157,13 @@ TABLES: dict[str, Callable[[Models, Options], Table]] = {
 
 
 def choose_tables(asked: Sequence[str] | None, models: Models) -> Sequence[str]:
-    """Return what was asked for, by default every table that there is something for; TrainingError for ONNX encoders
+    """Return what was asked for, by default every table that there is something for; InvalidRequest for ONNX encoders
     without their table, or for the table without them.
     """
     if asked is None:
         return [name for name in TABLES if name != ONNX_ENCODERS or models.onnx_encoders]
     if (ONNX_ENCODERS in asked) != bool(models.onnx_encoders):
-        raise TrainingError(
+        raise InvalidRequest(
             f"the table {ONNX_ENCODERS} and the option --onnx-encoder go together; give both, or neither"
         )
     return asked

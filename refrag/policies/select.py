@@ -10,6 +10,8 @@ from refrag.policies.base import Candidates, Policy, TrainedPolicy
 from refrag.policies.budget import budget_of
 from refrag.request import ExpansionOptions
 
+NEEDS_ATTENTION = "needs the decoder's attention, which no decoder here shows; name another policy"
+
 
 def select_chunks(options: ExpansionOptions, candidates: Candidates) -> list[int]:
     """Return the numbers of the chunks to expand, in ascending order.
@@ -17,13 +19,13 @@ def select_chunks(options: ExpansionOptions, candidates: Candidates) -> list[int
     Raises InvalidRequest for a policy that is unknown or cannot be served with this checkpoint, and RefragError if the
     policy selects what it may not.
     """
-    policy, num_chunks = POLICIES.find(options.policy), len(candidates)
-    _refuse_unserved(options.policy, policy, candidates.trained)
+    POLICIES.check(options.policy)
+    num_chunks = len(candidates)
     budget = budget_of(options, num_chunks)
-    if budget == 0:
-        return []
-    if budget == num_chunks:
-        return list(range(num_chunks))
+    if budget in (0, num_chunks):  # There is nothing to choose, whatever the policy.
+        return list(range(budget))
+    policy = POLICIES.find(options.policy)
+    _refuse_unserved(options.policy, policy, candidates.trained)
     return _checked(options.policy, policy.select(candidates, budget), budget, num_chunks)
 
 
@@ -36,30 +38,31 @@ def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -
         default = POLICIES.find(config.policy)
     except InvalidRequest as error:
         raise CheckpointError(f"refrag.json names a default policy that nobody offers: {error}") from None
-    if network is not None:
-        return TrainedPolicy(network, config.policy_confidence)
-    if default.is_trained:
+    trained = None if network is None else TrainedPolicy(network, config.policy_confidence)
+    if default.needs == "attention":
+        raise CheckpointError(f"the default policy {config.policy!r} in refrag.json {NEEDS_ATTENTION}")
+    if default.is_trained and trained is None:
         raise CheckpointError(
             f"the checkpoint has no policy.safetensors, which its default policy {config.policy!r} needs; train one, "
-            f"or set `policy` in refrag.json to one of {', '.join(_untrained_names())}"
+            f"or set `policy` in refrag.json to one of {_untrained_names()}"
         )
-    return None
+    return trained
 
 
 def _refuse_unserved(name: str, policy: Policy, trained: TrainedPolicy | None) -> None:
     if policy.is_trained and trained is None:
         raise InvalidRequest(
             f"policy {name!r} needs a trained network, which this checkpoint does not have; allowed: "
-            f"{', '.join(_untrained_names())}"
+            f"{_untrained_names()}"
         )
     if policy.needs == "attention":
-        raise InvalidRequest(
-            f"policy {name!r} needs the decoder's attention, which no decoder here shows; name another policy"
-        )
+        raise InvalidRequest(f"policy {name!r} {NEEDS_ATTENTION}")
 
 
-def _untrained_names() -> list[str]:
-    return [name for name in POLICIES.names if not POLICIES.find(name).is_trained]
+def _untrained_names() -> str:
+    """Return the names of this package's own; to load all others for a message could fail for their sake."""
+    own = [entry.name for entry in POLICIES.built_in]
+    return ", ".join(name for name in own if not POLICIES.find(name).is_trained)
 
 
 def _checked(name: str, numbers: Sequence[int], budget: int, num_chunks: int) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from refrag.decoders import DECODERS
 from refrag.decoders.base import DecoderBackend, Observe, check_prompt
+from refrag.errors import SetupError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.serving.decoder_metrics import DecoderMetrics
 from refrag.serving.decoder_request import RequestDefaults, read_request
@@ -54,8 +55,9 @@ class DecoderService:
             stream.fail(error)
 
     def close(self) -> None:
-        self.backend.close()
+        # The metrics read the decoder.
         self.metrics.close()
+        self.backend.close()
 
     def _submit(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
         request = read_request(request_id, inputs, self.settings)
@@ -78,5 +80,9 @@ def open_decoder(
     settings = parse_parameters(common, DecoderSettings)
     backend_type = DECODERS.find(settings.decoder_backend)
     own_names = [field.name for field in fields(backend_type.settings_type)]
+    if shared := sorted({field.name for field in fields(DecoderSettings)}.intersection(own_names)):
+        raise SetupError(
+            f"decoder {settings.decoder_backend!r} has settings {shared}, which all decoders share; rename"
+        )
     refuse_unknown(parameters, [*own_names, *(field.name for field in fields(DecoderSettings))])
     return settings, backend_type(checkpoint, parse_parameters(own, backend_type.settings_type), observe)

@@ -1,6 +1,6 @@
 """Parameters of a model's config.pbtxt, which are strings → the frozen dataclass of its settings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -8,6 +8,13 @@ from refrag.errors import SetupError
 
 Settings = TypeVar("Settings")
 
+# By the type of a setting: how its parameter is read, and what it must be.
+PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "str": (str, "text"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": ({"true": True, "false": False}.__getitem__, "true or false"),
+}
 # Parameters that Triton's Python backend reads itself.
 OF_TRITON = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS"}
 
@@ -33,12 +40,12 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:
+    # A module with postponed annotations has the names of its types.
+    type_name = kind if isinstance(kind, str) else kind.__name__
+    if type_name not in PARSERS:
+        raise SetupError(f"parameter {name} is to be of type {type_name}; settings may be {', '.join(PARSERS)}")
+    parse, needed = PARSERS[type_name]
     try:
-        if kind in (int, "int"):
-            return int(text)
-        if kind in (float, "float"):
-            return float(text)
-    except ValueError:
-        needed = "a whole number" if kind in (int, "int") else "a number"
+        return parse(text)
+    except (ValueError, KeyError):
         raise SetupError(f"parameter {name} is {text!r}; it must be {needed}") from None
-    return text

@@ -86,6 +86,11 @@ class Preprocessing:
             return look_up(self.store, chunks.token_ids)
 
     def _refuse_unserved(self, inputs: Tensors) -> None:
+        if "history" in inputs:
+            raise InvalidRequest(
+                "history is an input that only the config.pbtxt of an older release declare; leave it out, and delete "
+                "those of preprocessing and refrag before the next export"
+            )
         if not flag(inputs, "exclude_input_in_output", default=True):
             raise InvalidRequest(
                 "exclude_input_in_output is false; the prompt is never returned, so leave it out or send true"

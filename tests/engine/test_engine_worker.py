@@ -265,6 +265,22 @@ def test_each_step_is_observed():
     assert seen == [worker.engine.stats] * 3
 
 
+def test_while_a_step_is_under_way_the_stats_are_those_of_the_last_one(worker):
+    submit(worker, 1).token_ids()
+    seen, complete, step = [], worker.stats, worker.engine.step
+
+    def step_with_new_stats():
+        worker.engine.stats = DecoderStats(num_active=7)
+        seen.append(worker.stats)
+        return step()
+
+    worker.engine.step = step_with_new_stats
+    submit(worker, 1).token_ids()
+    assert seen[0] is complete
+    submit(worker, 1).token_ids()
+    assert seen[1].num_active == 7
+
+
 def test_the_engine_is_opened_by_the_thread_that_steps_it():
     opened_by = []
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from refrag.errors import CheckpointError, TrainingError
+from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation.models import parse_onnx_encoders
 from refrag.export.graphs import export_chunk_encoder
 from refrag_client.cli.main import main
@@ -73,7 +73,7 @@ def test_an_onnx_encoder_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["model.onnx", "=model.onnx", "int8="])
 def test_an_onnx_encoder_without_a_name_is_refused_with_the_form(text):
-    with pytest.raises(TrainingError, match=r"the form is NAME=model\.onnx"):
+    with pytest.raises(InvalidRequest, match=r"the form is NAME=model\.onnx"):
         parse_onnx_encoders([text])
 
 
@@ -85,5 +85,5 @@ def test_an_onnx_encoder_without_a_name_is_refused_with_the_form(text):
     ],
 )
 def test_names_that_would_be_mistaken_are_refused(texts, told):
-    with pytest.raises(TrainingError, match=told):
+    with pytest.raises(InvalidRequest, match=told):
         parse_onnx_encoders(texts)

@@ -6,7 +6,7 @@ import pytest
 from table_text import unaligned
 
 from refrag.data.tasks import EXTRACTIVE_TASKS
-from refrag.errors import CheckpointError, TrainingError
+from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation import answers, tables
 from refrag.evaluation.conditions import POLICIES
 from refrag.evaluation.models import load_models
@@ -58,7 +58,7 @@ def test_onnx_encoders_are_compared_only_where_some_are_given(models):
     assert choose_tables(None, with_one) == list(TABLES)
     assert choose_tables(["onnx-encoders"], with_one) == ["onnx-encoders"]
     for asked, given in ((["onnx-encoders"], models), (["answers"], with_one)):
-        with pytest.raises(TrainingError, match="go together"):
+        with pytest.raises(InvalidRequest, match="go together"):
             choose_tables(asked, given)
 
 
@@ -173,12 +173,12 @@ def test_a_policy_that_sees_the_question_is_no_blind_one(folder):
 
 
 def test_options_and_runs_that_make_no_sense_are_refused():
-    with pytest.raises(TrainingError, match="num_questions is 0"):
+    with pytest.raises(InvalidRequest, match="num_questions is 0"):
         Options(num_questions=0)
-    with pytest.raises(TrainingError, match="must be at most"):
+    with pytest.raises(InvalidRequest, match="must be at most"):
         Options(expand_fraction=0.6)
     for texts in (["folder"], ["=folder"], ["name="], ["name=folder", "name=other"]):
-        with pytest.raises(TrainingError, match=r"the form is NAME=CHECKPOINT|a name of its own"):
+        with pytest.raises(InvalidRequest, match=r"the form is NAME=CHECKPOINT|a name of its own"):
             parse_named_paths(texts, "a run", "NAME=CHECKPOINT")
 
 

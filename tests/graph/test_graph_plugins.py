@@ -129,7 +129,7 @@ def test_a_policy_that_nobody_offers_is_refused_with_the_toy_in_the_list(toy_cli
     ("parameter", "value", "named"),
     [
         ("decoder_backend", "best", "decoder_backend is 'best'; allowed: torch"),
-        ("kv_cache_mib", "many", "parameter kv_cache_mib is 'many'; a number is needed"),
+        ("kv_cache_mib", "many", "parameter kv_cache_mib is 'many'; it must be a whole number"),
     ],
 )
 def test_a_decoder_that_cannot_be_opened_stops_the_start_and_says_why(repository, tmp_path, parameter, value, named):

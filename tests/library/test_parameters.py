@@ -1,5 +1,6 @@
 """Parameters of a config.pbtxt as settings: strings in, typed values out, everything else refused by name."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +14,7 @@ class Settings:
     name: str = "torch"
     count: int = 1
     share: float = 0.5
+    is_quiet: bool = False
 
 
 def test_values_have_the_types_of_the_settings():
@@ -20,13 +22,34 @@ def test_values_have_the_types_of_the_settings():
 
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones():
-    with pytest.raises(SetupError, match=r"unknown parameters \['cuont'\]; known are \['count', 'name', 'share'\]"):
+    known = "known are ['count', 'is_quiet', 'name', 'share']"
+    with pytest.raises(SetupError, match=re.escape(f"unknown parameters ['cuont']; {known}")):
         parse_parameters({"cuont": "12"}, Settings)
 
 
 def test_a_number_that_is_none_is_refused_by_name():
     with pytest.raises(SetupError, match="parameter count is 'many'; it must be a whole number"):
         parse_parameters({"count": "many"}, Settings)
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+def test_a_switch_is_true_or_false(text, value):
+    assert parse_parameters({"is_quiet": text}, Settings).is_quiet is value
+
+
+@pytest.mark.parametrize("text", ["1", "True", "no", ""])
+def test_a_switch_that_is_neither_is_refused(text):
+    with pytest.raises(SetupError, match=f"parameter is_quiet is '{text}'; it must be true or false"):
+        parse_parameters({"is_quiet": text}, Settings)
+
+
+def test_a_setting_of_another_type_is_refused_not_left_as_text():
+    @dataclass(frozen=True)
+    class Odd:
+        path: bytes = b""
+
+    with pytest.raises(SetupError, match="parameter path is to be of type bytes; settings may be str, int, float"):
+        parse_parameters({"path": "/tmp"}, Odd)
 
 
 def test_what_triton_reads_itself_is_let_pass():

@@ -116,6 +116,22 @@ def test_a_policy_that_reads_attention_is_refused_by_name(offered):
         select(None, policy="watching", expand_fraction=0.5)
 
 
+@pytest.mark.parametrize(("fraction", "chosen"), [(0.0, []), (1.0, list(range(12)))])
+def test_where_there_is_nothing_to_choose_no_policy_is_needed(fraction, chosen):
+    assert select(None, policy="learned", expand_fraction=fraction) == chosen
+
+
+def test_a_default_policy_that_reads_attention_is_refused_at_the_start(offered):
+    offered("watching", lambda candidates, budget: [0], needs="attention")
+    config = RefragConfig(
+        chunk_size=8, trained_chunk_sizes=[8], max_prompt_slots=64, encoder_length=8, policy="watching"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"default policy 'watching' in refrag.json needs the decoder's"
+    ):
+        open_trained_policy(config, None)
+
+
 def test_learned_picks_are_the_highest_logits(network):
     logits = score_chunks(network, PASSAGES, VECTORS, QUESTION)
     assert select(network, expand_fraction=0.25) == sorted(logits.topk(3).indices.tolist())

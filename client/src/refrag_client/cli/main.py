@@ -64,7 +64,8 @@ def _answer_without_command(arguments: list[str]) -> None:
         prog="refrag",
         usage="refrag COMMAND …",
         description=DESCRIPTION,
-        epilog=_describe_commands(),
+        # Each command's module is imported for its line.
+        epilog=_describe_commands() if {"-h", "--help"}.intersection(arguments) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"refrag {version('refrag-client')}")
