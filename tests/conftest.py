@@ -1,6 +1,7 @@
 """Fixtures for every tier: a tiny checkpoint of random weights, and its in-process pipeline."""
 
 import pytest
+import torch
 from hypothesis import settings
 from tiny import make_tiny_checkpoint
 
@@ -18,6 +19,13 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def ordinary_arithmetic():
+    """Undo what `refrag train` and `evaluate` set for their process: NumPy warns of it, and other tests follow."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

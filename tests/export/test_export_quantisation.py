@@ -113,7 +113,7 @@ def test_a_weight_whose_scale_is_off_is_found(bert, tmp_path):
     *_, tensor = (tensor for tensor in model.graph.initializer if tensor.name.endswith("_scales"))
     tensor.CopyFrom(numpy_helper.from_array(np.array(3 * numpy_helper.to_array(tensor), np.float32), tensor.name))
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(CheckpointError, match=r"chunk_encoder: largest error .* the int8 graph does not compute"):
+    with pytest.raises(CheckpointError, match=r"chunk_encoder: largest error .* the int8 ONNX model does not compute"):
         check_chunk_encoder(tmp_path / "model.onnx", make_lively_encoder("bert"), LENGTH, "int8")
 
 
