@@ -1,4 +1,4 @@
-"""What comes back: an answer, piece by piece or whole, with its statistics."""
+"""An answer of the server, piece by piece or whole, with its statistics."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +10,10 @@ FinishReason = Literal["", "stop", "length"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """How the context reached the decoder: a compressed chunk takes one prompt slot, an expanded one all its tokens.
+    """Counts that tell how the context reached the decoder.
 
-    `num_stored_chunks` had their vectors in the store, the others were encoded.
+    A compressed chunk takes one prompt slot, an expanded chunk takes one slot for each of its tokens.
+    `num_stored_chunks` counts the chunks whose vectors came from the store; the others were encoded.
     """
 
     context_tokens: int
@@ -26,9 +27,9 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one response adds to the answer; `finish_reason` is "" until the last one.
+    """The part of an answer that one response brings; `finish_reason` is "" in all but the last piece.
 
-    `log_probs` has one value for each token if the request asked for them, else none.
+    `log_probs` has one value for each token if the request asked for them, and is empty otherwise.
     """
 
     text: str
@@ -41,10 +42,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer. Times are the client's own, in seconds from before the request was encoded.
+    """A finished answer. The client measures the times, in seconds, and starts before it encodes the request.
 
-    `ttft_seconds` ends with the first response that has a token, and is None if none had one.
-    `log_probs` has one value for each token if the request asked for them, else none.
+    `ttft_seconds` is the time to the first response that has a token, or None if no response had one.
+    `log_probs` has one value for each token if the request asked for them, and is empty otherwise.
     """
 
     text: str
@@ -57,7 +58,7 @@ class Answer:
 
 
 def read_piece(response: Response) -> Piece:
-    """The piece in a response of the model, or ServerError when a tensor is missing."""
+    """Return the piece in a response of the model; raise ServerError if a tensor is missing."""
     return Piece(
         text=response.text("text_output"),
         token_ids=response.numbers("token_ids"),

@@ -1,4 +1,4 @@
-"""The client for asyncio: the same calls as `refrag_client.client`, awaited."""
+"""The asyncio client: the calls of `refrag_client.client` as coroutines."""
 
 import asyncio
 import contextlib
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class AsyncRefragClient(BaseClient):
-    """Asks one model of one server, from one event loop; best used in an `async with` block."""
+    """A client of one model on one server, for one event loop and best used in an `async with` block."""
 
     async def generate(
         self, question: str, passages: Iterable[str] = (), **options: "Unpack[GenerateOptions]"
     ) -> Answer:
-        """The whole answer to `question` from `passages`; GenerateRequest lists the options."""
+        """Return the whole answer to `question` from `passages`; GenerateRequest lists the options."""
         async with self.stream(question, passages, **options) as stream:
             async for _ in stream:
                 pass
@@ -41,13 +41,13 @@ class AsyncRefragClient(BaseClient):
     def stream(
         self, question: str, passages: Iterable[str] = (), **options: "Unpack[GenerateOptions]"
     ) -> "AsyncStream":
-        """The same answer piece by piece, as the server generates it."""
+        """Return a stream that brings the same answer in pieces, as the server generates it."""
         stream = AsyncStream(self._stub, self._exchange(question, passages, options), self.settings)
         self._streams.add(stream)
         return stream
 
     async def is_ready(self, timeout_seconds: float = READY_TIMEOUT_SECONDS) -> bool:
-        """Whether the server answers and the model is loaded; never raises."""
+        """Return whether the server answers and has loaded the model; a failed call counts as no."""
         try:
             answer = await self._stub.ModelReady(
                 self._ready_request(), timeout=timeout_seconds, metadata=self.settings.metadata
@@ -57,13 +57,13 @@ class AsyncRefragClient(BaseClient):
         return bool(answer.ready)
 
     async def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
-        """Return once the model can be asked, or raise ServerUnavailable after `timeout_seconds`."""
+        """Return once the model is ready, or raise ServerUnavailable after `timeout_seconds`."""
         with contextlib.suppress(asyncio.TimeoutError):
             return await asyncio.wait_for(self._poll_until_ready(), timeout_seconds)
         raise self._never_ready(timeout_seconds)
 
     async def close(self) -> None:
-        """Cancel what is still streaming and close the connection; the client must not be used afterwards."""
+        """Cancel every open stream and close the connection; the client must not be used afterwards."""
         await asyncio.gather(*(stream.cancel() for stream in self._streams))
         await self._channel.close()
 
@@ -80,7 +80,7 @@ class AsyncRefragClient(BaseClient):
         while not await self.is_ready():
             await asyncio.sleep(READY_PAUSE_SECONDS)
 
-    # On first use, since a channel belongs to the event loop that runs when it is made.
+    # Made on first use, because a channel belongs to the event loop that runs at that moment.
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
         if self.settings.tls is None:
@@ -93,10 +93,10 @@ class AsyncRefragClient(BaseClient):
 
 
 class AsyncStream(BaseStream):
-    """One answer on its way: iterate over its pieces, in an `async with` block or to the end.
+    """An answer that is still arriving: iterate over its pieces, in an `async with` block or to the end.
 
     Leaving early, by an exception, the task's cancellation or `cancel()`, makes the server stop generating.
-    A bare `break` does so only when Python collects the iterator: use `async with`.
+    After a bare `break` the server stops only when Python collects the iterator: use `async with`.
     """
 
     def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
@@ -106,11 +106,11 @@ class AsyncStream(BaseStream):
         )
 
     async def cancel(self) -> None:
-        """Make the server stop; a pending or later read raises Cancelled. Nothing happens after the end."""
+        """Make the server stop; a pending or later read raises Cancelled. A stream that is over is left alone."""
         if self._is_cancelled or self._exchange.is_over:
             return
         self._is_cancelled = True
-        # First the call, so that no further step of the ensemble starts, then the step that runs already.
+        # Cancel the call first, so that no further step of the ensemble starts; then stop the step that runs already.
         self._call.cancel()
         await self._send_stop()
 
@@ -134,7 +134,7 @@ class AsyncStream(BaseStream):
         await self.cancel()
 
     async def _receive(self) -> Piece | None:
-        """The next piece, or None at the end."""
+        """Return the next piece, or None at the end."""
         if self._is_cancelled:
             raise self._exchange.cancelled()
         piece = None
@@ -163,7 +163,7 @@ class AsyncStream(BaseStream):
             raise
 
     async def _send_stop(self) -> None:
-        """Tell the decoder, and wait until it has heard or the time is up."""
+        """Tell the decoder to stop; return once it has heard, or after STOP_TIMEOUT_SECONDS."""
         with contextlib.suppress(Exception):
             messages = iter([self._exchange.stop_message])
             async for _ in self._stub.ModelStreamInfer(messages, timeout=STOP_TIMEOUT_SECONDS, metadata=self._metadata):

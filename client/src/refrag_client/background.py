@@ -1,7 +1,7 @@
-"""Keeps gRPC out of the caller's thread.
+"""Threads that keep gRPC out of the caller's thread.
 
-A KeyboardInterrupt inside gRPC's Python code can leave a lock taken that the channel's own thread needs,
-and every call on the channel then hangs. `SimpleQueue` waits in C and has nothing to leave behind.
+A KeyboardInterrupt inside gRPC's Python code can leave a lock taken that the channel's own thread needs. Every call on
+the channel then hangs. The caller waits on a `SimpleQueue` instead, which waits in C and takes no such lock.
 """
 
 import _thread
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-# A signal that comes just before a wait in C begins is noticed only when that wait ends.
+# Python notices a signal that comes just before a wait in C only when that wait ends, so waits are short.
 WAKE_SECONDS = 0.25
 
 
 class Reader:
-    """Opens a streaming call and reads it, both in a thread of its own."""
+    """A thread that opens a streaming call and reads it."""
 
     def __init__(self, open_call: Callable[[], Any]) -> None:
         self._open_call = open_call
@@ -27,14 +27,14 @@ class Reader:
         _start(self._read)
 
     def take(self) -> Any:
-        """The next message, or None at the end; raises what ended the call."""
+        """Return the next message, or None at the end; raise the exception that ended the call."""
         received = self._wait()
         if isinstance(received, Exception):
             raise received
         return received
 
     def cancel(self) -> None:
-        # Whichever of this and `_read` comes second finds what the first has set.
+        # `_read` sets `_call` and then reads the flag; this sets the flag and then reads `_call`. One of them cancels.
         self._is_cancelled = True
         if self._call is not None:
             self._call.cancel()
@@ -58,7 +58,7 @@ class Reader:
 
 
 def run_in_background(work: Callable[[], None], timeout_seconds: float) -> None:
-    """Return when `work` is done or failed, or when the time is up."""
+    """Run `work` in another thread; return when it has ended or failed, or after `timeout_seconds`."""
     done: SimpleQueue[None] = SimpleQueue()
     _start(lambda: _run(work, done))
     with contextlib.suppress(Empty):
@@ -66,7 +66,7 @@ def run_in_background(work: Callable[[], None], timeout_seconds: float) -> None:
 
 
 def _start(work: Callable[[], None]) -> None:
-    # Not threading.Thread, whose start() waits on a lock that an interrupt could leave taken as well.
+    # Not threading.Thread: its start() waits on a lock, which an interrupt could leave taken too.
     _thread.start_new_thread(work, ())
 
 

@@ -1,4 +1,4 @@
-"""What the two clients have in common: how they are made, how a call becomes an exchange, and what a stream tells."""
+"""Base classes of the two clients: their settings, the exchange made of each call, and what a stream knows."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions, GenerateRequest
 from refrag_client.settings import ClientSettings, Tls
 
-# A caller who leaves waits this long at most for the server to hear of it.
+# A caller who leaves a stream waits at most this long for the server to hear of it.
 STOP_TIMEOUT_SECONDS = 2.0
 READY_TIMEOUT_SECONDS = 5.0
 READY_PAUSE_SECONDS = 0.1
@@ -55,7 +55,7 @@ class BaseClient:
 
 
 class BaseStream:
-    """One answer on its way, without the reading of its pieces."""
+    """An answer that is still arriving; each client adds the reading of its pieces."""
 
     def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
         self._stub = stub
@@ -69,5 +69,5 @@ class BaseStream:
 
     @property
     def answer(self) -> Answer:
-        """The whole answer once the stream was read to its end; RefragError before."""
+        """The whole answer. Raises RefragError until the stream has been read to its end."""
         return self._exchange.answer()

@@ -1,4 +1,4 @@
-"""The blocking client; one channel carries any number of requests, from any number of threads."""
+"""The blocking client: one channel carries any number of requests from any number of threads."""
 
 import threading
 import time
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 
 class RefragClient(BaseClient):
-    """Asks one model of one server; safe to share between threads, and best used in a `with` block.
+    """A client of one model on one server, safe to share between threads and best used in a `with` block.
 
-    Every method raises a RefragError: see `refrag_client.errors`.
+    Every error that its methods raise is a RefragError: see `refrag_client.errors`.
     """
 
     def generate(self, question: str, passages: Iterable[str] = (), **options: "Unpack[GenerateOptions]") -> Answer:
-        """The whole answer to `question` from `passages`; GenerateRequest lists the options."""
+        """Return the whole answer to `question` from `passages`; GenerateRequest lists the options."""
         with self.stream(question, passages, **options) as stream:
             for _ in stream:
                 pass
             return stream.answer
 
     def stream(self, question: str, passages: Iterable[str] = (), **options: "Unpack[GenerateOptions]") -> "Stream":
-        """The same answer piece by piece, as the server generates it."""
+        """Send the same request, and return a stream that brings the answer in pieces as the server generates it."""
         stream = Stream(self._stub, self._exchange(question, passages, options), self.settings)
         with self._lock:
             self._streams.add(stream)
@@ -48,7 +48,7 @@ class RefragClient(BaseClient):
         return stream
 
     def is_ready(self, timeout_seconds: float = READY_TIMEOUT_SECONDS) -> bool:
-        """Whether the server answers and the model is loaded; never raises."""
+        """Return whether the server answers and has loaded the model; a failed call counts as no."""
         try:
             answer = self._stub.ModelReady(
                 self._ready_request(), timeout=timeout_seconds, metadata=self.settings.metadata
@@ -58,7 +58,7 @@ class RefragClient(BaseClient):
         return bool(answer.ready)
 
     def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
-        """Return once the model can be asked, or raise ServerUnavailable after `timeout_seconds`."""
+        """Return once the model is ready, or raise ServerUnavailable after `timeout_seconds`."""
         deadline = time.monotonic() + timeout_seconds
         while not self.is_ready(max(READY_PAUSE_SECONDS, min(READY_TIMEOUT_SECONDS, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
@@ -66,7 +66,7 @@ class RefragClient(BaseClient):
             time.sleep(READY_PAUSE_SECONDS)
 
     def close(self) -> None:
-        """Cancel what is still streaming and close the connection; the client must not be used afterwards."""
+        """Cancel every open stream and close the connection; the client must not be used afterwards."""
         with self._lock:
             streams = list(self._streams)
         for stream in streams:
@@ -87,7 +87,7 @@ class RefragClient(BaseClient):
 
 
 class Stream(BaseStream):
-    """One answer on its way: iterate over its pieces, in a `with` block or to the end.
+    """An answer that is still arriving: iterate over its pieces, in a `with` block or to the end.
 
     Leaving early, by `break`, an exception or `cancel()`, makes the server stop generating.
     """
@@ -97,14 +97,14 @@ class Stream(BaseStream):
         self._reader = Reader(lambda: self._open_call(exchange.message, settings.timeout_seconds))
 
     def cancel(self) -> None:
-        """Make the server stop; a pending or later read raises Cancelled. Nothing happens after the end."""
+        """Make the server stop; a pending or later read raises Cancelled. A stream that is over is left alone."""
         if self._is_cancelled or self._exchange.is_over:
             return
         self._is_cancelled = True
         run_in_background(self._stop, STOP_TIMEOUT_SECONDS)
 
     def __iter__(self) -> Iterator[Piece]:
-        # A generator, since `break` closes it: the only way to hear of it.
+        # A generator, because `break` closes it, and a stream learns of a `break` in no other way.
         try:
             while (piece := self._receive()) is not None:
                 yield piece
@@ -126,12 +126,12 @@ class Stream(BaseStream):
     def _send(self) -> None:
         try:
             self._reader.start()
-        except BaseException:  # an interrupt may come when the request is on its way already
+        except BaseException:  # an interrupt may come after the request was sent
             self.cancel()
             raise
 
     def _receive(self) -> Piece | None:
-        """The next piece, or None at the end."""
+        """Return the next piece, or None at the end."""
         if self._is_cancelled:
             raise self._exchange.cancelled()
         piece = None
@@ -149,12 +149,12 @@ class Stream(BaseStream):
             failure = self._exchange.failure(error)
             self.cancel()
             raise failure from error
-        except BaseException:  # a KeyboardInterrupt ends the wait, and must end the work as well
+        except BaseException:  # a KeyboardInterrupt ends the wait here, and must end the server's work too
             self.cancel()
             raise
 
     def _stop(self) -> None:
-        # First the call, so that no further step of the ensemble starts, then the step that runs already.
+        # Cancel the call first, so that no further step of the ensemble starts; then stop the step that runs already.
         self._reader.cancel()
         list(self._open_call(self._exchange.stop_message, STOP_TIMEOUT_SECONDS))
 

@@ -1,4 +1,4 @@
-"""The exception tree, and how the words of a server become one of its members.
+"""The exception tree, and the translation of a server's error messages into it.
 
     RefragError
     ├── InvalidRequest     the caller must change the request
@@ -8,8 +8,8 @@
     ├── ServerUnavailable  no server answers at this address
     └── ServerError        the server failed, or the two sides do not fit
 
-The server sends its own errors as one JSON object inside the message. What has no such object was
-written by Triton itself and is recognised by its wording.
+The server sends its own errors as one JSON object inside the message. A message without such an object comes from
+Triton itself and is recognised by its wording.
 """
 
 import json
@@ -21,10 +21,10 @@ import grpc
 
 
 class RefragError(Exception):
-    """Base of every error this package raises; `request_id` names the request, where there is one."""
+    """Base of every error that this package raises; `request_id` is the failed request's id, or None without one."""
 
     request_id: str | None = None
-    # Of the command `refrag`, which knows errors of all packages by it.
+    # The command `refrag` exits with it, and shows an error of any package that has it in one line.
     exit_code = 1
 
 
@@ -53,12 +53,12 @@ class ServerError(RefragError):
 
 
 def error_from_message(message: str) -> RefragError:
-    """The typed error a server's error message stands for."""
+    """Return the typed error that a server's error message stands for."""
     return _error_in(message) or _error_from_wording(message)
 
 
 def error_from_rpc(error: grpc.RpcError) -> RefragError:
-    """The typed error a failed gRPC call stands for."""
+    """Return the typed error that a failed gRPC call stands for."""
     details = error.details() or "no details"
     if (told := _error_in(details)) is not None:
         return told
@@ -77,7 +77,7 @@ _FROM_STATUS = {
 _FROM_WORDING = (
     (re.compile(r"exceeds maximum queue size", re.IGNORECASE), Overloaded),
     (re.compile(r"request timeout expired", re.IGNORECASE), DeadlineExceeded),
-    # A complaint about inputs from inside the ensemble is a fault of the deployment, not of the caller.
+    # Inside the ensemble a wrong input is the deployment's fault, not the caller's.
     (
         re.compile(
             r"^(?!.*in ensemble ).*(unexpected inference input|missing required input|inference input '"
@@ -90,7 +90,7 @@ _FROM_WORDING = (
 
 
 def _error_in(message: str) -> RefragError | None:
-    """The error that the server itself has put into the message, if it has."""
+    """Return the error that the server has put into the message as JSON, or None if there is none."""
     for wire in _json_objects(message):
         if isinstance(wire.get("type"), str) and isinstance(wire.get("message"), str):
             return _error_from_wire(wire["type"], wire["message"])
@@ -110,7 +110,7 @@ def _error_from_wording(message: str) -> RefragError:
 
 
 def _json_objects(message: str) -> Iterator[dict[str, Any]]:
-    """Every JSON object in `message`; Triton may put any prefix before it."""
+    """Yield every JSON object in `message`; Triton may put any prefix before it."""
     for brace in re.finditer(r"\{", message):
         try:
             yield json.JSONDecoder().raw_decode(message, brace.start())[0]

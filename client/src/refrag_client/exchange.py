@@ -1,4 +1,4 @@
-"""One request and what comes back for it, apart from how it travels: shared by both clients.
+"""A request and its responses, without the transport: shared by both clients.
 
 sent ──► pieces … ──► final flag      is_over
      └─► an error                     is_over: the server has let go of the request
@@ -30,7 +30,7 @@ Error = TypeVar("Error", bound=RefragError)
 
 
 class Exchange:
-    """Builds the messages of one request and puts what is received together again."""
+    """The messages of one request, and the answer put together from what has been received."""
 
     def __init__(self, request: GenerateRequest, settings: ClientSettings) -> None:
         self._started = time.perf_counter()
@@ -44,7 +44,7 @@ class Exchange:
         self._total_seconds: float | None = None
 
     def receive(self, response: service_pb2.ModelStreamInferResponse) -> Piece | None:
-        """The piece in `response`, or None for the empty final one; raises the error it carries."""
+        """Return the piece in `response`, or None for the empty final one; raise the error that it carries."""
         if response.error_message:
             self.is_over = True
             raise self._named(error_from_message(response.error_message))
@@ -58,7 +58,7 @@ class Exchange:
         return None
 
     def answer(self) -> Answer:
-        """The whole answer, or RefragError before its end."""
+        """Return the whole answer; raise RefragError if it has not ended yet."""
         if self._total_seconds is None:
             raise self._named(RefragError("there is no whole answer; read the stream to its end first"))
         return Answer(
@@ -72,7 +72,7 @@ class Exchange:
         )
 
     def failure(self, error: grpc.RpcError) -> RefragError:
-        """The typed error for a call that failed, or was cancelled, on the way."""
+        """Return the typed error for a call that failed or was cancelled before its end."""
         failure = error_from_rpc(error)
         if isinstance(failure, ServerUnavailable):
             self.is_over = True  # a server out of reach cannot be told to stop
@@ -105,7 +105,7 @@ class Exchange:
 
 
 def _with_deadline(request: GenerateRequest, timeout_seconds: float | None) -> GenerateRequest:
-    """Lets the server end the work of a client that vanished without a word."""
+    """Set the client's timeout as the deadline if there is none, so that the server ends the work of a lost client."""
     if request.deadline_ms is not None or timeout_seconds is None:
         return request
     return replace(request, deadline_ms=min(max(1, int(timeout_seconds * 1000)), 2**31 - 1))

@@ -1,4 +1,4 @@
-"""Reads passages from a file: JSON lines, or plain text with blank lines between passages."""
+"""Passages from a file: JSON lines, or plain text with blank lines between passages."""
 
 import json
 import re
@@ -11,7 +11,7 @@ TEXT_KEYS = ("text", "passage", "content")
 
 
 def read_passages(source: str) -> list[str]:
-    """The passages in the file `source`, or on stdin when it is "-"; InvalidRequest if it cannot be read."""
+    """Return the passages in the file `source`, "-" for stdin; raise InvalidRequest if it cannot be read."""
     text = _read_text(source)
     return _from_json_lines(source, text) if _is_json_lines(source, text) else _from_paragraphs(text)
 
@@ -27,7 +27,7 @@ def _read_text(source: str) -> str:
 
 
 def _is_json_lines(source: str, text: str) -> bool:
-    """By name or by first line: a plain text may well begin with a quotation mark or a brace."""
+    """Return whether the name ends in .jsonl or the whole first line is JSON: plain text may begin with a brace too."""
     if source.endswith(".jsonl"):
         return True
     first_line = text.lstrip().partition("\n")[0]
@@ -44,7 +44,7 @@ def _from_json_lines(source: str, text: str) -> list[str]:
 
 
 def read_json_line(place: str, line: str) -> str:
-    """The passage in one line of JSON; `place` names it in errors."""
+    """Return the passage in one line of JSON; raise InvalidRequest, which names `place`, if there is none."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:

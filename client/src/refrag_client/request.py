@@ -1,4 +1,4 @@
-"""One question with all its options: each is written once, here, with its tensor and its help."""
+"""A request with all its options: each option is written once, here, with its tensor and its help."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -12,7 +12,7 @@ Datatype = Literal["BYTES", "INT32", "UINT64", "FP32", "BOOL"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """How an option travels, and its help; `name` is the option's own unless the server has another."""
+    """The tensor that carries an option, and its help; `name` is None where the server's name is the option's own."""
 
     datatype: Datatype
     help: str
@@ -23,15 +23,15 @@ def _sent_as(datatype: Datatype, help: str, name: str | None = None) -> dict[str
     return {"tensor": Tensor(datatype, help, name)}
 
 
-# For the help alone: a server may have others besides, and refuses a name that it lacks with its list.
+# For the help only: a server may have further policies. It refuses an unknown name and lists those that it has.
 POLICIES = ("learned", "random", "none", "all")
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """All of one request; what is None or empty is not sent, and the server's default holds.
+    """One request. An option that is None or empty is not sent, so the server's default holds.
 
-    Only what cannot be written down as a tensor is refused here; limits are the server's to judge.
+    Raises InvalidRequest only for what no tensor can hold; the server checks all limits.
     """
 
     question: str = field(metadata=_sent_as("BYTES", "what to ask", name="text_input"))
@@ -69,7 +69,7 @@ class GenerateRequest:
 
 
 class GenerateOptions(TypedDict, total=False):
-    """The keyword arguments of `generate` and `stream`: a GenerateRequest without question and passages."""
+    """The keyword arguments of `generate` and `stream`: the fields of GenerateRequest but question and passages."""
 
     max_tokens: int | None
     expand_fraction: float | None
@@ -90,7 +90,7 @@ class GenerateOptions(TypedDict, total=False):
 
 
 def tensors_by_option() -> dict[str, Tensor]:
-    """The tensor of every option that travels."""
+    """Return the tensor of every option that can be sent, by the option's name."""
     return {option.name: option.metadata["tensor"] for option in fields(GenerateRequest) if option.metadata}
 
 

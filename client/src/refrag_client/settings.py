@@ -1,4 +1,4 @@
-"""Where the server is and how to reach it."""
+"""Settings of a connection: the server's address, timeout, certificates and headers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ import grpc
 from refrag_client.errors import InvalidRequest
 
 CHANNEL_OPTIONS = (
-    # gRPC stops at 4 MB by default; a hundred long passages are more.
+    # gRPC refuses messages above 4 MB by default; a hundred long passages are more.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # gRPC's own pause between attempts grows to two minutes: too long to notice that a server has started.
+    # gRPC's default pause between attempts grows to two minutes, too long to notice that a server has started.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -21,7 +21,7 @@ CHANNEL_OPTIONS = (
 
 @dataclass(frozen=True)
 class Tls:
-    """Certificates, as PEM files; without `root_certificates` the system's own are trusted."""
+    """Certificates as PEM files; without `root_certificates` the system's own are trusted."""
 
     root_certificates: str | Path | None = None
     private_key: str | Path | None = None
@@ -37,7 +37,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """How a server is reached; `timeout_seconds` None waits as long as it works on a request."""
+    """The address of a server, and how to call it; with `timeout_seconds` None a call waits without limit."""
 
     url: str
     timeout_seconds: float | None
@@ -52,7 +52,7 @@ class ConnectionSettings:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        # gRPC refuses upper-case keys, which HTTP users write.
+        # gRPC refuses keys with capital letters, which are usual in HTTP.
         return tuple((name.lower(), value) for name, value in self.headers.items())
 
     def open_channel(self) -> grpc.Channel:
@@ -63,7 +63,7 @@ class ConnectionSettings:
 
 @dataclass(frozen=True)
 class ClientSettings(ConnectionSettings):
-    """What a client is built from."""
+    """A connection, and the names of the models to ask and to stop."""
 
     model: str
     decoder_model: str

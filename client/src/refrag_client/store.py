@@ -1,4 +1,4 @@
-"""The server's store of chunk vectors: fill it ahead of time, look into it, clear it."""
+"""The client of the server's store of chunk vectors: fills it ahead of time, looks into it, clears it."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What came of indexing: chunks in all, tokens in them, those that were encoded, and the bytes of their vectors."""
+    """Counts of one indexing request.
+
+    num_chunks: all chunks of the passages, with num_tokens tokens. num_encoded: those that the store lacked, whose
+    vectors took num_bytes.
+    """
 
     fingerprint: str
     num_chunks: int
@@ -30,7 +34,7 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class TierReport:
-    """What a tier holds, or why it cannot tell. limit_bytes: None where it has none of its own."""
+    """The contents of a tier, or the error that hides them. limit_bytes: None where the tier has none of its own."""
 
     name: str
     num_entries: int | None
@@ -41,7 +45,7 @@ class TierReport:
 
 @dataclass(frozen=True)
 class StoreReport:
-    """fingerprint: of the encoder that the server has; its vectors alone are served."""
+    """The state of the store. fingerprint: that of the server's encoder; only vectors of this encoder are served."""
 
     fingerprint: str
     chunk_size: int
@@ -50,14 +54,14 @@ class StoreReport:
 
 @dataclass(frozen=True)
 class Deletions:
-    """Values of a page that were looked at, and those among them that were deleted."""
+    """Counts of one page: the values that were looked at, and how many of them were deleted."""
 
     num_checked: int
     num_deleted: int
 
 
 class StoreClient:
-    """Asks the model `chunk_store` of one server; safe to share between threads. Methods raise a RefragError."""
+    """A client of the model `chunk_store` on one server, safe to share between threads. Methods raise RefragError."""
 
     def __init__(
         self,
@@ -74,7 +78,7 @@ class StoreClient:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def index(self, passages: Iterable[str]) -> IndexReport:
-        """Encode what the store lacks of the passages' chunks; when this returns, all of it is committed."""
+        """Encode those chunks of the passages that the store lacks, and return once all of them are committed."""
         return IndexReport(**self._ask("index", passages=_strings(passages))[0])
 
     def stats(self) -> StoreReport:
@@ -84,11 +88,14 @@ class StoreClient:
         )
 
     def verify(self, tier: str) -> Iterator[Deletions]:
-        """Check every value of a tier and delete those that are damaged, page by page."""
+        """Check every value of a tier, delete those that are damaged, and yield the counts of each page."""
         yield from self._pages("verify", tier=_strings([tier]))
 
     def prune(self, tier: str, keep: Sequence[str] = ()) -> Iterator[Deletions]:
-        """Delete the vectors of encoders that no server has had for a day, but those of the fingerprints in `keep`."""
+        """Delete vectors of encoders that no server has had for a day, except those whose fingerprints are in `keep`.
+
+        Yields the counts of each page.
+        """
         kept = {"keep": _strings(keep)} if keep else {}
         yield from self._pages("prune", tier=_strings([tier]), **kept)
 

@@ -1,4 +1,4 @@
-"""Requests as Triton messages, and the tensors of a response as Python values."""
+"""Conversion of requests to Triton messages, and of response tensors to Python values."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from refrag_client.request import GenerateRequest, Tensor, tensors_by_option
 
 
 def encode_request(request: GenerateRequest, model: str) -> service_pb2.ModelInferRequest:
-    """The message that asks `model` for an answer, or InvalidRequest for a value no tensor can hold."""
+    """Return the message that asks `model` for an answer; raise InvalidRequest for a value that no tensor can hold."""
     message = _new_message(model, request.request_id)
     for option, tensor in tensors_by_option().items():
         value = getattr(request, option)
@@ -23,14 +23,14 @@ def encode_request(request: GenerateRequest, model: str) -> service_pb2.ModelInf
 
 
 def encode_stop(request_id: str, model: str) -> service_pb2.ModelInferRequest:
-    """The message that makes the decoder `model` give up the request of this id."""
+    """Return the message that makes the decoder `model` stop the request with this id."""
     message = _new_message(model, request_id)
     _add_tensor(message, "stop", "BOOL", np.array([True]))
     return message
 
 
 def encode_inputs(model: str, inputs: Mapping[str, np.ndarray]) -> service_pb2.ModelInferRequest:
-    """The message with these tensors, for models that are not asked for an answer."""
+    """Return a message with these tensors, for models that give no answer to a question."""
     message = service_pb2.ModelInferRequest(model_name=model)
     for name, array in inputs.items():
         _add_tensor(message, name, np_to_triton_dtype(array.dtype), array)
@@ -38,7 +38,7 @@ def encode_inputs(model: str, inputs: Mapping[str, np.ndarray]) -> service_pb2.M
 
 
 class Response:
-    """The outputs of one response, by name."""
+    """The outputs of one response, by name; a method raises ServerError for a tensor that is not there."""
 
     def __init__(self, message: service_pb2.ModelInferResponse) -> None:
         self._result = InferResult(message)
@@ -64,7 +64,7 @@ class Response:
 
 def _new_message(model: str, request_id: str) -> service_pb2.ModelInferRequest:
     message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
-    # Without it a stream whose last response carries data never says that it was the last.
+    # Without this, a stream whose last response carries data never says that it was the last.
     message.parameters["triton_enable_empty_final_response"].bool_param = True
     return message
 

@@ -1,1 +1,1 @@
-"""The command `refrag`: its entry point, what it finds its commands by, and the three that the client brings."""
+"""The command `refrag`: its entry point, the search for its commands, and the three that the client brings."""

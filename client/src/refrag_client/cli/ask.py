@@ -1,4 +1,4 @@
-"""`refrag ask`: one question, its answer as it arrives, and what it took."""
+"""`refrag ask`: ask one question, print the answer as it arrives, and sum up what it took."""
 
 import argparse
 import json
@@ -59,7 +59,7 @@ def _compare(
 def _stream_answer(
     client: RefragClient, arguments: argparse.Namespace, passages: list[str], options: GenerateOptions
 ) -> Answer:
-    """Ask, show the text as it comes unless it is to be JSON, then sum up on stderr."""
+    """Ask, print the text as it comes (unless JSON is asked for), and print the summary on stderr."""
     with client.stream(arguments.question, passages, **options) as stream:
         for piece in stream:
             if not arguments.json:

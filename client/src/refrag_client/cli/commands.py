@@ -1,12 +1,13 @@
-"""The commands that installed packages offer `refrag`: entry points of the group `refrag.commands`, each a module.
+"""The commands of `refrag`: modules that installed packages name as entry points of the group `refrag.commands`.
 
-    HELP                      its line in `refrag --help`; its docstring is its description
-    add_arguments(parser)     its options
-    run(arguments)            its work; returns the exit code, or None for 0
-    EXTRA                     optional: the extra of its package that brings what these two import
+    __doc__                   the description in `refrag COMMAND --help`
+    HELP                      the line in `refrag --help`
+    add_arguments(parser)     adds the options
+    run(arguments)            does the work; returns the exit code, or None for 0
+    EXTRA                     optional: the extra of the package that installs what the two functions import
 
-A module is imported to show its HELP too, so heavy imports belong into the two functions. An exception that has an
-`exit_code` is told in one line; any other one is a fault, and shows its traceback.
+`refrag --help` imports every command's module, so heavy imports belong inside the two functions. An exception that has
+an `exit_code` is shown in one line; any other is a fault, and is shown with its traceback.
 """
 
 import argparse
@@ -28,7 +29,7 @@ class Command(Protocol):
 
 
 def find_offers() -> dict[str, list[EntryPoint]]:
-    """Who offers which command; nothing is imported yet."""
+    """Return the entry points that offer each command, by its name; import none of them."""
     offers: dict[str, list[EntryPoint]] = {}
     for offer in sorted(entry_points(group=GROUP), key=lambda offer: (offer.name, offer.value)):
         offers.setdefault(offer.name, []).append(offer)
@@ -36,7 +37,7 @@ def find_offers() -> dict[str, list[EntryPoint]]:
 
 
 def load_command(offers: list[EntryPoint]) -> Command:
-    """Import the one that offers it; RefragError if there are several, or if it is no command."""
+    """Import the command's module; raise RefragError if several packages offer it or it is no command."""
     offer, *others = offers
     if others:
         packages = " and ".join(_package(each) for each in offers)
@@ -54,7 +55,10 @@ def load_command(offers: list[EntryPoint]) -> Command:
 
 
 def missing_requirement(offer: EntryPoint, command: Command, missing_module: str) -> str | None:
-    """What to install so that the command finds the module; None if that is its package's own fault."""
+    """Return the requirement to install for a module that the command lacks, or None if no extra brings it.
+
+    A module of the command's own package is such a case: it is missing by a fault of that package.
+    """
     extra = getattr(command, "EXTRA", None)
     is_own = missing_module.partition(".")[0] == offer.module.partition(".")[0]
     return None if extra is None or is_own else f"{_package(offer)}[{extra}]"

@@ -1,4 +1,4 @@
-"""A corpus of JSON lines, read in batches, and how far it has been indexed: a note beside it that survives a kill."""
+"""A corpus of JSON lines, read in batches, and the note beside it that tells, even after a kill, what is indexed."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ class Mark:
 
 
 def read_batches(path: Path, start: Mark, batch_bytes: int) -> Iterator[Batch]:
-    """From `start` to the end, about `batch_bytes` each; InvalidRequest for a line that holds no passage."""
+    """Yield batches of about `batch_bytes` from `start` to the end; raise InvalidRequest for a line without passage."""
     with path.open("rb") as file:
         digest = _digest_of(file, start.offset)
         passages, num_bytes, num_lines, offset = [], 0, start.num_lines, start.offset
@@ -50,7 +50,7 @@ def read_batches(path: Path, start: Mark, batch_bytes: int) -> Iterator[Batch]:
 
 
 def load_mark(path: Path, fingerprint: str) -> Mark:
-    """How far this corpus, as it is now, has been indexed with this encoder: not at all if either has changed."""
+    """Return how far the corpus has been indexed with this encoder: the start if the encoder or those lines changed."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         note = json.loads(_note_path(path).read_text())
         mark = Mark(**note["mark"])
@@ -60,7 +60,7 @@ def load_mark(path: Path, fingerprint: str) -> Mark:
 
 
 def save_mark(path: Path, fingerprint: str, mark: Mark) -> None:
-    """At once or not at all."""
+    """Write the note as a whole: after a kill the old or the new note is there, never half of one."""
     written = _note_path(path).with_suffix(".new")
     written.write_text(json.dumps({"fingerprint": fingerprint, "mark": asdict(mark)}) + "\n")
     written.replace(_note_path(path))
@@ -77,7 +77,7 @@ def _digest(path: Path, num_bytes: int) -> str:
 
 
 def _digest_of(file: Any, num_bytes: int) -> Any:
-    """Of the next bytes of the file."""
+    """Return the digest of the next `num_bytes` bytes of the file, or of those that are left."""
     digest = hashlib.blake2b(digest_size=16)
     while num_bytes > 0 and (block := file.read(min(num_bytes, 1 << 20))):
         digest.update(block)

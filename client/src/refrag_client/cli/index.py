@@ -1,7 +1,7 @@
 """`refrag index`: fill the server's store of chunk vectors from a corpus, ahead of time.
 
-It goes on where it stopped: what is done is noted beside the corpus, in CORPUS.jsonl.indexed. A corpus that was
-changed is gone through again, but only its changed chunks are encoded.
+A second run goes on where the first stopped: CORPUS.jsonl.indexed, beside the corpus, notes how far it came. If the
+lines before that point or the encoder have changed, it starts again, but encodes only what the store lacks.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from refrag_client.store import IndexReport, StoreClient
 
 HELP = "store a corpus's chunk vectors ahead of time"
 
-# A server that restarts, or a store that does, is waited for so many times, each time twice as long.
+# Attempts at a request while a server or its store restarts; each pause is twice as long as the one before.
 NUM_ATTEMPTS, FIRST_PAUSE_SECONDS = 6, 0.5
 
 
@@ -77,7 +77,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> Iterator[tuple[Batch, IndexReport]]:
-    """Several batches at a time, told in order, so that what is noted as done is done up to there."""
+    """Index several batches at a time, and yield them in order, so that everything before a noted mark is done."""
     pending: deque[tuple[Batch, Future[IndexReport]]] = deque()
     failure: InvalidRequest | None = None
     with ThreadPoolExecutor(arguments.in_flight) as pool:
@@ -99,7 +99,7 @@ def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> I
 
 
 def _next(batches: Iterator[Batch]) -> Batch | InvalidRequest | None:
-    """What is before a bad line is still to be done, so that its error is not raised here."""
+    """Return the error of a bad line instead of raising it, so that the batches before it are indexed first."""
     try:
         return next(batches, None)
     except InvalidRequest as error:

@@ -1,6 +1,6 @@
-"""Entry point of `refrag`: finds the command that was asked for, and turns its errors into exit codes.
+"""Entry point of `refrag`: runs the command that was asked for, and turns its errors into exit codes.
 
-0 done · 1 it failed, or what it needs is not there · 2 the request or its files are wrong · 130 interrupted
+0 done · 1 it failed, or something that it needs is missing · 2 the request or its files are wrong · 130 interrupted
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        # Other packages have exceptions of their own; those that are for the user's eyes say how to exit.
+        # Exceptions of other packages that are meant for the user have an exit_code too; any other is a fault.
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise
@@ -59,12 +59,12 @@ def _parse(name: str, command: Command, arguments: list[str]) -> argparse.Namesp
 
 
 def _answer_without_command(arguments: list[str]) -> None:
-    """Print help, version, or what is wrong with `arguments`, and exit."""
+    """Print the help, the version or what is wrong with `arguments`, and exit."""
     parser = argparse.ArgumentParser(
         prog="refrag",
         usage="refrag COMMAND …",
         description=DESCRIPTION,
-        # Each command's module is imported for its line.
+        # Only for the help itself, because it imports every command's module.
         epilog=_describe_commands() if {"-h", "--help"}.intersection(arguments) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

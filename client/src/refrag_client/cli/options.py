@@ -1,4 +1,4 @@
-"""Command-line options derived from GenerateRequest, whose names and help they take."""
+"""Command-line options of a request, with names and help taken from GenerateRequest, and of a connection."""
 
 import argparse
 
@@ -22,7 +22,7 @@ _TYPES = {"BYTES": str, "INT32": int, "UINT64": int, "FP32": float}
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
-    """Add every option a request can have; one that is not given stays the server's to choose."""
+    """Add the options of a request that the command line has; the server chooses those that are not given."""
     tensors = tensors_by_option()
     for name in OPTIONS:
         tensor = tensors[name]
@@ -40,5 +40,5 @@ def add_connection_options(parser: argparse.ArgumentParser, timeout_seconds: flo
 
 
 def request_options(arguments: argparse.Namespace) -> GenerateOptions:
-    """The options of the request in parsed `arguments`."""
+    """Return the request's options in parsed `arguments`."""
     return {name: getattr(arguments, name) for name in (*OPTIONS, "stop_words")}  # type: ignore[return-value]
