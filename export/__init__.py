@@ -1,1 +1,1 @@
-"""Checkpoint → a model repository that Triton serves as it stands."""
+"""Export of a checkpoint to a model repository that Triton serves as it is."""

@@ -1,4 +1,4 @@
-"""Chunk encoder and projector as ONNX graphs that one hand-written config.pbtxt fits, whatever their widths."""
+"""Chunk encoder and projector as ONNX models, which a hand-written config.pbtxt each fits at any width."""
 
 import copy
 import logging
@@ -30,7 +30,7 @@ TRACED_NUM_CHUNKS, TRACED_LENGTH = 3, 8
 
 @dataclass(frozen=True)
 class Graph:
-    """Names and axes of one graph; config.pbtxt repeats them."""
+    """Names and axes of one ONNX model's inputs and output; config.pbtxt repeats them."""
 
     name: str
     inputs: dict[str, tuple[str, str]]
@@ -53,7 +53,10 @@ PROJECTOR = Graph(
 
 
 def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: TracedPrecision) -> None:
-    """Write INT64 `input_ids`, `attention_mask` (C, L) → FP32 `chunk_vectors` (C, E), or raise CheckpointError."""
+    """Write the encoder: INT64 `input_ids`, `attention_mask` (C, L) -> FP32 `chunk_vectors` (C, E).
+
+    Raises CheckpointError if it cannot be exported.
+    """
     ids = torch.zeros(TRACED_NUM_CHUNKS, TRACED_LENGTH, dtype=torch.int64)
     with _attention(encoder, precision):
         served = ServedEncoder(_in_precision(encoder, precision))
@@ -61,13 +64,16 @@ def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: TracedPre
 
 
 def export_projector(projector: Projector, path: Path, precision: TracedPrecision) -> None:
-    """Write FP32 `chunk_vectors` (C, E) → FP32 `chunk_embeddings` (C, D), or raise CheckpointError."""
+    """Write the projector: FP32 `chunk_vectors` (C, E) -> FP32 `chunk_embeddings` (C, D).
+
+    Raises CheckpointError if it cannot be exported.
+    """
     vectors = torch.zeros(TRACED_NUM_CHUNKS, projector.up.in_features)
     _export(PROJECTOR, ServedProjector(_in_precision(projector, precision)), (vectors,), path)
 
 
 class ServedEncoder(nn.Module):
-    """The encoder with FP32 output, and zeros for a row that is all padding."""
+    """The encoder with FP32 output and zeros for a row that is all padding."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -93,7 +99,10 @@ class ServedProjector(nn.Module):
 
 
 def _in_precision(module: nn.Module, precision: TracedPrecision) -> nn.Module:
-    """Half precision is written into the graph: newer TensorRT takes types from there and no longer chooses them."""
+    """Return the module itself, or a copy in half precision.
+
+    Types are written into the ONNX model, because newer TensorRT takes them from there and no longer chooses them.
+    """
     if precision == "fp32":
         return module
     return copy.deepcopy(module).half()
@@ -103,7 +112,7 @@ def _export(graph: Graph, module: nn.Module, example: tuple[Tensor, ...], path: 
     program = _trace(graph, module.eval(), example)
     GELU_RULES.apply_to_model(program.model)
     _open_widths(program.model, graph)
-    # One file, unless it would be larger than the 2 GB that one protobuf message can hold.
+    # It becomes one file, unless that would exceed the 2 GB that one protobuf message can hold.
     program.save(path)
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -113,7 +122,7 @@ def _gelu_as_exported(op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
 
 
 def _gelu_as_fused(op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
-    """The same factors in the order by which ONNX Runtime knows it, and computes it in one pass over memory."""
+    """Multiply in the order that ONNX Runtime recognises as GELU, which it computes in one pass over memory."""
     return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, root)), one)), half)
 
 
@@ -123,7 +132,7 @@ GELU_RULES = pattern.RewriteRuleSet([pattern.RewriteRule(_gelu_as_exported, _gel
 def _trace(graph: Graph, module: nn.Module, example: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram:
     try:
         with _without_torch_chatter():
-            # The dynamo exporter: it guards fused attention against fully masked rows, and the older is deprecated.
+            # The dynamo exporter guards fused attention against fully masked rows; the older exporter is deprecated.
             program = torch.onnx.export(
                 module,
                 example,
@@ -147,14 +156,14 @@ def _dynamic_axes(axes: tuple[str, str]) -> dict[int, torch.export.Dim]:
 def _open_widths(model: ir.Model, graph: Graph) -> None:
     """Make the feature widths symbolic.
 
-    Triton's own ONNX Runtime backend compares each size with config.pbtxt, where -1 matches only an open one.
+    Triton's ONNX Runtime backend compares each size with config.pbtxt, where -1 matches only a symbolic size.
     """
     for value in model.graph.inputs:
         value.shape = ir.Shape(graph.inputs[str(value.name)])
     fixed = model.graph.outputs[0]
     fixed.name = f"{graph.output}_of_fixed_width"
-    # A symbolic name alone would not do: ONNX Runtime infers the width from the weights and writes it back.
-    # It cannot infer a reshape to (number of rows, rest).
+    # A symbolic name alone is not enough: ONNX Runtime infers the width from the weights and writes it back.
+    # It cannot infer the width after a reshape to (number of rows, -1).
     num_rows = ir.node("Shape", [fixed], {"start": 0, "end": 1})
     rest = ir.node("Constant", [], {"value_ints": [-1]})
     sizes = ir.node("Concat", [num_rows.outputs[0], rest.outputs[0]], {"axis": 0})
@@ -167,9 +176,11 @@ def _open_widths(model: ir.Model, graph: Graph) -> None:
 
 @contextmanager
 def _attention(encoder: ChunkEncoder, precision: TracedPrecision) -> Iterator[None]:
-    """As two products and a softmax, which ONNX Runtime computes faster than what torch's fused attention becomes.
+    """Switch the encoder's attention to the form that is exported, and back again afterwards.
 
-    In half precision the usual one: its graph is guarded against rows that are masked wholly, the other's overflows.
+    FP32 is exported as two products and a softmax: ONNX Runtime computes them faster than what torch's fused attention
+    is exported to. In half precision these overflow where a row is masked wholly, so the usual attention stays, whose
+    export is guarded against such rows.
     """
     backbone = encoder.backbone
     usual = backbone.config._attn_implementation
@@ -182,7 +193,7 @@ def _attention(encoder: ChunkEncoder, precision: TracedPrecision) -> Iterator[No
 
 @contextmanager
 def _without_torch_chatter() -> Iterator[None]:
-    """Hide the exporter's notes on its own deprecations and on torchvision, which nobody here can act on."""
+    """Hide the exporter's warnings about its own deprecations and about torchvision, which nobody here can act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Compares an ONNX model with the torch module it was made from, on seeded inputs."""
+"""Comparison of an ONNX model with the torch module that it was exported from, on seeded inputs or given chunks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,16 +20,18 @@ from refrag.model.projector import Projector
 SEED = 0
 NUMS_CHUNKS = (1, 2, 9)
 
-# Largest error allowed, as a share of the largest value. FP32: the two runtimes only add in another order, which costs
-# some 1e-6 in deep encoders; a wrong operator costs far more. FP16: each value is rounded to 11 bits (5e-4), and
-# the roundings of some tens of layers add up to about 1e-2; a lost mask or an overflow costs 1e-1 and more. INT8:
-# weights to 7 bits (8e-3) and activations to 8 (4e-3), of ranges that the largest values stretch, and only in products.
+# Largest error allowed, as a share of the largest value.
+# FP32: the two runtimes only add in another order, about 1e-6 in deep encoders; a wrong operator costs far more.
+# FP16: each value is rounded to 11 bits (5e-4), and over some tens of layers the roundings add up to about 1e-2; a lost
+# mask or an overflow costs 1e-1 and more.
+# INT8: only inside products, weights are rounded to 7 bits (8e-3) and activations to 8 bits (4e-3) of ranges that the
+# largest values stretch.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The distance of an ONNX model from torch; the relative error is a share of the largest expected value."""
+    """The error of an ONNX model against torch; the relative error is a share of the largest expected value."""
 
     graph: str
     max_absolute_error: float
@@ -55,9 +57,10 @@ def check_chunk_encoder(
     precision: Precision,
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
 ) -> Parity:
-    """Compare on full, padded and empty chunks of up to `max_length` tokens; raise CheckpointError beyond tolerance.
+    """Compare on full, padded and empty chunks of up to `max_length` tokens.
 
     batches: ids and masks (C, L) to compare on instead of seeded ones.
+    Raises CheckpointError if the error exceeds the precision's tolerance.
     """
     batches = encoder_batches(encoder, max_length) if batches is None else batches
     return _check(CHUNK_ENCODER, path, _encoder_in_torch(encoder), batches, precision)
@@ -66,14 +69,14 @@ def check_chunk_encoder(
 def check_projector(
     path: Path, projector: Projector, encoder: ChunkEncoder, max_length: int, precision: Precision
 ) -> Parity:
-    """Compare on vectors the encoder really produces; raise CheckpointError beyond tolerance."""
+    """Compare on vectors that the encoder really produces; raise CheckpointError if the error exceeds the tolerance."""
     encode = _encoder_in_torch(encoder)
     batches = ((encode(*batch),) for batch in encoder_batches(encoder, max_length))
     return _check(PROJECTOR, path, projector, batches, precision)
 
 
 def encoder_batches(encoder: ChunkEncoder, max_length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Seeded ids and masks (C, L): several C and L, the last row of every C > 1 all padding."""
+    """Yield seeded ids and masks (C, L) for several C and L; where C > 1 the last row is all padding."""
     generator = torch.Generator().manual_seed(SEED)
     vocab_size = encoder.backbone.config.vocab_size
     pad_token_id = encoder.backbone.config.pad_token_id or 0

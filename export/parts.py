@@ -1,4 +1,4 @@
-"""The part of a checkpoint that each Python model of the repository reads, copied into its version folder.
+"""The parts of a checkpoint that each Python model of the repository reads, copied into its version folder.
 
 preprocessing      refrag.json, encoder.fingerprint, the tokenizers
 chunk_store        the same
@@ -21,21 +21,24 @@ WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".g
 
 
 def choose_chunk_size(config: RefragConfig, chunk_size: int | None, encoder_has_tokenizer: bool) -> RefragConfig:
-    """The config to deploy; raise CheckpointError for a chunk size that the checkpoint was not trained with."""
+    """Return the config to deploy; raise CheckpointError for a chunk size that the checkpoint was not trained with."""
     chunk_size = config.chunk_size if chunk_size is None else chunk_size
     if chunk_size not in config.trained_chunk_sizes:
         raise CheckpointError(
             f"chunk size {chunk_size} is not one the checkpoint was trained with; "
             f"choose from {sorted(config.trained_chunk_sizes)}"
         )
-    # An encoder that reads the decoder's tokens needs exactly k of them; wider rows would be padding to compute.
+    # An encoder that reads the decoder's tokens needs exactly k of them; wider rows would only add padding.
     encoder_length = config.encoder_length if encoder_has_tokenizer else chunk_size
     return replace(config, chunk_size=chunk_size, encoder_length=encoder_length)
 
 
 def fingerprint_of(checkpoint: Path, config: RefragConfig, arithmetic: str) -> bytes:
-    """Of the encoder as it is exported: what its vectors are stored under. arithmetic: all that decides the graph's."""
-    # An encoder with its own tokenizer reads a chunk's text, which the decoder's tokenizer makes of the tokens.
+    """Return the fingerprint of the encoder as exported, under which its vectors are stored.
+
+    arithmetic: the precision, and for int8 the digest of the calibration.
+    """
+    # An encoder with its own tokenizer reads the chunk's text, which the decoder's tokenizer makes from the tokens.
     encoder_files = sorted(path for path in (checkpoint / ENCODER).iterdir() if path.is_file())
     tokenizer_files = _non_weights(checkpoint / DECODER) if has_tokenizer(checkpoint / ENCODER) else []
     return fingerprint_encoder(encoder_files, tokenizer_files, config, arithmetic)
@@ -54,7 +57,7 @@ def build_expansion_policy(checkpoint: Path, config: RefragConfig, fingerprint: 
     save_fingerprint(fingerprint, target)
     if (checkpoint / POLICY).is_file():
         shutil.copyfile(checkpoint / POLICY, target / POLICY)
-    # Of the decoder only what lays out a prompt: the vocabulary's size and the special tokens.
+    # The policy lays out prompts, so it needs the decoder's vocabulary size and special tokens, but no weights.
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)
 
 
@@ -63,7 +66,7 @@ def build_decoder(checkpoint: Path, config: RefragConfig, target: Path) -> None:
     if not any(_is_weights(path) for path in source.iterdir()):
         raise CheckpointError(f"{source} holds no weights; train the checkpoint again or copy it whole")
     _start(config, target)
-    # Contents without modes, as everywhere here: safetensors files are private, and the server is another user.
+    # Copied without file modes, as everywhere here: safetensors files are private, and the server runs as another user.
     shutil.copytree(source, target / DECODER, copy_function=shutil.copyfile)
 
 
@@ -79,7 +82,7 @@ def _copy(files: Iterable[Path], target: Path) -> None:
 
 
 def _non_weights(directory: Path) -> list[Path]:
-    """Everything but weights: tokenizers come in too many files to list, and some need the model's config.json."""
+    """Return all files but weights: tokenizers have too many files to list, and some need the model's config.json."""
     return [path for path in sorted(directory.iterdir()) if path.is_file() and not _is_weights(path)]
 
 

@@ -1,22 +1,22 @@
-"""A chunk encoder in 8-bit integers, which CPUs multiply faster than floats.
+"""Rewriting of a chunk encoder to 8-bit integers, which CPUs multiply faster than floats.
 
 Each product of activations with weights becomes
 
     x FP32 ─ QuantizeLinear ─► UINT8 ─ MatMulIntegerToFloat with INT8 weights ─► FP32, bias added
 
-and all else stays as it is. Weights have a scale for each column. Activations have one for each tensor, which is fixed
-here by calibration on real chunks: scales that are taken from each batch, as in dynamic quantisation, would give a
-chunk another vector beside other neighbours, and the store needs vectors that hang on nothing but the chunk.
+and all else stays as it is. Weights have a scale for each column. Activations have a scale for each tensor, which is
+fixed here by calibration on real chunks. Dynamic quantisation takes the scales from each batch instead, so a chunk's
+vector would change with the other chunks of its batch, and the store needs vectors that depend on the chunk alone.
 
 Weights use half of INT8's range, so that every CPU computes the same. A CPU without VNNI instructions adds two
-neighbouring products in 16 bits before it widens them, and what exceeds 16 bits is cut off without a word:
+neighbouring products in 16 bits before it widens them, and silently cuts off what exceeds 16 bits:
 
     255 · 127 + 255 · 127 = 64770  >  32767  >=  32640 = 255 · 64 + 255 · 64
 
-ONNX Runtime has a session option against it (session.x64quantprecision), but whoever loads the model would have to set
-it. UINT8 weights would be safe too, but their kernels are slower, and those for AVX-512 use no VNNI.
+ONNX Runtime has a session option against this (session.x64quantprecision), but whoever loads the model would have to
+set it. UINT8 weights would be safe too, but their kernels are slower, and those for AVX-512 do not use VNNI.
 
-MatMulIntegerToFloat is ONNX Runtime's own operator; TensorRT does not know it.
+MatMulIntegerToFloat is an operator of ONNX Runtime alone; TensorRT does not know it.
 """
 
 import tempfile
@@ -33,22 +33,25 @@ from refrag.errors import CheckpointError
 
 # C chunks, L encoder tokens per chunk, K rows and N columns of a weight
 
-# What the encoder reads, by name: token ids and attention mask, both INT64 (C, L).
+# Inputs of the encoder by name: token ids and attention mask, both INT64 (C, L).
 Batch = dict[str, np.ndarray]
-# Smallest and largest value of a tensor, 0 between them.
+# Smallest and largest value of a tensor, at most 0 and at least 0.
 Range = tuple[float, float]
 
 ORT_DOMAIN, ORT_OPSET, INTEGER_PRODUCT = "com.microsoft", 1, "MatMulIntegerToFloat"
-# Twice their product fits in INT16 (see above).
+# Twice the product of the two fits in INT16 (see above).
 LARGEST_WEIGHT, LARGEST_ACTIVATION = 64, 255
 SMALLEST_SCALE = 1e-12
 
-# A part of the keys that vectors are stored under: whatever makes other integers of the same encoder needs another.
+# Vectors are stored under keys that depend on it: change it whenever the same encoder would give other integers.
 SCHEME = f"activations 0 to {LARGEST_ACTIVATION} by tensor, min-max; weights +-{LARGEST_WEIGHT} by column"
 
 
 def quantise_chunk_encoder(path: Path, batches: Sequence[Batch]) -> None:
-    """Rewrite the FP32 ONNX model at `path`; raise CheckpointError if it has no product of weights or is over 2 GB."""
+    """Rewrite the FP32 ONNX model at `path` in place, with scales calibrated on `batches`.
+
+    Raises CheckpointError if the model has no product with weights or is over 2 GB.
+    """
     if list(path.parent.glob(f"{path.name}.*")):
         raise CheckpointError("the encoder's ONNX model is too large for one file, as int8 needs it; use fp32 or fp16")
     model = ir.load(path)
@@ -60,7 +63,7 @@ def quantise_chunk_encoder(path: Path, batches: Sequence[Batch]) -> None:
 
 
 def calibrate(path: Path, batches: Sequence[Batch]) -> dict[str, Range]:
-    """Of each tensor that enters or leaves a product, over all batches."""
+    """Return the range over all batches of each tensor that enters or leaves a product, by its name."""
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(
             path,
@@ -74,24 +77,24 @@ def calibrate(path: Path, batches: Sequence[Batch]) -> dict[str, Range]:
 
 
 class Quantiser:
-    """Rewrites the products in one ONNX graph."""
+    """A rewriter of the products in one ONNX graph."""
 
     def __init__(self, graph: ir.Graph, ranges: dict[str, Range]) -> None:
         self.graph, self.ranges = graph, ranges
-        # By activation: itself in UINT8, its scale and its zero. Query, key and value are made of the same one.
+        # activation -> its UINT8 form, scale and zero; query, key and value share one activation
         self.activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-        # By weight: itself in INT8, its scales and its zeros. Layers may share one.
+        # weight -> its INT8 form, scales and zeros; layers may share one weight
         self.weights: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def rewrite_products(self) -> int:
-        """How many there were."""
+        """Rewrite every product of an activation with weights, and return how many there were."""
         products = [node for node in self.graph if self._is_product(node)]
         for product in products:
             self._rewrite(product)
         return len(products)
 
     def _is_product(self, node: ir.Node) -> bool:
-        """Whether it is one of a calibrated activation with weights (K, N)."""
+        """Return whether the node multiplies a calibrated activation by weights (K, N)."""
         if node.op_type != "MatMul":
             return False
         x, weight = node.inputs
@@ -109,7 +112,7 @@ class Quantiser:
         self.graph.insert_before(replaced[0], integer_product)
         before, after = replaced[0].outputs[0], integer_product.outputs[0]
         before.replace_all_uses_with(after)
-        # The next product may read it, and finds its range by its name.
+        # The next product may read this output, and finds its range by its name, so the name moves to it.
         before.name, after.name, after.type, after.shape = None, before.name, before.type, before.shape
         self.graph.remove(replaced, safe=True)
 
@@ -139,20 +142,20 @@ class Quantiser:
 
 
 def activation_scale(values: Range) -> tuple[np.ndarray, np.ndarray]:
-    """What one step of UINT8 stands for, and which step for 0; both without axes."""
+    """Return the value of one UINT8 step (FP32), and the step that stands for 0 (UINT8); both arrays without axes."""
     smallest, largest = values
     scale = max((largest - smallest) / LARGEST_ACTIVATION, SMALLEST_SCALE)
     return np.array(scale, np.float32), np.array(round(-smallest / scale), np.uint8)
 
 
 def quantise_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """FP32 (K, N) → INT8 (K, N) of ±LARGEST_WEIGHT, and FP32 (N,): what one step stands for in each column."""
+    """Return the weights in INT8 within ±LARGEST_WEIGHT, and each column's step in FP32.  (K, N) -> (K, N), (N,)"""
     scales = np.maximum(np.abs(weight).max(0) / LARGEST_WEIGHT, SMALLEST_SCALE).astype(np.float32)
     return np.round(weight / scales).astype(np.int8), scales
 
 
 class _Feeds(CalibrationDataReader):
-    """The batches, one after another, as ONNX Runtime asks for them."""
+    """The batches one after another, in the form that ONNX Runtime's calibration asks for."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = iter(batches)
@@ -162,12 +165,12 @@ class _Feeds(CalibrationDataReader):
 
 
 def _with_zero(smallest: np.ndarray, largest: np.ndarray) -> Range:
-    """ONNX Runtime tells each as an array of one."""
+    """Return the range widened to hold 0; ONNX Runtime gives each bound as an array of one value."""
     return min(0.0, smallest.item()), max(0.0, largest.item())
 
 
 def _find_bias(product: ir.Node, scales: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
-    """The addition of a constant vector (N,) that follows, and the vector; None and None where none does."""
+    """Return the addition of a constant vector (N,) that follows the product, and the vector, or None twice."""
     users = [use.node for use in product.outputs[0].uses()]
     if [user.op_type for user in users] != ["Add"]:
         return None, None
@@ -179,5 +182,5 @@ def _find_bias(product: ir.Node, scales: ir.Value) -> tuple[ir.Node | None, ir.V
 
 
 def _constant_shape(value: ir.Value | None) -> tuple[Any, ...] | None:
-    """None for what is no constant."""
+    """Return the shape of a constant, or None for any other value."""
     return None if value is None or value.const_value is None else tuple(value.const_value.shape)

@@ -1,6 +1,6 @@
-"""Build a deployable model repository: `refrag export --checkpoint checkpoints/demo`.
+"""Builds a model repository to deploy: `refrag export --checkpoint checkpoints/demo`.
 
-    checkpoint ──► graphs (ONNX) ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
+    checkpoint ──► ONNX models ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
                └─► parts (refrag.json, tokenizers, policy, decoder) ──┘
 
 Everything is built in a temporary folder first, so that a failed export leaves the repository as it was.
@@ -38,16 +38,16 @@ from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.policies.select import open_trained_policy
 
-# The models as people write them: package data in a wheel, a link in the checkout.
+# The hand-written files of the models: package data in a wheel, a link in the checkout.
 TEMPLATES = Path(str(files("refrag"))) / "model_repository"
 VERSION = "1"
-# Of a version folder, what people write; the rest is built.
+# Hand-written files in a version folder; the rest is built.
 WRITTEN_IN_VERSION = ("model.py", ".gitkeep")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported from a checkpoint, every part checked against the others."""
+    """The parts of a checkpoint to export, checked against each other."""
 
     directory: Path
     config: RefragConfig
@@ -62,16 +62,16 @@ def export_repository(
     chunk_size: int | None = None,
     calibration: Path | None = None,
 ) -> list[Parity]:
-    """Fill `repository` from `checkpoint` and return each graph's distance from torch.
+    """Fill `repository` from `checkpoint`, and return the error of each ONNX model against torch.
 
-    calibration: passages, which int8 needs: JSON lines, or plain text with blank lines between them. Models that the
-    repository lacks are added as the project ships them. Raises CheckpointError, and leaves an earlier export as it
-    was, if the checkpoint does not fit or a graph fails its parity check.
+    calibration: file of passages for int8, as JSON lines or as plain text with blank lines between passages.
+    Models that the repository lacks are added as the project ships them. Raises CheckpointError, and leaves an earlier
+    export as it was, if the checkpoint does not fit or an ONNX model fails its parity check.
     """
     source = load_source(checkpoint, chunk_size)
     chunks = _read_calibration(source, precision, calibration)
     add_missing_models(repository)
-    # In a model's folder Triton reads numbered sub-folders only; and a rename needs both ends on one file system.
+    # Inside a model's folder: Triton reads only numbered sub-folders there, and renames need one file system.
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
         parities = build_graphs(source, built, precision, chunks)
@@ -81,7 +81,10 @@ def export_repository(
 
 
 def load_source(directory: Path, chunk_size: int | None) -> Source:
-    """Load all but the decoder's weights, which are copied as they are and may fill the memory."""
+    """Load all parts but the decoder's weights, which are only copied and might not fit in memory.
+
+    Raises CheckpointError if the parts do not fit together or were not trained with this chunk size.
+    """
     config = RefragConfig.load(directory)
     load_decoder_tokenizer(directory)
     config = choose_chunk_size(config, chunk_size, load_encoder_tokenizer(directory) is not None)
@@ -91,7 +94,7 @@ def load_source(directory: Path, chunk_size: int | None) -> Source:
 
 
 def add_missing_models(repository: Path) -> None:
-    """Copy what people write of a model (config.pbtxt, configs/, model.py) where `repository` lacks the model."""
+    """Copy the hand-written files (config.pbtxt, configs/, model.py) of every model that `repository` lacks."""
     for model in sorted(TEMPLATES.glob("*/config.pbtxt")):
         if not (repository / model.parent.name / "config.pbtxt").exists():
             shutil.copytree(
@@ -101,7 +104,10 @@ def add_missing_models(repository: Path) -> None:
 
 
 def build_graphs(source: Source, built: Path, precision: Precision, chunks: Calibration | None) -> list[Parity]:
-    """`chunks` where the precision is int8, which is the encoder's only: the projector is small."""
+    """Export encoder and projector to `built`, and return the error of each ONNX model against torch.
+
+    chunks: given for int8. Only the encoder is quantised; the projector is small and stays in FP32.
+    """
     traced: TracedPrecision = "fp32" if precision == "int8" else precision
     encoder_path = _version_folder(built, CHUNK_ENCODER.name) / "model.onnx"
     projector_path = _version_folder(built, PROJECTOR.name) / "model.onnx"
@@ -131,7 +137,7 @@ def build_parts(source: Source, built: Path, arithmetic: str) -> None:
 
 
 def place(built: Path, repository: Path, replaced: Path) -> None:
-    """Move each built file or folder to its place, and what it replaces to `replaced`: renames only, so it is quick."""
+    """Move each built file or folder to its place, and what it replaces to `replaced`; renames only, so it is quick."""
     for entry in sorted(built.glob(f"*/{VERSION}/*")):
         target = repository / entry.relative_to(built)
         target.parent.mkdir(parents=True, exist_ok=True)
