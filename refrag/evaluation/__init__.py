@@ -1,1 +1,1 @@
-"""Measures a checkpoint on held-out questions and prose."""
+"""Evaluation of a checkpoint on held-out questions and prose."""

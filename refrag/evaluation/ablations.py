@@ -1,11 +1,11 @@
-"""Checkpoints of several runs side by side: what each gives back of a text, and how it goes on after one.
+"""Comparison of several runs' checkpoints: how well each reconstructs a text, and how well it continues one.
 
     refrag evaluate ablations --output ablations.json \\
         --reconstruction curriculum=runs/reconstruct/checkpoint none=runs/reconstruct_without_curriculum/checkpoint \\
         --continuation full=runs/continue/checkpoint scratch=runs/continue_without_reconstruction/checkpoint
 
-These are the paper's Tables 11 and 12. Differences are against the first run of a table, and between chunk sizes of one
-run, over the same windows.
+These are the paper's Tables 11 and 12. Differences are taken over the same windows: of each run against the first run
+of the table, and between chunk sizes of one run.
 """
 
 import functools
@@ -33,7 +33,7 @@ Measured = dict[Condition, Means]
 def reconstruction_perplexity(
     models: Models, source: TextSource, num_windows: int, seed: int, num_chunks: int = NUM_CHUNKS
 ) -> Measured:
-    """Measure windows of so many chunks given back: from their embeddings, from other windows', and from none."""
+    """Measure the reconstruction of windows of `num_chunks` from their embeddings, from others' and from none."""
     size = models.checkpoint.config.chunk_size
     windows = draw_prose(source, models.checkpoint.decoder_tokenizer, num_chunks * size, 0, num_windows, seed)
     cases = [Case(window.passages, window.token_ids) for window in windows]
@@ -41,7 +41,7 @@ def reconstruction_perplexity(
 
 
 def continuation_perplexity(models: Models, source: TextSource, num_windows: int, seed: int) -> Measured:
-    """Measure what follows a context: compressed, with wrong embeddings, at other chunk sizes, none, and all of it."""
+    """Measure the text after a context: compressed, with wrong embeddings, at other chunk sizes, left out, in full."""
     config, tokenizer = models.checkpoint.config, models.checkpoint.decoder_tokenizer
     cases = draw_prose(source, tokenizer, CONTEXT_TOKENS, CONTINUATION_TOKENS, num_windows, seed)
     others = [compressed(size) for size in config.trained_chunk_sizes if size != config.chunk_size]
@@ -58,8 +58,9 @@ def measure(cases: CaseSet, conditions: Sequence[Condition]) -> Measured:
 
 
 def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num_windows: int, seed: int) -> Table:
-    """Measure every run under every condition, and compare the first condition of each run with that of the first
-    run, and each chunk size of a run with the next.
+    """Measure every run under every condition.
+
+    The first condition of each run is compared with that of the first run, and each chunk size of a run with the next.
     """
     table = Table(f"{task} of {SOURCES[source_name].kind} text, {num_windows} held-out windows".capitalize() + ".")
     firsts: list[tuple[str, Means]] = []
@@ -78,7 +79,10 @@ def tabulate_ablation(runs: Mapping[str, Path], task: str, source_name: str, num
 
 
 def compare_runs(report: Report, runs: Mapping[str, Mapping[str, Path]], num_windows: int, seed: int) -> None:
-    """Add a table to the report for each source of text and each task that has runs.  task -> name -> checkpoint"""
+    """Add a table to the report for each source of text and each task that has runs.
+
+    runs: task -> name -> folder of the checkpoint.
+    """
     for task, checkpoints in runs.items():
         for source_name in SOURCES if checkpoints else ():
             make = functools.partial(tabulate_ablation, checkpoints, task, source_name, num_windows, seed)

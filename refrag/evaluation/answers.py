@@ -1,4 +1,4 @@
-"""Answers under one condition: how many are exactly right, how far off the others are, and what the prompts cost."""
+"""Answers under one condition: how many are exactly right, how far off the others are, and how long the prompts are."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ MAX_ANSWER_TOKENS, MAX_SUMMARY_TOKENS = 24, 64
 
 @dataclass(frozen=True)
 class Answers:
-    """One entry for each question, all (N,).
+    """Results of all questions under one condition, with one entry for each question in every array, (N,).
 
-    name: what rows call them.
+    name: the name of their row.
     log_perplexity: mean negative log-likelihood of the answer's tokens.
     text_metrics: empty unless the wrong answers were generated.
     """
@@ -52,14 +52,14 @@ class Answers:
 
 
 def answer(cases: CaseSet, condition: Condition, with_texts: bool = False) -> Answers:
-    """Ask every question; `with_texts` generates the wrong answers too and compares their words."""
+    """Ask every question; `with_texts` also generates the text of wrong answers, and scores it with ROUGE."""
     return answer_prompts(cases, condition, build_prompts(cases, condition), with_texts)
 
 
 def answer_prompts(
     cases: CaseSet, condition: Condition, prompts: Sequence[TargetedPrompt], with_texts: bool = False
 ) -> Answers:
-    """Ask every question by prompts that were built already."""
+    """Ask every question with prompts that are already built."""
     readings = read(cases.models.decoder(condition.form), prompts)
     return Answers(
         name=cases.name_row(condition),
@@ -132,7 +132,7 @@ def _compare_texts(
 
 
 def _by_max_tokens(cases: Sequence[Case], numbers: Sequence[int]) -> dict[int, list[int]]:
-    """Return the numbers of the cases by the length that their answers may have."""
+    """Group the numbers of the cases by the most tokens that their answers may have."""
     groups: dict[int, list[int]] = {}
     for number in numbers:
         limit = MAX_SUMMARY_TOKENS if cases[number].task == "summary" else MAX_ANSWER_TOKENS

@@ -1,4 +1,4 @@
-"""Cases that all conditions of a study share, with what several of them need computed once: vectors and surprise."""
+"""Cases that all conditions of a study share; chunk vectors and token losses are computed once for all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from refrag.prompt import lay_out_prompt
 
 @dataclass(frozen=True)
 class EncodedCase:
-    """A case at one chunk size as the pipeline has it before it selects chunks."""
+    """A case at one chunk size, encoded by the pipeline but without selected chunks."""
 
     context: PreparedContext
     vectors: Tensor  # (C, E)
@@ -30,7 +30,7 @@ class EncodedCase:
 
 
 class CaseSet:
-    """Cases for a study's conditions; `label` tells their rows from those of the study's other cases."""
+    """The cases of a study's conditions; `label` tells their rows from those of other cases in the same study."""
 
     def __init__(self, models: Models, cases: Sequence[Case], seed: int, label: str = "") -> None:
         self.models, self.cases, self.seed, self.label = models, cases, seed, label
@@ -42,7 +42,7 @@ class CaseSet:
         return f"{name}, {self.label}" if self.label else name
 
     def pipeline(self, chunk_size: int) -> Pipeline:
-        """Return the served steps, with chunks of this size."""
+        """Return the steps of the served pipeline at this chunk size."""
         return Pipeline(self.models.checkpoint.with_chunk_size(chunk_size))
 
     def encoded(self, chunk_size: int) -> list[EncodedCase]:
@@ -53,7 +53,7 @@ class CaseSet:
         return self._encoded[chunk_size]
 
     def token_losses(self) -> list[np.ndarray]:
-        """Return how much each context token surprises the plain decoder, which reads the context from its start."""
+        """Return each context token's loss under the plain decoder, which reads the context from its start."""
         if self._token_losses is None:
             prompts = [self.plain_prompt([], case.token_ids) for case in self.cases]
             readings = read(self.models.plain, prompts)
@@ -63,7 +63,7 @@ class CaseSet:
         return self._token_losses
 
     def plain_prompt(self, token_ids: Sequence[int], target_ids: Sequence[int]) -> TargetedPrompt:
-        """Return these tokens as the plain decoder reads them: without a chunk, compressed or expanded."""
+        """Return a prompt of these tokens for the plain decoder, without any chunk, compressed or expanded."""
         plain, bos_id = self.models.plain, self.models.checkpoint.decoder_tokenizer.bos_token_id
         prompt = lay_out_prompt(PackedChunks.cut([], 1), (), token_ids, plain.vocab_size, bos_id)
         rows = torch.zeros(0, plain.width)
@@ -71,5 +71,5 @@ class CaseSet:
 
 
 def _with_first(losses: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Return the losses with their mean for the first token, which nothing predicts without BOS."""
+    """Return the losses with their mean put in for the first token, which nothing predicts without BOS."""
     return np.concatenate([np.full(num_tokens - len(losses), losses.mean()), losses])

@@ -1,6 +1,6 @@
-"""What is asked: held-out contexts in tokens, what stands behind them, and the tokens that are to come then.
+"""Cases: held-out contexts in tokens, with the prompt after each and the target tokens that must follow.
 
-A case knows its evidence to the token and can be cut into chunks of any size, so that every condition sees the same.
+A case knows which tokens are its evidence and can be cut into chunks of any size, so all conditions see the same cases.
 """
 
 import itertools
@@ -24,11 +24,11 @@ from refrag.retrieval.bm25 import Strength
 
 @dataclass(frozen=True)
 class Case:
-    """A context with what is asked of it.
+    """A context, and the tokens that the decoder must predict after it.
 
-    passages: token ids of each.
-    target_ids: what is to come.
-    prompt_ids: what stands between the context and the target.
+    passages: token ids of each passage.
+    target_ids: the tokens to predict.
+    prompt_ids: the tokens between the context and the target.
     question_ids: the bare question, for the policy.
     evidence: numbers of the context tokens that the answer needs.
     """
@@ -61,7 +61,7 @@ class Case:
         return np.unique(np.arange(len(lengths)).repeat(lengths)[self.evidence]).tolist()
 
     def prepare(self, chunk_size: int) -> PreparedContext:
-        """Return what the pipeline makes of a request with these passages and this question."""
+        """Return the context that the pipeline prepares for a request with these passages and this question."""
         return PreparedContext(
             chunks=self.chunks(chunk_size),
             question_ids=self.prompt_ids,
@@ -72,10 +72,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Asking:
-    """Says which questions to ask over which passages; each world gives one question of each task.
+    """The choice of questions and passages to draw; each world gives one question of each task.
 
-    num_passages: changes nothing about the questions, so that contexts of several lengths can be compared in pairs.
-    num_entities: passages of each world; the questions stay the same only where it stays the same.
+    num_passages: has no effect on the questions, so that contexts of several lengths can be compared in pairs.
+    num_entities: passages of each world; another number gives other questions.
     """
 
     tasks: Sequence[Task]
@@ -107,7 +107,7 @@ def draw_prose(
     count: int,
     seed: int,
 ) -> list[Case]:
-    """Draw windows of held-out documents: the first tokens as context, the others to come."""
+    """Draw windows of held-out documents: the first tokens are the context, the others the target."""
     windows = heldout_windows(source, tokenizer, context_tokens + target_tokens, count, seed)
     return [Case([window[:context_tokens]], window[context_tokens:]) for window in windows]
 

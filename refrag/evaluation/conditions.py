@@ -1,4 +1,4 @@
-"""How the context reaches the decoder: every condition that the studies compare."""
+"""Conditions that the studies compare: the forms in which a context reaches the decoder."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 ContextForm = Literal["none", "truncated", "full", "compressed"]
-# A policy that is served, by its name, or one of those that only `refrag.evaluation.prompts` has.
+# The name of a served policy, or of a selection that only `refrag.evaluation.prompts` has.
 Selection = str
 Embeddings = Literal["true", "shuffled", "zeroed"]
 
-# From the best to the worst at equal budget, as the paper orders those that it has.
+# From the best to the worst at equal budget; the paper's own policies are in the paper's order.
 POLICIES: tuple[Selection, ...] = (
     "learned",
     "learned unlabelled",
@@ -19,30 +19,30 @@ POLICIES: tuple[Selection, ...] = (
     "random",
     "perplexity reversed",
 )
-# Learned beside the checkpoint's own policy, from reward alone; whether they read the question.
+# Policies learned from reward alone, beside the checkpoint's own -> whether they read the question
 READS_QUESTION: dict[Selection, bool] = {"learned unlabelled": True, "blind": False}
-# Options of the command line that name their weights.
+# Command-line options that name the weights of these policies.
 POLICY_OPTIONS: dict[Selection, str] = {"learned unlabelled": "--unlabelled-policy", "blind": "--blind-policy"}
-# Those that need neither a question nor training.
+# Policies that need neither a question nor training.
 HEURISTICS: tuple[Selection, ...] = ("perplexity", "random", "perplexity reversed")
 CONTROLS: tuple[Embeddings, ...] = ("shuffled", "zeroed")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Says what stands in the prompt's slots for the context.
+    """The form of the context in the prompt's slots.
 
     form: "none", "truncated" and "full" are read by the plain decoder, "compressed" by REFRAG's. "truncated" is the
         end of the context, in as many tokens as compression at this chunk size and fraction takes slots.
-    selection: a served policy by its name, or one that those are compared with. "perplexity" expands the chunks that
+    selection: the name of a served policy, or of one to compare it with. "perplexity" expands the chunks that
         surprise the plain decoder most (the better one of the paper's two heuristics), "perplexity reversed" those that
         surprise it least, "oracle" those that hold the evidence. "learned" is the checkpoint's own policy, which may
         have had labels in fine-tuning; "learned unlabelled" reads the question too, "blind" does not, and both learned
         from reward alone.
-        All spend the whole budget but the oracle, which stops at the evidence, and "learned as served", which stops
-        at the checkpoint's policy_confidence.
-    embeddings: the controls. "shuffled": chunk embeddings of another context; "zeroed": none at all. Chunks are
-        selected on the true ones.
+        All spend the whole budget except "oracle", which stops when the evidence is expanded, and "learned as served",
+        which stops at the checkpoint's policy_confidence.
+    embeddings: "true", or a control. "shuffled": chunk embeddings of another context; "zeroed": zeros. Chunks are
+        always selected with the true ones.
     """
 
     form: ContextForm
@@ -52,7 +52,7 @@ class Condition:
     embeddings: Embeddings = "true"
 
     def describe(self, plain_name: str) -> str:
-        """Return the row's name, with what the plain decoder is called."""
+        """Return the row's name; `plain_name` is the name of the plain decoder in it."""
         if self.form == "none":
             return f"{plain_name}, no context"
         if self.form == "full":
@@ -86,7 +86,7 @@ def answer_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) ->
 
 
 def reference(condition: Condition) -> Condition:
-    """Return what a compressed condition is held against: its true twin for a control, else the plain decoder."""
+    """Return the condition to compare with: for a control the same one with true embeddings, else the full context."""
     return Condition("full") if condition.embeddings == "true" else replace(condition, embeddings="true")
 
 
@@ -97,7 +97,7 @@ def policy_settings(chunk_sizes: Sequence[int], main: int, fraction: float) -> l
 
 
 def prose_pairs(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[tuple[Condition, Condition]]:
-    """Return neighbours from what should foretell the continuation best down to the worst, controls at the end."""
+    """Return pairs of neighbours, from the best expected prediction to the worst, with the controls at the end."""
     ladder = [Condition("full"), *map(compressed, chunk_sizes), Condition("none")]
     policies = [compressed(main, selection, fraction) for selection in HEURISTICS]
     controls = [compressed(main, embeddings=control) for control in CONTROLS]
@@ -106,7 +106,7 @@ def prose_pairs(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[
 
 
 def prose_conditions(chunk_sizes: Sequence[int], main: int, fraction: float) -> list[Condition]:
-    """Return all that is compared, and the end of the context in the slots of the smallest chunks."""
+    """Return the conditions of all pairs, and the truncated context in the slots of the smallest chunks."""
     pairs = prose_pairs(chunk_sizes, main, fraction)
     compared = dict.fromkeys(condition for pair in pairs for condition in pair)
     return [*compared, Condition("truncated", min(chunk_sizes))]

@@ -1,4 +1,4 @@
-"""What is compared: a REFRAG checkpoint, the plain decoder beside it, and policies and encoders beside its own."""
+"""Models to compare: a REFRAG checkpoint, a plain decoder, and other policies and encoders for the checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +23,12 @@ TORCH = "torch"
 
 @dataclass(frozen=True)
 class Models:
-    """The checkpoint and everything that is held against a part of it.
+    """The checkpoint, and the models to compare its parts with.
 
-    plain: reads contexts as tokens; with the same training as the checkpoint it is the fair baseline.
-    plain_name: what rows call it.
-    policies: weights for those of `READS_QUESTION` that were given.
-    onnx_encoders: files exported from the checkpoint's encoder, by what rows call them.
+    plain: the decoder that reads contexts as tokens; a fair baseline only with the same training as the checkpoint.
+    plain_name: its name in rows.
+    policies: the given policies of `READS_QUESTION`.
+    onnx_encoders: files exported from the checkpoint's encoder, by their names in rows.
     """
 
     checkpoint: Checkpoint
@@ -42,7 +42,7 @@ class Models:
         return self.checkpoint.decoder if form == "compressed" else self.plain
 
     def window(self, form: ContextForm) -> int:
-        """Return the slots that this decoder has for prompt and answer."""
+        """Return the slots that the decoder for this form has for prompt and answer."""
         slots = self.checkpoint.config.max_prompt_slots
         return slots if form == "compressed" else getattr(self.plain.backbone.config, "max_position_embeddings", slots)
 
@@ -53,15 +53,15 @@ class Models:
 
 
 class OnnxEncoder(ChunkEncoder):
-    """Stands in for the encoder that it was exported from, to see what its arithmetic does to answers.
+    """An ONNX model in place of the encoder that it was exported from, to see what its arithmetic does to answers.
 
-    The parity check of an export allows little, and only answers tell whether it is little enough, above all where an
-    encoder computes in integers.
+    The parity check of an export allows a small error. Only answers tell whether it is small enough, above all for an
+    encoder in integers.
     """
 
     def __init__(self, encoder: ChunkEncoder, file: Path) -> None:
         super().__init__(encoder.backbone, encoder.pooling)
-        try:  # Evaluation needs it for nothing else.
+        try:  # Evaluation needs onnxruntime for nothing else.
             import onnxruntime
         except ModuleNotFoundError:
             raise SetupError("an ONNX encoder needs onnxruntime; pip install 'refrag[export]'") from None
@@ -79,7 +79,10 @@ def load_models(
     policies: Mapping[Selection, Path | None] | None = None,
     onnx_encoders: Mapping[str, Path] | None = None,
 ) -> Models:
-    """Load what is compared; without a plain decoder the checkpoint's own reads uncompressed contexts too."""
+    """Load the models to compare; without a plain decoder the checkpoint's own reads uncompressed contexts too.
+
+    Raises CheckpointError if the plain decoder has another tokenizer, or a policy another width.
+    """
     loaded = load_checkpoint(checkpoint)
     others = {name: _load_policy(path, loaded, READS_QUESTION[name]) for name, path in (policies or {}).items() if path}
     if plain is None:
@@ -90,8 +93,9 @@ def load_models(
 
 
 def parse_onnx_encoders(texts: Sequence[str]) -> dict[str, Path]:
-    """Read NAME=FILE each, or raise InvalidRequest for another form and for a name that would be mistaken, and
-    CheckpointError for a file that is not there.
+    """Read texts of the form NAME=FILE.
+
+    Raises InvalidRequest for another form, a name given twice or the name "torch", CheckpointError for a missing file.
     """
     files = parse_named_paths(texts, "an ONNX encoder", "NAME=model.onnx")
     if TORCH in files:

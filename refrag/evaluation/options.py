@@ -1,4 +1,4 @@
-"""What an evaluation can be told; the command line is made of it."""
+"""Options of an evaluation, from which the command line is made."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from refrag.errors import InvalidRequest
 
 @dataclass(frozen=True)
 class Options:
-    """The size of the studies, and what they draw from; InvalidRequest for what makes no sense."""
+    """The sizes of the studies, and the sources they draw from; raises InvalidRequest for a value out of range."""
 
     num_questions: int = field(
         default=400, metadata={"help": "questions per row, rounded up to as many of each task; fewer for long contexts"}
@@ -44,7 +44,7 @@ class Options:
 
 
 def parse_named_paths(texts: Sequence[str], noun: str, form: str) -> dict[str, Path]:
-    """Read NAME=PATH each, or raise InvalidRequest for another form and for two of one name."""
+    """Read texts of the form NAME=PATH; raise InvalidRequest for another form or a name given twice."""
     paths: dict[str, Path] = {}
     for text in texts:
         name, _, path = text.partition("=")
@@ -72,7 +72,7 @@ def parsed_options(arguments: argparse.Namespace) -> Options:
 
 
 def prose_source(path: Path | None) -> TextSource:
-    """Return the user's own documents, or without a path the standard library's."""
+    """Return the source of the documents at `path`, or of the standard library's if it is None."""
     if path is None:
         return TextSource(kind="stdlib")
     return TextSource(kind="jsonl" if path.name.endswith(JSONL_SUFFIXES) else "text", path=str(path))

@@ -1,4 +1,4 @@
-"""Log-perplexity of what follows a context, token by token, with the means of the first tokens and of all."""
+"""Log-perplexity of the text after a context: token by token, and the means of the first tokens and of all."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,15 +18,15 @@ from refrag.evaluation.statistics import estimate_difference, estimate_mean
 
 # N windows, T target tokens
 
-# A mean over many tokens hides what the first ones cost, and short answers live there.
+# A mean over many tokens hides the loss of the first ones, which are all that a short answer has.
 FIRST_TOKENS = (16, 32, 128)
 
-# Mean of each window, by how many of its first tokens it is over; "all" is over all of them
+# Number of first tokens, or "all" -> mean of each window over them (N,)
 Means = Mapping[str, np.ndarray]
 
 
 def tabulate_prose(models: Models, options: Options) -> Table:
-    """Measure how compression costs the context's worth rung by rung, as the paper's Table 1 does."""
+    """Measure step by step how much of the context's worth compression loses, as the paper's Table 1 does."""
     source, lengths = prose_source(options.prose), (options.context_tokens, options.continuation_tokens)
     tokenizer = models.checkpoint.decoder_tokenizer
     windows = draw_prose(source, tokenizer, *lengths, options.num_windows, options.seed)

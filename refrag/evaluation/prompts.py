@@ -1,7 +1,7 @@
-"""Cases as a condition shows them to the decoder: which chunks it expands, and the prompt that comes of it.
+"""Prompts of the cases under a condition: the chunks to expand, and the prompt that results.
 
 Compressed contexts go through the pipeline's own steps. Served policies select as they do for a request; the other
-selections are what those are compared with.
+selections are there to be compared with them.
 """
 
 import functools
@@ -50,7 +50,7 @@ def truncated_length(case: Case, condition: Condition) -> int:
 
 
 def choose_as_served(policy: str, cases: CaseSet, number: int, condition: Condition) -> list[int]:
-    """Return what the server expands by its policy of this name."""
+    """Return the chunks that the server would expand with its policy of this name."""
     return _select(cases, number, condition, cases.pipeline(condition.chunk_size), policy)
 
 
@@ -111,7 +111,7 @@ def _select(cases: CaseSet, number: int, condition: Condition, pipeline: Pipelin
 
 
 def _spend_by(network: ExpansionPolicy, cases: CaseSet, number: int, condition: Condition) -> list[int]:
-    """Select by this network as it is served, but for stopping early: the whole budget is spent."""
+    """Select by this network as the server would, but spend the whole budget instead of stopping early."""
     checkpoint = cases.pipeline(condition.chunk_size).checkpoint
     config = replace(checkpoint.config, policy_confidence=1.0)
     pipeline = Pipeline(replace(checkpoint, policy=network, config=config))
@@ -140,8 +140,8 @@ def _build_compressed(cases: CaseSet, number: int, condition: Condition, expande
 
 
 def _vectors_of_another(cases: CaseSet, number: int, chunk_size: int) -> torch.Tensor:
-    """Return vectors of another case's chunks, from the first again where there are too few.  -> (C, E)"""
+    """Return vectors of another case's chunks, repeated from the first if there are too few.  -> (C, E)"""
     encoded = cases.encoded(chunk_size)
-    # Half of all cases away, so that it is of another world, where the answer cannot stand by chance.
+    # Half of all cases away, so that it belongs to another world, which cannot hold the answer by chance.
     other = encoded[(number + max(1, len(encoded) // 2)) % len(encoded)].vectors
     return other[torch.arange(len(encoded[number].vectors)) % len(other)]

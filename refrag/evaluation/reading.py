@@ -1,4 +1,4 @@
-"""What a decoder makes of many prompts: how likely it finds the targets, and what it says by itself.
+"""Reading of many prompts by a decoder: the likelihood of their targets, and texts generated from them.
 
 Greedy decoding gives exactly the target if and only if each of its tokens, EOS included, is the likeliest one after
 the true ones before it. So exact match takes one teacher-forced pass for a whole batch, and generation is left for the
@@ -26,9 +26,9 @@ MAX_BATCH_SLOTS = 8192
 
 @dataclass(frozen=True)
 class TargetedPrompt:
-    """A prompt as the decoder takes it, with the tokens that are to follow.
+    """A prompt as the decoder takes it, with the tokens to predict after it.
 
-    num_expanded: chunks that the prompt holds in full.
+    num_expanded: number of expanded chunks in the prompt.
     """
 
     prompt: MixedPrompt
@@ -43,9 +43,11 @@ class TargetedPrompt:
 
 @dataclass(frozen=True)
 class Reading:
-    """losses (T,): negative log-likelihood of each predicted token of the target.
+    """The decoder's prediction of one target.
 
-    Without BOS nothing predicts the first token of all, so where the prompt is empty it has none.
+    losses (T,): negative log-likelihood of each predicted token. Without BOS nothing predicts the first slot, so the
+        first token of the target has no loss where the prompt is empty.
+    is_right: true if greedy decoding gives exactly the target.
     """
 
     losses: np.ndarray
@@ -70,7 +72,7 @@ def read(decoder: Decoder, prompts: Sequence[TargetedPrompt]) -> list[Reading]:
 def generate_texts(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[MixedPrompt], max_tokens: int
 ) -> list[str]:
-    """Decode greedily what follows each prompt up to EOS, in batches padded on the left so that all end together."""
+    """Generate greedily from each prompt up to EOS, in batches padded on the left so that all prompts end together."""
     embedded = [decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings) for prompt in prompts]
     generate: Any = decoder.backbone.generate
     texts: dict[int, str] = {}
@@ -90,7 +92,7 @@ def generate_texts(
 
 
 def batch_by_length(lengths: Sequence[int], max_slots: int = MAX_BATCH_SLOTS) -> list[list[int]]:
-    """Return the numbers of the prompts in each batch, the longest first, so that hardly a slot is padding."""
+    """Return the numbers of the prompts in each batch, the longest first, so that few slots are padding."""
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_slots:

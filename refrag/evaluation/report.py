@@ -1,4 +1,4 @@
-"""What an evaluation found: a JSON file that is whole after every table, and the same as Markdown.
+"""The results of an evaluation: a JSON file that is complete after every table, and the same as Markdown.
 
     refrag evaluate report evaluation.json
 
@@ -24,7 +24,7 @@ TEXT_METRICS = {"f1": "F1, %", "rouge_l": "ROUGE-L, %"}
 
 @dataclass(frozen=True)
 class Table:
-    """One study's rows; `about` says in a sentence what was measured."""
+    """The rows of one study, and their paired differences; `about` says what was measured."""
 
     about: str
     rows: list[Row] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Table:
 
 
 class Report:
-    """Tables on their way to a file; `values` is what `render` takes."""
+    """The tables made so far, written to a file after each; `values` is what `render` takes."""
 
     def __init__(self, seed: int, output: Path | None) -> None:
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -42,7 +42,7 @@ class Report:
             output.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, make: Callable[[], Table]) -> None:
-        """Make a table, and write the file anew with it."""
+        """Make a table, add it, and write the whole file again."""
         start = time.perf_counter()
         table = make()
         self.values["tables"][name] = {**asdict(table), "seconds": round(time.perf_counter() - start, 1)}
@@ -62,7 +62,7 @@ def markdown_table(report: Values, table_name: str) -> str:
 
 
 def markdown_tasks(report: Values, table_name: str, names: Container[str] | None = None) -> str:
-    """Return exact match, task by task, of one table's rows, or of those with these names."""
+    """Return the exact match by task of one table's rows, or only of the rows with these names."""
     rows = [row for row in report["tables"][table_name]["rows"] if names is None or row["name"] in names]
     tasks = list(rows[0]["exact_match_by_task"])
     lines = [[row["name"], *(_percent(row["exact_match_by_task"][task]) for task in tasks)] for row in rows]
@@ -117,7 +117,7 @@ def _perplexity_table(rows: Sequence[Values]) -> str:
 
 
 def _differences(row: Values) -> Iterator[tuple[str, Values]]:
-    """Yield what was measured and the estimate of its difference; a row of perplexities has one for each span."""
+    """Yield each measure of a row with the estimate of its difference; perplexities have one for each span."""
     measure = row["metric"].replace("_", "-" if row["metric"] == "log_perplexity" else " ")
     if "value" in row["difference"]:
         yield (f"{measure} on {', '.join(row['tasks'])}" if "tasks" in row else measure), row["difference"]

@@ -7,7 +7,7 @@ import numpy as np
 
 NUM_RESAMPLES = 2000
 BLOCK_VALUES = 2**18
-NORMAL_QUANTILE = 1.96  # of 95%
+NORMAL_QUANTILE = 1.96  # two-sided, for 95%
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def estimate_share(hits: np.ndarray) -> Estimate:
 def estimate_share_difference(hits: np.ndarray, others: np.ndarray) -> Estimate:
     """Return the share of hits minus that of the others on the same questions (Newcombe 1998, method 10, paired).
 
-    Unlike the bootstrap it stays open where few questions tell the two apart, or none.
+    Unlike the bootstrap's, the interval keeps a width where the two differ on few questions or on none.
     """
     _refuse_unpaired(hits, others)
     count, share, other = len(hits), hits.mean(), others.mean()
@@ -43,7 +43,7 @@ def estimate_share_difference(hits: np.ndarray, others: np.ndarray) -> Estimate:
 def estimate_mean(values: np.ndarray, seed: int) -> Estimate:
     """Return the mean with the percentile bootstrap's interval."""
     rng, count = np.random.default_rng(seed), len(values)
-    # In blocks: all resamples of thousands of questions at once would be gigabytes.
+    # In blocks: all resamples of thousands of questions at once would take gigabytes.
     rows = max(1, BLOCK_VALUES // count)
     blocks = [min(rows, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, rows)]
     means = [values[rng.integers(count, size=(block, count))].mean(1) for block in blocks]
@@ -52,7 +52,7 @@ def estimate_mean(values: np.ndarray, seed: int) -> Estimate:
 
 
 def estimate_difference(values: np.ndarray, others: np.ndarray, seed: int) -> Estimate:
-    """Return the mean of values − others, paired: the same questions, resampled together."""
+    """Return the mean of values − others on the same questions, which are resampled in pairs."""
     _refuse_unpaired(values, others)
     return estimate_mean(values.astype(float) - others.astype(float), seed)
 
@@ -66,7 +66,7 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
 
 
 def _paired_correlation(hits: np.ndarray, others: np.ndarray) -> float:
-    """Return phi of two columns of hits with Newcombe's correction for continuity, 0 where one is constant."""
+    """Return phi of two columns of hits with Newcombe's correction for continuity; 0 if either is constant."""
     count = len(hits)
     both, neither = int((hits & others).sum()), int((~hits & ~others).sum())
     one, other = int((hits & ~others).sum()), int((~hits & others).sum())

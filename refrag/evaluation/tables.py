@@ -1,4 +1,4 @@
-"""The studies: what is asked under which conditions, and which rows are compared in pairs."""
+"""The studies: which questions each asks, under which conditions, and which rows it compares in pairs."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -39,19 +39,19 @@ from refrag.retrieval.bm25 import Strength
 NUM_PASSAGES = 10
 STRONG_PASSAGES = (1, 2, 5, 10, 20, 40, 80)
 WEAK_PASSAGES = (1, 2)
-# How many times as many passages stand against the plain ones, and with which share of the fraction expanded. At k=16
-# and a fraction of 10% the first two take about the slots of the plain ones, the last a little more, since the last
-# chunk of each passage is short; the rows tell the slots.
+# (factor, share): REFRAG reads `factor` times the plain decoder's passages, and expands `share` of the fraction.
+# At k=16 and a fraction of 10% the first two take about as many slots as the plain decoder, the last a few more, since
+# the last chunk of each passage is short; the rows tell the slots.
 WEAK_RIVALS = ((8, 0.5), (12, 0.0), (16, 0.0))
 EXTRAPOLATION_FACTORS = (1, 4, 16)
 # Long contexts cost more than all other studies together, so they get fewer questions.
 PASSAGES_SHARE, EXTRAPOLATION_SHARE = 0.5, 0.25
-# A summary's document is given, not retrieved: it has as many parts whatever is asked for.
+# A summary's document is given, not retrieved, so its number of passages cannot be chosen.
 RETRIEVAL_TASKS: tuple[Task, ...] = tuple(task for task in TASKS if task != "summary")
 
 
 def tabulate_answers(models: Models, options: Options) -> Table:
-    """Compare every way of compressing with the plain decoder: the main table."""
+    """Compare every form of compression with the plain decoder: the main table."""
     config = models.checkpoint.config
     conditions = answer_conditions(config.trained_chunk_sizes, config.chunk_size, options.expand_fraction)
     answers = _answer_all(_draw_cases(models, options), conditions, "answers", with_texts=True)
@@ -65,7 +65,7 @@ def tabulate_answers(models: Models, options: Options) -> Table:
 
 
 def tabulate_policies(models: Models, options: Options) -> Table:
-    """Compare ways to choose the chunks at equal budget, each with the next."""
+    """Compare policies at equal budget, each with the next."""
     cases, config = _draw_cases(models, options), models.checkpoint.config
     policies = [policy for policy in POLICIES if policy not in READS_QUESTION or policy in models.policies]
     settings = policy_settings(config.trained_chunk_sizes, config.chunk_size, options.expand_fraction)
@@ -79,7 +79,7 @@ def tabulate_policies(models: Models, options: Options) -> Table:
 
 
 def tabulate_passages(models: Models, options: Options) -> Table:
-    """Give more passages: at equal slots from the weak retriever, from the strong one as many as fit."""
+    """Compare numbers of passages: from the weak retriever at equal slots, from the strong one as many as fit."""
     size = models.checkpoint.config.chunk_size
     learned = compressed(size, "learned", options.expand_fraction)
     study = _Study(models, options, PASSAGES_SHARE, "All tasks but the summary.")
@@ -98,7 +98,7 @@ def tabulate_passages(models: Models, options: Options) -> Table:
 
 
 def tabulate_extrapolation(models: Models, options: Options) -> Table:
-    """Ask over contexts that are longer than those of training, by the factor that compression shortens them."""
+    """Ask over contexts up to 16 times as long as in training, as compression at k=16 makes them 16 times shorter."""
     size = models.checkpoint.config.chunk_size
     about = f"All tasks but the summary; training saw up to {options.trained_passages} passages."
     study = _Study(models, options, EXTRAPOLATION_SHARE, about)
@@ -114,7 +114,7 @@ def tabulate_extrapolation(models: Models, options: Options) -> Table:
 
 
 def tabulate_phrasing(models: Models, options: Options) -> Table:
-    """Tell facts and ask questions in sentences that were kept from training."""
+    """Ask with passages and questions in phrasing that was kept from training."""
     main = models.checkpoint.config.chunk_size
     conditions = [Condition("full"), compressed(main), compressed(main, "learned", options.expand_fraction)]
     answers = _answer_all(_draw_cases(models, options, Phrasing("heldout")), conditions, "phrasing", with_texts=True)
@@ -124,7 +124,7 @@ def tabulate_phrasing(models: Models, options: Options) -> Table:
 
 
 def tabulate_onnx_encoders(models: Models, options: Options) -> Table:
-    """Compare ONNX encoders with torch's: all compressed, and by the learned policy, which reads the vectors too."""
+    """Compare ONNX encoders with torch's: all compressed, and with the learned policy, which reads vectors too."""
     size = models.checkpoint.config.chunk_size
     conditions = [compressed(size), compressed(size, "learned", options.expand_fraction)]
     by_torch = _draw_cases(models, options, label=TORCH)
@@ -157,8 +157,9 @@ TABLES: dict[str, Callable[[Models, Options], Table]] = {
 
 
 def choose_tables(asked: Sequence[str] | None, models: Models) -> Sequence[str]:
-    """Return what was asked for, by default every table that there is something for; InvalidRequest for ONNX encoders
-    without their table, or for the table without them.
+    """Return the tables that were asked for, by default all; the ONNX encoders' table only if there are any.
+
+    Raises InvalidRequest if ONNX encoders are given without their table, or the table is asked for without them.
     """
     if asked is None:
         return [name for name in TABLES if name != ONNX_ENCODERS or models.onnx_encoders]
@@ -183,7 +184,7 @@ def _tabulate(about: str, answers: Sequence[Answers], options: Options) -> Table
 
 
 def _tell_agreement(by_onnx: CaseSet, by_torch: CaseSet, learned: Condition) -> str:
-    """Return how near the vectors are, and what that changes in the policy's picks."""
+    """Return a sentence on how near the vectors are, and how many chunks the policy selects alike."""
     pairs = zip(by_onnx.encoded(learned.chunk_size), by_torch.encoded(learned.chunk_size), strict=True)
     cosines = torch.cat([torch.cosine_similarity(one.vectors, other.vectors) for one, other in pairs])
     picks = zip(choose_chunks(by_onnx, learned), choose_chunks(by_torch, learned), strict=True)
@@ -200,7 +201,7 @@ def _setting(condition: Condition) -> tuple[int, float]:
 
 
 class _Study:
-    """A table in the making; contexts that follow one another under several conditions are drawn and encoded once."""
+    """A table in the making; consecutive rows over the same contexts draw and encode them only once."""
 
     def __init__(self, models: Models, options: Options, share: float, about: str) -> None:
         self.models, self.options = models, options
@@ -210,7 +211,7 @@ class _Study:
         self._drawn: tuple[Asking, CaseSet] | None = None
 
     def add(self, condition: Condition, num_passages: int, strength: Strength) -> Answers | None:
-        """Ask for one row, and return its answers, or None if the decoder's window does not hold every prompt."""
+        """Add a row and return its answers, or add none and return None if a prompt exceeds the decoder's window."""
         cases = self._draw(num_passages, strength)
         prompts = build_prompts(cases, condition)
         if max(prompt.num_slots for prompt in prompts) > self.models.window(condition.form):
