@@ -1,1 +1,1 @@
-"""What the library adds to the command `refrag`: a module per command, as refrag_client.cli.commands describes them."""
+"""Commands that the library adds to `refrag`: a module each, of the form that refrag_client.cli.commands describes."""

@@ -1,6 +1,6 @@
-"""`refrag check`: what the embedded server needs of this machine, item by item, and what to do where it is lacking.
+"""`refrag check`: list what the embedded server needs of this machine, and what to do about each item that is missing.
 
-It takes the options of `refrag serve`, and exits with 1 if the server could not start with them.
+It takes the options of `refrag serve`, and exits with 1 if the server could not start with those options.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def parsed_settings(arguments: argparse.Namespace) -> ServerSettings:
-    """The server's settings in `arguments`; InvalidRequest if they contradict each other."""
+    """Return the server's settings in `arguments`; raise InvalidRequest if they contradict each other."""
     try:
         return settings_from_arguments(arguments)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`refrag estimate`: memory and hours of each run of a preset on given hardware, without any weights."""
+"""`refrag estimate`: tell memory and hours of each run of a preset on given hardware, without loading weights."""
 
 import argparse
 import json

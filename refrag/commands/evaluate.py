@@ -1,10 +1,10 @@
-"""`refrag evaluate`: what a checkpoint answers on held-out questions and prose, and what each stage of training gave.
+"""`refrag evaluate`: measure a checkpoint on held-out questions and prose, and compare the stages of its training.
 
-    run           every table of one checkpoint, as Markdown, and as JSON with --output
-    ablations     checkpoints of several runs side by side: the paper's Tables 11 and 12
-    report FILE   such a JSON file as Markdown
+    run           make the tables of one checkpoint, as Markdown, and with --output as JSON too
+    ablations     compare checkpoints of several runs: the paper's Tables 11 and 12
+    report FILE   print such a JSON file as Markdown
 
-All conditions of a table see the same questions or windows, so that their differences are measured in pairs.
+All conditions of a table see the same questions or windows, so that their differences are paired.
 
     refrag evaluate run --checkpoint checkpoints/demo --plain plain/decoder --output evaluation.json
     refrag evaluate ablations --reconstruction curriculum=runs/one/checkpoint none=runs/other/checkpoint
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from refrag.machine.threads import flush_denormals
 
     flush_denormals()
-    # bm25s logs every index it builds, and rouge-score brings a handler that prints it.
+    # bm25s logs every index that it builds, and rouge-score installs a handler that prints these logs.
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     options = parsed_options(arguments)
     report = Report(options.seed, arguments.output)

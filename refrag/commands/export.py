@@ -1,6 +1,6 @@
-"""`refrag export`: a checkpoint as a model repository that Triton serves as it stands.
+"""`refrag export`: turn a checkpoint into a model repository that Triton serves as it is.
 
-Graphs are compared with torch before they take their place; an export that fails leaves the repository as it was.
+ONNX models are compared with torch before they are put in place; a failed export leaves the repository as it was.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`refrag serve`: the embedded tritonserver over one model repository, until Ctrl-C or SIGTERM.
+"""`refrag serve`: run the embedded tritonserver on one model repository until Ctrl-C or SIGTERM.
 
 It prints the addresses once every model is ready. `refrag check` tells beforehand what this machine lacks.
 """
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     server = EmbeddedServer(**asdict(parsed_settings(arguments)))
-    # A service manager stops with SIGTERM; treat it as Ctrl-C, so that the server is stopped in order.
+    # A service manager sends SIGTERM; treat it as Ctrl-C, so that the server shuts down in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started_at = time.monotonic()
     try:

@@ -1,12 +1,12 @@
-"""`refrag train`: the runs of a preset, stage by stage, and what came of them.
+"""`refrag train`: train the runs of a preset, stage by stage, and write their results.
 
-    run PRESET [RUN …]      train the preset's runs in order, or those named; what is over stays, what was begun goes on
-    save PRESET OUTPUT      write what a run made (default: the preset's result), or one part of it, to deploy
+    run PRESET [RUN …]      train the preset's runs in order, or those named; skip finished runs, resume begun ones
+    save PRESET OUTPUT      write a run's checkpoint to deploy (default: the preset's result), or one part of it
     log PRESET OUTPUT       write settings, costs and learning curves of all runs as one small JSON file
 
-PRESET is the name of one that comes with refrag, such as demo, or the path of a YAML file, and `--set` changes single
+PRESET is the name of a preset that comes with refrag, such as demo, or the path of a YAML file. `--set` changes single
 values of it: `--set runs.finetune.optimisation.num_steps=100`. On several GPUs: `accelerate launch … --no_python refrag
-train run PRESET`. `refrag estimate PRESET` tells beforehand what it takes.
+train run PRESET`. `refrag estimate PRESET` tells beforehand what memory and time it needs.
 """
 
 import argparse

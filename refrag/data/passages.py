@@ -1,4 +1,4 @@
-"""Reads passages from a file in the forms that `refrag ask` takes: JSON lines, or text parted by blank lines."""
+"""Passages from a file in the forms that `refrag ask` takes: JSON lines, or text with blank lines between them."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def read_passages(path: Path) -> list[str]:
 
 
 def _is_json_lines(path: Path, text: str) -> bool:
-    """Return whether the file's name or all of its first line says so: plain text may begin with a quote or a brace."""
+    """Return whether the name ends in .jsonl or the whole first line is JSON: plain text may begin with a brace too."""
     if path.suffix == ".jsonl":
         return True
     try:
