@@ -51,7 +51,7 @@ class DecoderRequest:
 
 @dataclass(frozen=True)
 class Delta:
-    """One decoding step's addition to an answer. Only the last delta of an answer has a finish reason.
+    """The addition of one decoding step to an answer. Only the last delta of an answer has a finish reason.
 
     text: may lag behind the tokens, while a character or a stop word is incomplete.
     log_probabilities: natural logarithms, one per token if the request asked for them, else none.

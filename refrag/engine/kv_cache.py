@@ -13,7 +13,10 @@ from refrag.engine.block_pool import Run
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer's keys and values. num_heads: key-value heads, fewer than query heads if queries are grouped."""
+    """The shape of one layer's keys and values.
+
+    num_heads: key-value heads, fewer than query heads if queries are grouped.
+    """
 
     num_heads: int
     head_width: int

@@ -28,7 +28,7 @@ class Pick:
 
 
 class Sampler:
-    """One request's sampling, with its own generator, so that a seed gives the same tokens alone or among others."""
+    """The sampler of one request, with its own generator, so that a seed gives the same tokens alone or in a batch."""
 
     def __init__(self, sampling: SamplingParams, eos_ids: Collection[int]) -> None:
         self.is_greedy = sampling.temperature == 0

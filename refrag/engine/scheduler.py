@@ -20,7 +20,7 @@ MAX_SKIPPED = 4
 
 @dataclass(eq=False)
 class Sequence:
-    """One request's lengths and blocks.
+    """The lengths and blocks of one request.
 
     number: rises in order of arrival. priority: lower goes first.
     max_slots: the most slots it can need. From admission on it holds blocks for all of them, until it ends or is

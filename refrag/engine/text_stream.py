@@ -7,7 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 
 class TextStream:
-    """One answer's text: `push` tokens, get the text that is now certain; `stopped` once a stop word has appeared."""
+    """The text of one answer: `push` takes tokens and returns the text that is now certain.
+
+    stopped: true once a stop word has appeared.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_words: Sequence[str]) -> None:
         self.tokenizer = tokenizer.backend_tokenizer

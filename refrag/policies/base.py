@@ -49,7 +49,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Policy:
-    """One way to choose the chunks to expand.
+    """A policy: a way to choose the chunks to expand.
 
     summary: what it selects, in a few words, for help texts. needs: see `Needs`.
     select: takes the candidates and the budget, which is at least 1 and less than the number of chunks. Returns the

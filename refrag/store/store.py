@@ -27,7 +27,7 @@ LIVE_SECONDS = 24 * 3600.0
 
 @dataclass
 class Counts:
-    """Numbers of values found, not found, found damaged, written and not written, and of the tier's failures."""
+    """Counts of values found, not found, found damaged, written and not written, and of the tier's failures."""
 
     hits: int = 0
     misses: int = 0

@@ -15,7 +15,7 @@ class TierReplaced(TierError):
 
 @dataclass(frozen=True)
 class Usage:
-    """How full a tier is. limit_bytes: None where there is no limit."""
+    """The size of a tier's contents. limit_bytes: None where there is no limit."""
 
     num_entries: int
     num_bytes: int
