@@ -1,1 +1,1 @@
-"""What it costs: a tool for each question, and the documentation's generated parts."""
+"""Measures what REFRAG costs, one tool for each question, and generates parts of the documentation."""

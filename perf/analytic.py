@@ -2,9 +2,9 @@
 
     prefill of s slots        (24·d² + 4·d·s) · layers · batch · s      operations, of a decoder of width d
 
-Speed-ups are ratios of it, so that the rate and the number of layers cancel. It leaves out the encoder, the question's
-own slots, the reading of weights, and everything that is not the decoder (REFRAG, arXiv:2509.01092, appendix on
-latency). We put in the slots that were really computed, the question's with them.
+Speed-ups are ratios of such times, so the rate and the number of layers cancel. The model leaves out the encoder, the
+question's own slots, the reading of weights, and everything else outside the decoder (REFRAG, arXiv:2509.01092,
+appendix on latency). We differ in one point: we count the slots that were really computed, the question's included.
 """
 
 
@@ -13,5 +13,5 @@ def prefill_flops(num_slots: int, width: int, num_layers: int = 1, batch: int = 
 
 
 def predicted_speedup(plain_slots: int, slots: int, width: int) -> float:
-    """How many times as long the plain prompt takes."""
+    """Return how many times as long the plain prompt takes, in a decoder of this width."""
     return prefill_flops(plain_slots, width) / prefill_flops(slots, width)

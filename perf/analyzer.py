@@ -1,7 +1,7 @@
-"""NVIDIA's perf_analyzer, which comes with tritonclient, run against a served model; and what its export says.
+"""Runs NVIDIA's perf_analyzer, which comes with tritonclient, against a served model, and reads its export.
 
-The binary is linked against two libraries that the server's wheel carries under names of its own, so that it gets a
-folder of links with the names that it asks for.
+The binary needs two libraries that the server's wheel carries under other names, so we give it a folder of links with
+the names that it asks for.
 """
 
 import json
@@ -18,13 +18,13 @@ from typing import Any
 from refrag.embedded.runtime import find_wheel
 from refrag.errors import SetupError
 
-# Name that is asked for, and how the wheel's name for it begins.
+# The name that the binary asks for, and the first part of the wheel's name.
 LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
 
 
 @dataclass(frozen=True)
 class Load:
-    """So many requests at a time, or so many a second; one of the two."""
+    """A level of load: either a number of requests at a time, or a number per second."""
 
     concurrency: int | None = None
     requests_per_second: float | None = None
@@ -42,7 +42,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Timing:
-    """When a request was sent and when each of its responses that holds something came, in seconds."""
+    """Seconds at which a request was sent and at which each of its responses with outputs came."""
 
     sent: float
     responses: tuple[float, ...]
@@ -57,12 +57,12 @@ class Timing:
 
     @property
     def inter_token(self) -> float:
-        """The mean of the times between its responses."""
+        """Mean seconds between two responses."""
         return (self.responses[-1] - self.responses[0]) / max(1, len(self.responses) - 1)
 
 
 def find_binary() -> Path:
-    """SetupError tells how to get it."""
+    """Return the path of perf_analyzer; raise SetupError, which says how to install it, if it is missing."""
     beside_python = Path(sys.executable).with_name("perf_analyzer")
     found = beside_python if beside_python.exists() else shutil.which("perf_analyzer")
     if found is None:
@@ -71,7 +71,7 @@ def find_binary() -> Path:
 
 
 def run_analyzer(address: str, model: str, requests: Sequence[dict[str, Any]], load: Load) -> list[Timing]:
-    """Send each request once, streaming, and tell when its responses came. SetupError if one of them failed."""
+    """Send each request once, streaming, and return when its responses came; raise SetupError if any failed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, export = folder / "requests.json", folder / "export.json"
@@ -81,13 +81,16 @@ def run_analyzer(address: str, model: str, requests: Sequence[dict[str, Any]], l
         command += ["--request-count", str(len(requests)), "--profile-export-file", str(export)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(folder))
         if done.returncode != 0 or not export.exists():
-            # Its whole usage follows what is wrong.
+            # The reason comes first; the whole usage text follows it.
             raise SetupError(f"perf_analyzer ended with {done.returncode}:\n{done.stdout[-500:]}{done.stderr[:500]}")
         return read_export(export.read_text(), len(requests))
 
 
 def read_export(text: str, num_requests: int) -> list[Timing]:
-    """Of one experiment. A response that holds nothing only tells that the stream has ended."""
+    """Return the timings of the export's only experiment; raise SetupError if any request has no response.
+
+    Responses without outputs are left out: they only mark the end of a stream.
+    """
     try:
         [experiment] = json.loads(text)["experiments"]
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Passages to measure with: words of the client's examples in random order, so that no two chunks are alike.
+"""Draws passages to measure with: words of the client's examples in random order, so that no two chunks are alike.
 
-What a chunk says does not change what it costs; that it was never seen before does.
+The cost of a chunk does not depend on what it says, but it does depend on whether it was seen before.
 """
 
 import random
@@ -30,7 +30,7 @@ class Corpus:
         return " ".join(self.rng.choices(self.words, k=num_words))
 
     def draw(self, num_tokens: int) -> list[str]:
-        """Passages of `num_tokens` context tokens together: the last one is shortened to end there, or next to it."""
+        """Return passages of about `num_tokens` context tokens in all; the last one is shortened to end near there."""
         passages: list[str] = []
         missing = num_tokens
         while missing > 0:

@@ -1,4 +1,4 @@
-"""Decoders to measure, each with every way to generate from it."""
+"""Decoders to measure, each with every method of generating from it."""
 
 import copy
 import random
@@ -29,7 +29,7 @@ from refrag.model.decoder import Decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.request import SamplingParams
 
-# Decoders of random weights: their speed does not depend on what they know.
+# Decoders with random weights: their speed does not depend on what they know.
 SHAPES: dict[str, dict[str, Any]] = {
     "30m": {
         "vocab_size": 8192,
@@ -48,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
-        # Wider than it was trained with, to measure beyond.
+        # More positions than it was trained with, to measure longer contexts.
         "max_position_embeddings": 131072,
     },
     "llama-3.1-8b": {
@@ -61,24 +61,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
     },
 }
-# Of transformers' cache, in slots.
+# Slots per page of transformers' cache.
 PAGE_SIZE = 32
 
 Prompts = Sequence[Sequence[int]]
-# Prompts, tokens of each answer -> seconds
+# (prompts, tokens per answer) -> seconds
 Method = Callable[[Prompts, int], float]
 
 
 class Subject:
-    """One decoder, with every way to generate from it."""
+    """A decoder to measure, with every method of generating from it."""
 
     def __init__(
         self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, window: int, settings: EngineSettings
     ) -> None:
         self.decoder, self.window = decoder, window
-        # Every answer has the length that was asked for.
+        # Without an end token every answer has the length that was asked for.
         decoder.backbone.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
-        # As it comes, for the others: the engine changes how its own computes products.
+        # The other methods get an unchanged copy: the engine changes how its own decoder computes products.
         self.model: Any = copy.deepcopy(decoder.backbone)
         self.engine = Engine(decoder, tokenizer, window, settings)
         self.methods: dict[str, Method] = {
@@ -119,8 +119,8 @@ class Subject:
         return time.perf_counter() - start
 
     def generate_continuously(self, prompts: Prompts, num_tokens: int) -> float:
-        """Its making and warm-up are not timed, as the engine's are not."""
-        # As many slots per step and in the cache as the engine has; by default it takes most of the memory.
+        """Return the seconds of continuous batching, without its start and warm-up, as for the engine."""
+        # It gets as many slots per step and in the cache as the engine; by default it would take most of the memory.
         batching = ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
             num_blocks=self.engine.pool.num_blocks * self.engine.pool.block_size // PAGE_SIZE,
@@ -141,7 +141,7 @@ class Subject:
 
 
 def make_subject(name: str, kv_cache_mib: int) -> Subject:
-    """A shape of random weights, or the checkpoint in a folder."""
+    """Return the subject for a name in SHAPES, with random weights, or for the folder of a checkpoint."""
     settings = EngineSettings(kv_cache_mib=kv_cache_mib)
     if name not in SHAPES:
         folder = Path(name)
@@ -153,7 +153,7 @@ def make_subject(name: str, kv_cache_mib: int) -> Subject:
 
 
 def make_decoder(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
-    """Of random weights, made where they are used."""
+    """Return a decoder with random weights, which are made on the device that uses them."""
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[shape], dtype=dtype)
     with torch.device(device):
@@ -162,6 +162,6 @@ def make_decoder(shape: str, device: str = "cpu", dtype: torch.dtype = torch.flo
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
-    """A word for each id."""
+    """Return a tokenizer with one word for each id."""
     words = {f"word{index} ": index for index in range(vocab_size)}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="word0 ")))

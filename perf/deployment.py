@@ -1,4 +1,4 @@
-"""A checkpoint deployed for measuring: exported with the window and the chunk size of one's choice, served, asked."""
+"""Deploys a checkpoint for measuring: exports it with any decoder's window and chunk size, serves it, asks it."""
 
 import json
 import shutil
@@ -18,10 +18,10 @@ from refrag_client import Answer, RefragClient
 def deploy(
     checkpoint: Path, folder: Path, window: int, chunk_size: int | None = None, precision: Precision = "fp32"
 ) -> Path:
-    """A repository in `folder`, of a copy of the checkpoint whose window has `window` slots.
+    """Export a copy of the checkpoint whose decoder has a window of `window` slots; return the repository in `folder`.
 
-    Beyond the window that it was trained with its answers mean nothing, but its times are what they would be.
-    chunk_size: another than the checkpoint's own, for the same reason. precision: of the exported graphs.
+    Answers beyond the window that it was trained with mean nothing, but their times are valid; the same holds for a
+    `chunk_size` other than the checkpoint's own. `precision` is that of the exported ONNX models.
     """
     copied, repository = folder / "checkpoint", folder / "repository"
     widen(checkpoint, copied, window, chunk_size)
@@ -39,14 +39,14 @@ def widen(checkpoint: Path, target: Path, window: int, chunk_size: int | None = 
 
 @contextmanager
 def serve(repository: Path, **store: object) -> Iterator[EmbeddedServer]:
-    """On free ports; `store` as in refrag.store.settings, without its prefix."""
+    """Serve on free ports; `store` holds variables of refrag.store.settings by name, without their prefix."""
     variables = {f"REFRAG_STORE_{name.upper()}": str(value) for name, value in store.items()}
     with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, environment=variables) as server:
         yield server
 
 
 def ask(client: RefragClient, passages: Sequence[str], expand_fraction: float, max_tokens: int = 1) -> Answer:
-    """For an answer of just so many tokens: one that ended with the first step would have no first token."""
+    """Ask for an answer of exactly `max_tokens` tokens; one that ended at once would have no first token."""
     return client.generate(
         QUESTION, passages, expand_fraction=expand_fraction, max_tokens=max_tokens, min_tokens=max_tokens
     )

@@ -1,9 +1,9 @@
-"""The generated parts of the documentation: figures from result files, lists and a drawing from the source.
+"""Generates parts of the documentation: figures from result files, lists and a drawing from the source.
 
     make docs        or: python -m perf.docs [--check]
 
-What stands between <!-- name:begin --> and <!-- name:end --> in README.md or docs/ is replaced. With --check nothing is
-written: the names of blocks that are not up to date are printed, and the exit code is 1 if there are any.
+The text between <!-- name:begin --> and <!-- name:end --> in README.md or docs/ is replaced. With --check nothing is
+written: the names of the blocks that are out of date are printed, and the exit code is 1 if there are any.
 """
 
 import argparse
@@ -32,25 +32,25 @@ TASK_ROWS = (
     "REFRAG k=16, 10% learned",
     "REFRAG k=16, 10% oracle",
 )
-# Lines of the demo's transcript that are shown: the first question with both answers.
+# Number of lines shown of the demo's transcript: the first question with both answers.
 NUM_SHOWN = 4
-# What the README tells of the performance: a context so long, so many callers.
+# The README quotes the performance at this context length and this number of callers.
 HEADLINE_TOKENS, HEADLINE_CHUNK_SIZE, HEADLINE_CALLERS = 16_384, 16, 8
 
 
 class StaleBlock(Exception):
-    """A block that is in no page, or in more than one place."""
+    """Raised for a block that is in no page, or in more than one place."""
 
 
 def quickstart() -> str:
-    """The demo's first question with both answers, and its last line."""
+    """Return the demo's first question with both answers, and its last line."""
     lines = (RESULTS / "demo.txt").read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("1. "))
     return "\n".join(["```", *lines[first : first + NUM_SHOWN], "…", lines[-1], "```"])
 
 
 def headline() -> str:
-    """The sentence of the README that sums the performance up."""
+    """Return the README's summary of the performance."""
     first_tokens, levels = read(RESULTS / "ttft.json"), read(RESULTS / "load.json")
     milliseconds = {
         row["store"]: row["ttft"]["p50_ms"]
@@ -69,7 +69,7 @@ def headline() -> str:
 
 
 def integers(report: Report) -> str:
-    """How near the vectors are, the answers, and their differences."""
+    """Return the comparison of the integer encoder with the others: its vectors, its answers, their differences."""
     parts = [
         report["tables"]["onnx-encoders"]["about"],
         evaluation_table(report, "onnx-encoders"),
@@ -95,7 +95,7 @@ def engine_results(report: Report) -> str:
 
 
 def serve_options() -> str:
-    """The options of `refrag serve` with their defaults."""
+    """Return a table of the options of `refrag serve` with their defaults."""
     rows = []
     for option in fields(ServerSettings):
         default = "none" if option.metadata["repeated"] or option.default is None else option.default
@@ -108,7 +108,7 @@ def source_line(report: Report) -> str:
 
 
 def with_source(draw: Callable[[Report], str]) -> Callable[[Report], str]:
-    """The table, and where it comes from."""
+    """Return a function that draws the table and adds a line saying where it comes from."""
     return lambda report: f"{draw(report)}\n\n{source_line(report)}"
 
 
@@ -116,7 +116,7 @@ def read(path: Path) -> Report:
     return json.loads(path.read_text())
 
 
-# Block → result file, and what becomes of it.
+# Block → its result file, and the function that draws it.
 FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "demo": (RESULTS / "demo.json", demo_table),
     "ttft": (RESULTS / "ttft.json", with_source(ttft.chosen_table)),
@@ -143,7 +143,7 @@ FROM_SOURCE: dict[str, Callable[[], str]] = {
 
 
 def draw_blocks() -> dict[str, str]:
-    """Every block as it should be."""
+    """Return the up-to-date text of every block, by name."""
     drawn = {name: draw(read(path)) for name, (path, draw) in FROM_RESULTS.items()}
     return drawn | {name: draw() for name, draw in FROM_SOURCE.items()}
 
@@ -153,7 +153,7 @@ def read_pages(root: Path = ROOT) -> dict[Path, str]:
 
 
 def render(pages: Mapping[Path, str], blocks: Mapping[str, str]) -> dict[Path, str]:
-    """The pages with every block replaced; StaleBlock unless each is in exactly one place."""
+    """Return the pages with every block replaced; raise StaleBlock unless each block is in exactly one place."""
     rendered = dict(pages)
     for name, content in blocks.items():
         page = _page_of(name, rendered)

@@ -1,14 +1,15 @@
-"""The engine against Hugging Face's `generate`, one by one and padded, and transformers' continuous batching.
+"""Measures the engine against Hugging Face's `generate`, one by one and padded, and transformers' continuous batching.
 
     make bench-engine        or: python -m perf.engine --output perf/results/engine.json
 
-Methods take turns on the same prompts in one run, so that ratios hold on a noisy machine. Measured are
+The methods take turns on the same prompts in one run, so ratios hold on a noisy machine. The figures are
 
-    tokens per second    generated tokens by the time of all, prefill included; requests arrive together, and every
-                         answer has the same length; medians over rounds, ratios within a round
-    overhead             share of the decoding steps' time outside the model's forward pass, which holds the attention
-                         over the paged cache
-    TTFT                 of a short prompt alone, and of one that arrives when a step of a long prefill has just begun
+    tokens per second    all generated tokens over the time for all requests, prefill included; requests arrive
+                         together, and every answer has the same length; medians over rounds, ratios within a round
+    overhead             share of a decoding step's time that is spent outside the model's forward pass; attention
+                         over the paged cache is inside it
+    TTFT                 time to first token of a short prompt, alone and when it arrives just after a step of a long
+                         prefill has begun
 
 The last line of the output is the report as one JSON object.
 """
@@ -34,7 +35,7 @@ from refrag.model.decoder import Decoder
 from refrag.reporting import table
 
 SHORTEST_PROMPT, LONGEST_PROMPT, LONG_PROMPT = 64, 1024, 8192
-# How much of the long prompt is computed when the short one arrives.
+# Shares of the long prompt that are computed when the short one arrives.
 ARRIVALS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_ALONE = 9
 
@@ -42,7 +43,7 @@ Report = dict[str, Any]
 
 
 def measure(name: str, options: argparse.Namespace) -> Report:
-    """Everything about one decoder."""
+    """Measure one decoder: throughput, overhead and, where its window is wide enough, time to first token."""
     subject, rng = make_subject(name, options.kv_cache_mib), random.Random(0)
     for method in subject.methods.values():
         method(draw_prompts(subject, 2, rng), 4)
@@ -65,9 +66,9 @@ def draw_prompts(subject: Subject, count: int, rng: random.Random) -> Prompts:
 
 
 def measure_throughput(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
-    """Tokens per second of each method, and how many times as fast as each other the engine was."""
+    """Measure each method's tokens per second, and how many times as fast as each other method the engine was."""
     rates: dict[str, list[float]] = {name: [] for name in subject.methods}
-    # A single request is soon answered, and its time as soon disturbed.
+    # Few requests are soon answered, and short times are noisy, so they get more rounds.
     for _ in range(options.rounds * max(1, 4 // concurrency)):
         prompts = draw_prompts(subject, concurrency, rng)
         for name, method in subject.methods.items():
@@ -112,7 +113,7 @@ class ForwardTimer:
 
 
 def measure_overhead(subject: Subject, concurrency: int, options: argparse.Namespace, rng: random.Random) -> Report:
-    """Of the steps in which all requests decode."""
+    """Measure the overhead of the steps in which all requests decode."""
     steps, forwards = time_decoding(subject, draw_prompts(subject, concurrency, rng), options.num_tokens)
     step, forward = statistics.median(steps), statistics.median(forwards)
     return {
@@ -125,7 +126,7 @@ def measure_overhead(subject: Subject, concurrency: int, options: argparse.Names
 
 
 def time_decoding(subject: Subject, prompts: Prompts, num_tokens: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step in which all of the prompts' answers decode, and of its forward pass."""
+    """Return the seconds of each step in which all requests decode, and those of its forward pass."""
     for prompt in prompts:
         subject.engine.add(subject.request(prompt, num_tokens))
     steps: list[float] = []
@@ -142,7 +143,7 @@ def time_decoding(subject: Subject, prompts: Prompts, num_tokens: int) -> tuple[
 
 
 def measure_ttft(subject: Subject, rng: random.Random) -> Report:
-    """Alone, and beside a long prefill at several points of it, always when a step has just begun."""
+    """Measure the time to first token of a short prompt, alone and beside a long prefill at several points of it."""
     alone = statistics.median(time_to_first_token(subject, rng) for _ in range(NUM_ALONE))
     return {
         "prompt_slots": SHORTEST_PROMPT,
@@ -153,7 +154,7 @@ def measure_ttft(subject: Subject, rng: random.Random) -> Report:
 
 
 def measure_arrival(subject: Subject, computed_share: float, alone: float, rng: random.Random) -> Report:
-    """The short prompt comes when `computed_share` of the long one is computed and its next step has begun."""
+    """Measure a short prompt that arrives after `computed_share` of the long one, when the next step has just begun."""
     engine, long = subject.engine, subject.request(subject.draw_prompt(LONG_PROMPT, rng), 1)
     engine.add(long)
     while engine.tasks[long].num_computed < computed_share * LONG_PROMPT:
@@ -170,7 +171,7 @@ def measure_arrival(subject: Subject, computed_share: float, alone: float, rng: 
 
 
 def time_to_first_token(subject: Subject, rng: random.Random) -> float:
-    """Seconds from now to the first token of a short prompt."""
+    """Add a short prompt; return the seconds until its first token."""
     request = subject.request(subject.draw_prompt(SHORTEST_PROMPT, rng), 1)
     start = time.perf_counter()
     subject.engine.add(request)
@@ -186,7 +187,7 @@ def time_step(engine: Engine) -> float:
 
 
 def render(report: Report) -> str:
-    """For people: a table for each decoder, then its overhead and its times to first token."""
+    """Return the report as text: for each decoder a table, its overhead and its times to first token."""
     sections = []
     for name, one in report["decoders"].items():
         about = f"{name}, {one['num_parameters'] / 1e6:.1f}M parameters, {report['num_tokens']} tokens an answer"
@@ -196,7 +197,7 @@ def render(report: Report) -> str:
 
 
 def markdown_table(report: Report, decoder: str) -> str:
-    """Tokens per second of one decoder, and how many times that of each other method."""
+    """Return a table of the engine's tokens per second, and of how many times each other method's that is."""
     rows = report["decoders"][decoder]["throughput"]
     others = list(rows[0]["engine_against"])
     header = ["requests", "engine, tokens/s", *(f"against {other}" for other in others)]

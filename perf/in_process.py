@@ -1,4 +1,4 @@
-"""The decoder without a server: what is left when nothing is between the caller and the forward pass."""
+"""Runs the decoder without a server, to time the forward pass with nothing between it and the caller."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from refrag.model.tokenizers import load_decoder_tokenizer
 
 
 class BareDecoder:
-    """A deployed checkpoint's decoder in transformers, with its own attention, and its tokenizer."""
+    """The decoder and tokenizer of a deployed checkpoint, run by transformers with its own attention."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.model = load_decoder(checkpoint).backbone.eval()
@@ -26,17 +26,16 @@ class BareDecoder:
         self.width: int = self.model.get_input_embeddings().embedding_dim
 
     def plain_prompt(self, passages: Sequence[str], question: str) -> list[int]:
-        """All of the passages' tokens, and the question's."""
+        """Return the ids of all the passages' tokens and the question's, after BOS if the tokenizer has one."""
         bos = self.tokenizer.bos_token_id
         context = [token_id for ids in self.chunker.passages_ids(passages) for token_id in ids]
         return [*([] if bos is None else [bos]), *context, *self.chunker.question_ids(question)]
 
     @torch.inference_mode()
     def prefill(self, passages: Sequence[str], num_slots: int) -> float:
-        """Seconds to tokenise the passages and the question, and to compute the token after `num_slots` slots, both as
-        transformers does it.
+        """Return the seconds that transformers takes to tokenise passages and question and to predict one token.
 
-        The slots hold noise: what a slot holds does not change what it costs.
+        The token is predicted after `num_slots` slots of noise: the cost of a slot does not depend on what it holds.
         """
         rows = torch.randn(1, num_slots, self.width)  # (1, S, D)
         start = time.perf_counter()

@@ -1,19 +1,20 @@
-"""Many callers at once: NVIDIA's perf_analyzer against the ensemble, compressed and plain side by side.
+"""Measures the ensemble under many callers at once with NVIDIA's perf_analyzer, compressed beside plain.
 
     make perf        or: python -m perf.load --output perf/results/load.json
 
-Every request asks about a few of a pool of passages, which are in the store, drawn anew and in random order: as from a
-retriever, and so that no prompt begins like another one's. All answers have the same length. Each level is measured
-compressed and plain in turn, with requests of its own, each sent once.
+Every request asks about a few passages of a pool, all of which are in the store. They are drawn anew and in random
+order, as a retriever would give them, so that no prompt begins like another one. All answers have the same length. Each
+level is measured compressed and plain in turn, with requests of its own, each sent once.
 
-    throughput     requests per second: their number by the time from the first one sent to the last response
-    TTFT           sent to first response, by perf_analyzer's clock; median, 95th and 99th percentile, and of how many
-    inter-token    mean time between the responses of a request; the same
-    speed-up       of throughput, compressed over plain, with so many at a time
-    models         milliseconds that a request waited for each model of the graph and was computed by it, in the mean,
-                   by Triton's statistics; for the decoder until its first token, by its own metrics
+    throughput     requests per second: their number over the time from the first one sent to the last response
+    TTFT           time from sending a request to its first response, by perf_analyzer's clock; median, 95th and 99th
+                   percentile, and the number of requests
+    inter-token    mean time between the responses of a request; the same percentiles over requests
+    speed-up       throughput of compressed over plain, at a fixed number of requests at a time
+    models         mean milliseconds that a request waited for each model of the ensemble and was computed by it, from
+                   Triton's statistics; for the decoder, until its first token, from its own metrics
 
-At a rate of requests per second, instead of a number at a time, requests are sent whether or not others are answered.
+At a rate of requests per second, requests are sent whether or not earlier ones are answered.
 A request that fails ends the run. The last line of the output is the report as one JSON object.
 """
 
@@ -36,16 +37,17 @@ from perf.stages import Reading, StageClock, compute_seconds, queue_seconds
 from refrag.reporting import table
 from refrag_client import StoreClient
 
-# A context is as many passages as hold its tokens in the mean; one may have more, and there are question and answer.
+# A context has the number of passages that holds its tokens on average. One context may have more tokens than that,
+# and the question and the answer need slots, too.
 SPARE_SHARE, SPARE_SLOTS = 0.25, 256
-# Contexts that the pool could fill: few enough to be indexed soon, enough that two of them are hardly alike.
+# The pool fills this many contexts: few enough to be indexed soon, enough for contexts to differ.
 POOL_CONTEXTS = 8
 WAYS = {"compressed": 0.0, "plain": 1.0}
 
 
 @dataclass
 class Callers:
-    """Draws requests about the pool's passages."""
+    """Draws requests about passages of the pool."""
 
     pool: Sequence[str]
     num_passages: int
@@ -53,7 +55,7 @@ class Callers:
     rng: random.Random
 
     def draw(self, count: int, expand_fraction: float) -> list[dict[str, Any]]:
-        """In perf_analyzer's own format."""
+        """Return `count` new requests in perf_analyzer's format."""
         return [
             {
                 "text_input": [QUESTION],
@@ -61,8 +63,8 @@ class Callers:
                 "expand_fraction": [float(expand_fraction)],
                 "max_tokens": [self.num_tokens],
                 "min_tokens": [self.num_tokens],
-                # Of an FP32 output without elements perf_analyzer exports whatever lies there in memory, and its
-                # export breaks off where that is no number.
+                # For an FP32 output without elements perf_analyzer exports whatever lies in memory there, and its
+                # export ends early if that is no number.
                 "log_probs": [True],
             }
             for _ in range(count)
@@ -92,7 +94,7 @@ def measure(options: argparse.Namespace) -> list[Report]:
 
 
 def make_callers(corpus: Corpus, options: argparse.Namespace) -> Callers:
-    """Passages of about equal length, so many in each request that they hold the context's tokens."""
+    """Return callers with a new pool; each request has enough passages for the context's tokens on average."""
     pool = [corpus.draw_passage() for _ in range(64)]
     mean = sum(map(corpus.count_tokens, pool)) / len(pool)
     num_passages = max(1, round(options.context_tokens / mean))
@@ -101,14 +103,14 @@ def make_callers(corpus: Corpus, options: argparse.Namespace) -> Callers:
 
 
 def measure_load(address: str, clock: StageClock, callers: Callers, load: Load, options: argparse.Namespace) -> Report:
-    """Both ways at one level."""
+    """Measure compressed and plain at one level of load."""
     count = math.ceil(options.requests * (load.concurrency or load.requests_per_second or 1))
     row: Report = {"load": load.name, "concurrency": load.concurrency, "requests_per_second": load.requests_per_second}
     for name, expand_fraction in WAYS.items():
         before = clock.read()
         timings = run_analyzer(address, "refrag", callers.draw(count, expand_fraction), load)
         row[name] = {**describe(timings), "models_ms": model_times(before, clock.read())}
-    # At a rate, throughput is what was sent.
+    # At a fixed rate, throughput only repeats the rate.
     if load.concurrency is not None:
         row["speedup"] = round(row["compressed"]["throughput"] / row["plain"]["throughput"], 2)
     return row
@@ -125,7 +127,7 @@ def describe(timings: Sequence[Timing]) -> Report:
 
 
 def model_times(before: Reading, after: Reading) -> Report:
-    """Of one request in the mean: milliseconds in the queue of each model, and computing."""
+    """Return the mean milliseconds that a request waited for each model and was computed by it."""
     waits, computes = queue_seconds(before, after), compute_seconds(before, after)
     return {
         model: {"queue": round(1e3 * waits[model], 2), "compute": round(1e3 * computes[model], 2)} for model in waits
@@ -133,7 +135,7 @@ def model_times(before: Reading, after: Reading) -> Report:
 
 
 def markdown(report: Report) -> str:
-    """Both tables, with machine, commit and command."""
+    """Return both tables, with machine, commit and command."""
     about = f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
     return "\n\n".join([load_table(report), model_table(report), about])
 
@@ -164,7 +166,7 @@ def _cells(row: Report) -> list[str]:
 
 
 def model_table(report: Report) -> str:
-    """Compressed: milliseconds that a request waits for each model, and that it is computed by it."""
+    """Return a table of the milliseconds that a compressed request waits for each model and is computed by it."""
     rows = [(row["load"], row["compressed"]["models_ms"]) for row in report["rows"]]
     return table(
         ["queue + compute, ms", *rows[0][1]],

@@ -1,17 +1,18 @@
-"""The same checkpoint and the same prompts, three ways in one run: Hugging Face's generate, our plain path, compressed.
+"""Measures one checkpoint on the same prompts in three ways: Hugging Face's generate, our plain path, compressed.
 
     make perf-full        or: python -m perf.peers --output perf/results/peers.json
 
-    generate      transformers in this process, over all context tokens: tokenised, embedded, generated, greedy
-    plain         the served graph with every chunk expanded: the same tokens, through Triton
-    compressed    the served graph with the store warm and `--expand-fraction` of the chunks expanded
+    generate      transformers in this process, over all context tokens: tokenise, embed, generate greedily
+    plain         the served ensemble with every chunk expanded: the same tokens, through Triton
+    compressed    the served ensemble with the store warm and `--expand-fraction` of the chunks expanded
 
-    TTFT          seconds from the text to the first token: to generate's streamer, to the client over gRPC
-    answer        seconds to the last of the answer's tokens, all answers being equally long
+    TTFT          seconds from the text to the first token, at generate's streamer or at the client over gRPC
+    answer        seconds from the text to the last token of the answer; all answers are equally long
 
-Ways take turns on passages that are new in every round; medians, and medians of ratios within a round. While one is
-timed the others are idle. That generate and the plain path give the same tokens is checked wherever the window that the
-checkpoint was trained with is long enough. The last line of the output is the report as one JSON object.
+The ways take turns on passages that are new in every round; while one is timed the others are idle. The figures are
+medians over rounds, and medians of ratios within a round. Where the checkpoint's trained window is long enough, the run
+checks that generate and the plain path give the same tokens. The last line of the output is the report as one JSON
+object.
 """
 
 import argparse
@@ -40,7 +41,7 @@ SPARE_SLOTS = 256
 
 @dataclass(frozen=True)
 class Timed:
-    """One answer."""
+    """An answer's tokens, with the seconds to its first and to its last."""
 
     token_ids: tuple[int, ...]
     ttft: float
@@ -51,7 +52,7 @@ Way = Callable[[Sequence[str]], Timed]
 
 
 class FirstToken(BaseStreamer):
-    """Notes when generate gives its first token; what it is called with first is the prompt."""
+    """Notes when generate gives its first token: in the second call, since the first brings the prompt."""
 
     def __init__(self) -> None:
         self.num_calls, self.time = 0, 0.0
@@ -62,11 +63,11 @@ class FirstToken(BaseStreamer):
             self.time = time.perf_counter()
 
     def end(self) -> None:
-        """Nothing to do."""
+        """Do nothing; a streamer must have this method."""
 
 
 class Generate:
-    """Hugging Face's own way."""
+    """Answers by Hugging Face's generate."""
 
     def __init__(self, bare: BareDecoder, num_tokens: int) -> None:
         self.bare, self.num_tokens = bare, num_tokens
@@ -88,7 +89,7 @@ class Generate:
 
 
 class Served:
-    """Through the graph."""
+    """Answers through the served ensemble."""
 
     def __init__(self, client: RefragClient, expand_fraction: float, num_tokens: int) -> None:
         self.client, self.expand_fraction, self.num_tokens = client, expand_fraction, num_tokens
@@ -117,7 +118,7 @@ def measure(options: argparse.Namespace) -> list[Report]:
         ):
             ways: dict[str, Way] = {
                 "generate": Generate(bare, options.num_tokens),
-                # Before the plain one, which would leave it the passages' tokens.
+                # Before the plain way, which would leave the passages' tokens in the server's memory.
                 "compressed": Served(client, options.expand_fraction, options.num_tokens),
                 "plain": Served(client, 1.0, options.num_tokens),
             }
@@ -153,7 +154,7 @@ def measure_length(
 
 
 def markdown(report: Report) -> str:
-    """One table, with machine, commit and command."""
+    """Return a table, with machine, commit and command."""
     about = f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
     return f"{peers_table(report)}\n\n{about}"
 

@@ -1,4 +1,4 @@
-"""Plots of result files. Axes name their units, and each plot shows what it is measured against."""
+"""Draws plots of result files. Axes name their units, and each plot shows what it is measured against."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from perf.ttft import name_way, stage_rows
 BASELINE: dict[str, Any] = {"color": "#6b7280", "linestyle": "--"}
 COLORS = ("#0b6e4f", "#c2410c", "#1d4ed8", "#a21caf", "#b45309", "#0e7490", "#be123c")
 SIZE = (9.0, 4.2)
-# A way to ask: its color is that of where the vectors are, its line that of what is expanded.
+# A way's color says where its vectors are; its line says which fraction is expanded.
 STORE_COLORS = {"cold": COLORS[1], "warm": COLORS[2], "hot": COLORS[0], "cold in int8": COLORS[3]}
 FRACTION_LINES = ("-", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
 
 def ttft(report: Report) -> Figure:
-    """Milliseconds over context tokens, plain as the baseline; a panel for each chunk size."""
+    """Draw milliseconds over context tokens, plain as the baseline; a panel for each chunk size."""
     figure, panels = _panels(report, "time to first token, ms")
     fractions = _fractions(report)
     for axes, rows in panels:
@@ -30,7 +30,7 @@ def ttft(report: Report) -> Figure:
 
 
 def speedup(report: Report) -> Figure:
-    """Plain over each way, and what the paper's model predicts for the same slots where nothing is expanded."""
+    """Draw plain over each way, and the paper's prediction for the same slots where nothing is expanded."""
     figure, panels = _panels(report, "times as fast as plain")
     fractions = _fractions(report)
     for axes, rows in panels:
@@ -45,7 +45,7 @@ def speedup(report: Report) -> Figure:
 
 
 def stages(report: Report) -> Figure:
-    """Where the time goes, at the longest context that all ways were asked with; plain is cut off where it leaves."""
+    """Draw each way's stages at the longest context of stage_rows; plain's bar may be cut off at the plot's edge."""
     rows = stage_rows(report)
     longest = rows[0]["context_tokens"]
     figure, axes = _figure(f"milliseconds of a request with {longest:,} context tokens", "")
@@ -66,14 +66,14 @@ def stages(report: Report) -> Figure:
 
 
 def throughput(report: Report) -> Figure:
-    """Requests per second at each level of load."""
+    """Draw requests per second at each level of load."""
     figure, axes = _figure("load", "requests per second")
     _pair_bars(axes, report, lambda way: way["throughput"])
     return figure
 
 
 def latency(report: Report) -> Figure:
-    """Median time to first token, and its 99th percentile as a whisker."""
+    """Draw the median time to first token, with its 99th percentile as a whisker."""
     figure, axes = _figure("load", "time to first token, ms (whisker: 99th percentile)")
     _pair_bars(
         axes,
@@ -86,7 +86,7 @@ def latency(report: Report) -> Figure:
 
 
 def peers(report: Report) -> Figure:
-    """Milliseconds of each way, generate as the baseline."""
+    """Draw milliseconds of each way, generate as the baseline."""
     figure, axes = _figure("context tokens", "time to first token, ms")
     labels = [f"{row['context_tokens']:,}" for row in report["rows"]]
     ways = list(report["rows"][0]["ttft"])
@@ -102,7 +102,7 @@ def peers(report: Report) -> Figure:
 
 
 def passages(report: Report) -> Figure:
-    """Time to first token over prompt slots; the dashed line grows as the slots do."""
+    """Draw time to first token over prompt slots; the dashed line grows in proportion to the slots."""
     figure, axes = _figure("prompt slots", "time to first token, ms")
     slots = [row["prompt_slots"] for row in report["passages"]]
     times = [row["ttft"]["p50_ms"] for row in report["passages"]]
@@ -113,7 +113,7 @@ def passages(report: Report) -> Figure:
         axes.annotate(
             f"{row['passages']} passages", (slot, time), textcoords="offset points", xytext=(-14, 8), fontsize=8
         )
-    # As passages are drawn: few of them in small steps, many in large ones.
+    # The numbers of passages grow by factors, so a logarithmic axis spaces them evenly.
     _logarithmic(axes, slots)
     _logarithmic_times(axes)
     axes.legend(fontsize=8)
@@ -121,7 +121,7 @@ def passages(report: Report) -> Figure:
 
 
 def callers(report: Report) -> Figure:
-    """Requests per second over callers; the dashed line is one caller's."""
+    """Draw requests per second over callers; the dashed line stays at the first number of callers."""
     figure, axes = _figure("callers at a time", "requests per second")
     counts = [row["callers"] for row in report["callers"]]
     axes.plot(counts, [row["throughput"] for row in report["callers"]], marker="o", color=COLORS[0], label="measured")
@@ -133,7 +133,7 @@ def callers(report: Report) -> Figure:
 
 
 def prefill(report: Report) -> Figure:
-    """Plain over each way in process, with the paper's model."""
+    """Draw plain over each way in process, with the paper's model."""
     figure, axes = _figure("context tokens", "times as fast as plain")
     rows = [row for row in report["rows"] if "speedup" in row and row["expand_fraction"] == 0.0]
     for index, (name, own) in enumerate(
@@ -153,7 +153,7 @@ def prefill(report: Report) -> Figure:
 
 
 def engine(report: Report) -> Figure:
-    """Tokens per second of the engine over each other way."""
+    """Draw the engine's tokens per second over each other method's."""
     figure, axes = _figure("requests at a time", "times the tokens per second of")
     name, decoder = next(iter(report["decoders"].items()))
     rows = decoder["throughput"]
@@ -169,7 +169,7 @@ def engine(report: Report) -> Figure:
 
 
 def _figure(x: str, y: str) -> tuple[Figure, Axes]:
-    # Without pyplot, which keeps every figure until it is closed.
+    # Not by pyplot, which keeps every figure until it is closed.
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=COLORS)
@@ -178,7 +178,7 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _panels(report: Report, y: str) -> tuple[Figure, list[tuple[Axes, list[Report]]]]:
-    """A panel for each chunk size, with its rows."""
+    """Return a figure, and a panel for each chunk size with the rows of that size."""
     by_size = _series(report["rows"], lambda row: f"k = {row['chunk_size']}")
     figure = Figure(figsize=SIZE, layout="constrained")
     drawn = figure.subplots(1, len(by_size), sharey=True, squeeze=False)[0]
@@ -190,7 +190,7 @@ def _panels(report: Report, y: str) -> tuple[Figure, list[tuple[Axes, list[Repor
 
 
 def _finish_panels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Report]]]) -> None:
-    """One legend for all, below them."""
+    """Set logarithmic axes, and one legend for all panels below them."""
     for axes, rows in panels:
         _logarithmic(axes, sorted({row["context_tokens"] for row in rows}))
         axes.tick_params(axis="x", labelsize=7)
@@ -208,7 +208,7 @@ def _style(row: Report, fractions: Sequence[float]) -> dict[str, Any]:
 
 
 def _fractions(report: Report) -> list[float]:
-    """That are expanded by any way but plain."""
+    """Return the fractions that any way but plain expands, in order."""
     return sorted({row["expand_fraction"] for row in report["rows"] if row["store"] != "plain"})
 
 
@@ -224,7 +224,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def _series(rows: Sequence[Report], name: Callable[[Report], str]) -> dict[str, list[Report]]:
-    """Rows by name, in their order."""
+    """Group rows by name, in their order."""
     series: dict[str, list[Report]] = {}
     for row in rows:
         series.setdefault(name(row), []).append(row)
@@ -244,7 +244,7 @@ def _logarithmic(axes: Axes, lengths: Sequence[int]) -> None:
 
 
 def _logarithmic_times(axes: Axes) -> None:
-    """Numbers written out."""
+    """Set a logarithmic time axis, with its numbers written out."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -257,7 +257,7 @@ def _pair_bars(
     value: Callable[[Report], float],
     whisker: Callable[[Report], float] | None = None,
 ) -> None:
-    """Compressed beside plain, the baseline."""
+    """Draw compressed beside plain, the baseline."""
     labels = [row["load"] for row in report["rows"]]
     colors = {"compressed": COLORS[0], "plain": BASELINE["color"]}
     for index, (name, color) in enumerate(colors.items()):

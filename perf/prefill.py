@@ -1,24 +1,25 @@
-"""The paper's latency curve in process: a decoder's time to first token over context length, at any geometry.
+"""Measures the paper's latency curve in process: a decoder's time to first token over context length.
 
     python -m perf.prefill 30m --output perf/results/prefill.json
     python -m perf.prefill llama-2-7b --device cuda --dtype bfloat16 --kv-cache-mib 49152 --max-step-slots 8192 \\
         --max-whole-slots 16384 --context-tokens 512 2048 8192 16384 65536 --batch 1 8
 
-Weights are random: time does not depend on what they know. There is no server, and nothing is tokenised; perf.ttft
-measures the whole of a served checkpoint.
+Decoders of any geometry can be measured: weights are random, since time does not depend on what they know. There is no
+server, and nothing is tokenised; perf.ttft measures the whole of a served checkpoint.
 
     plain         the engine's prefill of all context tokens and the question, to the first token of every prompt of the
                   batch
-    cached        one slot for each chunk that is not expanded, whose embeddings are there
-    not cached    the same after the encoder and the projector have made them: an encoder shaped as RoBERTa, as large as
-                  the paper takes for such a decoder
-    speed-up      plain over it: median of the ratios within a round; analytic: the paper's model (perf/analytic.py)
-    of the peak   the decoder's floating-point operations by the paper's count, of all layers but the last, which the
-                  engine computes for one slot of a prompt, over its time, as a share of what a product of two large
-                  matrices reaches on the same machine in the same run
+    cached        the same with one slot for each chunk that is not expanded; the chunk embeddings are already there
+    not cached    the same after the encoder and the projector have made the chunk embeddings; the encoder has RoBERTa's
+                  shape and the size that the paper uses with such a decoder
+    speed-up      plain over the way: median of the ratios within a round; analytic: the paper's model
+                  (perf/analytic.py)
+    of the peak   the decoder's floating-point operations per second, as a share of what a product of two large matrices
+                  reaches on the same machine in the same run; the operations are the paper's count for all layers but
+                  the last, which the engine computes for one slot of a prompt only
 
-A length that the memory for keys and values does not hold is left out, and named. Medians over rounds after one of
-warm-up; ways take turns. The last line of the output is the report as one JSON object.
+Lengths that do not fit the memory for keys and values are left out, and named. The ways take turns; the figures are
+medians over rounds after one round of warm-up. The last line of the output is the report as one JSON object.
 """
 
 import argparse
@@ -67,13 +68,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "llama-2-7b": ROBERTA_LARGE,
     "llama-3.1-8b": ROBERTA_LARGE,
 }
-# Products of matrices of this width tell what the machine can do.
+# Square matrices of this width are large enough for a product to show what the machine can do.
 PEAK_WIDTH = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt's geometry. chunk_size: None for the plain one."""
+    """The geometry of a prompt; `chunk_size` is None for the plain one."""
 
     context_tokens: int
     chunk_size: int | None = None
@@ -114,15 +115,15 @@ class Machine:
         self.encoder_batch, self.rng = options.encoder_batch, random.Random(0)
 
     def _find_window(self, settings: EngineSettings) -> int:
-        """The decoder's, or what the memory for keys and values holds of it."""
+        """Return the decoder's window, or as many slots of it as the memory for keys and values holds."""
         window: int = self.decoder.backbone.config.max_position_embeddings
         num_bytes = bytes_per_slot(layer_shapes(self.decoder, window), self.decoder.token_embeddings.weight.dtype)
-        # A block is kept for rows that fill up a recorded step.
+        # The engine keeps a block for the rows that fill up a recorded step.
         held = settings.kv_cache_mib * MIB // num_bytes - 2 * settings.block_size
         return min(window, held)
 
     def prefill(self, case: Case, batch: int) -> float:
-        """Seconds to the first token of all of them; nothing of one prompt can be reused for another."""
+        """Return the seconds until all prompts of a batch have their first token; they share nothing to reuse."""
         requests = [self._request(case) for _ in range(batch)]
         self._synchronize()
         start = time.perf_counter()
@@ -136,7 +137,7 @@ class Machine:
 
     @torch.inference_mode()
     def encode(self, case: Case, batch: int) -> float:
-        """Seconds for the chunk embeddings of all compressed and expanded chunks: the policy wants them all."""
+        """Return the seconds to encode and project all chunks, expanded ones too: the policy needs them all."""
         assert case.chunk_size is not None, "the plain prompt has no chunks"
         ids = torch.randint(3, 50_000, (batch * case.num_chunks, case.chunk_size), device=self.device)  # (C, K)
         mask = torch.ones_like(ids)
@@ -151,7 +152,7 @@ class Machine:
 
     @torch.inference_mode()
     def measure_peak(self, rounds: int = 10) -> float:
-        """Floating-point operations per second of a product of two large square matrices; the best of several."""
+        """Return the best floating-point operations per second of several products of two large square matrices."""
         width, dtype = PEAK_WIDTH[torch.device(self.device).type], self.decoder.token_embeddings.weight.dtype
         left, right = (torch.randn(width, width, device=self.device, dtype=dtype) for _ in range(2))
         seconds = []
@@ -244,7 +245,7 @@ def _describe(case: Case) -> Report:
 
 
 def markdown(report: Report) -> str:
-    """One table, with machine, commit and command."""
+    """Return a table, with machine, commit and command."""
     about = (
         f"{report['shape']} in {report['dtype']} on {report['device']}; a product of large matrices reaches "
         f"{report['peak_tflops']:.2f} TFLOP/s. `{report['command']}` on {report['machine']}, commit {report['commit']}."

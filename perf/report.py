@@ -1,9 +1,9 @@
-"""Result files as one page for people: Markdown, or HTML that needs nothing besides itself; and two of them compared.
+"""Turns result files into one page, as Markdown or as self-contained HTML, and compares two result files.
 
     python -m perf.report page perf/results --output build/perf/report.html      or .md
     python -m perf.report compare before/ttft.json after/ttft.json
 
-A folder's page has a section for each benchmark that left its result there. Every plot has its baseline.
+A folder's page has a section for each benchmark whose result file is there. Every plot shows its baseline.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from perf import engine, load, peers, plots, prefill, scale, sizing, store, ttft
 from perf.results import Report
 from refrag.reporting import table
 
-# What tells the entries of a list apart.
+# Keys by which the entries of a list are told apart.
 IDENTITY = (
     "context_tokens",
     "chunk_size",
@@ -49,7 +49,7 @@ code { background: #f2f3f5; padding: 0 0.2rem }
 
 @dataclass(frozen=True)
 class Section:
-    """What one benchmark's result file becomes."""
+    """A benchmark's section of the page: how its result file is shown."""
 
     name: str
     title: str
@@ -72,13 +72,13 @@ SECTIONS = (
 
 
 def markdown_page(folder: Path) -> str:
-    """Tables only."""
+    """Return the page in Markdown: tables only."""
     parts = [f"## {section.title}\n\n{section.text(report)}" for section, report in read_results(folder)]
     return "\n\n".join(["# REFRAG: performance", *parts]) + "\n"
 
 
 def html_page(folder: Path) -> str:
-    """Plots, then the tables that they are drawn from."""
+    """Return the page in HTML: in each section plots, then the tables that they are drawn from."""
     parts = []
     for section, report in read_results(folder):
         images = "".join(
@@ -99,7 +99,7 @@ def read_results(folder: Path) -> Iterator[tuple[Section, Report]]:
 
 
 def compare(before: Report, after: Report) -> str:
-    """Every number that both have, and how many times the first the second is."""
+    """Return a table of every number that both reports have, with the ratio of second to first."""
     first, second = dict(flatten(before)), dict(flatten(after))
     rows = [
         [name, f"{first[name]:g}", f"{second[name]:g}", f"{second[name] / first[name]:.2f}×" if first[name] else ""]
@@ -111,7 +111,7 @@ def compare(before: Report, after: Report) -> str:
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a report by their place in it."""
+    """Yield each number of a report, with its place in the report as its name."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in IDENTITY or isinstance(item, (dict, list)):

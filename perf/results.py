@@ -1,4 +1,4 @@
-"""What every benchmark reports alike: one JSON object with machine, commit and command, and medians of many values."""
+"""Common parts of every benchmark's report: machine, commit, command, medians of many values, output as JSON."""
 
 import json
 import statistics
@@ -15,12 +15,12 @@ Report = dict[str, Any]
 
 
 def describe_run(module: str) -> Report:
-    """Whatever else it holds, a report begins so."""
+    """Return the first entries of every report: the command, and the environment that it ran in."""
     return {"command": " ".join([f"python -m {module}", *sys.argv[1:]]), **describe_environment()}
 
 
 def emit(report: Report, draw: Callable[[Report], str], output: Path | None) -> None:
-    """As a file, then what is drawn of it for people, and as the last line."""
+    """Write the report to `output`, if given; print what `draw` makes of it, then the report as one line of JSON."""
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report, indent=2) + "\n")
@@ -29,11 +29,11 @@ def emit(report: Report, draw: Callable[[Report], str], output: Path | None) -> 
 
 
 def summarise(seconds: Sequence[float]) -> Report:
-    """Milliseconds: median, 95th and 99th percentile, and of how many."""
+    """Return median, 95th and 99th percentile in milliseconds, and the number of values."""
     median, p95, p99 = (round(1e3 * float(np.percentile(seconds, q)), 2) for q in (50, 95, 99))
     return {"p50_ms": median, "p95_ms": p95, "p99_ms": p99, "n": len(seconds)}
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Of values that were measured in turns: the median of the ratios within a turn."""
+    """Return the median of the ratios within a turn, of values that were measured in turns."""
     return round(statistics.median(n / d for n, d in zip(numerators, denominators, strict=True)), 3)

@@ -1,16 +1,16 @@
-"""What the server costs while idle, and how it grows: with passages, with callers, and with the requests it has served.
+"""Measures what the server costs while idle, and how its cost grows with passages, callers and served requests.
 
     make perf-full        or: python -m perf.scale --output perf/results/scale.json
 
     start        seconds from launching the server to all models ready
     memory       MiB of the server and the processes of its models; pages that they share are divided among them
-                 (proportional set size), so that the sum is what they take from the machine
-    passages     TTFT of one request over so many passages, the store warm and nothing expanded, one at a time: median,
-                 and milliseconds for each prompt slot, which stay level where time grows as the slots do
-    callers      requests per second and TTFT with so many callers at a time, from a pool of passages that are stored,
-                 by perf_analyzer; and the memory afterwards
-    requests     memory before and after so many requests of mixed length about a pool of passages, all of which the
-                 server knows by then
+                 (proportional set size), so the sum is what they take from the machine
+    passages     TTFT of one request at a time over each number of passages, the store warm and nothing expanded:
+                 median, and milliseconds per prompt slot, which stay level where time grows in proportion to the slots
+    callers      requests per second and TTFT with each number of callers at a time, about a pool of stored passages, by
+                 perf_analyzer; and the memory afterwards
+    requests     memory before and after many requests of mixed length about a pool of passages; the server knows all
+                 the passages beforehand
 
 A request that fails ends the run. The last line of the output is the report as one JSON object.
 """
@@ -37,10 +37,10 @@ from refrag.reporting import table
 from refrag_client import RefragClient, StoreClient
 
 WINDOW = 8192
-# Passages of one chunk each would tell nothing of passages; these have several.
+# The pool's passages have several chunks each; with one chunk each, passages would be no more than chunks.
 POOL_SIZE = 1024
 ANSWER_TOKENS = 8
-# So many more are sent before memory is measured: caches fill, allocators grow.
+# Share of the requests that is sent beforehand, so that caches fill and allocators grow before memory is measured.
 FILLING_SHARE = 0.2
 NUM_CALLERS = 8
 MOST_PASSAGES = 8
@@ -96,7 +96,7 @@ def measure_callers(
 def measure_growth(
     server: EmbeddedServer, client: RefragClient, pool: Sequence[str], count: int, rng: random.Random
 ) -> Report:
-    """Memory after all requests against that after the first of them."""
+    """Measure the memory after `count` requests against that before them, when some more have filled the caches."""
     num_filling = int(FILLING_SHARE * count)
     _send(client, pool, num_filling, rng)
     before = memory_mib(server)
@@ -114,7 +114,7 @@ def measure_growth(
 
 
 def _send(client: RefragClient, pool: Sequence[str], count: int, rng: random.Random) -> None:
-    """From several callers, of mixed length; some with chunks expanded."""
+    """Send requests of mixed length from several callers; some expand a tenth of their chunks."""
     passages = [rng.sample(pool, rng.randint(1, MOST_PASSAGES)) for _ in range(count)]
     fractions = [rng.choice((0.0, 0.1)) for _ in range(count)]
     with ThreadPoolExecutor(NUM_CALLERS) as callers:
@@ -124,7 +124,7 @@ def _send(client: RefragClient, pool: Sequence[str], count: int, rng: random.Ran
 
 
 def memory_mib(server: EmbeddedServer) -> float:
-    """Of the server's process group."""
+    """Return the proportional set size, in MiB, of the server's process group."""
     assert server.process_id is not None, "the server does not run"
     sizes = [
         _proportional_kib(process) for process in Path("/proc").glob("[0-9]*") if _group(process) == server.process_id
@@ -134,7 +134,7 @@ def memory_mib(server: EmbeddedServer) -> float:
 
 def _group(process: Path) -> int | None:
     try:
-        # The name, in brackets, may hold anything.
+        # The process's name, in brackets, may hold any character.
         return int(process.joinpath("stat").read_text().rpartition(")")[2].split()[2])
     except (OSError, IndexError):
         return None
@@ -143,13 +143,13 @@ def _group(process: Path) -> int | None:
 def _proportional_kib(process: Path) -> int:
     try:
         found = re.search(r"^Pss:\s+(\d+)", process.joinpath("smaps_rollup").read_text(), re.MULTILINE)
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0
     return int(found[1]) if found else 0
 
 
 def markdown(report: Report) -> str:
-    """Tables and lines, with machine, commit and command."""
+    """Return tables and lines, with machine, commit and command."""
     growth = report["requests"]
     lines = [
         f"Ready {report['start_s']:.0f} s after the start, {report['idle_mib']:,.0f} MiB while idle. After "

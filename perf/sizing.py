@@ -1,10 +1,10 @@
-"""How large a store of chunk vectors is, against a store of KV caches: measured entries, and arithmetic on them.
+"""Computes the size of a store of chunk vectors against that of a store of KV caches, from measured entries.
 
     python -m perf.sizing --output perf/results/sizing.json
 
-Bytes of an entry are those that the disk tier takes for it, keys, checksums and the pages' empty ends included, found
-by storing vectors of that width. All else follows from the geometry. The last line of the output is the report as one
-JSON object.
+The bytes of an entry are measured by storing vectors of that width: they are what the disk tier takes, with keys,
+checksums and the empty ends of pages. All other figures follow from the geometry. The last line of the output is the
+report as one JSON object.
 """
 
 import argparse
@@ -24,14 +24,14 @@ NUM_MEASURED, BATCH = 20_000, 1000
 CHUNK_SIZE = 16
 TOKEN_BYTES = 4
 MILLION, PASSAGE_TOKENS = 1_000_000, 128
-# The paper retrieves from 400 million passages.
+# The number of passages that the paper retrieves from.
 PAPER_PASSAGES = 400 * MILLION
 FP16_BYTES = 2
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """kv_width: of keys and of values, over all heads, in each layer of the decoder."""
+    """The sizes of an encoder and a decoder; `kv_width` is a layer's width of keys, or of values, over all heads."""
 
     name: str
     encoder_width: int
@@ -55,7 +55,7 @@ GEOMETRIES = (
 
 
 def measure_entry_bytes(value_bytes: int) -> float:
-    """Bytes that the disk tier takes for one value of that length."""
+    """Return the bytes that the disk tier takes for one value of `value_bytes` bytes."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         tier = DiskTier(Path(folder), 2**30)
@@ -88,7 +88,7 @@ def measure() -> Report:
 
 
 def markdown(report: Report) -> str:
-    """Both tables, and what they hold for."""
+    """Return both tables, and what they hold for."""
     tokens = report["token_entry_bytes"]
     about = (
         f"Chunks of k = {report['chunk_size']} tokens, passages of {report['passage_tokens']}, vectors and KV caches "

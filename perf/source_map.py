@@ -1,4 +1,4 @@
-"""The source as a map: every file with what it says about itself, and a drawing of which package imports which."""
+"""Maps the source: lists every file with what it says about itself, and draws which package imports which."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -10,25 +10,25 @@ from refrag.reporting import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("refrag", "refrag_client")
-# Folders whose files are listed, and what their packages are imported as.
+# Folders whose files are listed.
 FOLDERS = ("model_repository", "refrag", "export", "client/src/refrag_client", "examples", "perf")
 
 
 def list_files() -> str:
-    """A Markdown table of every Python file and its first sentence; packages in bold."""
+    """Return a Markdown table of every Python file and its first sentence; packages in bold."""
     rows = [[_label(path), _first_sentence(path)] for folder in FOLDERS for path in _python_files(ROOT / folder)]
     return table(["file", "what it is for"], rows, num_text=2)
 
 
 def draw_imports() -> str:
-    """A Mermaid drawing of the imports between packages, without those that follow from others."""
+    """Return a Mermaid drawing of the imports between packages, without those that follow from others."""
     imports = without_implied(find_imports())
     lines = [f"    {importer} --> {imported}" for importer in sorted(imports) for imported in sorted(imports[importer])]
     return "\n".join(["```mermaid", "flowchart TD", *lines, "```"])
 
 
 def find_imports() -> dict[str, set[str]]:
-    """Which packages each package of ours imports itself."""
+    """Return the packages that each of our packages imports directly."""
     graph = grimp.build_graph(*PACKAGES)
     imports: dict[str, set[str]] = {}
     for module in graph.modules:
@@ -38,7 +38,7 @@ def find_imports() -> dict[str, set[str]]:
 
 
 def without_implied(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The imports that no chain of other imports implies."""
+    """Return the imports that no chain of other imports implies."""
     reached = {package: _reachable(package, imports) for package in imports}
 
     def is_implied(imported: str, others: set[str]) -> bool:
@@ -52,7 +52,10 @@ def without_implied(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def _package_of(module: str) -> str:
-    """What stands for the module in the drawing. A `base` stands by itself: those who use a protocol import it, too."""
+    """Return the name that the drawing shows for a module: its package's.
+
+    A module `base` keeps its own name, since users of a protocol import it as well as those who implement it.
+    """
     parts = module.split(".")
     if parts[0] != "refrag" or len(parts) == 1:
         return parts[0]
@@ -71,7 +74,7 @@ def _reachable(package: str, imports: Mapping[str, set[str]]) -> set[str]:
 
 
 def _python_files(folder: Path) -> Iterator[Path]:
-    """Depth first, a package's own file before its modules, modules before packages."""
+    """Yield Python files depth first: a package's own file before its modules, modules before packages."""
     entries = [path for path in sorted(folder.iterdir()) if not path.is_symlink() and path.name != "__pycache__"]
     files = [path for path in entries if path.suffix == ".py"]
     yield from sorted(files, key=lambda path: path.name != "__init__.py")

@@ -1,9 +1,9 @@
-"""Where a request's time goes, by the server's own clocks: Triton's statistics of each model, and the engine's metrics.
+"""Reads where a request's time goes from the server's own clocks: Triton's model statistics and the engine's metrics.
 
-    client, gRPC      the client's time to first token less the graph's: encoding, transport, the way back
-    preprocessing     waiting for the model and computing, with its tensors copied in and out; so for each model
+    client, gRPC      the client's time to first token less the ensemble's: encoding, transport, the way back
+    preprocessing     waiting for the model and computing, its tensors copied in and out; the same for each model
     ...
-    hand-overs        what is left until the decoder admits the request: Triton between the models
+    hand-overs        the rest until the decoder admits the request: Triton's work between the models
     decoder           admission to first token
 
 Times are means over the requests between two readings.
@@ -19,9 +19,9 @@ from tritonclient.grpc import InferenceServerClient
 
 from refrag.embedded import EmbeddedServer
 
-# Models before the decoder, in their order.
+# The models before the decoder, in order.
 MODELS = ("preprocessing", "chunk_encoder", "expansion_policy", "projector")
-# The engine tells its metrics once a second.
+# The engine updates its metrics once a second.
 METRIC_SECONDS = 1.2
 COMPUTE = ("compute_input", "compute_infer", "compute_output")
 PHASES = ("queue", *COMPUTE)
@@ -29,7 +29,7 @@ PHASES = ("queue", *COMPUTE)
 
 @dataclass(frozen=True)
 class Reading:
-    """Seconds so far. models: of each model and phase. engine: of histograms, as (sum, count)."""
+    """Seconds spent so far: in `models` by model and phase, in `engine` by histogram, as (sum, count)."""
 
     models: dict[str, dict[str, float]]
     engine: dict[str, tuple[float, int]]
@@ -57,12 +57,12 @@ class StageClock:
         return Reading(models, {name: self._read_histogram(name) for name in ("ttft", "queue")})
 
     def read_lookup(self) -> float:
-        """Seconds spent so far in looking up chunk vectors."""
+        """Return the seconds spent so far in looking up chunk vectors."""
         time.sleep(METRIC_SECONDS)
         return self._read_metric("refrag_store_lookup_seconds_sum", 'model="preprocessing"')
 
     def read_model(self, name: str) -> float:
-        """Seconds that a model has computed so far."""
+        """Return the seconds that a model has computed so far."""
         told = self.triton.get_inference_statistics(name, as_json=True)["model_stats"]
         return _phases(told[0]["inference_stats"])["compute_infer"]
 
@@ -79,7 +79,7 @@ class StageClock:
 
 
 def queue_seconds(before: Reading, after: Reading) -> dict[str, float]:
-    """Of one request, waiting for each model; for the decoder from the last model before it to admission."""
+    """Return a request's mean seconds of waiting for each model; for the decoder, from the last model to admission."""
     models = {name: _spent(before, after, name, ("queue",)) for name in MODELS}
     _, admission = _engine_seconds(before, after)
     done = sum(models.values()) + sum(_spent(before, after, name, COMPUTE) for name in MODELS)
@@ -87,13 +87,13 @@ def queue_seconds(before: Reading, after: Reading) -> dict[str, float]:
 
 
 def compute_seconds(before: Reading, after: Reading) -> dict[str, float]:
-    """Of one request, in each model; in the decoder from admission to first token."""
+    """Return a request's mean seconds of computing in each model; in the decoder, from admission to first token."""
     first_token, admission = _engine_seconds(before, after)
     return {**{name: _spent(before, after, name, COMPUTE) for name in MODELS}, "decoder": first_token - admission}
 
 
 def stage_seconds(before: Reading, after: Reading, ttft: float) -> dict[str, float]:
-    """Of one request; `ttft`: the client's mean time to first token, in seconds."""
+    """Return a request's mean seconds in each stage; `ttft` is the client's mean time to first token, in seconds."""
     waits, computes = queue_seconds(before, after), compute_seconds(before, after)
     first_token, _ = _engine_seconds(before, after)
     return {
@@ -105,19 +105,19 @@ def stage_seconds(before: Reading, after: Reading, ttft: float) -> dict[str, flo
 
 
 def _engine_seconds(before: Reading, after: Reading) -> tuple[float, float]:
-    """From the arrival of a request in the graph to its first token, and to its admission by the decoder."""
+    """Return the mean seconds from a request's arrival in the ensemble to its first token, and to its admission."""
     count = _count(before, after)
     first_token, admission = ((after.engine[name][0] - before.engine[name][0]) / count for name in ("ttft", "queue"))
     return first_token, admission
 
 
 def _unclocked(before: Reading, after: Reading) -> float:
-    """The graph's clock starts when preprocessing begins to compute: what it spent before."""
+    """Return the mean seconds before preprocessing begins to compute, which is when a request's arrival is noted."""
     return _spent(before, after, "preprocessing", ("queue", "compute_input"))
 
 
 def _spent(before: Reading, after: Reading, model: str, phases: tuple[str, ...]) -> float:
-    """Of one request."""
+    """Return a request's mean seconds in these phases of a model."""
     seconds = sum(after.models[model][phase] - before.models[model][phase] for phase in phases)
     return seconds / _count(before, after)
 

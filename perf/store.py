@@ -1,16 +1,16 @@
-"""What the store of chunk vectors costs: through the real server, with a checkpoint's exported encoder.
+"""Measures what the store of chunk vectors costs, on the real server with a checkpoint's exported encoder.
 
     make bench-store        or: python -m perf.store --output perf/results/store.json
 
-Everything is measured in one run, so that ratios hold on a noisy machine:
+Everything is measured in one run, so ratios hold on a noisy machine:
 
-    lookup       the store's share of a request of 512 chunks that are all stored, and the whole stage that it is part
-                 of (preprocessing; of a request that comes again, whose tokens are remembered), both by the server's
-                 own clock; one request at a time; medians, for each tier as the only one that has the vectors
-    index        vectors per second of `refrag index` into an empty store against ONNX Runtime alone with the same model
-                 and the same chunks, tokenised before; in turns; median of ratios
+    lookup       time of looking up the 512 chunks of a request, all of them stored, and of preprocessing as a whole,
+                 which contains the lookup; the request is repeated, so its tokens are remembered; by the server's own
+                 clock, one request at a time; medians, for each tier as the only one that has the vectors
+    index        vectors per second of `refrag index` into an empty store, against ONNX Runtime alone with the same
+                 model and the same chunks, already tokenised; in turns; median of ratios
 
-What it saves is in perf.ttft: the time to first token with a cold store and with a warm one.
+perf.ttft measures what the store saves: the time to first token with a cold store and with a warm one.
 
 The last line of the output is the report as one JSON object.
 """
@@ -59,7 +59,7 @@ def measure_lookup(repository: Path, corpus: Corpus, options: argparse.Namespace
 
 
 def _measure_hits(server: EmbeddedServer, corpus: Corpus, num_requests: int) -> Report:
-    """Of one request again and again, whose chunks are all stored."""
+    """Measure one request, whose chunks are all stored, again and again."""
     passages = corpus.draw(512 * corpus.config.chunk_size)
     lookups, stages, num_chunks = [], [], 0
     with (
@@ -87,12 +87,12 @@ def _measure_hits(server: EmbeddedServer, corpus: Corpus, num_requests: int) -> 
 
 
 def _read_times(clock: StageClock) -> tuple[float, float]:
-    """Seconds spent so far in looking up, and in preprocessing as a whole."""
+    """Return the seconds spent so far in looking up, and in preprocessing as a whole."""
     return clock.read_lookup(), clock.read_model("preprocessing")
 
 
 def measure_index(repository: Path, corpus: Corpus, options: argparse.Namespace) -> Report:
-    """Rounds of both, in turns."""
+    """Measure `refrag index` and the encoder alone, in turns."""
     rates: dict[str, list[float]] = {"encoder": [], "index": []}
     encode = RawEncoder(repository, corpus)
     with tempfile.TemporaryDirectory() as folder, serve(repository, disk_path=f"{folder}/store") as server:
@@ -101,7 +101,7 @@ def measure_index(repository: Path, corpus: Corpus, options: argparse.Namespace)
             path = Path(folder, f"corpus-{number}.jsonl")
             path.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in passages))
             encoder_rate, report = encode(passages), _index(server, path)
-            # The first round warms both up.
+            # The first round warms up both.
             if number:
                 rates["encoder"].append(encoder_rate)
                 rates["index"].append(report["vectors_per_second"])
@@ -114,7 +114,7 @@ def measure_index(repository: Path, corpus: Corpus, options: argparse.Namespace)
 
 
 class RawEncoder:
-    """The exported encoder in ONNX Runtime with all cores, and nothing besides."""
+    """The exported encoder in ONNX Runtime alone, on all cores."""
 
     def __init__(self, repository: Path, corpus: Corpus) -> None:
         self.corpus = corpus
@@ -123,7 +123,7 @@ class RawEncoder:
         )
 
     def __call__(self, passages: list[str]) -> float:
-        """Vectors per second."""
+        """Encode the passages' distinct chunks; return the vectors per second, tokenising not counted."""
         chunks = list(dict.fromkeys(chunk.token_ids for chunk in self.corpus.chunker.context_chunks(passages)))
         ids, mask = self.corpus.chunker.encoder_inputs([Chunk(token_ids, passage=0) for token_ids in chunks])
         start = time.perf_counter()
@@ -141,7 +141,7 @@ def _index(server: EmbeddedServer, corpus: Path) -> Report:
 
 @contextmanager
 def redis_server(folder: str) -> Iterator[str | None]:
-    """Its URL, or None where Redis is not installed."""
+    """Run a Redis server; yield its URL, or None where Redis is not installed."""
     if shutil.which("redis-server") is None:
         yield None
         return
@@ -159,7 +159,7 @@ def redis_server(folder: str) -> Iterator[str | None]:
 
 
 def markdown(report: Report) -> str:
-    """For people: a table and a line, with machine, commit and command."""
+    """Return a table and a line, with machine, commit and command."""
     about = f"`make bench-store` on {report['machine']}, commit {report['commit']}."
     return f"{_lookup_table(report)}\n\n{_index_line(report)}\n{about}"
 

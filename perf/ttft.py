@@ -1,26 +1,27 @@
-"""Time to first token against context length, client side over gRPC: what a caller of the real ensemble waits.
+"""Measures a client's time to first token from the real ensemble, over gRPC, against context length.
 
     make perf        or: python -m perf.ttft --output perf/results/ttft.json
 
-Measured are, in turns, so that ratios hold on a noisy machine,
+Four ways to ask are measured in turns, so that ratios hold on a noisy machine:
 
-    plain        every chunk expanded: the decoder reads all context tokens, no chunk of them is looked up or encoded
-    cold         the store has none of the context's vectors, which are encoded and stored
+    plain        every chunk is expanded: the decoder reads all context tokens, and no chunk is looked up or encoded
+    cold         the store has none of the context's vectors; they are encoded and stored
     warm         the passages were indexed, as by `refrag index`, and never asked about: the disk has their tokens and
                  vectors
-    hot          they were asked about before: their tokens and vectors are in the server's memory
+    hot          the passages were asked about before: their tokens and vectors are in the server's memory
 
-for each context length, chunk size k and expanded fraction p. Passages are new in every round, and hot ones come in
-another order, so that no prompt's KV cache is found again. Encoders after the first, such as int8, answer plain and
-cold alone, on a server of their own: their speed-up is over its plain, and the table shows the first one's.
+The ways are measured for each context length, chunk size k and expanded fraction p. Passages are new in every round,
+and those of hot come in another order, so that no prompt finds its KV cache again. Encoders after the first, such as
+int8, are measured plain and cold only, each on a server of its own. Their speed-up is over plain on that server; the
+table shows plain of the first encoder only.
 
-    TTFT         seconds from before the request is encoded to the first response that has a token; one request at a
-                 time; a round of warm-up; median, 95th and 99th percentile, and of how many
-    speed-up     plain over it: median of the ratios within a round
+    TTFT         seconds from just before the request is encoded to the first response that has a token; one request at
+                 a time, after a round of warm-up; median, 95th and 99th percentile, and the number of requests
+    speed-up     plain over the way: median of the ratios within a round
     analytic     what the paper's model predicts for the same slots (perf/analytic.py)
-    bare         tokenising and one forward pass over as many slots by transformers in this process, with nothing
-                 between. Over it: warm with nothing expanded; median of the ratios within a round
-    stages       where the time goes (perf/stages.py), of requests of their own
+    over bare    warm with nothing expanded, over bare: transformers in this process, tokenising and running one forward
+                 pass over as many slots, with nothing between; median of the ratios within a round
+    stages       where the time goes (perf/stages.py), measured with separate requests
 
 A request that fails, or a store that is warmer or colder than it should be, ends the run. The last line of the output
 is the report as one JSON object.
@@ -49,20 +50,20 @@ from refrag.export.precision import Precision
 from refrag.reporting import table
 from refrag_client import Answer, RefragClient, StoreClient
 
-# Answers are one token long; what is over is the question's.
+# Slots beyond the context: the question's, and one for the answer's only token.
 SPARE_SLOTS = 128
-# Between preparing a round and asking, so that nothing of the one is left in the other.
+# A pause between preparing a round and asking, so that work left from preparing does not slow the answers.
 PAUSE_SECONDS = 0.5
-# What a summary shows.
+# The chunk size that summaries show.
 CHOSEN_SIZE = 16
-# So many of a context's chunks another one may have too: the last ones of passages are short.
+# Share of a new context's chunks that may be stored already: the short last chunks of passages may be alike.
 TOLERATED_HITS = 0.2
 STORES = ("cold", "warm", "hot")
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to ask."""
+    """A way to ask: what the store holds beforehand, and the fraction of chunks to expand."""
 
     store: str
     expand_fraction: float
@@ -73,7 +74,7 @@ PLAIN = Way("plain", 1.0)
 
 @dataclass
 class Series:
-    """One way at one length: its times in the order of the rounds."""
+    """Results of one way at one context length; its times to first token are in the order of the rounds."""
 
     ttft: list[float] = field(default_factory=list)
     prompt_slots: int = 0
@@ -81,7 +82,7 @@ class Series:
 
 
 class Server:
-    """A served checkpoint of one chunk size and one encoder, and everything that asks it."""
+    """A served checkpoint with one chunk size and one encoder, with its clients and clocks."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class Server:
         self.clock, self.bare = clock, bare
 
     def ask_in_turn(self, num_tokens: int, ways: list[Way]) -> Iterator[tuple[Way, Answer]]:
-        """Every way once, about passages of its own; a hot one about those of the warm one before it."""
+        """Ask each way once, about passages of its own, or for a hot way about those of the warm way before it."""
         passages = {way: self.prepare(num_tokens, way) for way in ways if way.store != "hot"}
         time.sleep(PAUSE_SECONDS)
         for way in ways:
@@ -104,7 +105,7 @@ class Server:
             yield way, self.ask(way, own)
 
     def prepare(self, num_tokens: int, way: Way) -> list[str]:
-        """New passages, which the store has if it is to be warm."""
+        """Return new passages; index them first if the way needs them in the store."""
         passages = self.corpus.draw(num_tokens)
         if way.store in ("warm", "hot"):
             self.store.index(passages)
@@ -120,7 +121,7 @@ class Server:
         return answer
 
     def measure_stages(self, num_tokens: int, way: Way, num_requests: int) -> dict[str, float]:
-        """Seconds of each stage, in the mean."""
+        """Return the mean seconds of each stage."""
         asked = [self.prepare(num_tokens, way) for _ in range(num_requests)]
         if way.store == "hot":
             for passages in asked:
@@ -131,12 +132,12 @@ class Server:
 
 
 def rotated(passages: list[str]) -> list[str]:
-    """In an order that begins otherwise."""
+    """Return the passages with the first one moved to the end."""
     return [*passages[1:], *passages[:1]]
 
 
 def measure_length(server: Server, num_tokens: int, ways: list[Way], options: argparse.Namespace) -> list[Report]:
-    """A row for each way."""
+    """Measure all ways at one context length; return a row for each."""
     series = {way: Series() for way in ways}
     bare: list[float] = []
     floor = Way("warm", 0.0)
@@ -204,13 +205,13 @@ def serve_one(chunk_size: int, precision: Precision, options: argparse.Namespace
 
 
 def choose_ways(num_tokens: int, stores: Sequence[str], options: argparse.Namespace) -> list[Way]:
-    """The plain one up to the length that is asked for: its time grows with the square of it."""
+    """Return the ways to ask; plain only up to a given length, since its time grows with the square of the length."""
     compressed = [Way(store, fraction) for store in stores for fraction in options.expand_fractions]
     return ([PLAIN] if num_tokens <= options.longest_plain else []) + compressed
 
 
 def name_way(row: Report) -> str:
-    """Without the chunk size."""
+    """Return the name of a row's way, without the chunk size."""
     if row["store"] == "plain":
         return "plain"
     encoder = "" if row["encoder"] == "fp32" else f" in {row['encoder']}"
@@ -218,7 +219,7 @@ def name_way(row: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """Tables of times and of stages, with machine, commit and command."""
+    """Return tables of times and of stages, with machine, commit and command."""
     about = f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
     return "\n\n".join([ttft_table(report), stage_table(report), about])
 
@@ -228,7 +229,7 @@ def ttft_table(report: Report) -> str:
 
 
 def chosen_table(report: Report) -> str:
-    """The same at one chunk size."""
+    """Return the table of times for the chosen chunk size only."""
     return _table([row for row in report["rows"] if row["chunk_size"] == CHOSEN_SIZE])
 
 
@@ -252,7 +253,7 @@ def _cells(row: Report) -> list[str]:
 
 
 def stage_table(report: Report) -> str:
-    """Milliseconds of each stage at the longest context that all ways were asked with."""
+    """Return a table of the milliseconds of each stage, for the rows of `stage_rows`."""
     rows = stage_rows(report)
     longest = rows[0]["context_tokens"]
     header = [f"{longest:,} tokens, ms", *rows[0]["stages_ms"]]
@@ -264,7 +265,10 @@ def stage_table(report: Report) -> str:
 
 
 def stage_rows(report: Report) -> list[Report]:
-    """Of the chosen chunk size or the first one, at the longest context that plain was asked with, or the longest."""
+    """Return the rows of the chosen chunk size, or else the first one, at the longest context with a plain row.
+
+    Where no row is plain, the longest context of all is taken.
+    """
     sizes = [row["chunk_size"] for row in report["rows"]]
     size = CHOSEN_SIZE if CHOSEN_SIZE in sizes else sizes[0]
     rows = [row for row in report["rows"] if row["chunk_size"] == size]
