@@ -1,1 +1,1 @@
-"""Programs that use the packages from outside, as a reader's own would."""
+"""Example programs that use the packages from outside, as a reader's own programs would."""

@@ -1,10 +1,10 @@
-"""The main job in one command: start Triton, ask held-out questions compressed and plain, show what each cost.
+"""Runs the main job in one command: starts Triton, asks held-out questions compressed and plain, shows what each cost.
 
     python -m examples.demo
 
-Needs an exported repository (`refrag export --checkpoint checkpoints/demo`). The questions are
-drawn with a fixed seed from the made-up world, about entities that training never saw, over the passages that BM25
-finds for them.
+It needs an exported repository (`refrag export --checkpoint checkpoints/demo`). The questions are drawn with a fixed
+seed from the made-up world. They are about entities that training never saw, over the passages that BM25 finds for
+them.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LABEL_WIDTH = 12
 
 @dataclass(frozen=True)
 class Pair:
-    """One question answered twice."""
+    """The two answers to a question, compressed and plain, beside the expected one."""
 
     expected: str
     compressed: Answer
@@ -52,7 +52,7 @@ def run_demo(repository: Path, num_questions: int, seed: int) -> dict[str, Any]:
     contexts = draw_contexts(chunker, num_questions + 1, seed)
     print("Starting tritonserver …", flush=True)
     with (
-        # Of its own, so that a second demo shows what the first did.
+        # A store of its own, so that a second demo shows what the first did.
         tempfile.TemporaryDirectory() as store,
         EmbeddedServer(
             repository, http_port=0, grpc_port=0, metrics_port=0, environment={"REFRAG_STORE_DISK_PATH": store}
@@ -66,14 +66,14 @@ def run_demo(repository: Path, num_questions: int, seed: int) -> dict[str, Any]:
 
 
 def draw_contexts(chunker: Chunker, count: int, seed: int) -> list[TokenisedContext]:
-    """Held-out questions of the tasks in turn, each over the passages retrieved for it."""
+    """Return `count` held-out questions, of the tasks in turn, each over the passages retrieved for it."""
     rng = random.Random(seed)
     maker = ContextMaker.draw(rng, chunker, "heldout")
     return [maker.ask_one(rng, TASKS[number % len(TASKS)], NUM_PASSAGES) for number in range(count)]
 
 
 def warm_up(client: RefragClient, context: TokenisedContext) -> None:
-    """One uncounted question each way: the first use of a shape costs memory that later ones reuse."""
+    """Ask one uncounted question each way: the first use of a shape allocates memory that later ones reuse."""
     for expand_fraction in (None, 1.0):
         client.generate(context.questions[0].text, context.passages, expand_fraction=expand_fraction, max_tokens=2)
 
@@ -123,7 +123,7 @@ def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, Any]:
 
 
 def markdown_table(summary: dict[str, Any]) -> str:
-    """The medians as a Markdown table with machine, commit and command."""
+    """Return the medians as a Markdown table with machine, commit and command."""
     about = f"{summary['num_questions']} held-out questions, medians"
     rows = [
         [
