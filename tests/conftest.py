@@ -15,7 +15,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Servers keep chunk vectors in the user's cache folder; those of the tests in one of their own."""
+    """Give the tests' servers a cache folder of their own for chunk vectors, instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -33,12 +33,12 @@ class Block:
 
     @property
     def runner(self) -> str | None:
-        """The file that runs it."""
+        """Name of the file that runs the block."""
         return self.marker.removeprefix("run: ") if self.marker.startswith("run: ") else None
 
     @property
     def commands(self) -> list[str]:
-        """The lines without their comments, those that a backslash continues as one."""
+        """The block's lines without comments, with lines that a backslash continues joined."""
         lines = [line.partition(" #")[0].strip() for line in self.code.replace("\\\n", " ").splitlines()]
         return [line for line in lines if line]
 
@@ -66,7 +66,7 @@ def without_code(text: str) -> str:
 
 
 def make_checkout(folder: Path) -> Path:
-    """A folder like a checkout, in which commands can write: what they only read are links to the real one."""
+    """Make a folder like a checkout, in which commands can write; files that they only read are links."""
     for name in ("Makefile", "client", "export", "perf", "examples", "refrag", "tests", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
@@ -81,7 +81,7 @@ def make_checkout(folder: Path) -> Path:
 
 
 def run_block(block: Block, code: str, folder: Path) -> str:
-    """What it prints, on both streams; it must succeed."""
+    """Run a block, which must succeed; return what it prints on both streams."""
     command = (
         [sys.executable, "-P", "-c", code] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
     )

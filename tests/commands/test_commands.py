@@ -1,4 +1,4 @@
-"""What the library adds to `refrag`: light until it is asked for, and plain about what it lacks."""
+"""The commands that the library adds to `refrag` import nothing heavy until they run, and say what they lack."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""How several processes share the documents of a stage, and go on with their windows after a break."""
+"""Several processes share the documents of a stage, and go on with their windows of text after a break."""
 
 import json
 from itertools import count

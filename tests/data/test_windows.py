@@ -17,7 +17,7 @@ lengths = st.lists(st.integers(1, 12), min_size=1, max_size=25)
 
 
 def make_tokenizer(eos_token=EOS):
-    """Each byte is a token."""
+    """Return a tokenizer that makes each byte a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

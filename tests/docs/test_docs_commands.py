@@ -15,7 +15,7 @@ NEEDS = {
     "root": "installing packages of the system",
     "aiperf": "a tool that has an environment of its own",
 }
-# Tiny, and one step: that training learns is for other tests to see.
+# Tiny, and one step: other tests check that training learns.
 PRESET = "refrag/training/presets/tiny.yaml"
 
 

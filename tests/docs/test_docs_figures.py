@@ -1,4 +1,4 @@
-"""What the documentation quotes is what the result files and the source say; `make docs` brings it up to date."""
+"""The documentation quotes the result files and the source as they are; `make docs` brings it up to date."""
 
 import json
 

@@ -52,7 +52,7 @@ def write_model(repository: Path, name: str, config: str, code: str | None = Non
 
 
 def write_affine_graph(path: Path, input_shape: list[int | str | None]) -> None:
-    """y = x * 3 + (1, 2, 3): a graph that is only right on rows of three numbers."""
+    """Write an ONNX model of y = x * 3 + (1, 2, 3), which is only right on rows of three numbers."""
     shift = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "shift")
     scale = numpy_helper.from_array(np.array(3, np.float32), "scale")
     nodes = [helper.make_node("Mul", ["x", "scale"], ["scaled"]), helper.make_node("Add", ["scaled", "shift"], ["y"])]
@@ -76,13 +76,13 @@ def wait_until(is_true: Callable[[], bool], timeout_seconds: float = 30) -> bool
 
 
 def is_group_alive(process_group: int) -> bool:
-    """Whether any process of the group still runs; one that nobody has reaped yet has ended."""
+    """Return whether any process of the group still runs; a process that nobody has reaped yet has ended."""
     stats = (read_stat(folder) for folder in Path("/proc").glob("[0-9]*"))
     return any(stat and stat[0] != "Z" and int(stat[2]) == process_group for stat in stats)
 
 
 def read_stat(folder: Path) -> list[str] | None:
-    """State, parent, process group and so on; None when the process has ended meanwhile."""
+    """Return a process's state, parent, process group and so on, or None if it has ended meanwhile."""
     try:
         return (folder / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -90,5 +90,5 @@ def read_stat(folder: Path) -> list[str] | None:
 
 
 def shared_memory_of(process_id: int) -> list[Path]:
-    """The regions of all embedded servers that this process has started."""
+    """Return the shared-memory regions of all embedded servers that this process has started."""
     return list(Path("/dev/shm").glob(f"refrag-{process_id}-*"))

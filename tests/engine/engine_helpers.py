@@ -63,7 +63,7 @@ SAMPLED = SamplingParams(max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, s
 
 
 def make_decoder(name):
-    """In double precision: sums in another order must not turn one token into another."""
+    """Make a decoder in double precision, so that sums in another order cannot change a token."""
     torch.manual_seed(0)
     return Decoder(AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval().double())
 
@@ -74,7 +74,7 @@ def make_engine(decoder, tokenizer, **settings):
 
 
 def make_prompt(num_slots, seed=0, num_rows=3):
-    """Random tokens, and among them some rows of chunk embeddings."""
+    """Make a prompt of random tokens with some chunk embeddings among them."""
     generator = torch.Generator().manual_seed(1000 * num_slots + seed)
     input_ids = torch.randint(3, VOCAB_SIZE, (num_slots,), generator=generator)
     num_rows = min(num_rows, num_slots)
@@ -88,7 +88,7 @@ def make_request(prompt, sampling=GREEDY, **options):
 
 
 def mixed_requests(count, seed=0):
-    """Prompts of 1 to 120 slots, half of them sampled."""
+    """Make requests with prompts of 1 to 120 slots; half of them sample their answers."""
     rng = random.Random(seed)
     return [
         make_request(make_prompt(rng.choice([1, 7, 8, 9, rng.randint(10, 120)]), number), (GREEDY, SAMPLED)[number % 2])
@@ -97,7 +97,7 @@ def mixed_requests(count, seed=0):
 
 
 def answer_alone(decoder, tokenizer, request):
-    """By the sequential reference."""
+    """Return the sequential reference's answer."""
     return join_deltas(list(generate(decoder, tokenizer, request.prompt, request.sampling)))
 
 
@@ -108,7 +108,7 @@ def scatter_blocks(engine):
 
 
 def run_unchecked(engine, request):
-    """The tokens of one request, from an engine whose blocks do not add up."""
+    """Return the tokens of one request, from an engine whose blocks do not add up."""
     engine.add(request)
     tokens = []
     while engine.has_work:
@@ -117,7 +117,7 @@ def run_unchecked(engine, request):
 
 
 def run(engine, requests, per_step=None):
-    """Add the requests, `per_step` before each step or all at once; the answer of each, joined."""
+    """Add the requests, `per_step` before each step or all at once; return each one's joined answer."""
     deltas = {request: [] for request in requests}
     waiting = list(requests)
     while waiting or engine.has_work:

@@ -64,7 +64,7 @@ def test_a_deadline_ends_running_and_waiting_requests(llama, tokenizer):
 
 
 def test_a_request_that_breaks_the_pass_ends_alone(llama, tokenizer, caplog):
-    """Its prompt has an id without a row, as only a bug could let through."""
+    """The prompt has an id without an embedding, which only a bug could let through."""
     broken = make_prompt(20)
     broken.input_ids[5] = 10_000
     bad, good = EngineRequest(broken, GREEDY), mixed_requests(4)
@@ -102,7 +102,7 @@ def test_nan_ends_its_request_and_is_shared_with_nobody(llama, tokenizer):
     prompt = make_prompt(40)
     poisoned = MixedPrompt(prompt.input_ids, torch.full_like(prompt.chunk_embeddings, float("nan")))
     engine = make_engine(llama, tokenizer, max_step_slots=512)
-    # With the keys of the clean prompt, as if the rows had turned bad on their way.
+    # It has the keys of the clean prompt, as if its rows had been damaged later.
     bad, good = EngineRequest(poisoned, GREEDY, keys=make_request(prompt).keys), make_request(prompt)
     engine.add(bad)
     [output] = engine.step()
@@ -149,7 +149,7 @@ def test_steps_tell_what_they_did(llama, tokenizer):
 
 @pytest.mark.slow
 def test_a_thousand_requests_leave_memory_where_it_was():
-    """In a process of its own, counted from when everything has been in use once."""
+    """Memory is measured in a separate process, after everything in it has been in use once."""
     script = Path(__file__).with_name("resident_memory.py")
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

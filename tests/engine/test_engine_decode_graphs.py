@@ -41,7 +41,7 @@ def requests_of(lengths, **options):
 
 
 def test_answers_are_those_without_graphs(decoder, tokenizer):
-    """Seven of many lengths through five places: rows change hands, and steps of every size are taken."""
+    """Seven requests of many lengths share five places, so rows change hands and steps have every size."""
     requests = requests_of([40, 3, 75, 1, 22, 60, 9])
     answers = run(make_engine_with_graphs(decoder, tokenizer), requests, per_step=1)
     assert answers == [answer_alone(decoder, tokenizer, request) for request in requests]

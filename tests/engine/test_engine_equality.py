@@ -27,7 +27,7 @@ def test_batched_is_alone(decoder, tokenizer):
 
 
 def test_whole_prompts_in_one_step_are_each_alone(decoder, tokenizer):
-    """Each in a run of its own, long enough to be written as one."""
+    """Each prompt is computed in a run of its own, long enough to be written as a whole."""
     requests = [make_request(make_prompt(num_slots), SAMPLED) for num_slots in (40, 50, 60)]
     together = run(make_engine(decoder, tokenizer, max_step_slots=512), requests, per_step=3)
     assert together == [answer_alone(decoder, tokenizer, request) for request in requests]
@@ -57,7 +57,7 @@ def test_a_prompt_in_parts_is_the_whole_prompt(decoder, tokenizer, max_step_slot
 
 
 def test_a_reused_prefix_is_a_fresh_one(decoder, tokenizer):
-    """The second prompt shares five blocks with the first, rows of embeddings among them, and goes on otherwise."""
+    """The second prompt shares its first five blocks, which hold embeddings too, with the first prompt."""
     first, other = make_prompt(60), make_prompt(60, seed=1, num_rows=0)
     shared = torch.cat([first.input_ids[:41], other.input_ids[41:]])
     second = type(first)(shared, first.chunk_embeddings)
@@ -137,7 +137,7 @@ def test_a_request_has_its_own_penalties_and_log_probabilities(llama, tokenizer)
 
 @pytest.mark.parametrize("packed_from", [linear.PACKED, 1], ids=["as they lie", "packed"])
 def test_single_precision_answers_too(llama, tokenizer, monkeypatch, packed_from):
-    """As served, where sums in another order may differ in their last bits."""
+    """Served decoders are in single precision, where sums in another order may differ in their last bits."""
     monkeypatch.setattr(linear, "PACKED", packed_from)
     single = type(llama)(type(llama.backbone)(llama.backbone.config).eval())
     single.load_state_dict(llama.state_dict())

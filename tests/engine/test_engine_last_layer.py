@@ -1,4 +1,4 @@
-"""The last layer is computed for the slots whose logits are asked for; what comes of them is what it was."""
+"""The last layer is computed only for the slots whose logits are asked for, and the logits stay the same."""
 
 import logging
 
@@ -50,7 +50,7 @@ def test_nothing_is_left_on_the_decoder_even_if_a_pass_fails(llama, tokenizer, m
 
 
 def test_a_layer_that_cannot_be_parted_is_computed_for_all_rows(llama, tokenizer, monkeypatch, caplog):
-    """As it would be of a decoder whose last layer is another than it says."""
+    """The decoder names the wrong layer as its last."""
     monkeypatch.setattr(Decoder, "last_layer", property(lambda decoder: decoder.backbone.base_model.layers[0]))
     with caplog.at_level(logging.WARNING):
         engine = make_engine(llama, tokenizer)
@@ -61,7 +61,7 @@ def test_a_layer_that_cannot_be_parted_is_computed_for_all_rows(llama, tokenizer
 
 
 def test_a_pass_whose_rows_do_not_come_out_as_asked_is_found_out(llama):
-    """Keys and values are right, and the rows that come out of the layer are others."""
+    """The layer's keys and values are right, but its output rows are wrong."""
     shapes, layer = layer_shapes(llama, max_prompt_slots=512), llama.last_layer
     assert separable_last_layer(llama, shapes) is layer
     hook = layer.register_forward_hook(lambda _, args, output: output.roll(1, -1) if args[0].shape[1] == 1 else output)

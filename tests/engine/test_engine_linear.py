@@ -9,7 +9,7 @@ FEW_INPUTS, MANY_INPUTS = 24, PACKED // 40 + 1
 
 
 def product(num_rows, num_inputs, bias, dtype):
-    """The layer made faster, what it is expected to give, and what it gives."""
+    """Return the faster layer, its expected output and its output."""
     layer, rows = nn.Linear(num_inputs, 40, bias=bias, dtype=dtype), torch.randn(1, num_rows, num_inputs, dtype=dtype)
     with torch.inference_mode():
         expected = layer(rows)

@@ -85,7 +85,7 @@ def test_a_long_prompt_is_not_starved_by_short_ones():
 
 
 def test_of_several_long_prompts_none_is_starved():
-    """Each exceeds a step by itself; new ones keep coming."""
+    """Each prompt is too long for one step, and new ones keep coming."""
     scheduler = make_scheduler(num_blocks=1024, max_active=6)
     long = add(scheduler, 1000, num_tokens=1)
     others = [add(scheduler, 80, num_tokens=1) for _ in range(5)]
@@ -144,7 +144,7 @@ def test_equals_do_not_push_each_other_out():
 
 
 def test_as_few_are_preempted_as_make_room():
-    """The large one alone makes room; the small ones below it keep their places."""
+    """Preempting the large request alone makes room, so the small ones keep their places."""
     scheduler = make_scheduler(num_blocks=20)
     large = add(scheduler, 56, priority=1)
     small = [add(scheduler, 4, num_tokens=1, priority=2) for _ in range(2)]

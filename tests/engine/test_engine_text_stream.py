@@ -10,7 +10,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 def push_all(text, stop_words=()):
-    """Pieces until the end of the text or a stop word. What looks like a special token is text."""
+    """Push all tokens; return the pieces until the end or a stop word. Text that looks like a special token is text."""
     stream, pieces = TextStream(TOKENIZER, stop_words), []
     for token_id in TOKENIZER(text, split_special_tokens=True).input_ids:
         pieces.append(stream.push(token_id))

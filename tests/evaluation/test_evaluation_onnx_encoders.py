@@ -1,4 +1,4 @@
-"""Answers with an ONNX encoder's vectors, by the command."""
+"""The command answers with an ONNX encoder's vectors."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def exact(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def damaged(exact, tmp_path_factory):
-    """Every row of the embedding table another token's."""
+    """An ONNX encoder whose embedding table has its rows in reverse, so each token has another one's."""
     path, model = tmp_path_factory.mktemp("damaged") / "model.onnx", onnx.load(exact)
     for tensor in model.graph.initializer:
         if tensor.name.endswith("word_embeddings.weight"):
@@ -42,7 +42,7 @@ def table(tiny_checkpoint, exact, damaged, tmp_path_factory):
 
 
 def picks_of(table, name):
-    """How many picks of the policy are the same, and of how many."""
+    """Return how many of the policy's picks are the same, and how many there are."""
     found = re.search(rf"Vectors by {name}: .*?; (\d+) of (\d+) picks", table["about"])
     return int(found[1]), int(found[2])
 

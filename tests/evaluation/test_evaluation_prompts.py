@@ -76,7 +76,7 @@ def test_vectors_are_those_that_a_store_gives_back(cases):
 
 
 def test_the_random_policy_draws_anew_for_each_case_and_the_same_the_next_time(cases):
-    """With one seed for all of them, contexts of one length would expand the same places."""
+    """One seed for all cases would expand the same places in all contexts of one length."""
     assert len({request_seed(cases, number) for number in range(len(cases.cases))}) == len(cases.cases)
     again = CaseSet(cases.models, cases.cases, cases.seed)
     assert choose_chunks(again, compressed(8, "random", 0.2)) == choose_chunks(cases, compressed(8, "random", 0.2))

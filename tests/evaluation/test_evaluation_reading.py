@@ -1,4 +1,4 @@
-"""One teacher-forced pass against generating token by token, and batches against one prompt alone."""
+"""A teacher-forced pass equals generating token by token, and a batch equals each prompt alone."""
 
 import copy
 from dataclasses import replace

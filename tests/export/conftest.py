@@ -1,4 +1,4 @@
-"""One tiny checkpoint, one export of it: exporting takes seconds, so the tests share both and copy before changing."""
+"""Fixtures of a tiny checkpoint and its export; exporting takes seconds, so tests share them and change copies."""
 
 import shutil
 from pathlib import Path

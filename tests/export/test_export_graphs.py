@@ -1,4 +1,4 @@
-"""The graphs: equal to torch, typed and named as config.pbtxt says, open in every size."""
+"""The ONNX models equal torch, have the names and types of config.pbtxt, and take inputs of every size."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The encoder in 8-bit integers: close to torch, the same for a chunk whatever is beside it, and on every CPU."""
+"""The encoder in 8-bit integers is close to torch, and gives a chunk the same vector in any batch, on any CPU."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def draw_chunks(num_chunks: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def make_lively_encoder(family: str) -> ChunkEncoder:
-    """With weights so large that every product counts; as they are drawn at first, they hardly do."""
+    """Return an encoder whose weights are so large that every product counts; freshly drawn ones are too small."""
     encoder = make_encoder(family)
     with torch.no_grad():
         for weight in encoder.parameters():
@@ -129,7 +129,7 @@ def test_a_graph_without_products_is_refused_in_words(tmp_path):
 
 
 def save_graph(path: Path, nodes: list[onnx.NodeProto], **weights: np.ndarray) -> None:
-    """Of x (R, 8) to y (R, 8)."""
+    """Save an ONNX model from x (R, 8) to y (R, 8)."""
     x, y = (onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
     constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
     graph = onnx.helper.make_graph(nodes, "graph", [x], [y], constants)
@@ -137,7 +137,7 @@ def save_graph(path: Path, nodes: list[onnx.NodeProto], **weights: np.ndarray) -
 
 
 def test_products_in_a_row_a_shared_weight_and_an_odd_bias_are_computed_too(tmp_path):
-    """The first product feeds the second; both have one weight; what is added to the second is no bias of its width."""
+    """The first product feeds the second, both share a weight, and the second's addend is a scalar, not a bias."""
     rng, make = np.random.default_rng(0), onnx.helper.make_node
     nodes = [
         make("MatMul", ["x", "w"], ["first"]),
@@ -158,7 +158,7 @@ def test_products_in_a_row_a_shared_weight_and_an_odd_bias_are_computed_too(tmp_
 @pytest.mark.parametrize("num_rows", [1, 20])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_sum_of_the_largest_products_is_exact(num_rows, sign, tmp_path):
-    """With weights up to 127, CPUs without VNNI cut off half of it."""
+    """With weights up to 127, CPUs without VNNI would cut off half of the sum."""
     make = onnx.helper.make_node
     nodes = [make("MatMul", ["x", "w"], ["product"]), make("Identity", ["product"], ["y"])]
     save_graph(tmp_path / "g.onnx", nodes, w=sign * np.ones((8, 8)))
@@ -190,7 +190,7 @@ def test_an_activations_scale_spans_its_range_and_has_a_step_for_zero(smallest, 
 
 
 def test_the_schemes_name_stands_for_these_integers():
-    """Stored vectors are told apart by it: who changes one side of this test changes the other."""
+    """The scheme's name tells stored vectors apart: whoever changes one side of this test must change the other."""
     integers, scales = quantise_weight(np.array([[1.0, -3.0], [-0.5, 0.7], [0.2, 0.0]], np.float32))
     scale, zero = activation_scale((-1.0, 2.0))
     found = integers.tolist(), (64 * scales).tolist(), round(255 * scale.item(), 5), zero.item()
@@ -228,7 +228,7 @@ def test_passages_that_cannot_be_read_are_named(checkpoint, tmp_path):
 def test_the_command_exports_integers_and_stores_their_vectors_apart(
     checkpoint, exported, passages, repository, capsys
 ):
-    """From those in floats, and from those by other scales."""
+    """Their fingerprint differs from that of float vectors, and from that of integers with other scales."""
     part = Path("preprocessing", "1", "checkpoint")
     fingerprints = {load_fingerprint(exported / part)}
     for text in (passages.read_text(), passages.read_text() + "\n\nOne passage more, with other words in it."):

@@ -1,4 +1,4 @@
-"""The whole export: complete, self-contained, and harmless when it fails."""
+"""The whole export is complete, self-contained, and harmless when it fails."""
 
 import shutil
 from pathlib import Path
@@ -35,7 +35,7 @@ def part(repository: Path, model: str) -> Path:
 
 @pytest.fixture
 def damaged_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Projector graphs come out with weights that are not the checkpoint's."""
+    """Make the export write projectors whose weights are not the checkpoint's."""
 
     def export_another(projector, path, precision):
         export_projector(Projector(projector.up.in_features, projector.down.out_features), path, precision)

@@ -1,4 +1,4 @@
-"""The exported graphs under the real server: config.pbtxt and model.onnx belong together."""
+"""The exported ONNX models run under the real server: config.pbtxt and model.onnx belong together."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ TRITON_TYPES = {"int64": "INT64", "float32": "FP32"}
 
 @pytest.fixture(scope="module")
 def client(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.InferenceServerClient]:
-    """A server of the two graphs alone."""
+    """A client of a server with the two ONNX models alone."""
     repository = tmp_path_factory.mktemp("graphs")
     for model in ("chunk_encoder", "projector"):
         shutil.copytree(exported / model, repository / model)

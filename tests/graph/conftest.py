@@ -1,4 +1,4 @@
-"""One real tritonserver for the whole tier, serving a repository exported from the committed checkpoint."""
+"""Fixtures of one real tritonserver for the whole tier, with a repository exported from the committed checkpoint."""
 
 import random
 from pathlib import Path

@@ -59,7 +59,7 @@ def count_generated_tokens(server):
 
 
 def wait_until_free(client, request_id, seconds):
-    """Time until the id is no longer in flight."""
+    """Return the seconds until the id is no longer in flight."""
     started = time.monotonic()
     while time.monotonic() - started < seconds:
         try:

@@ -1,4 +1,4 @@
-"""What the engine adds to an answer, seen through the whole graph."""
+"""The engine's own features work through the whole ensemble."""
 
 import re
 import time
@@ -77,7 +77,7 @@ def test_the_decoder_tells_its_latencies(client, server):
 
 
 def test_urgent_requests_are_answered_beside_patient_ones(client, reference, heldout):
-    """More than have a place at once, of mixed priority: each answer is that of the reference alone."""
+    """There are more requests than places, of mixed priority; each answer is that of the reference alone."""
     contexts = [heldout[index % len(heldout)] for index in range(40)]
 
     def ask(index):

@@ -1,4 +1,4 @@
-"""The served graph gives the tokens of the in-process reference."""
+"""The served ensemble gives the tokens of the in-process reference."""
 
 from concurrent.futures import ThreadPoolExecutor
 

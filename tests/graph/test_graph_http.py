@@ -1,4 +1,4 @@
-"""The graph over HTTP, as curl and other people's tools call it."""
+"""The ensemble answers over HTTP, as curl and other people's tools call it."""
 
 import json
 import urllib.error

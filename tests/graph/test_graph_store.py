@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 30.0
 
 
 class Served:
-    """One server with a store of its own."""
+    """A server with a store of its own, and a client of it."""
 
     def __init__(self, repository, store_folder, **environment):
         self.store_folder = store_folder
@@ -67,13 +67,13 @@ class Served:
 
 @pytest.fixture(scope="module")
 def contexts(heldout):
-    """Passages in plenty, some of them in several contexts."""
+    """Contexts of at least four passages; some passages are in several contexts."""
     return [context for context in heldout if len(context.passages) >= 4][:6]
 
 
 @pytest.fixture(scope="module")
 def expected(contexts, reference):
-    """By the in-process reference, which has no store."""
+    """The answers of the in-process reference, which has no store."""
     sampling = SamplingParams(max_tokens=MAX_TOKENS)
     return [
         tuple(reference.answer(Request(context.questions[0].text, context.passages), sampling).token_ids)
@@ -199,7 +199,7 @@ def test_what_one_server_encodes_the_other_finds_and_a_rolling_restart_loses_not
             with Served(repository, tmp_path / "a", **options) as first:
                 check_answers(first, contexts, expected)
                 first.wait_for_metric("refrag_store_written", 1, tier="shared", model="expansion_policy")
-            # The first is stopped, and has written what it had begun to write.
+            # The first server is stopped, and has finished its writes.
             shared = check_answers(second, contexts, expected)
             assert all(figures.num_stored_chunks == figures.num_chunks > 0 for figures in shared)
             with Served(repository, tmp_path / "c", **options) as third:

@@ -1,4 +1,4 @@
-"""Who imports whom is in pyproject.toml, for import-linter; here is that it sees everything, and what it cannot see."""
+"""Import-linter sees every package, and the rules hold that it cannot check; its own rules are in pyproject.toml."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("module", ["refrag.context.prepare", "refrag.model.tokenizers", "refrag.store.settings"])
 def test_preprocessing_needs_no_torch(module):
-    """Three processes of the server would import it, and take most of its start for it."""
+    """Three processes of the server would import torch, which would take most of the server's start."""
     subprocess.run([sys.executable, "-c", f"import sys, {module}; sys.exit('torch' in sys.modules)"], check=True)
 
 

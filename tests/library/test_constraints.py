@@ -33,7 +33,7 @@ def test_every_requirement_is_pinned_to_a_release_that_it_allows(text, pinned):
 
 
 def test_only_the_server_itself_is_pinned_in_the_packages():
-    """What is installed into NVIDIA's container must not exchange its torch."""
+    """Installing the packages into NVIDIA's container must not replace its torch."""
     pinned = [text for text in requirements() if "==" in text]
     assert pinned == ["nvidia-pytriton==0.7.0"]
 

@@ -4,7 +4,7 @@ import sys
 
 
 def test_denormal_numbers_count_as_zero_on_every_thread():
-    """In a process of its own: it holds for all that follows."""
+    """The setting lasts as long as its process, so it is made in a separate one."""
     script = """
 import torch
 from refrag.machine.threads import flush_denormals
@@ -18,7 +18,7 @@ print(int((torch.full((200_000,), 2e-38) * 0.25 != 0).sum()))
 
 
 def test_only_one_thread_has_helpers_where_another_computes_alone():
-    """Counted by Linux, in a process of its own."""
+    """The threads are counted by Linux, in a separate process."""
     script = """
 import os, threading, torch
 from refrag.machine.threads import compute_alone

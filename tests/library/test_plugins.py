@@ -1,4 +1,4 @@
-"""Tables of things by name: what is in them, what is loaded, and what is refused."""
+"""Plugin tables list their names, load what is asked for, and refuse the rest."""
 
 import sys
 from importlib.metadata import EntryPoint
@@ -12,7 +12,7 @@ from refrag.plugins import Table
 
 @pytest.fixture
 def table(monkeypatch):
-    """Two of our own, and what the test installs beside them."""
+    """A function that makes a table with two entries of our own and those that the test installs."""
 
     def make(*installed):
         entries = [EntryPoint(name, place, "test.things") for name, place in installed]

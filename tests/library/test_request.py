@@ -1,4 +1,4 @@
-"""What a caller may ask for, and the words in which the rest is refused."""
+"""Requests that a caller may make, and the messages that refuse all others."""
 
 import pytest
 

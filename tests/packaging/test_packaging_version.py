@@ -1,4 +1,4 @@
-"""One file says which version both packages are."""
+"""Both packages have the version that one file names."""
 
 from importlib.metadata import version
 from pathlib import Path

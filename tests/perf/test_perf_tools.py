@@ -1,4 +1,4 @@
-"""What the tools compute from what they read; that they measure the real server is in test_perf_server."""
+"""The tools compute the right figures from what they read; test_perf_server runs them on the real server."""
 
 import json
 import random
@@ -20,7 +20,7 @@ MODELS = ("preprocessing", "chunk_encoder", "expansion_policy", "projector")
 
 
 def readings(num_requests, ttft, admission):
-    """Before and after: each model waits 1 ms and computes 10 ms for a request."""
+    """Return readings before and after requests that each wait 1 ms for every model and compute 10 ms in it."""
     zero = {name: dict.fromkeys(PHASES, 0.0) for name in MODELS}
     spent = {name: {phase: num_requests * seconds for phase, seconds in PHASES.items()} for name in MODELS}
     before = Reading(zero, {"ttft": (0.0, 0), "queue": (0.0, 0)})
@@ -34,7 +34,7 @@ def test_stages_add_up_to_what_the_client_waited():
     assert sum(stages.values()) == pytest.approx(0.12)
     assert stages["preprocessing"] == pytest.approx(0.011)
     assert stages["decoder"] == pytest.approx(0.05)
-    # The graph's clock does not see the millisecond before preprocessing begins.
+    # A request's arrival is noted when preprocessing begins, so the millisecond before it is not in the times.
     assert stages["client, gRPC"] == pytest.approx(0.019)
     assert stages["hand-overs"] == pytest.approx(0.007)
 
@@ -52,7 +52,7 @@ def test_readings_without_a_request_between_them_are_refused():
 
 
 def test_the_papers_model_gives_its_own_figures():
-    """16,384 tokens of LLaMA-2-7B: 25.6 times at k=16 by its text."""
+    """The paper's text says 25.6 times for 16,384 tokens of LLaMA-2-7B at k=16."""
     assert predicted_speedup(16384, 1024, 4096) == pytest.approx(25.6, rel=0.01)
     assert predicted_speedup(100, 100, 192) == 1.0
 
@@ -87,7 +87,7 @@ def test_throughput_is_from_the_first_request_to_the_last_response():
 
 
 class FakeClient:
-    """Answers with so many of ten chunks found in the store."""
+    """Gives answers whose statistics say that `num_stored` of ten chunks were stored."""
 
     def __init__(self, num_stored: int, ttft_seconds: float | None = 0.1) -> None:
         self.statistics = Statistics(160, 10, num_stored, 0, (), 30, 1)

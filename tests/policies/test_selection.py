@@ -1,4 +1,4 @@
-"""What every policy promises, and what the built-in ones pick."""
+"""Every policy keeps its promises, and the built-in ones select the right chunks."""
 
 import numpy as np
 import pytest

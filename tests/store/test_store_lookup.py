@@ -14,12 +14,12 @@ WIDTH = 6
 
 
 def pack(kinds):
-    """A chunk of its own for each kind.  INT32 (C, 4)"""
+    """Return one chunk for each kind, all different.  INT32 (C, 4)"""
     return np.array([[kind, kind * kind, -1, -1] for kind in kinds], np.int32).reshape(-1, 4)
 
 
 def encode(packed):
-    """What an encoder would make of the chunks: FP16 (C, WIDTH), a different row for each kind."""
+    """Return FP16 vectors as an encoder would make them, a different row for each kind of chunk.  (C, WIDTH)"""
     return np.stack([np.full(WIDTH, row[0] + 0.5, np.float16) for row in packed]) if len(packed) else _no_vectors()
 
 

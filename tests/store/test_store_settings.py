@@ -17,7 +17,7 @@ def settings(tmp_path):
 
 
 def opened(settings, **options):
-    """The store's memory and its tiers, by name."""
+    """Open a store; return the names of its memory and its tiers."""
     store = open_store(replace(settings, **options), FINGERPRINT)
     store.close()
     return store.memory, {guarded.tier.name: guarded.tier for guarded in store.tiers}

@@ -1,4 +1,4 @@
-"""Tokens of passages in the store: what was kept is found, and nothing that belongs to another tokenizer."""
+"""Tokens of passages that were stored are found again, and none that belong to another tokenizer."""
 
 import pytest
 from hypothesis import given
@@ -66,7 +66,7 @@ def test_damaged_tokens_are_not_found_and_are_counted(store, tokens, tier):
 
 
 def test_tokens_and_vectors_lie_apart(store, tokens):
-    """In the same tiers, with counts of their own."""
+    """They share tiers, but have their own counts."""
     tokens.keep(PASSAGES)
     store.put(vectors([1]))
     store.wait_until_written()

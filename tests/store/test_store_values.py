@@ -1,4 +1,4 @@
-"""What is read back is what was stored, or it is not read back at all."""
+"""A value is read back as it was stored, or not at all."""
 
 import numpy as np
 from hypothesis import given

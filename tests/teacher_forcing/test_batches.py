@@ -61,7 +61,7 @@ def of_example(tensor, batch, number):
 
 
 def collations(test):
-    """With and without a first token, in rows of their own or packed."""
+    """Run a test on batches with and without a first token, with examples in rows of their own or packed."""
     some = given(batches_of_examples(), st.sampled_from([None, BOS_ID]), st.sampled_from([None, 1, 12, 40]))
     return settings(max_examples=50)(some(test))
 

@@ -21,7 +21,7 @@ NUM_SAMPLES = 2000
 
 
 def column(number):
-    """Samples of NUM_SAMPLES with the `number`-th number of chunks, stage after stage."""
+    """Return how many of NUM_SAMPLES have the `number`-th number of chunks, stage after stage."""
     return [NUM_SAMPLES * shares[number] for shares in sample_shares(PAPER)]
 
 
@@ -39,7 +39,7 @@ def test_each_number_of_chunks_has_as_many_samples_as_the_others_in_a_geometric_
 
 
 def test_by_samples_the_stages_are_as_long_as_their_samples_take():
-    """With batches of so many tokens, c chunks come in c times as many of them, and each number as often in all."""
+    """Batches hold a fixed number of tokens, so samples of c chunks take c times as many; all c have equally many."""
     samples = [share / num for share, num in zip(batch_shares(PAPER), PAPER.num_chunks, strict=True)]
     assert samples == pytest.approx([samples[0]] * 9)
     lengths = stage_shares(PAPER)

@@ -68,7 +68,7 @@ CPU_ATTENTION = {
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint):
-    """Its own to train."""
+    """A copy that the test may train."""
     return copy.deepcopy(tiny_checkpoint)
 
 
@@ -206,13 +206,13 @@ def test_the_shares_of_batches_add_up(stage):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_activations_are_those_that_a_real_forward_pass_saves(frozen, recompute):
-    """All layers of the real model, two of which are counted."""
+    """The estimate for all layers, made from counting two, is compared with the real model."""
     pair = tiny_pair().model_copy(update={"decoder": Backbone(architecture="llama", shape=LLAMA)})
     run = make_run("reconstruct" if frozen else "continue", optimisation={"gradient_checkpointing": recompute})
     kept = tiny_costs(run, pair)["decoder"][2] * 2 * 64
     saved = saved_bytes(5, frozen, recompute)
     if recompute:
-        # A layer is at work again, and has all that it needs.
+        # One layer at a time is recomputed, and keeps all of its activations meanwhile.
         saved += saved_bytes(5, frozen, False) - saved_bytes(4, frozen, False)
     assert kept == pytest.approx(saved, rel=0.05)
 

@@ -353,7 +353,7 @@ def test_the_decoders_layers_are_what_fsdp_shards_by():
 
 
 def test_two_processes_train_like_one_that_accumulates_twice(tmp_path):
-    """With copies of the weights (DDP) and with shards of them (FSDP); broken and resumed; with rollouts."""
+    """They hold copies of the weights (DDP) or shards (FSDP), are broken off and resumed, and make rollouts."""
     run_two_processes(tmp_path)
     alone = train(tmp_path / "alone", accumulation_steps=2)
     reinforced = train(tmp_path / "reinforced", Reinforced(2), accumulation_steps=2)

@@ -34,7 +34,7 @@ def step_with_random_gradients(model, *optimizers, seed=0):
 
 
 def torch_optimizers(model):
-    """What `make_optimizer` gives for MUON, out of torch's own two optimizers."""
+    """Return the equal of `make_optimizer` for MUON, built from torch's own two optimizers."""
     layers = list(model.model.layers.named_parameters())
     matrices = [parameter for _, parameter in layers if parameter.ndim == 2]
     others = [parameter for _, parameter in layers if parameter.ndim == 1]

@@ -1,4 +1,4 @@
-"""Any Hugging Face pair: each family of decoders and encoders, 32 wide and loaded as from the hub, in every stage."""
+"""Hugging Face pairs go through every stage: each family of decoders and encoders, 32 wide, loaded as from the hub."""
 
 import math
 import random
@@ -208,7 +208,7 @@ def recipe(pair):
 
 
 def without_pretraining(preset):
-    """What the encoder has a part in, from the pair as it is."""
+    """Return the preset with only the runs that involve the encoder; the first starts from the untrained pair."""
     runs = {name: preset.runs[name] for name in ("reconstruct", "continue", "finetune", "policy")}
     runs["reconstruct"] = runs["reconstruct"].model_copy(update={"start": None})
     return preset.model_copy(update={"runs": runs})

@@ -51,7 +51,7 @@ def softmax(scores):
 
 
 def probability(logits, picks):
-    """Of drawing `picks` one after another, each from the softmax over what is left."""
+    """Return the probability of drawing `picks` in turn, each from the softmax over the chunks that are left."""
     total, left = 1.0, dict(enumerate(logits))
     for pick in picks:
         total *= softmax([left[pick], *(score for number, score in left.items() if number != pick)])[0]
@@ -277,7 +277,7 @@ GOOD, BAD = (7, 8, 9), (20, 21, 22)
 
 
 class TwoArmed(PolicyOptimisation):
-    """Of two chunks only one, wherever it stands, makes the answer likely."""
+    """Rewards the first pick where it is the good one of two chunks."""
 
     def rewards(self, batch, vectors, picks):
         rewards = [

@@ -1,4 +1,4 @@
-"""What each stage draws, trains and minimises; the policy's own algorithm is in test_policy_stage.py."""
+"""Each stage draws, trains and minimises the right things; test_policy_stage.py has the policy's own algorithm."""
 
 import random
 from copy import deepcopy
@@ -191,7 +191,7 @@ def test_the_numbers_of_chunks_are_the_curriculums_few_first(checkpoint, name):
 
 @pytest.fixture
 def asked_passages(monkeypatch):
-    """How many passages each context was drawn with, by how they were drawn."""
+    """The number of passages of each context drawn, by the method that drew it."""
     counts = {"ask_many": [], "ask_among_rivals": []}
     for name, drawn in counts.items():
         original = getattr(ContextMaker, name)
@@ -239,7 +239,7 @@ def test_rivals_have_their_share_of_the_contexts(checkpoint, asked_passages, nam
 
 @pytest.fixture
 def asked_tasks(monkeypatch):
-    """Tasks of all questions drawn, whether or not their passages hold the answer."""
+    """The tasks of all questions drawn, whether or not their passages hold the answer."""
     tasks = []
     original = ContextMaker.tokenise
     monkeypatch.setattr(

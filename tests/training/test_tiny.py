@@ -65,7 +65,7 @@ def runs(tmp_path_factory, accelerator_of_module) -> Path:
 
 @pytest.fixture(scope="module")
 def contexts(runs) -> list[TokenisedContext]:
-    """One question over each, about entities with names that no training world has."""
+    """Contexts with one question each, about entities whose names no training world has."""
     rng = random.Random(0)
     maker = ContextMaker.draw(rng, load_run(PRESET, runs, "base").chunker, "heldout")
     return [maker.ask_one(rng, "fact", NUM_PASSAGES) for _ in range(NUM_CONTEXTS)]
@@ -79,7 +79,7 @@ def windows(runs) -> list[list[int]]:
 
 
 def assert_below(losses: Tensor, control: Tensor, what: str) -> None:
-    """Each loss is paired with its control, and must be below it on the mean, surely."""
+    """Assert that the mean loss is below that of its paired control, by SURE times the standard error or more."""
     differences = control - losses
     mean, error = float(differences.mean()), float(differences.std() / len(differences) ** 0.5)
     numbers = f"{what}: {losses.mean():.3f}, control {control.mean():.3f}, difference {mean:.3f} ± {error:.3f}"
@@ -90,7 +90,7 @@ def assert_below(losses: Tensor, control: Tensor, what: str) -> None:
 def answer_losses(
     checkpoint: Checkpoint, shown: Sequence[TokenisedContext], asked: Sequence[TokenisedContext]
 ) -> Tensor:
-    """Log-perplexity of each answer, the passages of `shown` as plain text before the question of `asked`."""
+    """Return each answer's log-perplexity; passages of `shown` stand as plain text before the question of `asked`."""
     examples = [
         MixedExample(context.chunks, range(len(context.chunks)), question_segments(other.questions[0]))
         for context, other in zip(shown, asked, strict=True)
@@ -202,7 +202,7 @@ def test_what_the_policy_picks_makes_answers_likelier_than_random_picks_do(runs,
 
 @torch.no_grad()
 def mean_rewards(checkpoint: Checkpoint, batch: ContextBatch, picks: Tensor) -> Tensor:
-    """Of each question, over its selections.  (P, G, T) -> (P,)"""
+    """Return each question's mean reward over its selections.  (P, G, T) -> (P,)"""
     objective = PolicyOptimisation(checkpoint, PRESET.runs["policy"])
     vectors = encode(checkpoint.encoder, batch.chunks)
     groups = [objective.rewards(batch, vectors, group.unsqueeze(1))[0] for group in picks.unbind(1)]
