@@ -28,7 +28,7 @@ Reply = Callable[["FakeTriton", service_pb2.ModelInferRequest], Iterator[Respons
 
 
 class StoreError(Exception):
-    """What the store complains about, by the name of a RefragError."""
+    """An error of the fake store; `type` is the name of a RefragError."""
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(message)
@@ -62,7 +62,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             yield from self.reply(self, request)
 
     def ModelInfer(self, request, context):
-        """The model `chunk_store`, as far as `store` plays it: (operation, inputs) → result and further outputs."""
+        """Answer for the model `chunk_store` by calling `store`: (operation, inputs) → result and further outputs."""
         inputs = read_inputs(request)
         try:
             result, outputs = self.store(inputs["operation"][0].decode(), inputs)
@@ -169,7 +169,7 @@ def read_inputs(request: service_pb2.ModelInferRequest) -> dict[str, np.ndarray]
 
 
 def start(fake: FakeTriton) -> tuple[grpc.Server, str]:
-    """The running server and its url."""
+    """Start a server; return it and its URL."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=48))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""From the words of a server to a typed error."""
+"""A server's error message becomes a typed error."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What travels: names, types and shapes of the tensors, and what is refused before sending."""
+"""A request's tensors have the right names, types and shapes, and bad requests are refused before sending."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""Filling and keeping the store: what is noted as done is done, and nothing is asked twice."""
+"""Filling and maintaining the store: work noted as done is done, and no work is asked for twice."""
 
 import json
 
@@ -40,7 +40,7 @@ class FakeStore:
         return {"fingerprint": self.fingerprint, **counts}, {}
 
     def verify(self, inputs):
-        """Two pages."""
+        """Yield two pages."""
         is_last = "cursor" in inputs
         cursor = np.zeros(0, np.uint8) if is_last else np.array([7], np.uint8)
         return {"num_checked": 10, "num_deleted": int(is_last)}, {"next_cursor": cursor}
