@@ -126,9 +126,7 @@ def test_a_default_policy_that_reads_attention_is_refused_at_the_start(offered):
     config = RefragConfig(
         chunk_size=8, trained_chunk_sizes=[8], max_prompt_slots=64, encoder_length=8, policy="watching"
     )
-    with pytest.raises(
-        CheckpointError, match=r"default policy 'watching' in refrag.json needs the decoder's"
-    ):
+    with pytest.raises(CheckpointError, match=r"default policy 'watching' in refrag.json needs the decoder's"):
         open_trained_policy(config, None)
 
 
