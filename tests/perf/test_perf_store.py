@@ -28,7 +28,7 @@ def test_the_tables_tell_what_was_measured():
 def test_the_sizing_tables_are_arithmetic_on_the_measured_entries():
     row = {"pair": "a pair", "vector_bytes": 384, "entry_bytes": 480.0, "kv_bytes_per_token": 3000}
     sizes = {"chunk_size": 16, "passage_tokens": 128, "num_measured": 20, "token_entry_bytes": 640.0, "rows": [row]}
-    text = sizing.markdown({**sizes, "command": "a command", "commit": "abc"})
+    text = unaligned(sizing.markdown({**sizes, "command": "a command", "commit": "abc"}))
     assert "| a pair | 384 B | 480 B | 30 B | 3,000 B | 100× |" in text
     assert "| a pair | 3.8 GB | 384.0 GB | 1.5 TB | 153.6 TB |" in text
     assert "an entry of 640 B, 5 B per token" in text

@@ -221,7 +221,18 @@ OVERRIDES = [
 
 def start_reconstruction(folder: Path) -> subprocess.Popen[str]:
     overrides = [part for override in OVERRIDES for part in ("--set", override)]
-    command = [sys.executable, "-W", "error", "-m", "refrag.training", "train", "tiny", "reconstruct", *overrides]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "refrag_client.cli.main",
+        "train",
+        "run",
+        "tiny",
+        "reconstruct",
+        *overrides,
+    ]
     # Sums over several threads are not always taken in the same order.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]

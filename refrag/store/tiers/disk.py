@@ -146,13 +146,14 @@ class DiskTier:
 
     def _abandon(self, damaged: int) -> None:
         """Make a new folder current, unless somebody else has done so already; raise TierError if that fails."""
+        # Held to the end: a thread that opened the folder before it is left would find it open in this process.
         with self._opening:
             # Not closed: another thread's transaction may still use the environment, and keeps it open until it ends.
             if self._opened is not None and self._opened.number == damaged:
                 self._opened = None
-        with self._lock():
-            if _read_current(self.path) == damaged:
-                self._leave(damaged)
+            with self._lock():
+                if _read_current(self.path) == damaged:
+                    self._leave(damaged)
 
     def _leave(self, damaged: int) -> None:
         """Make the next folder current and delete the damaged one; the caller holds the lock."""
