@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from refrag.errors import CheckpointError
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "ordered"]
 T = TypeVar("T")
 
 CONFIG_NAME = "refrag.json"
@@ -21,12 +21,17 @@ class PromptTemplate:
 
     Each passage is tokenised by itself between `passage_prefix` and `passage_suffix`. Both are part of its chunks, so
     that a compressed passage costs no slot for a separator.
+
+    is_chat: the decoder's own chat template stands around all of it, as a user's message.
+    system: the system message of a chat; None leaves it to the chat template.
     """
 
     passage_prefix: str = " "
     passage_suffix: str = "\n"
     question_prefix: str = " Question: "
     answer_prefix: str = "\n Answer:"
+    is_chat: bool = False
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class RefragConfig:
 
     chunk_size: k, the decoder tokens per chunk that the server uses.
     trained_chunk_sizes: every k that the encoder and the decoder were trained with.
-    pooling: how the encoder's token states become one chunk vector.
+    pooling: how the encoder's token states become one chunk vector; `refrag/model/encoder.py` explains each way.
+    vector_width: width of the chunk vectors; None if it is the encoder's. Only ordered pooling can have another.
     question_aware: true if the learned policy reads the question's chunk vectors besides the context's.
     policy_confidence: the learned policy stops short of its budget once the chunks that it selected hold this share of
         its probability; 1 always spends the budget, as the paper does.
@@ -53,6 +59,7 @@ class RefragConfig:
     max_prompt_slots: int
     encoder_length: int
     pooling: Pooling = "mean"
+    vector_width: int | None = None
     question_aware: bool = True
     policy_confidence: float = 0.95
     policy_num_heads: int = 4
@@ -70,6 +77,11 @@ class RefragConfig:
         _require(self.max_prompt_slots >= 1, f"max_prompt_slots is {self.max_prompt_slots}; it must be at least 1")
         _require(
             self.pooling in get_args(Pooling), f"pooling is {self.pooling!r}; allowed: {', '.join(get_args(Pooling))}"
+        )
+        _require(
+            self.vector_width is None or (self.pooling == "ordered" and self.vector_width >= 1),
+            f"vector_width is {self.vector_width} and pooling {self.pooling!r}; leave it out, or set a positive width "
+            "and pooling 'ordered'",
         )
         _require(
             0 < self.policy_confidence <= 1, f"policy_confidence is {self.policy_confidence}; allowed: above 0, up to 1"

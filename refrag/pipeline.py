@@ -85,7 +85,7 @@ class Pipeline:
             expanded,
             context.question_ids,
             self.checkpoint.decoder.vocab_size,
-            self.checkpoint.decoder_tokenizer.bos_token_id,
+            self.chunker.frame.head_ids,
         )
         embeddings = self.checkpoint.projector(vectors[prompt.compressed])
         return prompt, MixedPrompt(torch.from_numpy(prompt.input_ids).long(), embeddings)

@@ -3,7 +3,8 @@
     question "who?" = q q q; 4 chunks of k=4; chunk 2 expanded
 
     slot      0 1 2 3 4 5 6 7 8 9
-    holds     ^ A B c c c c D q q      ^ begin-of-sequence; A B D a compressed chunk each; c a token of chunk 2
+    holds     ^ A B c c c c D q q      ^ the head, here begin-of-sequence; A B D a compressed chunk each;
+                                       c a token of chunk 2
     position  0 1 2 3 4 5 6 7 8 9      a compressed chunk takes one position, not k
 
 A slot that holds a compressed chunk carries a placeholder id: vocab_size + its row in the table of chunk
@@ -43,11 +44,12 @@ def lay_out_prompt(
     expanded: Collection[int],
     question_ids: Sequence[int],
     vocab_size: int,
-    bos_id: int | None,
+    head_ids: Sequence[int],
 ) -> Prompt:
     """Return the prompt of the chunks and the question.
 
-    expanded: numbers of the chunks that go in in full. bos_id: begin-of-sequence token; None if the decoder has none.
+    expanded: numbers of the chunks that go in in full. head_ids: tokens in front of the context, as
+    `refrag.context.frame` has them.
     """
     is_expanded = np.zeros(len(chunks), bool)
     is_expanded[list(expanded)] = True
@@ -59,8 +61,7 @@ def lay_out_prompt(
     context, expanded_tokens = np.empty(len(is_row), np.int32), chunks.token_ids[is_expanded]
     context[is_row] = vocab_size + np.arange(len(compressed))
     context[~is_row] = expanded_tokens[expanded_tokens != NO_TOKEN]
-    begin = [] if bos_id is None else [bos_id]
-    return Prompt(np.concatenate([begin, context, question_ids]).astype(np.int32), compressed)
+    return Prompt(np.concatenate([head_ids, context, question_ids]).astype(np.int32), compressed)
 
 
 def table_extra_ids(prompt: Prompt, vocab_size: int, digests: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from refrag.config import RefragConfig
+from refrag.context.alignment import Aligner, own_places
+from refrag.context.frame import open_frame
 
 # C chunks, K tokens per chunk
 
@@ -126,6 +128,7 @@ class Chunker:
         self.cache = cache
         self.decoder_tokenizer = decoder_tokenizer
         self.encoder_tokenizer = encoder_tokenizer
+        self.frame = open_frame(config.template, decoder_tokenizer)
 
     def context_chunks(self, passages: Sequence[str]) -> PackedChunks:
         """Return the chunks of all passages in order. An empty passage has none."""
@@ -150,7 +153,7 @@ class Chunker:
     def question_ids(self, question: str) -> list[int]:
         """Return the decoder tokens of everything after the context: the question inside its template."""
         template = self.config.template
-        return self._tokenise([template.question_prefix + question + template.answer_prefix])[0]
+        return self._tokenise([template.question_prefix + question + template.answer_prefix])[0] + self.frame.tail_ids
 
     def question_chunks(self, question: str) -> PackedChunks:
         """Return the bare question's chunks, which a question-aware policy compares with those of the context."""
@@ -160,14 +163,16 @@ class Chunker:
     def encoder_inputs(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
         """Return the encoder's padded ids and attention mask for the chunks, both INT64 (C, encoder_length).
 
-        For an encoder with its own tokenizer, each chunk's text is tokenised again and cut off at encoder_length.
+        For an encoder with its own tokenizer, each chunk's text is tokenised again and cut off at encoder_length. For
+        ordered pooling the mask tells the place of each token, as `refrag.context.alignment` says; else it is 1.
         """
-        rows = PackedChunks.of(self._as_encoder_reads(chunks)).token_ids[:, : self.config.encoder_length]
+        read, places = self._as_encoder_reads(chunks)
+        rows = PackedChunks.of(read).token_ids[:, : self.config.encoder_length]
         is_token, tokenizer = rows != NO_TOKEN, self.encoder_tokenizer or self.decoder_tokenizer
         ids = np.full((len(chunks), self.config.encoder_length), tokenizer.pad_token_id or 0, np.int64)
         mask = np.zeros_like(ids)
         np.copyto(ids[:, : rows.shape[1]], rows, where=is_token)
-        mask[:, : rows.shape[1]] = is_token
+        mask[:, : rows.shape[1]] = is_token if places is None else places[:, : rows.shape[1]]
         return ids, mask
 
     def _token_ids(self, passages: Collection[str]) -> tuple[dict[str, TokenIds], dict[str, list[int]]]:
@@ -177,13 +182,22 @@ class Chunker:
         tokenised = dict(zip(new, self.passages_ids(new), strict=True))
         return {**known, **tokenised}, tokenised
 
-    def _as_encoder_reads(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+    def _as_encoder_reads(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], np.ndarray | None]:
+        """Return the chunks in the encoder's tokens and, for ordered pooling, the places of these.  (C, L)"""
+        is_ordered = self.config.pooling == "ordered"
         if self.encoder_tokenizer is None or not chunks:
-            return chunks
+            return chunks, own_places(PackedChunks.of(chunks).token_ids != NO_TOKEN) if is_ordered else None
         texts = [self.decoder_tokenizer.decode(list(chunk.token_ids)) for chunk in chunks]
         # Special tokens are added, as the encoder was pre-trained with them.
-        rows = self.encoder_tokenizer(texts, split_special_tokens=True).input_ids
-        return [Chunk(tuple(token_ids), chunk.passage) for token_ids, chunk in zip(rows, chunks, strict=True)]
+        read = self.encoder_tokenizer(texts, split_special_tokens=True, return_offsets_mapping=is_ordered)
+        rows = [Chunk(tuple(ids), chunk.passage) for ids, chunk in zip(read.input_ids, chunks, strict=True)]
+        if not is_ordered:
+            return rows, None
+        return rows, self._aligner.places([chunk.token_ids for chunk in chunks], read.offset_mapping)
+
+    @cached_property
+    def _aligner(self) -> Aligner:
+        return Aligner(self.decoder_tokenizer)
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         # The tokenizer itself would spend a third of the time on masks and offsets that nobody reads.

@@ -64,8 +64,8 @@ class CaseSet:
 
     def plain_prompt(self, token_ids: Sequence[int], target_ids: Sequence[int]) -> TargetedPrompt:
         """Return a prompt of these tokens for the plain decoder, without any chunk, compressed or expanded."""
-        plain, bos_id = self.models.plain, self.models.checkpoint.decoder_tokenizer.bos_token_id
-        prompt = lay_out_prompt(PackedChunks.cut([], 1), (), token_ids, plain.vocab_size, bos_id)
+        plain, head_ids = self.models.plain, self.models.checkpoint.chunker.frame.head_ids
+        prompt = lay_out_prompt(PackedChunks.cut([], 1), (), token_ids, plain.vocab_size, head_ids)
         rows = torch.zeros(0, plain.width)
         return TargetedPrompt(MixedPrompt(torch.from_numpy(prompt.input_ids).long(), rows), target_ids)
 

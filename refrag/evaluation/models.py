@@ -60,7 +60,7 @@ class OnnxEncoder(ChunkEncoder):
     """
 
     def __init__(self, encoder: ChunkEncoder, file: Path) -> None:
-        super().__init__(encoder.backbone, encoder.pooling)
+        super().__init__(encoder.backbone, encoder.pooling, encoder.ordered)
         try:  # Evaluation needs onnxruntime for nothing else.
             import onnxruntime
         except ModuleNotFoundError:

@@ -2,7 +2,8 @@
 
 refrag.json              settings (`refrag.config.RefragConfig`)
 decoder/                 Hugging Face causal LM with its tokenizer
-encoder/                 Hugging Face encoder, with a tokenizer only if it differs from the decoder's
+encoder/                 Hugging Face encoder, with a tokenizer only if it differs from the decoder's, and with
+                         pooling.safetensors for ordered pooling
 projector.safetensors
 policy.safetensors       network of the learned policy, if it was trained
 """
@@ -24,14 +25,14 @@ from refrag.config import LEARNED_POLICY, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.errors import CheckpointError
 from refrag.model.decoder import Decoder
-from refrag.model.encoder import ChunkEncoder
+from refrag.model.encoder import ChunkEncoder, OrderedPooling
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, ENCODER, load_decoder_tokenizer, load_encoder_tokenizer
 
 Part = Literal["decoder", "policy"]
 
-PROJECTOR, POLICY = "projector.safetensors", "policy.safetensors"
+PROJECTOR, POLICY, POOLING = "projector.safetensors", "policy.safetensors", "pooling.safetensors"
 QUESTION_AWARE = "question_aware"
 
 
@@ -84,6 +85,8 @@ class Checkpoint:
         self.config.save(directory)
         self._save_decoder(directory / DECODER, dtype)
         _save_backbone(self.encoder, directory / ENCODER, dtype)
+        if self.encoder.ordered is not None:
+            _save_weights(self.encoder.ordered, directory / ENCODER / POOLING, dtype)
         if self.encoder_tokenizer is not None:
             self.encoder_tokenizer.save_pretrained(directory / ENCODER)
         _save_weights(self.projector, directory / PROJECTOR, dtype)
@@ -112,7 +115,15 @@ def load_checkpoint(directory: Path | str) -> Checkpoint:
 
 def load_encoder(directory: Path, config: RefragConfig) -> ChunkEncoder:
     backbone = _load_pretrained(AutoModel, directory / ENCODER, dtype=torch.float32)
-    return ChunkEncoder(backbone, config.pooling).eval()
+    ordered = load_ordered_pooling(directory / ENCODER / POOLING) if config.pooling == "ordered" else None
+    return ChunkEncoder(backbone, config.pooling, ordered).eval()
+
+
+def load_ordered_pooling(path: Path) -> OrderedPooling:
+    weights = _load_weights(path)
+    if weights.keys() != {"weight"} or weights["weight"].dim() != 3:
+        raise CheckpointError(f"{path} holds {sorted(weights)}; one matrix per place is needed, under 'weight'")
+    return _fill(OrderedPooling(*weights["weight"].shape), weights, path)
 
 
 def load_decoder(directory: Path, dtype: torch.dtype = torch.float32) -> Decoder:

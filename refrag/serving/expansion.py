@@ -8,6 +8,7 @@ import torch
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import PackedChunks
+from refrag.context.frame import open_frame
 from refrag.errors import RefragError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
@@ -53,7 +54,7 @@ class Expansion:
         self.config = RefragConfig.load(checkpoint)
         self.trained = open_trained_policy(self.config, load_policy(checkpoint, self.config))
         self.vocab_size = load_decoder_vocab_size(checkpoint)
-        self.bos_id = load_decoder_tokenizer(checkpoint).bos_token_id
+        self.head_ids = open_frame(self.config.template, load_decoder_tokenizer(checkpoint)).head_ids
         # Only written to: preprocessing has looked up what a request needs.
         self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
         self.metrics = StoreMetrics(self.store, "expansion_policy")
@@ -79,7 +80,7 @@ class Expansion:
         expanded = select_chunks(options, candidates)
         if num_encoded:
             self._keep(np.array(digests), np.array(rows), encoded[:num_encoded], len(stored))
-        prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.bos_id)
+        prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.head_ids)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy() if expanded else vectors.numpy()),
             "prompt_ids": prompt.input_ids,

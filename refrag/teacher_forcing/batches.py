@@ -130,10 +130,10 @@ class ContextBatch(Movable):
 
 
 def collate_mixed(
-    examples: Sequence[MixedExample], vocab_size: int, bos_id: int | None, row_slots: int | None = None
+    examples: Sequence[MixedExample], vocab_size: int, head_ids: Sequence[int], row_slots: int | None = None
 ) -> MixedBatch:
     """Lay out the examples, one per row, or packed into rows of `row_slots` (longer where one example needs it)."""
-    return collate_rows([_lay_out(example, vocab_size, bos_id) for example in examples], row_slots)
+    return collate_rows([_lay_out(example, vocab_size, head_ids) for example in examples], row_slots)
 
 
 def collate_rows(examples: Sequence[LaidOutExample], row_slots: int | None = None) -> MixedBatch:
@@ -209,13 +209,14 @@ def question_segments(
     return [Segment(question.prompt_ids, question_weight), Segment(question.answer_ids, answer_weight, is_answer=True)]
 
 
-def _lay_out(example: MixedExample, vocab_size: int, bos_id: int | None) -> LaidOutExample:
+def _lay_out(example: MixedExample, vocab_size: int, head_ids: Sequence[int]) -> LaidOutExample:
     """Return context and segments, with rows of chunk embeddings numbered from the example's first one."""
-    prompt = lay_out_prompt(PackedChunks.of(example.chunks), example.expanded, [], vocab_size, bos_id)
+    prompt = lay_out_prompt(PackedChunks.of(example.chunks), example.expanded, [], vocab_size, head_ids)
     first = vocab_size + example.first_row
     rows = {vocab_size + place: first + number for place, number in enumerate(prompt.compressed.tolist())}
     ids = [rows.get(i, i) for i in prompt.input_ids.tolist()]
-    weights = [example.context_weight if i < vocab_size else 0.0 for i in ids]
+    context = ids[len(head_ids) :]
+    weights = [0.0] * len(head_ids) + [example.context_weight if i < vocab_size else 0.0 for i in context]
     answer_flags = [False] * len(ids)
     for segment in example.segments:
         ids += segment.token_ids

@@ -20,7 +20,7 @@ from refrag.data.world.world import make_document, make_world
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
-from refrag.model.encoder import ChunkEncoder
+from refrag.model.encoder import ChunkEncoder, OrderedPooling
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
 from refrag.teacher_forcing.batches import encoder_batch
@@ -65,9 +65,11 @@ def join_parts(
         max_prompt_slots=pair.max_prompt_slots,
         encoder_length=pair.encoder_length or _default_encoder_length(pair, encoder_tokenizer),
         pooling=pair.pooling,
+        vector_width=pair.vector_width,
         policy_num_heads=pair.policy_num_heads,
     )
-    decoder, encoder = Decoder(decoder_backbone), ChunkEncoder(encoder_backbone, pair.pooling)
+    decoder = Decoder(decoder_backbone)
+    encoder = ChunkEncoder(encoder_backbone, pair.pooling, _ordered_pooling(pair, encoder_backbone))
     return Checkpoint(
         config=config,
         encoder=encoder,
@@ -146,6 +148,13 @@ def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> PackedC
     rng = random.Random(seed)
     document = make_document(rng, make_world(rng, NUM_ENTITIES, "train"))
     return PackedChunks.cut([checkpoint.chunker.passage_ids(document)], chunk_size)
+
+
+def _ordered_pooling(pair: Pair, encoder_backbone: Any) -> OrderedPooling | None:
+    if pair.pooling != "ordered":
+        return None
+    encoder_width = encoder_backbone.config.hidden_size
+    return OrderedPooling(max(pair.trained_chunk_sizes), encoder_width, pair.vector_width or encoder_width)
 
 
 def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:

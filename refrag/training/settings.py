@@ -52,7 +52,9 @@ class Pair(Settings):
     trained_chunk_sizes: every batch has chunks of one of these sizes, drawn at random.
     encoder_length: most tokens of the encoder in one chunk. By default the largest chunk size; for a pretrained
         encoder, which cuts text into tokens of its own, twice that and its special tokens.
-    pooling: "mean" averages the encoder's token states into the chunk vector, "cls" takes the first state.
+    pooling: "mean" averages the encoder's token states into the chunk vector, "cls" takes the first state, "ordered"
+        has a matrix for each place in a chunk and keeps the order of the tokens.
+    vector_width: width of the chunk vectors, for ordered pooling; by default the encoder's.
     policy_width: width of the policy's network.
     policy_num_heads: attention heads of the policy's network.
     max_prompt_slots: slots of the decoder's window, prompt and answer together.
@@ -67,6 +69,7 @@ class Pair(Settings):
     trained_chunk_sizes: list[PositiveInt] = [16]
     encoder_length: PositiveInt | None = None
     pooling: Pooling = "mean"
+    vector_width: PositiveInt | None = None
     policy_width: PositiveInt = 128
     policy_num_heads: PositiveInt = 4
     max_prompt_slots: PositiveInt = 4096

@@ -19,13 +19,19 @@ from refrag.engine.generation import generate
 from refrag.errors import CheckpointError, InvalidRequest
 from refrag.model.checkpoint import load_checkpoint
 from refrag.model.decoder import Decoder
-from refrag.model.encoder import ChunkEncoder
+from refrag.model.encoder import ChunkEncoder, OrderedPooling
 from refrag.model.projector import Projector
 from refrag.request import SamplingParams
 
 
 def limits_of(checkpoint):
     return Limits(checkpoint.decoder.vocab_size, checkpoint.decoder.width, window=100)
+
+
+def ordered_encoder(checkpoint):
+    backbone = checkpoint.encoder.backbone
+    width = backbone.config.hidden_size
+    return ChunkEncoder(backbone, "ordered", OrderedPooling(checkpoint.config.chunk_size, width, width)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +195,33 @@ def test_one_number_that_is_not_finite_is_enough_to_be_refused(tiny_checkpoint, 
     prompt = MixedPrompt(torch.tensor([512, 513, 514]), rows)
     with pytest.raises(InvalidRequest, match="NaN"):
         check_prompt(prompt, SamplingParams(), limits_of(tiny_checkpoint))
+
+
+def test_ordered_pooling_starts_as_the_mean_of_the_places(tiny_checkpoint):
+    encoder = ordered_encoder(tiny_checkpoint)
+    ids = torch.tensor([[1, 5, 6, 7, 2]])
+    states = encoder.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+    # The first and the last belong to no decoder token; two belong to the second.
+    [vector] = encoder(ids, torch.tensor([[1, 2, 3, 3, 1]]))
+    assert torch.allclose(vector, (states[1] + (states[2] + states[3]) / 2) / 2, atol=1e-5)
+
+
+def test_ordered_pooling_tells_orders_apart_that_a_mean_does_not(tiny_checkpoint):
+    encoder = ordered_encoder(tiny_checkpoint)
+    states, places = torch.randn(1, 2, encoder.width), torch.tensor([[2, 3]])
+    pool = encoder.ordered
+    assert torch.allclose(pool(states, places), pool(states.flip(1), places), atol=1e-5)
+    torch.nn.init.normal_(pool.weight)
+    assert not torch.allclose(pool(states, places), pool(states.flip(1), places), atol=1e-2)
+
+
+def test_ordered_pooling_is_saved_with_the_encoder(tiny_checkpoint, tmp_path):
+    encoder = ordered_encoder(tiny_checkpoint)
+    torch.nn.init.normal_(encoder.ordered.weight)
+    config = replace(tiny_checkpoint.config, pooling="ordered")
+    replace(tiny_checkpoint, encoder=encoder, config=config).save(tmp_path)
+    chunks = tiny_checkpoint.chunker.context_chunks(["the keeper of a harbour counts boats in winter"])
+    loaded = load_checkpoint(tmp_path)
+    assert torch.equal(loaded.encoder.ordered.weight, encoder.ordered.weight)
+    inputs = [torch.from_numpy(each) for each in loaded.chunker.encoder_inputs(chunks)]
+    assert torch.allclose(loaded.encoder(*inputs), encoder.eval()(*inputs), atol=1e-5)

@@ -43,9 +43,9 @@ def batches_of_examples(draw):
     return examples
 
 
-def slots_of(example, bos_id):
+def slots_of(example, head_ids):
     """(id, weight of predicting it, whether it is of an answer) for each slot."""
-    slots = [] if bos_id is None else [(bos_id, 0.0, False)]
+    slots = [(token, 0.0, False) for token in head_ids]
     for number, chunk in enumerate(example.chunks):
         if number in example.expanded:
             slots += [(token, example.context_weight, False) for token in chunk.token_ids]
@@ -61,50 +61,52 @@ def of_example(tensor, batch, number):
 
 
 def collations(test):
-    """Run a test on batches with and without a first token, with examples in rows of their own or packed."""
-    some = given(batches_of_examples(), st.sampled_from([None, BOS_ID]), st.sampled_from([None, 1, 12, 40]))
+    """Run a test on batches with heads of several lengths, with examples in rows of their own or packed."""
+    some = given(
+        batches_of_examples(), st.sampled_from([[], [BOS_ID], [BOS_ID, 7]]), st.sampled_from([None, 1, 12, 40])
+    )
     return settings(max_examples=50)(some(test))
 
 
 @collations
-def test_the_slots_are_those_of_each_example_alone(examples, bos_id, row_slots):
-    batch = collate_mixed(examples, VOCAB_SIZE, bos_id, row_slots)
+def test_the_slots_are_those_of_each_example_alone(examples, head_ids, row_slots):
+    batch = collate_mixed(examples, VOCAB_SIZE, head_ids, row_slots)
     for number, example in enumerate(examples):
-        assert of_example(batch.input_ids, batch, number) == [id for id, _, _ in slots_of(example, bos_id)]
+        assert of_example(batch.input_ids, batch, number) == [id for id, _, _ in slots_of(example, head_ids)]
 
 
 @collations
-def test_what_is_to_be_predicted_is_what_stands_in_the_next_slot(examples, bos_id, row_slots):
-    batch = collate_mixed(examples, VOCAB_SIZE, bos_id, row_slots)
+def test_what_is_to_be_predicted_is_what_stands_in_the_next_slot(examples, head_ids, row_slots):
+    batch = collate_mixed(examples, VOCAB_SIZE, head_ids, row_slots)
     for number, example in enumerate(examples):
         parts = (of_example(part, batch, number) for part in (batch.labels, batch.weights, batch.is_answer))
         predictions = zip(*parts, strict=True)
-        followers = slots_of(example, bos_id)[1:]
+        followers = slots_of(example, head_ids)[1:]
         assert [each for each in predictions if each[1] > 0] == [each for each in followers if each[1] > 0]
 
 
 @collations
-def test_no_row_of_chunk_embeddings_is_to_be_predicted(examples, bos_id, row_slots):
-    batch = collate_mixed(examples, VOCAB_SIZE, bos_id, row_slots)
+def test_no_row_of_chunk_embeddings_is_to_be_predicted(examples, head_ids, row_slots):
+    batch = collate_mixed(examples, VOCAB_SIZE, head_ids, row_slots)
     assert (batch.labels[batch.weights > 0] < VOCAB_SIZE).all()
 
 
 @collations
-def test_placeholders_number_the_chunks_of_the_whole_batch(examples, bos_id, row_slots):
-    batch = collate_mixed(examples, VOCAB_SIZE, bos_id, row_slots)
+def test_placeholders_number_the_chunks_of_the_whole_batch(examples, head_ids, row_slots):
+    batch = collate_mixed(examples, VOCAB_SIZE, head_ids, row_slots)
     rows = sorted((batch.input_ids[batch.input_ids >= VOCAB_SIZE] - VOCAB_SIZE).tolist())
     expanded = {example.first_row + number for example in examples for number in example.expanded}
     assert rows == [row for row in range(sum(len(example.chunks) for example in examples)) if row not in expanded]
 
 
 @collations
-def test_position_ids_start_anew_with_each_packed_example(examples, bos_id, row_slots):
-    batch = collate_mixed(examples, VOCAB_SIZE, bos_id, row_slots)
+def test_position_ids_start_anew_with_each_packed_example(examples, head_ids, row_slots):
+    batch = collate_mixed(examples, VOCAB_SIZE, head_ids, row_slots)
     if row_slots is None:
         assert batch.position_ids is None
         return
     for number, example in enumerate(examples):
-        assert of_example(batch.position_ids, batch, number) == list(range(len(slots_of(example, bos_id))))
+        assert of_example(batch.position_ids, batch, number) == list(range(len(slots_of(example, head_ids))))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 40))
@@ -143,7 +145,7 @@ def test_an_example_is_predicted_alike_alone_beside_others_and_packed(contexts, 
     ]
 
     def losses(*some, row_slots=None):
-        return predict(decoder, collate_mixed(some, decoder.vocab_size, BOS_ID, row_slots), embeddings).losses
+        return predict(decoder, collate_mixed(some, decoder.vocab_size, [BOS_ID], row_slots), embeddings).losses
 
     alone = torch.cat([losses(example) for example in examples])
     torch.testing.assert_close(losses(*examples), alone, atol=1e-5, rtol=1e-5)

@@ -181,9 +181,7 @@ def test_only_a_pick_that_has_not_yet_gone_its_way_far_enough_has_a_gradient(rat
 def reward_alone(checkpoint, context, picks):
     """Minus the mean loss of the answer, from one prompt laid out and read by itself."""
     decoder, (question,), chunks = checkpoint.decoder, context.questions, context.chunks
-    prompt = lay_out_prompt(
-        chunks, picks, question.prompt_ids, decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id
-    )
+    prompt = lay_out_prompt(chunks, picks, question.prompt_ids, decoder.vocab_size, checkpoint.chunker.frame.head_ids)
     ids, mask = checkpoint.chunker.encoder_inputs(chunks[prompt.compressed])
     rows = checkpoint.projector(checkpoint.encoder(torch.from_numpy(ids), torch.from_numpy(mask)))
     ids = torch.tensor([*prompt.input_ids.tolist(), *question.answer_ids])

@@ -103,7 +103,7 @@ def batch_of(checkpoint: Checkpoint, contexts: Sequence[TokenisedContext]) -> Co
 
 
 def collate(checkpoint: Checkpoint, examples: Sequence[MixedExample]) -> MixedBatch:
-    return collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id)
+    return collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.chunker.frame.bos_ids)
 
 
 @torch.no_grad()

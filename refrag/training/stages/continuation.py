@@ -70,7 +70,7 @@ def continuation_batch(
         runs.append(run)
         rest = Segment(window[num_chunks * chunk_size :], 1.0)
         examples.append(MixedExample(run, numbers, [rest], first_row=row * num_chunks))
-    batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id)
+    batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.chunker.frame.bos_ids)
     if all(len(numbers) == num_chunks for numbers in expanded):
         return batch
     return replace(batch, chunks=encoder_batch(checkpoint.chunker, PackedChunks.of(*runs)))

@@ -68,7 +68,7 @@ class FinetuneSource:
         self, checkpoint: Checkpoint, settings: Finetune, process_index: int = 0, num_processes: int = 1
     ) -> None:
         self.checkpoint, self.settings = checkpoint, settings
-        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+        self.head_ids = checkpoint.chunker.frame.head_ids
         self.text = None
         if settings.replay is not None:
             continued = continuation_settings(settings, settings.replay)
@@ -92,7 +92,7 @@ class FinetuneSource:
         )
         if settings.form == "plain":
             examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
-            return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.bos_id, settings.row_slots)
+            return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.head_ids, settings.row_slots)
         return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
 
     def state(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Finetuning(Objective):
         plain = settings.plain_share
         self.form_shares = (plain, (1 - plain) * DENSE_SHARE, (1 - plain) * (1 - DENSE_SHARE))
         self.confidence = checkpoint.config.policy_confidence
-        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+        self.head_ids = checkpoint.chunker.frame.head_ids
         self.decoder = checkpoint.decoder
         self.decoder.requires_grad_(True)
         if settings.form == "mixed":
@@ -168,7 +168,7 @@ class Finetuning(Objective):
         else:
             examples = self.each_question_as_served(rng, batch.contexts, logits.detach())
         row_slots = self.settings.row_slots
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id, row_slots).to(vectors.device)
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots).to(vectors.device)
         prediction = predict(self.decoder, mixed, self.projector(vectors))
         policy_loss, recall = selection_loss(logits, batch.policy)
         figures = {

@@ -88,7 +88,7 @@ class PolicyOptimisation(Objective):
         super().__init__()
         self.settings = settings
         self.updates_per_batch = settings.updates_per_batch
-        self.bos_id = checkpoint.decoder_tokenizer.bos_token_id
+        self.head_ids = checkpoint.chunker.frame.head_ids
         self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
         for frozen in (self.encoder, self.projector, self.decoder):
             frozen.requires_grad_(False)
@@ -130,7 +130,7 @@ class PolicyOptimisation(Objective):
             segments = question_segments(context.questions[0])
             examples += [MixedExample(context.chunks, set(row) - {-1}, segments, first_row) for row in group]
         row_slots = self.settings.row_slots
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.bos_id, row_slots).to(vectors.device)
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots).to(vectors.device)
         prediction = predict(self.decoder, mixed, self.projector(vectors))
         rewards = -prediction.mean_loss_per_example(len(examples)).view(num_questions, group_size)
         return rewards, float(prediction.all_right_per_example(len(examples)).float().mean())

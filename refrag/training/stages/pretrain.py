@@ -44,8 +44,8 @@ class PretrainSource(WindowSource[Pretrain]):
         else:
             contexts = self.draw_questions(rng, progress)
             examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
-        bos_id = self.checkpoint.decoder_tokenizer.bos_token_id
-        return collate_mixed(examples, self.checkpoint.decoder.vocab_size, bos_id, self.settings.row_slots)
+        head_ids = self.checkpoint.chunker.frame.head_ids
+        return collate_mixed(examples, self.checkpoint.decoder.vocab_size, head_ids, self.settings.row_slots)
 
     def draw_questions(self, rng: random.Random, progress: float) -> Sequence[TokenisedContext]:
         settings, tasks, rival_share = self.settings, self.settings.tasks, self.settings.rival_share

@@ -58,5 +58,5 @@ def reconstruction_batch(checkpoint: Checkpoint, windows: list[list[int]], chunk
     for run, window in zip(runs, windows, strict=True):
         examples.append(MixedExample(run, [], [Segment(window, 1.0)], first_row))
         first_row += len(run)
-    batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.decoder_tokenizer.bos_token_id)
+    batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.chunker.frame.bos_ids)
     return replace(batch, chunks=encoder_batch(checkpoint.chunker, PackedChunks.of(*runs)))

@@ -1,0 +1,53 @@
+"""Aligns what the encoder reads with the decoder's tokens, so that ordered pooling knows the place of each state.
+
+    decoder tokens     Ġthe   Ġquick  est       the chunk's places 0, 1, 2
+    encoder tokens  [CLS] the quickest [SEP]
+    mask              1    2     3       1      UNPLACED or FIRST_PLACE + place; padding is 0
+
+An encoder token belongs to the decoder token in which its first character stands. So one that spans several decoder
+tokens belongs to the first of them, and the others have no state of their own.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+# C chunks, K decoder tokens per chunk, L encoder tokens of the longest chunk
+
+UNPLACED, FIRST_PLACE = 1, 2
+Offsets = Sequence[tuple[int, int]]
+
+
+class Aligner:
+    """Finds places in the text that the decoder's tokenizer makes of a chunk's tokens."""
+
+    def __init__(self, decoder_tokenizer: PreTrainedTokenizerFast) -> None:
+        self.num_characters = count_characters(decoder_tokenizer)
+
+    def places(self, chunks: Sequence[Sequence[int]], offsets: Sequence[Offsets]) -> np.ndarray:
+        """Return the mask's values for each encoder token.  -> INT64 (C, L)
+
+        offsets: first and last character of each encoder token; equal for special tokens, which have none.
+        """
+        mask = np.zeros((len(chunks), max(map(len, offsets), default=0)), np.int64)
+        for row, token_ids, spans in zip(mask, chunks, offsets, strict=True):
+            # A character that several tokens share counts more than once, so the last ones may lie beyond the chunk.
+            ends = self.num_characters[list(token_ids)].cumsum()
+            starts, stops = np.array(spans).reshape(-1, 2).T
+            places = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1)
+            row[: len(spans)] = np.where(stops > starts, FIRST_PLACE + places, UNPLACED)
+        return mask
+
+
+def own_places(is_token: np.ndarray) -> np.ndarray:
+    """Return the mask of an encoder that reads the decoder's own tokens.  BOOL (C, K) -> INT64 (C, K)"""
+    return np.where(is_token, FIRST_PLACE + np.arange(is_token.shape[1]), 0)
+
+
+def count_characters(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """Return how many characters each token adds to a text.  INT64 (vocabulary,)"""
+    anchor = tokenizer.encode("a", add_special_tokens=False)[-1]
+    texts = tokenizer.batch_decode([[anchor, token_id] for token_id in range(len(tokenizer))])
+    # Behind another token, because some tokenizers drop the space in front of a text's first one.
+    return np.array([len(text) for text in texts]) - len(tokenizer.decode([anchor]))
