@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from refrag.errors import CheckpointError
 
@@ -25,6 +25,9 @@ class PromptTemplate:
     is_chat: the decoder's own chat template stands around all of it, as a user's message.
     system: the system message of a chat; None leaves it to the chat template.
     """
+
+    # Presets hold one too, and refuse unknown names there.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     passage_prefix: str = " "
     passage_suffix: str = "\n"

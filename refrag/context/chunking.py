@@ -160,6 +160,13 @@ class Chunker:
         token_ids = self._tokenise([self.config.template.passage_prefix + question])
         return PackedChunks.cut(token_ids, self.config.chunk_size)
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the decoder tokens of an answer, as it is trained to follow the question, with EOS."""
+        # The question's template ends with a word; a chat template ends with a line of its own.
+        text = answer if self.config.template.is_chat else f" {answer}"
+        eos_id = self.decoder_tokenizer.eos_token_id
+        return [*self._tokenise([text])[0], *([] if eos_id is None else [int(eos_id)])]
+
     def encoder_inputs(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
         """Return the encoder's padded ids and attention mask for the chunks, both INT64 (C, encoder_length).
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refrag.context.chunking import Chunker, PackedChunks
+from refrag.data.spans import Spans
 from refrag.data.tasks import (
     SINGLE_TASKS,
     TASKS,
     UNKNOWN,
     Question,
-    Span,
     Task,
     ask,
     ask_about,
@@ -36,15 +36,16 @@ DENSE_TASKS: tuple[Task, ...] = ("fact", "fact", "exact", "exact", "yesno", "mul
 
 @dataclass(frozen=True)
 class TokenisedQuestion:
-    """Question about the made-up world, in text and in tokens.
+    """Question in text and in tokens.
 
+    task: one of the made-up world's, or what a file of questions says.
     prompt_ids: the question inside its template.
     answer_ids: the answer with EOS.
     chunks: chunks of the question without its template, which the policy reads.
     evidence_chunks: numbers of the context's chunks that an answer needs; none where it has no answer.
     """
 
-    task: Task
+    task: str
     text: str
     answer: str
     prompt_ids: list[int]
@@ -73,7 +74,7 @@ class ContextMaker:
         self.world, self.chunker, self.phrasing = world, chunker, phrasing or Phrasing()
         self.retriever = Retriever(world.passages)
         self.everything = range(len(world.passages))
-        self._encoded: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
+        self.spans = Spans(chunker)
 
     @classmethod
     def draw(cls, rng: random.Random, chunker: Chunker, split: Split = "train") -> "ContextMaker":
@@ -147,7 +148,7 @@ class ContextMaker:
     ) -> TokenisedContext:
         """Cut these passages, and behind them the turns of `history`, into chunks, and tokenise the questions."""
         texts = [*(self.world.passages[number] for number in passages), *history]
-        chunks = PackedChunks.cut([self._encode(text)[0] for text in texts], self.chunker.config.chunk_size)
+        chunks = PackedChunks.cut([self.spans.token_ids(text) for text in texts], self.chunker.config.chunk_size)
         first_chunks = np.searchsorted(chunks.passages, np.arange(len(texts))).tolist()
         places = {number: place for place, number in enumerate(passages)}
         tokenised = []
@@ -156,7 +157,7 @@ class ContextMaker:
             for span in question.evidence:
                 found = len(passages) + span.passage if span.in_history else places.get(span.passage)
                 if found is not None:
-                    covered = self._covered_chunks(texts[found], span)
+                    covered = self.spans.covered_chunks(texts[found], span.start, span.stop)
                     evidence |= {first_chunks[found] + number for number in covered}
             tokenised.append(self._tokenise_question(question, sorted(evidence)))
         return TokenisedContext(texts, chunks, tokenised)
@@ -179,36 +180,13 @@ class ContextMaker:
         assert question is not None, f"a world of {len(self.everything)} passages has matter for every task"
         return question
 
-    def _covered_chunks(self, text: str, span: Span) -> set[int]:
-        """Return the numbers, within its passage, of the chunks that share a character with the span."""
-        shift = len(self.chunker.config.template.passage_prefix)
-        start, stop = span.start + shift, span.stop + shift
-        _, offsets = self._encode(text)
-        covered = [place for place, (left, right) in enumerate(offsets) if left < stop and right > start]
-        return {place // self.chunker.config.chunk_size for place in covered}
-
-    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the passage in its template as token ids, as Chunker.passage_ids has them, with their characters."""
-        if text not in self._encoded:
-            template = self.chunker.config.template
-            encoded = self.chunker.decoder_tokenizer(
-                template.passage_prefix + text + template.passage_suffix,
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_offsets_mapping=True,
-            )
-            self._encoded[text] = (encoded.input_ids, encoded.offset_mapping)
-        return self._encoded[text]
-
     def _tokenise_question(self, question: Question, evidence_chunks: list[int]) -> TokenisedQuestion:
-        tokenizer = self.chunker.decoder_tokenizer
-        answer_ids = tokenizer(f" {question.answer}", add_special_tokens=False).input_ids
         return TokenisedQuestion(
             task=question.task,
             text=question.text,
             answer=question.answer,
             prompt_ids=self.chunker.question_ids(question.text),
-            answer_ids=[*answer_ids, tokenizer.eos_token_id],
+            answer_ids=self.chunker.answer_ids(question.answer),
             chunks=self.chunker.question_chunks(question.text),
             evidence_chunks=evidence_chunks,
         )

@@ -4,6 +4,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
+def let_train(part: nn.Module, trains: bool = True) -> None:
+    """Let all of the part's parameters train, or none; of a backbone with an adapter, the adapter alone."""
+    part.requires_grad_(trains)
+    backbone = getattr(part, "backbone", None)
+    if backbone is not None and hasattr(backbone, "peft_config"):
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(trains and "lora_" in name)
+
+
 def train_what_trains(objective: nn.Module) -> None:
     """Put all modules into training mode but those whose parameters are all frozen, so that these have no dropout.
 

@@ -187,14 +187,15 @@ def part_costs(objective: Objective, optimisation: Optimisation) -> dict[str, Co
         recompute_activations(objective)
         # Each layer keeps its input; one layer at a time keeps all that its backward pass needs.
         costs = {name: cost + BYTES * layers[name] for name, cost in _measure(objective)[0].items()}
-    decoder: Any = objective.get_submodule("decoder")
-    costs["head"] += BYTES * LOGIT_BYTES[optimisation.mixed_precision] * decoder.vocab_size
+    if "head" in costs:
+        decoder: Any = objective.get_submodule("decoder")
+        costs["head"] += BYTES * LOGIT_BYTES[optimisation.mixed_precision] * decoder.vocab_size
     return costs
 
 
 def batch_cost(costs: dict[str, Cost], batch: BatchShape) -> tuple[float, float]:
     """Return the operations of a batch's forward and backward passes, and the bytes kept between them."""
-    rows = {"decoder": (batch.rows, batch.slots), "head": (1, batch.num_predicted)}
+    rows = {"decoder": (batch.rows, batch.slots), "head": (1, batch.num_predicted)} if batch.rows else {}
     if batch.num_chunks:
         rows |= {"encoder": (batch.num_chunks, batch.chunk_tokens), "projector": (1, batch.num_chunks)}
     each = [count * costs[name] * [slots, slots**2, slots] for name, (count, slots) in rows.items()]
@@ -228,11 +229,11 @@ def _parts(objective: Objective) -> dict[str, tuple[nn.Module, Callable[[int], T
     def embedded(slots: int, width: int) -> Tensor:
         return torch.empty(1, slots, width, dtype=dtype, device="meta", requires_grad=True)
 
-    decoder: Any = children["decoder"]
-    parts = {
-        "decoder": (decoder, lambda slots: decoder.read(embedded(slots, decoder.width))),
-        "head": (nn.Identity(), lambda slots: decoder.logits(embedded(slots, decoder.width))),
-    }
+    parts: dict[str, tuple[nn.Module, Callable[[int], Tensor]]] = {}
+    if "decoder" in children:
+        decoder: Any = children["decoder"]
+        parts["decoder"] = decoder, lambda slots: decoder.read(embedded(slots, decoder.width))
+        parts["head"] = nn.Identity(), lambda slots: decoder.logits(embedded(slots, decoder.width))
     if "encoder" in children:
         encoder: Any = children["encoder"]
         parts["encoder"] = encoder, lambda slots: encoder(*torch.ones(2, 1, slots, dtype=torch.long, device="meta"))

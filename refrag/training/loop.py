@@ -29,7 +29,7 @@ from refrag.errors import TrainingError
 from refrag.training.backbones import keep_activations, layer_classes, recompute_activations, train_what_trains
 from refrag.training.metrics import Figures, Metrics, mean_figures, step_figures
 from refrag.training.objective import BatchSource, Objective, Outcome
-from refrag.training.optimizer import learning_rate_factor, make_optimizer
+from refrag.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from refrag.training.settings import Optimisation
 
 # Settings that a resumed run may change: how often it saves, and how it trades time for memory.
@@ -129,8 +129,7 @@ class _Stage:
     def _set_learning_rate(self, progress: float) -> float:
         settings = self.optimisation
         factor = learning_rate_factor(progress, settings.warmup_fraction, settings.final_fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
+        set_learning_rate(self.optimizer, settings, factor)
         return settings.learning_rate * factor
 
     def _rng(self, draw: int, *purpose: object) -> random.Random:

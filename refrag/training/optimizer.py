@@ -6,28 +6,40 @@ A decoder trained from scratch on a CPU learns to copy from its context on sever
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refrag.training.settings import Optimisation
+from refrag.errors import TrainingError
+from refrag.training.settings import Optimisation, Part
 
 BETAS = (0.9, 0.95)
 # Keller Jordan's quintic: steep at zero, so that five steps bring every singular value near one.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+# Key of a group of parameters for the peak of its learning rate.
+PEAK = "peak_learning_rate"
 
 
 def make_optimizer(objective: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
     """Return the optimizer of all that trains in `objective`; only matrices inside the networks have weight decay."""
-    matrices, others = _split(objective)
     learning_rate, weight_decay = optimisation.learning_rate, optimisation.weight_decay
     if optimisation.optimizer == "muon":
-        return Muon(matrices, others, learning_rate, weight_decay)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return Muon(*_split(objective), learning_rate, weight_decay)
+    groups: list[dict[str, Any]] = []
+    for part, peak in _parts(objective, optimisation):
+        matrices, others = _split(part)
+        groups.append({"params": matrices, "weight_decay": weight_decay, PEAK: peak})
+        groups.append({"params": others, "weight_decay": 0.0, PEAK: peak})
     return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, optimisation: Optimisation, factor: float) -> None:
+    """Give each group of parameters this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get(PEAK, optimisation.learning_rate) * factor
 
 
 def learning_rate_factor(progress: float, warmup: float = 0.04, floor: float = 0.02) -> float:
@@ -113,6 +125,17 @@ def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
         result.mT if matrix.shape[0] > matrix.shape[1] else result
         for matrix, result in zip(matrices, lying, strict=True)
     ]
+
+
+def _parts(objective: nn.Module, optimisation: Optimisation) -> list[tuple[nn.Module, float]]:
+    """Return the parts with a learning rate of their own, each with its peak, or the whole with the one for all."""
+    rates = optimisation.part_learning_rates
+    if not rates:
+        return [(objective, optimisation.learning_rate)]
+    parts = dict(objective.named_children())
+    if unknown := sorted(set(rates) - set(parts)):
+        raise TrainingError(f"part_learning_rates names {unknown}; the stage has the parts {sorted(parts)}")
+    return [(part, rates.get(cast(Part, name), optimisation.learning_rate)) for name, part in parts.items()]
 
 
 def _newton_schulz(batch: Tensor) -> Tensor:

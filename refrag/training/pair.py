@@ -66,6 +66,7 @@ def join_parts(
         encoder_length=pair.encoder_length or _default_encoder_length(pair, encoder_tokenizer),
         pooling=pair.pooling,
         vector_width=pair.vector_width,
+        template=pair.template,
         policy_num_heads=pair.policy_num_heads,
     )
     decoder = Decoder(decoder_backbone)

@@ -25,12 +25,13 @@ from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
 from refrag.training.pair import make_pair, match_projector, start_encoder_from_decoder
-from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct
+from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct, Recover
 from refrag.training.stages.continuation import Continuation, ContinueSource
 from refrag.training.stages.finetune import FinetuneSource, Finetuning
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource
 from refrag.training.stages.pretrain import Pretraining, PretrainSource
 from refrag.training.stages.reconstruct import Reconstruction, ReconstructSource
+from refrag.training.stages.recover import RecoverSource, Recovery
 
 CHECKPOINT, SETTINGS = "checkpoint", "settings.yaml"
 
@@ -53,7 +54,7 @@ def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
     _refuse_other_settings(preset, name, runs)
     directory = runs / name / CHECKPOINT
     if not directory.exists():
-        run = preset.runs[name]
+        run = preset.placed_run(name)
         checkpoint = _starting_point(preset, run, runs)
         _keep_settings(preset, name, runs)
         source, objective = make_stage(checkpoint, run)
@@ -97,6 +98,8 @@ def make_source(checkpoint: Checkpoint, run: AnyRun) -> BatchSource:
     position = (state.process_index, state.num_processes)
     if isinstance(run, Pretrain):
         return PretrainSource(checkpoint, run, *position)
+    if isinstance(run, Recover):
+        return RecoverSource(checkpoint, run, *position)
     if isinstance(run, Reconstruct):
         return ReconstructSource(checkpoint, run, *position)
     if isinstance(run, Continue):
@@ -108,8 +111,10 @@ def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
     """Return the run's objective, and set which parts of `checkpoint` train."""
     if isinstance(run, Pretrain):
         return Pretraining(checkpoint)
+    if isinstance(run, Recover):
+        return Recovery(checkpoint, run)
     if isinstance(run, Reconstruct):
-        return Reconstruction(checkpoint)
+        return Reconstruction(checkpoint, run)
     if isinstance(run, Continue):
         return Continuation(checkpoint, run.form)
     return Finetuning(checkpoint, run) if isinstance(run, Finetune) else PolicyOptimisation(checkpoint, run)
@@ -159,6 +164,7 @@ def _prepare_policy(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Chec
 
 
 PREPARATIONS: dict[type, Callable[[Checkpoint, Any, Preset], Checkpoint]] = {
+    Recover: _prepare_compression,
     Reconstruct: _prepare_compression,
     Continue: _prepare_compression,
     Finetune: _prepare_compression,

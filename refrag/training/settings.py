@@ -10,15 +10,29 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from refrag.config import Pooling
+from refrag.config import Pooling, PromptTemplate
 from refrag.data.sources import TextSource
 from refrag.data.tasks import TASKS, Task
 from refrag.errors import TrainingError
 from refrag.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Literal["encoder", "projector", "decoder", "policy", "readout"]
 
 PRESETS = Path(__file__).parent / "presets"
+
+
+class Adapter(Settings):
+    """A low-rank adapter (LoRA) on every linear layer of a pretrained model, which itself stays as it is.
+
+    rank: rank of its matrices.
+    alpha: its output is scaled by alpha / rank.
+    dropout: of its input, in training.
+    """
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Share = 0.0
 
 
 class Backbone(Settings):
@@ -26,12 +40,14 @@ class Backbone(Settings):
 
     pretrained: a folder, or a name on the Hugging Face hub.
     architecture: a model type of transformers, such as "llama" or "bert".
+    adapter: what trains of it; by default all of its weights.
     shape: values of the architecture's configuration. Beside `pretrained`, training ignores architecture and shape;
         `estimate` reads them, so that it downloads nothing.
     """
 
     pretrained: str | None = None
     architecture: str | None = None
+    adapter: Adapter | None = None
     shape: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -55,6 +71,7 @@ class Pair(Settings):
     pooling: "mean" averages the encoder's token states into the chunk vector, "cls" takes the first state, "ordered"
         has a matrix for each place in a chunk and keeps the order of the tokens.
     vector_width: width of the chunk vectors, for ordered pooling; by default the encoder's.
+    template: the text around passages and question, as `refrag.config.PromptTemplate` explains.
     policy_width: width of the policy's network.
     policy_num_heads: attention heads of the policy's network.
     max_prompt_slots: slots of the decoder's window, prompt and answer together.
@@ -68,6 +85,7 @@ class Pair(Settings):
     chunk_size: PositiveInt = 16
     trained_chunk_sizes: list[PositiveInt] = [16]
     encoder_length: PositiveInt | None = None
+    template: PromptTemplate = PromptTemplate()
     pooling: Pooling = "mean"
     vector_width: PositiveInt | None = None
     policy_width: PositiveInt = 128
@@ -81,6 +99,7 @@ class Optimisation(Settings):
 
     num_steps: steps in all; one step takes `accumulation_steps` batches on every process.
     learning_rate: its peak, at the end of the warm-up.
+    part_learning_rates: peaks of single parts, such as {encoder: 1.0e-4}; the others have `learning_rate`. AdamW alone.
     optimizer: "adamw" as in the paper, or "muon" for the matrices inside the networks and AdamW for all else. Muon
         does not train under FSDP.
     warmup_fraction: share of the steps over which the learning rate rises; then it falls as a cosine.
@@ -96,6 +115,7 @@ class Optimisation(Settings):
 
     num_steps: PositiveInt
     learning_rate: PositiveFloat
+    part_learning_rates: dict[Part, PositiveFloat] = {}
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup_fraction: Share = 0.04
     final_fraction: Share = 0.02
@@ -106,6 +126,12 @@ class Optimisation(Settings):
     gradient_checkpointing: bool = False
     snapshot_seconds: Annotated[float, Field(ge=0)] = 120.0
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _optimizer_takes_rates(self) -> "Optimisation":
+        if self.part_learning_rates and self.optimizer == "muon":
+            raise ValueError("part_learning_rates needs optimizer: adamw; muon has one learning rate for all parts")
+        return self
 
 
 class Curriculum(Settings):
@@ -151,6 +177,32 @@ class Run(Settings):
     tokens_per_step: PositiveInt = 4096
 
 
+class QuestionFile(Settings):
+    """File of questions, in a form that `refrag.data.questions` reads.
+
+    path: the file, or the folder of a form that has one.
+    form: detected if none is named.
+    passages: file of the passages, for forms that keep them apart; by default it is looked for beside the questions.
+    weight: share of the questions that come from this file, relative to the others.
+    """
+
+    path: str
+    form: str | None = None
+    passages: str | None = None
+    weight: PositiveFloat = 1.0
+
+
+class Questions(Settings):
+    """Questions from files in place of those about the made-up world.
+
+    files: where they come from.
+    answerless_share: share of the questions whose passages are taken from others, so that nothing answers them.
+    """
+
+    files: Annotated[list[QuestionFile], Field(min_length=1)]
+    answerless_share: Share = 0.1
+
+
 class AskingRun(Run):
     """Settings of every run that asks questions.
 
@@ -185,16 +237,35 @@ class Pretrain(AskingRun):
     text_share: Share = 0.3
 
 
+class Recover(Run):
+    """A stage before the paper's: each chunk's tokens are read back from its embedding without the decoder.
+
+    A matrix of low rank for each place turns the embedding into a query among the decoder's token embeddings. It takes
+    a hundredth of the time of reconstruction, and starts encoder and projector where they keep the tokens.
+
+    sources: where the text comes from.
+    rank: rank of the matrices.
+    num_negatives: tokens drawn from the vocabulary, to tell from those of the batch.
+    """
+
+    stage: Literal["recover"]
+    sources: list[TextSource]
+    rank: PositiveInt = 64
+    num_negatives: PositiveInt = 2000
+
+
 class Reconstruct(Run):
-    """Paper stage 1, reconstruction: the frozen decoder reads chunk embeddings and gives back their tokens.
+    """Paper stage 1, reconstruction: the decoder reads chunk embeddings and gives back their tokens.
 
     sources: where the text comes from.
     curriculum: how many chunks an example has.
+    decoder_trains: whether the decoder learns to read embeddings too; in the paper it is frozen.
     """
 
     stage: Literal["reconstruct"]
     sources: list[TextSource]
     curriculum: Curriculum = Curriculum()
+    decoder_trains: bool = False
 
 
 class Continue(Run):
@@ -242,6 +313,9 @@ class Finetune(AskingRun):
     expand_fractions: shares of the chunks that may be expanded; each prompt draws one.
     plain_share: share of the batches with every chunk expanded, so that the decoder goes on reading plain passages;
         for the mixed form.
+    labelled_share: share of the prompts with the chunks expanded that hold the answer, whatever the policy says, so
+        that the decoder learns to read before the policy can select.
+    questions: files to take questions from, in place of `tasks` and `rival_share`.
     policy_loss_weight: weight of the policy's cross-entropy against the chunks that hold the answer; its gradient
         reaches the encoder too. 0 leaves the policy to reinforcement alone, as in the paper.
     replay: text to train on besides, so that the decoder does not forget it; the paper has none.
@@ -251,7 +325,9 @@ class Finetune(AskingRun):
     form: Literal["mixed", "plain"] = "mixed"
     expand_fractions: list[Share] = [0.0, 0.1, 0.1, 0.2]
     plain_share: Share = 0.1
+    labelled_share: Share = 0.2
     policy_loss_weight: Annotated[float, Field(ge=0)] = 0.5
+    questions: Questions | None = None
     replay: Replay | None = None
 
 
@@ -265,6 +341,7 @@ class Policy(AskingRun):
     updates_per_batch: updates of the weights from the same selections.
     expand_fractions: shares of the chunks to select, though at least one chunk; each batch draws one.
     max_passages: most passages in a context, which has at least 2.
+    questions: files to take questions from, in place of `tasks` and `rival_share`.
     """
 
     stage: Literal["policy"]
@@ -275,9 +352,10 @@ class Policy(AskingRun):
     updates_per_batch: PositiveInt = 2
     expand_fractions: list[Share] = [0.1]
     max_passages: Annotated[int, Field(ge=2)] = 10
+    questions: Questions | None = None
 
 
-AnyRun = Annotated[Pretrain | Reconstruct | Continue | Finetune | Policy, Field(discriminator="stage")]
+AnyRun = Annotated[Pretrain | Recover | Reconstruct | Continue | Finetune | Policy, Field(discriminator="stage")]
 
 
 class Preset(Settings):
@@ -285,6 +363,7 @@ class Preset(Settings):
 
     description: one line on what the preset is for.
     pair: the models to train.
+    data: folder that the relative paths of sources and question files start from; by default the working folder.
     runs: runs by name, in the order in which they are trained; each may start from one above it.
     result: run whose checkpoint the recipe is for.
     """
@@ -293,6 +372,7 @@ class Preset(Settings):
     pair: Pair
     runs: dict[str, AnyRun]
     result: str
+    data: str | None = None
 
     @model_validator(mode="after")
     def _runs_exist(self) -> "Preset":
@@ -304,6 +384,13 @@ class Preset(Settings):
         if self.result not in seen:
             raise ValueError(f"result is {self.result!r}; the runs are {seen}; name one of them")
         return self
+
+    def placed_run(self, name: str) -> AnyRun:
+        """Return a run whose paths start from `data`. Saved settings keep the others, which hold on any machine."""
+        run = self.runs[name]
+        if self.data is None:
+            return run
+        return type(run).model_validate(_place_paths(run.model_dump(), Path(self.data)))
 
 
 def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
@@ -355,6 +442,19 @@ def _apply(override: str, values: dict[str, Any]) -> None:
         inner[last] = _read_yaml(text, f"override {override!r}")
     else:
         inner[_number(last, inner, override)] = _read_yaml(text, f"override {override!r}")
+
+
+def _place_paths(value: Any, data: Path) -> Any:
+    """Return a copy with `data` in front of the paths of files; the path of a data set is a name."""
+    if isinstance(value, list):
+        return [_place_paths(each, data) for each in value]
+    if not isinstance(value, dict):
+        return value
+    named = {"path", "passages"} if value.get("kind") != "dataset" else set()
+    return {
+        key: str(data / each) if key in named and isinstance(each, str) else _place_paths(each, data)
+        for key, each in value.items()
+    }
 
 
 def _number(key: str, values: Any, override: str) -> int:

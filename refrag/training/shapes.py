@@ -12,7 +12,7 @@ from functools import partial
 
 from refrag.policies.budget import expansion_budget
 from refrag.training.curriculum import batch_shares
-from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct
+from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct, Recover
 from refrag.training.stages import continuation, reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE, continuation_settings
 from refrag.training.stages.questions import (
@@ -55,6 +55,8 @@ class BatchShape:
 
 def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
     """Return every kind of batch that the run draws; their shares add up to one."""
+    if isinstance(run, Recover):
+        return list(_chunk_shapes(pair, run))
     if isinstance(run, Reconstruct | Continue):
         return list(_text_shapes(pair, run))
     if isinstance(run, Pretrain):
@@ -68,6 +70,13 @@ def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
         return []
     batches = batch_shapes(pair, continuation_settings(run, run.replay))
     return [replace(batch, share=batch.share * run.replay.share) for batch in batches]
+
+
+def _chunk_shapes(pair: Pair, run: Recover) -> Iterator[BatchShape]:
+    """Yield batches of chunks that no decoder reads; the readout costs a tenth of the encoder, and is left out."""
+    for size in pair.trained_chunk_sizes:
+        share, num_chunks = 1 / len(pair.trained_chunk_sizes), max(1, run.tokens_per_step // size)
+        yield BatchShape(share, 0, 0, 0, num_chunks, _chunk_tokens(pair, size))
 
 
 def _text_shapes(pair: Pair, run: Reconstruct | Continue) -> Iterator[BatchShape]:

@@ -26,7 +26,7 @@ from refrag.training.estimate import (
 from refrag.training.optimizer import make_optimizer
 from refrag.training.pair import make_config
 from refrag.training.recipe import make_objective, make_source
-from refrag.training.settings import Backbone, Continue, Finetune, Policy, Pretrain, Reconstruct, load_preset
+from refrag.training.settings import Backbone, Continue, Finetune, Policy, Pretrain, Reconstruct, Recover, load_preset
 from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
 from refrag_client.cli.main import main
 
@@ -39,6 +39,7 @@ LLAMA = {
     "num_key_value_heads": 2,
 }
 STAGES = {
+    "recover": Recover,
     "reconstruct": Reconstruct,
     "continue": Continue,
     "finetune": Finetune,
@@ -52,7 +53,7 @@ REPLAY = {"share": 0.25, **OF_TEXT, **CURRICULUM, "continuation_tokens": 10}
 
 def make_run(stage, optimizer="adamw", **settings):
     optimisation = {"num_steps": 10, "learning_rate": 1e-3, "optimizer": optimizer, **settings.pop("optimisation", {})}
-    text = OF_TEXT if stage in ("reconstruct", "continue", "pretrain") else {}
+    text = OF_TEXT if stage in ("recover", "reconstruct", "continue", "pretrain") else {}
     text = {**text, **(CURRICULUM if stage in ("reconstruct", "continue") else {})}
     return STAGES[stage](stage=stage, optimisation=optimisation, tokens_per_step=256, **{**text, **settings})
 

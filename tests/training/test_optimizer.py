@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from refrag.training.optimizer import Muon, learning_rate_factor, make_optimizer, orthogonalise
+from refrag.errors import TrainingError
+from refrag.training.optimizer import Muon, learning_rate_factor, make_optimizer, orthogonalise, set_learning_rate
 from refrag.training.settings import Optimisation
 
 MUON = Optimisation(num_steps=1, learning_rate=1e-2, optimizer="muon", weight_decay=0.1)
@@ -94,6 +95,27 @@ def test_only_matrices_inside_the_networks_go_to_muon_and_decay(tie):
         assert not any("proj" in names[id(parameter)] for parameter in others["params"])
         assert (matrices["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
         assert len(matrices["params"]) + len(others["params"]) == len(names)
+
+
+def test_a_part_can_have_a_learning_rate_of_its_own():
+    model = nn.ModuleDict({"encoder": nn.Linear(4, 4), "decoder": nn.Linear(4, 4)})
+    settings = ADAMW.model_copy(update={"learning_rate": 1.0, "part_learning_rates": {"encoder": 0.5}})
+    optimizer = make_optimizer(model, settings)
+    set_learning_rate(optimizer, settings, 0.1)
+    rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    assert {rates[id(each)] for each in model["encoder"].parameters()} == {0.05}
+    assert {rates[id(each)] for each in model["decoder"].parameters()} == {0.1}
+
+
+def test_a_learning_rate_for_a_part_that_the_stage_lacks_is_refused():
+    settings = ADAMW.model_copy(update={"part_learning_rates": {"policy": 0.5}})
+    with pytest.raises(TrainingError, match=r"names \['policy'\]; the stage has the parts \['encoder'\]"):
+        make_optimizer(nn.ModuleDict({"encoder": nn.Linear(4, 4)}), settings)
+
+
+def test_muon_takes_no_learning_rates_of_parts():
+    with pytest.raises(ValueError, match="needs optimizer: adamw"):
+        Optimisation(num_steps=1, learning_rate=1.0, optimizer="muon", part_learning_rates={"encoder": 0.5})
 
 
 def test_frozen_parameters_are_left_to_themselves():

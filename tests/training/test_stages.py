@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 import pytest
 import torch
+from question_files import ROW, write_rows
 
 from refrag.data.contexts import ContextMaker
 from refrag.data.sources import TextSource
@@ -23,7 +24,10 @@ from refrag.training.settings import (
     Optimisation,
     Policy,
     Pretrain,
+    QuestionFile,
+    Questions,
     Reconstruct,
+    Recover,
     Replay,
 )
 from refrag.training.stages import finetune, pretrain, questions
@@ -33,6 +37,7 @@ COMMON = {"optimisation": Optimisation(num_steps=1, learning_rate=1e-3), "tokens
 TEXT = {**COMMON, "sources": [TextSource(kind="world")]}
 CURRICULUM = Curriculum(num_chunks=[1, 2, 4])
 PRETRAIN = Pretrain(stage="pretrain", window_tokens=50, max_passages=4, **TEXT)
+RECOVER = Recover(stage="recover", rank=8, num_negatives=50, **TEXT)
 RECONSTRUCT = Reconstruct(stage="reconstruct", curriculum=CURRICULUM, **TEXT)
 CONTINUE = Continue(stage="continue", curriculum=CURRICULUM, continuation_tokens=10, **TEXT)
 REPLAY = Replay(share=1.0, sources=TEXT["sources"], curriculum=CURRICULUM, continuation_tokens=10)
@@ -40,7 +45,9 @@ FINETUNE = Finetune(stage="finetune", max_passages=4, **COMMON)
 RUNS = {
     "pretrain": PRETRAIN,
     "pretrain on text": PRETRAIN.model_copy(update={"text_share": 1.0}),
+    "recover": RECOVER,
     "reconstruct": RECONSTRUCT,
+    "reconstruct with the decoder": RECONSTRUCT.model_copy(update={"decoder_trains": True}),
     "continue": CONTINUE,
     "selective": CONTINUE.model_copy(update={"expand_fractions": [0.0, 0.5]}),
     "plain continue": CONTINUE.model_copy(update={"form": "plain"}),
@@ -54,7 +61,9 @@ RUNS = {
 TRAINED = {
     "pretrain": {"decoder"},
     "pretrain on text": {"decoder"},
+    "recover": {"encoder", "projector"},
     "reconstruct": {"encoder", "projector"},
+    "reconstruct with the decoder": {"encoder", "projector", "decoder"},
     "continue": {"encoder", "projector", "decoder"},
     "selective": {"encoder", "projector", "decoder"},
     "plain continue": {"decoder"},
@@ -390,11 +399,44 @@ def test_a_recital_is_a_string_twice_of_which_the_second_counts(checkpoint):
         assert torch.equal(row[1 : 1 + len(again)], again)
 
 
+@pytest.fixture
+def asked_from_files(tmp_path):
+    """Settings that take questions from a file of two rows, one of which has no answer."""
+    rows = [ROW, {**ROW, "id": "q2", "question": "Who rebuilt it?", "answers": [], "answerable": False, "gold": []}]
+    return Questions(files=[QuestionFile(path=str(write_rows(tmp_path, rows)))], answerless_share=0.5)
+
+
+@pytest.mark.parametrize("name", ["finetune", "plain finetune", "policy"])
+def test_questions_come_from_files_where_the_run_names_some(checkpoint, asked_from_files, name):
+    run = RUNS[name].model_copy(update={"questions": asked_from_files})
+    source, objective = make_stage(checkpoint, run)
+    batch = draw(source, 0)
+    loss, _ = objective(objective(batch, rollout_seed=0) if name == "policy" else batch)
+    assert torch.isfinite(loss)
+    if name != "plain finetune":
+        texts = {question.text for context in questions_of(batch).contexts for question in context.questions}
+        assert texts == {"Who built the bridge?", "Who rebuilt it?"}
+
+
+def test_recovery_reads_tokens_back_at_their_places(checkpoint):
+    source, objective = make_stage(checkpoint, RECOVER)
+    batch = draw(source, 0)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    for _ in range(60):
+        outcome = objective(batch)
+        optimizer.zero_grad()
+        outcome.loss.backward()
+        optimizer.step()
+    assert outcome.figures["accuracy"] > 0.9
+    shifted = replace(batch, token_ids=batch.token_ids.roll(1, 0))
+    assert objective(shifted).figures["accuracy"] < 0.5
+
+
 def served(checkpoint, contexts, logits, monkeypatch, labelled=0.0, whole_budget=1.0, fraction=0.2):
     """The examples of every question, with all or none drawn as labelled or at the whole budget."""
-    monkeypatch.setattr(finetune, "LABELLED_SHARE", labelled)
     monkeypatch.setattr(finetune, "WHOLE_BUDGET_SHARE", whole_budget)
-    objective = Finetuning(checkpoint, FINETUNE.model_copy(update={"expand_fractions": [fraction]}))
+    settings = {"expand_fractions": [fraction], "labelled_share": labelled}
+    objective = Finetuning(checkpoint, FINETUNE.model_copy(update=settings))
     examples = objective.each_question_as_served(random.Random(0), contexts, logits)
     questions = [(context, question) for context in contexts for question in context.questions]
     assert [example.chunks for example in examples] == [context.chunks for context, _ in questions]
@@ -493,7 +535,7 @@ def greedy(decoder, ids, num_tokens):
 
 @torch.no_grad()
 def prediction_of(checkpoint, examples):
-    return predict(checkpoint.decoder, collate_mixed(examples, checkpoint.decoder.vocab_size, BOS_ID))
+    return predict(checkpoint.decoder, collate_mixed(examples, checkpoint.decoder.vocab_size, [BOS_ID]))
 
 
 def test_an_example_is_all_right_where_greedy_decoding_would_give_its_answer(checkpoint, examples):

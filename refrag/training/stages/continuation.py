@@ -13,6 +13,7 @@ from refrag.model.checkpoint import Checkpoint
 from refrag.policies.budget import expansion_budget
 from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
 from refrag.teacher_forcing.predict import encode, predict
+from refrag.training.backbones import let_train
 from refrag.training.curriculum import draw_num_chunks
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Continue
@@ -39,11 +40,11 @@ class Continuation(Objective):
     def __init__(self, checkpoint: Checkpoint, form: str) -> None:
         super().__init__()
         self.decoder = checkpoint.decoder
-        self.decoder.requires_grad_(True)
+        let_train(self.decoder)
         if form == "mixed":
             self.encoder, self.projector = checkpoint.encoder, checkpoint.projector
-            self.encoder.requires_grad_(True)
-            self.projector.requires_grad_(True)
+            let_train(self.encoder)
+            let_train(self.projector)
 
     def forward(self, batch: MixedBatch, rollout_seed: int | None = None) -> Outcome:
         embeddings = None if batch.chunks is None else self.projector(encode(self.encoder, batch.chunks))

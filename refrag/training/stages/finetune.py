@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refrag.context.chunking import Chunker
 from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import pick_in_turn
@@ -32,20 +33,21 @@ from refrag.teacher_forcing.batches import (
     question_segments,
 )
 from refrag.teacher_forcing.predict import encode, predict
+from refrag.training.backbones import let_train
 from refrag.training.curriculum import passage_counts
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Continue, Finetune, Replay
 from refrag.training.stages.continuation import ContinueSource
 from refrag.training.stages.questions import draw_contexts, plain_example, policy_logits, train_policy
+from refrag.training.stages.rows import RowSource
 
 # P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
 
 # Share of the mixed batches that are not plain in which all questions of a context stand behind it, with random chunks
 # expanded.
 DENSE_SHARE = 0.25
-# In the form of serving, some sequences expand the chunks that hold the answer whatever the policy says, so that the
-# decoder learns to read before the policy can select. Some spend the whole budget, however sure the policy is.
-LABELLED_SHARE, WHOLE_BUDGET_SHARE = 0.2, 0.3
+# In the form of serving, some sequences spend the whole budget, however sure the policy is.
+WHOLE_BUDGET_SHARE = 0.3
 # Recall is logged at serving's default budget.
 RECALL_FRACTION = 0.1
 
@@ -62,13 +64,14 @@ class FinetuneBatch(Movable):
 
 
 class FinetuneSource:
-    """Source of questions, each batch over a world of its own, and of the text that is replayed beside them."""
+    """Source of questions, from files or each batch over a world of its own, and of the text replayed beside them."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: Finetune, process_index: int = 0, num_processes: int = 1
     ) -> None:
         self.checkpoint, self.settings = checkpoint, settings
         self.head_ids = checkpoint.chunker.frame.head_ids
+        self.rows = None if settings.questions is None else RowSource(settings.questions)
         self.text = None
         if settings.replay is not None:
             continued = continuation_settings(settings, settings.replay)
@@ -86,17 +89,21 @@ class FinetuneSource:
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
         chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
         num_passages = rng.choice(passage_counts(settings.max_passages, progress))
-        maker = ContextMaker.draw(rng, chunker)
-        contexts = draw_contexts(
-            maker, rng, num_passages, settings.tokens_per_step, settings.tasks, settings.rival_share
-        )
+        contexts = self.draw_contexts(rng, chunker, num_passages)
         if settings.form == "plain":
             examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
             return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.head_ids, settings.row_slots)
         return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
 
+    def draw_contexts(self, rng: random.Random, chunker: Chunker, num_passages: int) -> Sequence[TokenisedContext]:
+        settings = self.settings
+        if self.rows is not None:
+            return self.rows.draw(rng, chunker, num_passages, settings.tokens_per_step)
+        maker = ContextMaker.draw(rng, chunker)
+        return draw_contexts(maker, rng, num_passages, settings.tokens_per_step, settings.tasks, settings.rival_share)
+
     def state(self) -> dict[str, Any]:
-        """Return the position in the text; questions have none, because every batch draws a new world."""
+        """Return the position in the text; questions have none, because every batch draws its own."""
         return {} if self.text is None else self.text.state()
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -129,12 +136,12 @@ class Finetuning(Objective):
         self.confidence = checkpoint.config.policy_confidence
         self.head_ids = checkpoint.chunker.frame.head_ids
         self.decoder = checkpoint.decoder
-        self.decoder.requires_grad_(True)
+        let_train(self.decoder)
         if settings.form == "mixed":
             self.encoder, self.projector = checkpoint.encoder, checkpoint.projector
             self.policy = checkpoint.require_policy()
-            self.encoder.requires_grad_(True)
-            self.projector.requires_grad_(True)
+            let_train(self.encoder)
+            let_train(self.projector)
             train_policy(self.policy, settings.policy_loss_weight > 0)
 
     def forward(self, batch: FinetuneBatch, rollout_seed: int | None = None) -> Outcome:
@@ -197,16 +204,16 @@ class Finetuning(Objective):
         self, rng: random.Random, contexts: Sequence[TokenisedContext], logits: Tensor
     ) -> list[MixedExample]:
         """Make one sequence per question, with those chunks expanded that the policy selects, distractors included."""
-        examples, row = [], 0
+        examples, row, labelled = [], 0, self.settings.labelled_share
         for context, first_row in zip(contexts, first_rows(c.chunks for c in contexts), strict=True):
             num_chunks = len(context.chunks)
             for question in context.questions:
                 budget = expansion_budget(rng.choice(self.settings.expand_fractions), num_chunks)
                 draw = rng.random()
-                if draw < LABELLED_SHARE:
+                if draw < labelled:
                     picks = [*question.evidence_chunks, *rng.sample(range(num_chunks), min(2, num_chunks))]
                 else:
-                    confidence = 1.0 if draw < LABELLED_SHARE + WHOLE_BUDGET_SHARE else self.confidence
+                    confidence = 1.0 if draw < labelled + WHOLE_BUDGET_SHARE else self.confidence
                     picks = pick_in_turn(logits[row, :num_chunks], budget, confidence)
                 examples.append(MixedExample(context.chunks, set(picks), question_segments(question), first_row))
                 row += 1

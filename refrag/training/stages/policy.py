@@ -7,13 +7,16 @@ paper gives no group size, clip range or learning rate; `settings.Policy` and th
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from refrag.data.contexts import ContextMaker
+from refrag.context.chunking import Chunker
+from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.data.tasks import SINGLE_TASKS
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import log_probabilities_in_turn, sample_in_turn
@@ -31,6 +34,7 @@ from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy
 from refrag.training.stages.questions import policy_logits, train_policy
+from refrag.training.stages.rows import RowSource
 
 # P questions, C chunks of the longest context, G selections per question, T picks of the largest budget,
 # N chunks of the batch, E encoder width
@@ -55,28 +59,42 @@ class PolicySource:
 
     def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
         self.checkpoint, self.settings = checkpoint, settings
+        self.rows = None if settings.questions is None else RowSource(settings.questions)
 
     def draw(self, rng: random.Random, progress: float) -> ContextBatch:
         chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
         chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
-        maker = ContextMaker.draw(rng, chunker)
+        draw_context = self._open_draws(rng, chunker)
         contexts, num_slots = [], 0
         while num_slots < self.settings.tokens_per_step:
-            task, num_passages = rng.choice(self.settings.tasks), rng.randint(2, self.settings.max_passages)
-            if task in SINGLE_TASKS and rng.random() < self.settings.rival_share:
-                context = maker.ask_among_rivals(rng, num_passages, 1, [task])
-            else:
-                context = maker.ask_one(rng, task, num_passages, is_honest=True)
+            context = draw_context()
+            if len(context.chunks) < 2:
+                continue
             contexts.append(context)
             budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
             num_slots += self.settings.group_size * (len(context.chunks) + budget * chunk_size)
         return collate_contexts(chunker, contexts, seed=rng.getrandbits(32))
 
+    def _open_draws(self, rng: random.Random, chunker: Chunker) -> Callable[[], TokenisedContext]:
+        """Return what draws contexts, from the files or from one new world."""
+        if self.rows is not None:
+            return partial(self._draw_row, rng, chunker, self.rows)
+        return partial(self._ask, rng, ContextMaker.draw(rng, chunker))
+
+    def _draw_row(self, rng: random.Random, chunker: Chunker, rows: RowSource) -> TokenisedContext:
+        return rows.draw(rng, chunker, rng.randint(2, self.settings.max_passages), num_tokens=1)[0]
+
+    def _ask(self, rng: random.Random, maker: ContextMaker) -> TokenisedContext:
+        task, num_passages = rng.choice(self.settings.tasks), rng.randint(2, self.settings.max_passages)
+        if task in SINGLE_TASKS and rng.random() < self.settings.rival_share:
+            return maker.ask_among_rivals(rng, num_passages, 1, [task])
+        return maker.ask_one(rng, task, num_passages, is_honest=True)
+
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Do nothing: every batch draws a new world, so there is no position to go back to."""
+        """Do nothing: every batch draws its own questions, so there is no position to go back to."""
 
 
 class PolicyOptimisation(Objective):

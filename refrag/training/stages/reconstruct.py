@@ -1,7 +1,7 @@
 """Reconstruction (paper §3, stage 1): the frozen decoder reads chunk embeddings and predicts their tokens.
 
-It is teacher-forced. Unlike in the paper the chunk size is drawn anew for every batch, so that one checkpoint serves
-several.
+It is teacher-forced. It differs from the paper's in two ways. The chunk size is drawn anew for every batch, so that one
+checkpoint serves several. The decoder may train too: a small one does not find by itself what the vectors hold.
 """
 
 import functools
@@ -12,6 +12,7 @@ from refrag.context.chunking import PackedChunks
 from refrag.model.checkpoint import Checkpoint
 from refrag.teacher_forcing.batches import MixedBatch, MixedExample, Segment, collate_mixed, encoder_batch
 from refrag.teacher_forcing.predict import encode, predict
+from refrag.training.backbones import let_train
 from refrag.training.curriculum import draw_num_chunks
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Reconstruct
@@ -30,14 +31,14 @@ class ReconstructSource(WindowSource[Reconstruct]):
 
 
 class Reconstruction(Objective):
-    """Loss of the reconstruction; encoder and projector alone train."""
+    """Loss of the reconstruction; encoder and projector train, and the decoder if the run says so."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: Reconstruct) -> None:
         super().__init__()
         self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
-        self.encoder.requires_grad_(True)
-        self.projector.requires_grad_(True)
-        self.decoder.requires_grad_(False)
+        let_train(self.encoder)
+        let_train(self.projector)
+        let_train(self.decoder, settings.decoder_trains)
 
     def forward(self, batch: MixedBatch, rollout_seed: int | None = None) -> Outcome:
         assert batch.chunks is not None

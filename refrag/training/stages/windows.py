@@ -4,9 +4,9 @@ from typing import Any, Generic, TypeVar
 
 from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
-from refrag.training.settings import Continue, Pretrain, Reconstruct
+from refrag.training.settings import Continue, Pretrain, Reconstruct, Recover
 
-TextRun = TypeVar("TextRun", Pretrain, Reconstruct, Continue)
+TextRun = TypeVar("TextRun", Pretrain, Recover, Reconstruct, Continue)
 
 
 class WindowSource(Generic[TextRun]):

@@ -1,0 +1,40 @@
+"""Finds the chunks of a passage that hold a stretch of its text."""
+
+import numpy as np
+
+from refrag.context.chunking import Chunker
+
+# T tokens of a passage
+
+
+class Spans:
+    """Passages as the chunker cuts them, with the characters of each token; each passage is tokenised once."""
+
+    def __init__(self, chunker: Chunker) -> None:
+        self.chunker = chunker
+        self._encoded: dict[str, tuple[list[int], np.ndarray]] = {}
+
+    def token_ids(self, text: str) -> list[int]:
+        """Return the passage in its template, as Chunker.passage_ids has it."""
+        return self._encode(text)[0]
+
+    def covered_chunks(self, text: str, start: int, stop: int) -> list[int]:
+        """Return the numbers, within its passage, of the chunks that share one of the characters [start, stop)."""
+        shift = len(self.chunker.config.template.passage_prefix)
+        left, right = self._encode(text)[1].T
+        covered = np.flatnonzero((left < stop + shift) & (right > start + shift))
+        return sorted(set((covered // self.chunker.config.chunk_size).tolist()))
+
+    def _encode(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Return the token ids, and the characters of each token.  INT (T, 2)"""
+        if text not in self._encoded:
+            template = self.chunker.config.template
+            encoded = self.chunker.decoder_tokenizer(
+                template.passage_prefix + text + template.passage_suffix,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            self._encoded[text] = encoded.input_ids, np.array(encoded.offset_mapping, np.int32).reshape(-1, 2)
+        return self._encoded[text]

@@ -1,0 +1,86 @@
+"""Question rows as contexts in tokens: where the evidence stands, and what is answered where there is none."""
+
+from dataclasses import replace
+
+import pytest
+
+from refrag.data.questions.contexts import NOT_FOUND, RowContexts
+from refrag.data.questions.row import QuestionRow, SourcePassage
+
+BRIDGE = (
+    "For ninety years nobody dared to cross the river on anything but a boat. Then Ana Korvin built the bridge over "
+    "the Lurd. The ferry went out of use, its keeper sold honey on the market of Harrow, and the boat rots in reeds."
+)
+MILL = SourcePassage("mill", "The mill", "The mill of Harrow burned down in 1911, and with it the house of Ana Korvin.")
+ROW = QuestionRow(
+    id="q",
+    source="town",
+    question="Who built the bridge?",
+    answers=("Ana Korvin", "Korvin"),
+    answerable=True,
+    passages=(MILL, SourcePassage("bridge", "The bridge", BRIDGE)),
+    gold=(1,),
+)
+OTHER = replace(ROW, id="other", passages=(SourcePassage("bees", "", "Harrow sells honey from forty hives."),), gold=())
+
+
+@pytest.fixture
+def maker(tiny_checkpoint):
+    return RowContexts(tiny_checkpoint.chunker)
+
+
+def text_of(maker, context, numbers):
+    return "".join(maker.chunker.decoder_tokenizer.decode(context.chunks[number].token_ids) for number in numbers)
+
+
+def test_the_chunks_are_those_that_a_server_cuts(maker):
+    context = maker.make(ROW, 2, seed=0)
+    served = maker.chunker.context_chunks(context.passages)
+    assert context.chunks.token_ids.tolist() == served.token_ids.tolist()
+    assert sorted(context.passages) == sorted(passage.content for passage in ROW.passages)
+
+
+def test_the_evidence_holds_the_answer_in_the_passage_that_the_row_names(maker):
+    for seed in range(4):
+        context = maker.make(ROW, 2, seed)
+        [question] = context.questions
+        assert "Ana Korvin" in text_of(maker, context, question.evidence_chunks)
+        place = context.passages.index(ROW.passages[1].content)
+        assert {context.chunks[number].passage for number in question.evidence_chunks} == {place}
+        assert len(question.evidence_chunks) < sum(context.chunks.passages == place)
+
+
+def test_the_evidence_has_the_chunks_beside_the_answer(maker):
+    context = maker.make(ROW, 2, seed=0)
+    evidence = context.questions[0].evidence_chunks
+    assert evidence == list(range(evidence[0], evidence[-1] + 1))
+    assert "Ana Korvin" in text_of(maker, context, evidence[1:-1])
+
+
+def test_an_answer_that_stands_nowhere_has_its_whole_passages_as_evidence(maker):
+    context = maker.make(replace(ROW, answers=("yes",), task="boolean"), 2, seed=1)
+    place = context.passages.index(ROW.passages[1].content)
+    assert context.questions[0].evidence_chunks == [n for n, p in enumerate(context.chunks.passages) if p == place]
+
+
+def test_a_row_that_names_no_passage_has_evidence_in_all_that_hold_the_answer(maker):
+    context = maker.make(replace(ROW, gold=None), 2, seed=0)
+    evidence = context.questions[0].evidence_chunks
+    assert {context.chunks[number].passage for number in evidence} == {0, 1}
+
+
+def test_without_the_evidence_the_answer_says_so(maker):
+    for context in (
+        maker.make_answerless(ROW, OTHER, 2, seed=0),
+        maker.make(replace(ROW, answerable=False, answers=()), 2, seed=0),
+    ):
+        [question] = context.questions
+        assert question.answer == NOT_FOUND and question.evidence_chunks == []
+    assert maker.make_answerless(ROW, OTHER, 2, seed=0).passages == [OTHER.passages[0].content]
+
+
+def test_an_answer_ends_with_the_end_of_sequence(maker):
+    [question] = maker.make(ROW, 2, seed=0).questions
+    tokenizer = maker.chunker.decoder_tokenizer
+    assert question.answer_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(question.answer_ids[:-1]).strip() == "Ana Korvin"
