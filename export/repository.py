@@ -36,6 +36,7 @@ from refrag.model.checkpoint import (
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.model.whole import whole_checkpoint
 from refrag.policies.select import open_trained_policy
 
 # The hand-written files of the models: package data in a wheel, a link in the checkout.
@@ -68,7 +69,11 @@ def export_repository(
     Models that the repository lacks are added as the project ships them. Raises CheckpointError, and leaves an earlier
     export as it was, if the checkpoint does not fit or an ONNX model fails its parity check.
     """
-    source = load_source(checkpoint, chunk_size)
+    with whole_checkpoint(checkpoint) as whole:
+        return _export(load_source(whole, chunk_size), repository, precision, calibration)
+
+
+def _export(source: Source, repository: Path, precision: Precision, calibration: Path | None) -> list[Parity]:
     chunks = _read_calibration(source, precision, calibration)
     add_missing_models(repository)
     # Inside a model's folder: Triton reads only numbered sub-folders there, and renames need one file system.

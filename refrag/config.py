@@ -3,9 +3,12 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from refrag.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from refrag.base_models.reference import BaseModel
 
 Pooling = Literal["mean", "cls", "ordered"]
 T = TypeVar("T")
@@ -13,6 +16,8 @@ T = TypeVar("T")
 CONFIG_NAME = "refrag.json"
 # Name of the policy whose network a checkpoint may hold.
 LEARNED_POLICY = "learned"
+# The base model of decoder/, of encoder/.
+BASES = ("decoder_base", "encoder_base")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class RefragConfig:
     template: the text around passages and question.
     max_prompt_slots: slots of the decoder's window, prompt and answer together.
     encoder_length: encoder tokens per chunk; more than k only for an encoder with its own tokenizer.
+    decoder_base, encoder_base: the pretrained model of which `decoder/` or `encoder/` holds only the difference; None
+        if it holds the whole model.
     provenance: how the weights were made; never read by code.
     """
 
@@ -69,6 +76,8 @@ class RefragConfig:
     policy: str = LEARNED_POLICY
     expand_fraction: float = 0.1
     template: PromptTemplate = field(default_factory=PromptTemplate)
+    decoder_base: "BaseModel | None" = None
+    encoder_base: "BaseModel | None" = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,7 +101,11 @@ class RefragConfig:
         _require(0 <= self.expand_fraction <= 1, f"expand_fraction is {self.expand_fraction}; allowed: 0 to 1")
 
     def save(self, directory: Path) -> None:
-        (directory / CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        values = asdict(self)
+        for name in BASES:
+            reference = values.pop(name)
+            values |= {} if reference is None else {name: reference.to_json()}
+        (directory / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "RefragConfig":
@@ -107,7 +120,17 @@ class RefragConfig:
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} holds a {type(values).__name__}; it must hold one JSON object")
         template = _from_dict(PromptTemplate, values.pop("template", {}), path)
-        return _from_dict(cls, {**values, "template": template}, path)
+        return _from_dict(cls, {**values, **_bases(values, path), "template": template}, path)
+
+
+def _bases(values: dict[str, Any], source: Path) -> dict[str, "BaseModel"]:
+    named = {name: values[name] for name in BASES if values.get(name) is not None}
+    if not named:
+        return {}
+    # Loaded here, because served checkpoints are whole and need no pydantic.
+    from refrag.base_models.reference import parse_reference
+
+    return {name: parse_reference(reference, f"{name} of {source}") for name, reference in named.items()}
 
 
 def _from_dict(cls: type[T], values: dict[str, Any], source: Path) -> T:

@@ -56,7 +56,8 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _read_model(path: Path) -> PreTrainedModel:
-    model, report = AutoModelForCausalLM.from_pretrained(
+    auto_class: Any = AutoModelForCausalLM
+    model, report = auto_class.from_pretrained(
         path.parent,
         gguf_file=path.name,
         # Packed weights could not be saved.

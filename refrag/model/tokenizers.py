@@ -5,18 +5,20 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from refrag.errors import CheckpointError
+from refrag.model.bases import model_folder
 
 DECODER, ENCODER = "decoder", "encoder"
 CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
 
 
 def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    return load_tokenizer(directory / DECODER)
+    return load_tokenizer(model_folder(directory, DECODER))
 
 
 def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast | None:
     """Return the encoder's own tokenizer, or None if it reads the decoder's tokens."""
-    return load_tokenizer(directory / ENCODER) if has_tokenizer(directory / ENCODER) else None
+    folder = model_folder(directory, ENCODER)
+    return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def has_tokenizer(folder: Path) -> bool:

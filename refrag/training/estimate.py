@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from refrag.base_models.cache import find
+from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.reporting import table
 from refrag.training.backbones import layer_classes, recompute_activations, train_what_trains
@@ -287,6 +289,19 @@ def _num_gathered(objective: nn.Module) -> int:
 
 def _load_config(backbone: Backbone, pair: Pair) -> Any:
     if backbone.architecture is None:
-        assert backbone.pretrained is not None
-        return AutoConfig.from_pretrained(backbone.pretrained)
+        return AutoConfig.from_pretrained(_place_of_config(backbone))
     return make_config(backbone, {} if backbone.pretrained else {"vocab_size": pair.vocab_size})
+
+
+def _place_of_config(backbone: Backbone) -> str:
+    """Return the folder or the hub's name; raise TrainingError for a base model that would have to be fetched."""
+    assert backbone.pretrained is not None
+    if isinstance(backbone.pretrained, str):
+        return backbone.pretrained
+    folder = find(backbone.pretrained)
+    if folder is None:
+        raise TrainingError(
+            f"{backbone.pretrained} is not on this machine, and an estimate downloads nothing; give its architecture "
+            "and shape beside `pretrained`, or run `refrag fetch` with the preset first"
+        )
+    return str(folder)

@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from refrag.base_models.cache import resolve
+from refrag.base_models.reference import BaseModel
 from refrag.config import RefragConfig
 from refrag.context.chunking import PackedChunks
 from refrag.data.tokenizer import train_tokenizer
@@ -41,7 +43,7 @@ def make_pair(pair: Pair) -> Checkpoint:
     """
     torch.manual_seed(pair.seed)
     tokenizer = _decoder_tokenizer(pair)
-    encoder_tokenizer = _load_tokenizer(pair.encoder.pretrained) if pair.encoder.pretrained else None
+    encoder_tokenizer = _load_tokenizer(_source(pair.encoder)) if pair.encoder.pretrained else None
     decoder = make_decoder(pair.decoder, tokenizer, pair.max_prompt_slots)
     checkpoint = join_parts(pair, decoder, make_encoder(pair.encoder, tokenizer), tokenizer, encoder_tokenizer)
     for module in checkpoint.modules.values():
@@ -68,6 +70,8 @@ def join_parts(
         vector_width=pair.vector_width,
         template=pair.template,
         policy_num_heads=pair.policy_num_heads,
+        decoder_base=pair.decoder.base,
+        encoder_base=pair.encoder.base,
     )
     decoder = Decoder(decoder_backbone)
     encoder = ChunkEncoder(encoder_backbone, pair.pooling, _ordered_pooling(pair, encoder_backbone))
@@ -85,7 +89,7 @@ def join_parts(
 def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_prompt_slots: int) -> Any:
     """Load the pretrained causal LM, or make one of random weights with the tokenizer's vocabulary."""
     if backbone.pretrained is not None:
-        model = AutoModelForCausalLM.from_pretrained(backbone.pretrained, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(_source(backbone), dtype=torch.float32)
         _end_answers_with(tokenizer, model)
         return model
     own = {
@@ -101,7 +105,7 @@ def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_pro
 def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Any:
     """Load the pretrained encoder, or make one of random weights that reads the decoder's tokens."""
     if backbone.pretrained is not None:
-        return AutoModel.from_pretrained(backbone.pretrained, dtype=torch.float32)
+        return AutoModel.from_pretrained(_source(backbone), dtype=torch.float32)
     # Chunks are padded with 0 where the tokenizer has no padding token.
     config = make_config(backbone, {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id or 0})
     options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
@@ -182,7 +186,15 @@ def _default_encoder_length(pair: Pair, encoder_tokenizer: PreTrainedTokenizerFa
 def _decoder_tokenizer(pair: Pair) -> PreTrainedTokenizerFast:
     if pair.decoder.pretrained is None:
         return train_tokenizer(pair.vocab_size, pair.seed, pair.tokenizer_documents)
-    return _load_tokenizer(pair.decoder.pretrained)
+    return _load_tokenizer(_source(pair.decoder))
+
+
+def _source(backbone: Backbone) -> str:
+    """Return the folder or the hub's name of a pretrained model; a base model is fetched if it is not here."""
+    if isinstance(backbone.pretrained, BaseModel):
+        return str(resolve(backbone.pretrained))
+    assert backbone.pretrained is not None
+    return backbone.pretrained
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerFast:

@@ -68,7 +68,7 @@ def load_run(preset: Preset, runs: Path, name: str | None = None) -> Checkpoint:
     directory = runs / (name or preset.result) / CHECKPOINT
     if not directory.exists():
         raise TrainingError(f"{directory} is missing; train run {name or preset.result!r} first")
-    return load_checkpoint(directory)
+    return load_checkpoint(directory, merge_adapters=False)
 
 
 def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:

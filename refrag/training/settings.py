@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from refrag.base_models.reference import BaseModel
 from refrag.config import Pooling, PromptTemplate
 from refrag.data.sources import TextSource
 from refrag.data.tasks import TASKS, Task
@@ -38,14 +39,16 @@ class Adapter(Settings):
 class Backbone(Settings):
     """A Hugging Face model: pretrained weights, or random weights of an architecture and a shape.
 
-    pretrained: a folder, or a name on the Hugging Face hub.
+    pretrained: a folder, or a name on the Hugging Face hub; the checkpoint then holds the whole model. Or a base model
+        as a mapping, such as {package: …, file: …, sha256: …}, {hub: …, revision: …} or {folder: …}: the checkpoint
+        then names it, and holds no more than an adapter.
     architecture: a model type of transformers, such as "llama" or "bert".
     adapter: what trains of it; by default all of its weights.
     shape: values of the architecture's configuration. Beside `pretrained`, training ignores architecture and shape;
         `estimate` reads them, so that it downloads nothing.
     """
 
-    pretrained: str | None = None
+    pretrained: str | BaseModel | None = None
     architecture: str | None = None
     adapter: Adapter | None = None
     shape: dict[str, Any] = {}
@@ -55,6 +58,11 @@ class Backbone(Settings):
         if self.pretrained is None and self.architecture is None:
             raise ValueError("neither is given: name a `pretrained` model, or an `architecture` with its `shape`")
         return self
+
+    @property
+    def base(self) -> BaseModel | None:
+        """The base model that a checkpoint names, independent of the working folder."""
+        return self.pretrained.absolute() if isinstance(self.pretrained, BaseModel) else None
 
 
 class Pair(Settings):

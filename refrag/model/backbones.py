@@ -1,0 +1,57 @@
+"""Loads and saves the Hugging Face models inside of a checkpoint, as plain Hugging Face folders."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from refrag.errors import CheckpointError
+from refrag.model.decoder import Decoder
+from refrag.model.encoder import ChunkEncoder
+from refrag.model.tokenizers import DECODER, ENCODER
+
+
+def load_pretrained(auto_class: type, folder: Path, **options: Any) -> Any:
+    """Load whatever `auto_class` loads from a folder, or raise CheckpointError that names the folder."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
+    try:
+        with _quiet_transformers():
+            return auto_class.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[attr-defined]
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+
+
+def has_adapter(module: Decoder | ChunkEncoder) -> bool:
+    """Return whether a low-rank adapter stands inside the backbone, apart from its weights."""
+    return getattr(module.backbone, "peft_config", None) is not None
+
+
+def save_whole(module: Decoder | ChunkEncoder, folder: Path, dtype: torch.dtype) -> None:
+    """Write a plain Hugging Face model, with the adapter merged if there is one."""
+    backbone: Any = module.backbone
+    if has_adapter(module):
+        # peft takes long to import, and a server has nothing to merge.
+        from refrag.model.adapters import merged_copy
+
+        backbone = merged_copy(module)
+    state = {name: weight.to(dtype) for name, weight in backbone.state_dict().items()}
+    backbone.save_pretrained(folder, state_dict=state)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence progress bars, and the report that an encoder's unused pooler has no weights."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
