@@ -31,6 +31,11 @@ def has_adapter(module: Decoder | ChunkEncoder) -> bool:
     return getattr(module.backbone, "peft_config", None) is not None
 
 
+def is_of_adapter(parameter: str) -> bool:
+    """Return whether a backbone's parameter of that name belongs to an adapter."""
+    return ".lora_" in parameter
+
+
 def save_whole(module: Decoder | ChunkEncoder, folder: Path, dtype: torch.dtype) -> None:
     """Write a plain Hugging Face model, with the adapter merged if there is one."""
     backbone: Any = module.backbone

@@ -181,7 +181,7 @@ def pack(lengths: Sequence[int], row_slots: int) -> list[list[int]]:
 def encoder_batch(chunker: Chunker, chunks: Sequence[Chunk]) -> EncoderBatch:
     """Return what the encoder reads of the chunks, no wider than the longest of them."""
     ids, mask = chunker.encoder_inputs(chunks)
-    width = max(1, int(mask.sum(1).max(initial=1)))
+    width = max(1, int((mask > 0).sum(1).max(initial=1)))
     return EncoderBatch(torch.from_numpy(ids[:, :width].copy()), torch.from_numpy(mask[:, :width].copy()))
 
 

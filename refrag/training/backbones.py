@@ -3,14 +3,17 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from refrag.model.backbones import has_adapter, is_of_adapter
+from refrag.model.decoder import Decoder
+from refrag.model.encoder import ChunkEncoder
+
 
 def let_train(part: nn.Module, trains: bool = True) -> None:
     """Let all of the part's parameters train, or none; of a backbone with an adapter, the adapter alone."""
     part.requires_grad_(trains)
-    backbone = getattr(part, "backbone", None)
-    if backbone is not None and hasattr(backbone, "peft_config"):
-        for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(trains and "lora_" in name)
+    if isinstance(part, Decoder | ChunkEncoder) and has_adapter(part):
+        for name, parameter in part.backbone.named_parameters():
+            parameter.requires_grad_(trains and is_of_adapter(name))
 
 
 def train_what_trains(objective: nn.Module) -> None:

@@ -59,7 +59,7 @@ def _refuse_truncation(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
     config = checkpoint.config
     ample = replace(config, encoder_length=AMPLE * config.encoder_length)
     _, mask = Chunker(ample, checkpoint.decoder_tokenizer, checkpoint.encoder_tokenizer).encoder_inputs(chunks)
-    longest = int(mask.sum(1).max())
+    longest = int((mask > 0).sum(1).max())
     if longest > config.encoder_length:
         raise TrainingError(
             f"encoder_length is {config.encoder_length}, but chunks of {max(map(len, chunks))} decoder tokens have up "

@@ -50,6 +50,7 @@ def make_pair(pair: Pair) -> Checkpoint:
         module.eval()
     refuse_misfits(checkpoint, sample_chunks(checkpoint, max(pair.trained_chunk_sizes), pair.seed))
     match_projector(checkpoint, pair.seed)
+    _add_adapters(checkpoint, pair)
     return checkpoint
 
 
@@ -153,6 +154,15 @@ def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> PackedC
     rng = random.Random(seed)
     document = make_document(rng, make_world(rng, NUM_ENTITIES, "train"))
     return PackedChunks.cut([checkpoint.chunker.passage_ids(document)], chunk_size)
+
+
+def _add_adapters(checkpoint: Checkpoint, pair: Pair) -> None:
+    for module, backbone in ((checkpoint.decoder, pair.decoder), (checkpoint.encoder, pair.encoder)):
+        if backbone.adapter is not None:
+            # peft takes long to import, and most pairs train whole.
+            from refrag.model.adapters import add_adapter
+
+            add_adapter(module, **backbone.adapter.model_dump())
 
 
 def _ordered_pooling(pair: Pair, encoder_backbone: Any) -> OrderedPooling | None:
