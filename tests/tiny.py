@@ -1,8 +1,18 @@
 """The pair of the tests: a decoder and an encoder of random weights, as small as they go."""
 
+from copy import deepcopy
+from dataclasses import replace
+
+from refrag.config import PromptTemplate
 from refrag.model.checkpoint import Checkpoint
 from refrag.training.pair import make_pair
 from refrag.training.settings import Backbone, Pair
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|bos|>{{ message['role'] }}\n{{ message['content'] }}<|eos|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|bos|>assistant\n{% endif %}"
+)
+CHAT = PromptTemplate("", "\n", "\nQuestion: ", "", is_chat=True, system="Answer in a word.")
 
 
 def tiny_pair(width: int = 48, num_layers: int = 2, num_heads: int = 4, **settings) -> Pair:
@@ -29,3 +39,10 @@ def make_tiny_checkpoint(**settings) -> Checkpoint:
     for module in checkpoint.modules.values():
         module.eval()
     return checkpoint
+
+
+def as_chat(checkpoint: Checkpoint, chat_template: str | None = CHAT_TEMPLATE) -> Checkpoint:
+    """Return the same weights as an instruct model, whose prompts stand in a chat template."""
+    tokenizer = deepcopy(checkpoint.decoder_tokenizer)
+    tokenizer.chat_template = chat_template
+    return replace(checkpoint, decoder_tokenizer=tokenizer, config=replace(checkpoint.config, template=CHAT))

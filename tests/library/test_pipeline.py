@@ -1,8 +1,9 @@
 import pytest
 import torch
+from tiny import CHAT, as_chat
 
 from refrag.errors import InvalidRequest
-from refrag.pipeline import encode_chunks
+from refrag.pipeline import Pipeline, encode_chunks
 from refrag.request import ExpansionOptions, Request, SamplingParams
 
 PASSAGES = ["Mara Tolen keeps a parrot. Tolen was born in 1962 and likes rain.", "Odo Marsk plays the harp."]
@@ -25,6 +26,19 @@ def test_expanding_everything_equals_the_plain_decoder_on_the_plain_text(pipelin
     assert ask(pipeline, expand_fraction=1).token_ids == [
         i for i in plain[0, ids.shape[1] :].tolist() if i not in eos_ids
     ]
+
+
+def test_expanding_everything_equals_generate_on_the_chat_templates_text(tiny_checkpoint):
+    checkpoint = as_chat(tiny_checkpoint)
+    tokenizer, decoder = checkpoint.decoder_tokenizer, checkpoint.decoder
+    content = "".join(f"{passage}\n" for passage in PASSAGES) + "\nQuestion: What does Mara Tolen keep?"
+    messages = [{"role": "system", "content": CHAT.system}, {"role": "user", "content": content}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    plain = decoder.backbone.generate(**inputs, max_new_tokens=12, do_sample=False)
+    generated = plain[0, inputs.input_ids.shape[1] :].tolist()
+    answer = ask(Pipeline(checkpoint), expand_fraction=1)
+    assert answer.prompt.input_ids.tolist() == inputs.input_ids[0].tolist()
+    assert answer.token_ids == [i for i in generated if i not in decoder.eos_ids]
 
 
 def test_the_policy_all_is_expanding_everything(pipeline):
