@@ -9,6 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from refrag.context.alignment import FIRST_PLACE
 from refrag.errors import CheckpointError
 from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, Graph
 from refrag.export.precision import Precision
@@ -87,7 +88,14 @@ def encoder_batches(encoder: ChunkEncoder, max_length: int) -> Iterator[tuple[Te
             num_tokens[0] = length
             num_tokens[1:][-1:] = 0
             mask = torch.arange(length) < num_tokens  # (C, L)
-            yield ids.masked_fill(~mask, pad_token_id), mask.long()
+            yield ids.masked_fill(~mask, pad_token_id), mask * _marks(encoder, length)
+
+
+def _marks(encoder: ChunkEncoder, length: int) -> Tensor:
+    """Return what an attention mask without padding holds: ones or, for ordered pooling, every place.  -> INT64 (L,)"""
+    if encoder.ordered is None:
+        return torch.ones(length, dtype=torch.long)
+    return FIRST_PLACE + torch.arange(length) % encoder.ordered.chunk_size
 
 
 def _encoder_in_torch(encoder: ChunkEncoder) -> Callable[[Tensor, Tensor], Tensor]:

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 from refrag.config import Pooling
 from refrag.export.repository import TEMPLATES
-from refrag.model.encoder import ChunkEncoder
+from refrag.model.encoder import ChunkEncoder, OrderedPooling
 
 SHAPE = {
     "vocab_size": 100,
@@ -43,7 +43,11 @@ BACKBONES = {
 def make_encoder(family: str, pooling: Pooling = "mean") -> ChunkEncoder:
     torch.manual_seed(0)
     backbone: PreTrainedModel = BACKBONES[family]()
-    return ChunkEncoder(backbone, pooling).eval()
+    ordered = None
+    if pooling == "ordered":
+        ordered = OrderedPooling(8, SHAPE["hidden_size"], 48)
+        torch.nn.init.normal_(ordered.weight)
+    return ChunkEncoder(backbone, pooling, ordered).eval()
 
 
 def make_passages(count: int) -> list[str]:

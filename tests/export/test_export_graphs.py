@@ -32,7 +32,7 @@ def half_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("precision", "pooling"), [("fp32", "mean"), ("fp16", "cls")])
+@pytest.mark.parametrize(("precision", "pooling"), [("fp32", "mean"), ("fp16", "cls"), ("fp32", "ordered")])
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_every_encoder_family_computes_in_onnx_what_it_does_in_torch(family, precision, pooling, tmp_path):
     encoder = make_encoder(family, pooling)
