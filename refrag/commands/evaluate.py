@@ -1,12 +1,14 @@
 """`refrag evaluate`: measure a checkpoint on held-out questions and prose, and compare the stages of its training.
 
     run           make the tables of one checkpoint, as Markdown, and with --output as JSON too
+    questions     ask a file of questions over real passages, compressed and plain
     ablations     compare checkpoints of several runs: the paper's Tables 11 and 12
     report FILE   print such a JSON file as Markdown
 
 All conditions of a table see the same questions or windows, so that their differences are paired.
 
     refrag evaluate run --checkpoint checkpoints/demo --plain plain/decoder --output evaluation.json
+    refrag evaluate questions --checkpoint checkpoints/mine --data dev-v2.0.json --num-rows 200 --output squad.json
     refrag evaluate ablations --reconstruction curriculum=runs/one/checkpoint none=runs/other/checkpoint
 """
 
@@ -26,8 +28,9 @@ EXTRA = "evaluate"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     _add_run_options(_add_action(actions, "run", "make the tables of one checkpoint", _run))
+    _add_question_options(_add_action(actions, "questions", "ask a file of questions, compressed and plain", _ask))
     _add_ablation_options(_add_action(actions, "ablations", "compare checkpoints of several runs", _compare))
-    report = _add_action(actions, "report", "print a JSON file of the two as Markdown", _report)
+    report = _add_action(actions, "report", "print a JSON file of the three as Markdown", _report)
     report.add_argument("evaluation", metavar="FILE", type=Path, help="JSON file that --output wrote")
 
 
@@ -78,6 +81,32 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
 
 
+def _add_question_options(parser: argparse.ArgumentParser) -> None:
+    from refrag.data.questions.read import FORMS
+    from refrag.evaluation.options import add_options
+    from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS
+    from refrag.evaluation.questions.options import QuestionOptions
+
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a REFRAG checkpoint")
+    parser.add_argument(
+        "--plain", type=Path, help="Hugging Face decoder for uncompressed contexts (default: the checkpoint's own)"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="file of questions, or folder of the form beir")
+    parser.add_argument("--form", choices=FORMS, help="form of the data (default: detected)")
+    parser.add_argument("--passages", type=Path, help="file of passages (default: the one beside the questions)")
+    parser.add_argument("--split", help="name of the judgements, for the form beir (default: test)")
+    parser.add_argument(
+        "--conditions",
+        nargs="+",
+        default=DEFAULT_CONDITIONS,
+        metavar="CONDITION",
+        help="none, plain, gold, plain:p=0.1, p=0, p=0.1:POLICY, p=0:shuffled, with k=8: in front for another chunk "
+        f"size; no context, plain, p=0 and its controls are always there (default: {' '.join(DEFAULT_CONDITIONS)})",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write; answers are kept beside it")
+    add_options(parser, QuestionOptions)
+
+
 def _add_ablation_options(parser: argparse.ArgumentParser) -> None:
     from refrag.evaluation.ablations import MEASURES
 
@@ -95,7 +124,7 @@ def _add_ablation_options(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from refrag.evaluation.conditions import POLICY_OPTIONS
     from refrag.evaluation.models import load_models, parse_onnx_encoders
-    from refrag.evaluation.options import parsed_options
+    from refrag.evaluation.options import Options, parsed_options
     from refrag.evaluation.report import Report, render
     from refrag.evaluation.tables import TABLES, choose_tables
     from refrag.machine.threads import flush_denormals
@@ -103,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> None:
     flush_denormals()
     # bm25s logs every index that it builds, and rouge-score installs a handler that prints these logs.
     logging.getLogger("bm25s").setLevel(logging.WARNING)
-    options = parsed_options(arguments)
+    options = parsed_options(arguments, Options)
     report = Report(options.seed, arguments.output)
     policies = {name: getattr(arguments, name) for name in POLICY_OPTIONS}
     onnx_encoders = parse_onnx_encoders(arguments.onnx_encoder)
@@ -111,6 +140,22 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in choose_tables(arguments.tables, models):
         report.add(name, functools.partial(TABLES[name], models, options))
     print(render(report.values))
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    from refrag.evaluation.options import parsed_options
+    from refrag.evaluation.questions.evaluate import Inputs, evaluate_questions
+    from refrag.evaluation.questions.options import QuestionOptions
+    from refrag.evaluation.questions.summary import render
+    from refrag.machine.threads import flush_denormals
+
+    flush_denormals()
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    inputs = Inputs(
+        arguments.checkpoint, arguments.plain, arguments.data, arguments.form, arguments.passages, arguments.split
+    )
+    options = parsed_options(arguments, QuestionOptions)
+    print(render(evaluate_questions(inputs, arguments.conditions, options, arguments.output)))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -129,9 +174,11 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from refrag.evaluation.questions import summary
     from refrag.evaluation.report import render
 
     try:
-        print(render(json.loads(arguments.evaluation.read_text())))
+        values = json.loads(arguments.evaluation.read_text())
+        print(summary.render(values) if values.get("kind") == summary.KIND else render(values))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest(f"{arguments.evaluation} is no evaluation that can be read: {error}") from error

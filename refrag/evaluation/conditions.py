@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-ContextForm = Literal["none", "truncated", "full", "compressed"]
+ContextForm = Literal["none", "truncated", "full", "gold", "compressed"]
 # The name of a served policy, or of a selection that only `refrag.evaluation.prompts` has.
 Selection = str
 Embeddings = Literal["true", "shuffled", "zeroed"]
@@ -32,8 +32,9 @@ CONTROLS: tuple[Embeddings, ...] = ("shuffled", "zeroed")
 class Condition:
     """The form of the context in the prompt's slots.
 
-    form: "none", "truncated" and "full" are read by the plain decoder, "compressed" by REFRAG's. "truncated" is the
-        end of the context, in as many tokens as compression at this chunk size and fraction takes slots.
+    form: "none", "truncated", "full" and "gold" are read by the plain decoder, "compressed" by REFRAG's. "truncated" is
+        the end of the context, in as many tokens as compression at this chunk size and fraction takes slots; "gold" the
+        passages with the evidence alone, which only question sets have.
     selection: the name of a served policy, or of one to compare it with. "perplexity" expands the chunks that
         surprise the plain decoder most (the better one of the paper's two heuristics), "perplexity reversed" those that
         surprise it least, "oracle" those that hold the evidence. "learned" is the checkpoint's own policy, which may
@@ -57,6 +58,8 @@ class Condition:
             return f"{plain_name}, no context"
         if self.form == "full":
             return f"{plain_name}, full context"
+        if self.form == "gold":
+            return f"{plain_name}, evidence only"
         chunks = f"k={self.chunk_size}"
         if self.expand_fraction > 0:
             chunks += f", {100 * self.expand_fraction:.0f}%"

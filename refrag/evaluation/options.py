@@ -4,10 +4,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from refrag.data.documents import JSONL_SUFFIXES
 from refrag.data.sources import TextSource
 from refrag.errors import InvalidRequest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,25 @@ def parse_named_paths(texts: Sequence[str], noun: str, form: str) -> dict[str, P
     return paths
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    for one in fields(Options):
+def add_options(parser: argparse.ArgumentParser, options: type[Any] = Options) -> None:
+    """Add an option for each field of a dataclass; metadata may have choices, and the type of one that may be None."""
+    for one in fields(options):
+        name = f"--{one.name.replace('_', '-')}"
+        if one.default is False:
+            parser.add_argument(name, action="store_true", help=one.metadata["help"])
+            continue
         known = "" if one.default is None else " (default: %(default)s)"
         parser.add_argument(
-            f"--{one.name.replace('_', '-')}",
-            type=Path if one.default is None else type(one.default),
+            name,
+            type=one.metadata.get("type", Path) if one.default is None else type(one.default),
+            choices=one.metadata.get("choices"),
             default=one.default,
             help=one.metadata["help"] + known,
         )
 
 
-def parsed_options(arguments: argparse.Namespace) -> Options:
-    return Options(**{one.name: getattr(arguments, one.name) for one in fields(Options)})
+def parsed_options(arguments: argparse.Namespace, options: type[T]) -> T:
+    return options(**{one.name: getattr(arguments, one.name) for one in fields(options)})  # type: ignore[arg-type]
 
 
 def prose_source(path: Path | None) -> TextSource:

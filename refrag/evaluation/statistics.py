@@ -57,6 +57,25 @@ def estimate_difference(values: np.ndarray, others: np.ndarray, seed: int) -> Es
     return estimate_mean(values.astype(float) - others.astype(float), seed)
 
 
+def estimate_recovery(values: np.ndarray, lower: np.ndarray, upper: np.ndarray, seed: int) -> Estimate | None:
+    """Return (values − lower) / (upper − lower) in means over the same questions, which are resampled together.
+
+    None unless at least 97.5% of the resamples keep the bounds apart in their own order: between bounds that may be
+    equal, nothing can be recovered.
+    """
+    _refuse_unpaired(values, lower)
+    _refuse_unpaired(values, upper)
+    columns = np.stack([values, lower, upper]).astype(float)
+    rng, count = np.random.default_rng(seed), len(values)
+    means = np.stack([columns[:, rng.integers(count, size=count)].mean(1) for _ in range(NUM_RESAMPLES)], 1)
+    value, low, high = columns.mean(1)
+    apart = (means[2] - means[1]) * np.sign(high - low) > 0
+    if apart.mean() < 0.975:
+        return None
+    shares = (means[0] - means[1])[apart] / (means[2] - means[1])[apart]
+    return _rounded((value - low) / (high - low), *np.percentile(shares, [2.5, 97.5]))
+
+
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
     """Return the 95% confidence interval of a share (Wilson's score interval)."""
     z, share = NORMAL_QUANTILE, hits / total

@@ -1,0 +1,1 @@
+"""Evaluation on question sets of real passages: one run, resumable, and its report."""

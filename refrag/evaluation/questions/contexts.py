@@ -1,0 +1,193 @@
+"""Contexts of rows: a row's passages and question as the pipeline prepares them, and its prompt under a condition."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from refrag.config import LEARNED_POLICY
+from refrag.context.chunking import PackedChunks
+from refrag.context.prepare import PreparedContext, prepare_context
+from refrag.data.questions.arrange import only_gold
+from refrag.data.questions.row import QuestionRow
+from refrag.decoders.base import MixedPrompt
+from refrag.errors import InvalidRequest
+from refrag.evaluation.conditions import Condition
+from refrag.evaluation.models import Models
+from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
+from refrag.pipeline import Pipeline
+from refrag.policies.budget import expansion_budget
+from refrag.request import ExpansionOptions, Request
+
+# C chunks, Q question chunks, E encoder width
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """An arranged row at one chunk size, encoded by the pipeline."""
+
+    row: QuestionRow
+    context: PreparedContext
+    vectors: Tensor  # (C, E)
+    question_vectors: Tensor  # (Q, E)
+
+    def first(self, num_chunks: int) -> "RowContext":
+        """Return the same row with its first chunks alone."""
+        context = replace(self.context, chunks=self.context.chunks[:num_chunks])
+        return replace(self, context=context, vectors=self.vectors[:num_chunks])
+
+
+@dataclass(frozen=True)
+class RowPrompt:
+    """The prompt of a row under a condition.
+
+    cut_tokens: tokens of the context that the window left out.
+    expanded: numbers of the expanded chunks. chunks: those of the prompt.
+    """
+
+    prompt: MixedPrompt
+    chunks: PackedChunks
+    expanded: Sequence[int]
+    context_tokens: int
+    cut_tokens: int
+
+
+class Contexts:
+    """Prompts of rows for the models to compare.
+
+    make_request: turns a row into what a client would send. window: slots of prompt and answer; None for each decoder's
+    own. max_tokens: of an answer.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        make_request: Callable[[QuestionRow], Request],
+        window: int | None,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        self.models, self.make_request = models, make_request
+        self.window, self.max_tokens, self.seed = window, max_tokens, seed
+        self._encoded: dict[tuple[str, int], RowContext] = {}
+
+    def build(self, row: QuestionRow, control: QuestionRow, condition: Condition) -> RowPrompt:
+        """Return the row's prompt; `control` is the row that the condition "shuffled" takes its vectors from."""
+        if condition.form == "compressed":
+            return self._build_compressed(row, control, condition)
+        return self._build_plain(row, condition)
+
+    def forget(self, row: QuestionRow) -> None:
+        """Free what is kept of a row that no prompt will need any more."""
+        self._encoded = {key: value for key, value in self._encoded.items() if key[0] != row.id}
+
+    def _build_plain(self, row: QuestionRow, condition: Condition) -> RowPrompt:
+        if condition.form == "none":
+            row = replace(row, passages=(), gold=None)
+        elif condition.form == "gold":
+            row = only_gold(row)
+        pipeline = self._plain_pipeline()
+        context = prepare_context(self.make_request(row), pipeline.chunker)
+        # Nothing reads them: no chunk stays compressed.
+        vectors = torch.zeros(len(context.chunks), self.models.checkpoint.encoder.width)
+        whole = RowContext(row, context, vectors, vectors[:0])
+        room = self._room(pipeline, whole, condition)
+        if condition.form == "truncated":
+            room = min(room, self._slots(row, condition))
+        kept = whole.first(_num_fitting(context.chunks, 1.0, room))
+        return self._lay_out(pipeline, whole, kept, range(len(kept.context.chunks)), kept.vectors)
+
+    def _build_compressed(self, row: QuestionRow, control: QuestionRow, condition: Condition) -> RowPrompt:
+        pipeline, whole = self._pipeline(condition), self._encode(row, condition)
+        room = self._room(pipeline, whole, condition)
+        kept = whole.first(_num_fitting(whole.context.chunks, condition.expand_fraction, room))
+        expanded = self._select(pipeline, kept, condition)
+        vectors = kept.vectors
+        if condition.embeddings == "shuffled":
+            vectors = _repeat(self._encode(control, condition).vectors, len(vectors))
+        built = self._lay_out(pipeline, whole, kept, expanded, vectors)
+        if condition.embeddings == "zeroed":
+            prompt = built.prompt
+            return replace(built, prompt=replace(prompt, chunk_embeddings=torch.zeros_like(prompt.chunk_embeddings)))
+        return built
+
+    def _lay_out(
+        self, pipeline: Pipeline, whole: RowContext, kept: RowContext, expanded: Sequence[int], vectors: Tensor
+    ) -> RowPrompt:
+        _, prompt = pipeline.build_prompt(kept.context, list(expanded), vectors)
+        num_tokens = whole.context.chunks.num_tokens
+        return RowPrompt(prompt, kept.context.chunks, expanded, num_tokens, num_tokens - kept.context.chunks.num_tokens)
+
+    def _select(self, pipeline: Pipeline, kept: RowContext, condition: Condition) -> list[int]:
+        fraction, selection = condition.expand_fraction, condition.selection
+        budget = expansion_budget(fraction, len(kept.context.chunks))
+        if selection == "similarity":
+            return rank_by_similarity(kept.vectors, kept.question_vectors)[:budget]
+        if selection == "oracle":
+            texts = self._chunk_texts(kept.context.chunks)
+            return find_answer_chunks(kept.row, texts, kept.context.chunks.passages)[:budget]
+        policy = LEARNED_POLICY if selection == "learned as served" else selection
+        seed = random.Random(f"{self.seed} {kept.row.id}").getrandbits(32)
+        options = ExpansionOptions(fraction, policy, seed)
+        return pipeline.select(options, kept.context, kept.vectors, kept.question_vectors)
+
+    def _chunk_texts(self, chunks: PackedChunks) -> list[str]:
+        rows = [list(chunk.token_ids) for chunk in chunks]
+        return self.models.checkpoint.decoder_tokenizer.batch_decode(rows)
+
+    def _room(self, pipeline: Pipeline, whole: RowContext, condition: Condition) -> int:
+        """Return the slots that the window leaves for the context."""
+        window = self.window or self.models.window(condition.form)
+        empty = whole.first(0)
+        rest = pipeline.build_prompt(empty.context, [], empty.vectors)[0].num_slots + self.max_tokens
+        if rest > window:
+            raise InvalidRequest(
+                f"row {whole.row.id!r}: its question needs {rest} slots with max_tokens, the window is {window}; lower "
+                "max_tokens or question_turns, or leave the row out"
+            )
+        return window - rest
+
+    def _slots(self, row: QuestionRow, condition: Condition) -> int:
+        """Return the slots of the row's context if it were compressed at the condition's size and fraction."""
+        num_chunks = len(prepare_context(self.make_request(row), self._pipeline(condition).chunker).chunks)
+        return _most_slots(num_chunks, condition.expand_fraction, condition.chunk_size)
+
+    def _encode(self, row: QuestionRow, condition: Condition) -> RowContext:
+        key = row.id, condition.chunk_size
+        if key not in self._encoded:
+            pipeline = self._pipeline(condition)
+            context = prepare_context(self.make_request(row), pipeline.chunker)
+            self._encoded[key] = RowContext(row, context, *pipeline.encode(context))
+        return self._encoded[key]
+
+    def _pipeline(self, condition: Condition) -> Pipeline:
+        """Return the served pipeline, whose learned policy spends the whole budget unless it is asked as served."""
+        checkpoint = self.models.checkpoint.with_chunk_size(condition.chunk_size)
+        if condition.selection == LEARNED_POLICY:
+            checkpoint = replace(checkpoint, config=replace(checkpoint.config, policy_confidence=1.0))
+        return Pipeline(checkpoint)
+
+    def _plain_pipeline(self) -> Pipeline:
+        return Pipeline(replace(self.models.checkpoint, decoder=self.models.plain))
+
+
+def _num_fitting(chunks: PackedChunks, expand_fraction: float, room: int) -> int:
+    """Return how many of the first chunks fit the room, whichever of them are expanded."""
+    if expand_fraction == 1:
+        return int((chunks.lengths.cumsum() <= room).sum())
+    size = chunks.token_ids.shape[1]
+    num_chunks = len(chunks)
+    while _most_slots(num_chunks, expand_fraction, size) > room:
+        num_chunks -= 1
+    return num_chunks
+
+
+def _most_slots(num_chunks: int, expand_fraction: float, chunk_size: int) -> int:
+    return num_chunks + expansion_budget(expand_fraction, num_chunks) * (chunk_size - 1)
+
+
+def _repeat(vectors: Tensor, count: int) -> Tensor:
+    """Return the first `count` vectors, from the first again if there are too few.  (C, E) -> (count, E)"""
+    return vectors[torch.arange(count) % len(vectors)]

@@ -1,0 +1,174 @@
+"""Runs rows under conditions: each prompt is read once, answered greedily, and scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from refrag.data.questions.arrange import arrange
+from refrag.data.questions.row import QuestionRow, SourcePassage
+from refrag.errors import InvalidRequest
+from refrag.evaluation.conditions import Condition
+from refrag.evaluation.fidelity import PlainDistribution, compare_with_plain
+from refrag.evaluation.models import Models
+from refrag.evaluation.questions.answers_file import Answer, AnswersFile
+from refrag.evaluation.questions.conditions import select_by, spell
+from refrag.evaluation.questions.contexts import Contexts, RowPrompt
+from refrag.evaluation.questions.options import QuestionOptions
+from refrag.evaluation.questions.reading import PromptReader, answer_ids
+from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, rouge_l, token_f1
+from refrag.request import Request
+
+TURN_ROLE = "user"
+
+
+@dataclass(frozen=True)
+class PlainAnswer:
+    """The plain decoder's own answer with the token that ended it, and its distributions before each token."""
+
+    token_ids: list[int]
+    distribution: PlainDistribution
+
+
+class QuestionRun:
+    """Answers of all rows under all conditions, in a file that holds those of an earlier start too."""
+
+    def __init__(
+        self, models: Models, rows: Sequence[QuestionRow], conditions: Sequence[Condition], options: QuestionOptions
+    ) -> None:
+        self.models, self.options = models, options
+        self.sources = {row.id: row for row in rows}
+        self.rows = [arrange_row(row, options) for row in rows]
+        self.conditions = conditions
+        self.plain = next(one for one in conditions if one.form == "full")
+        self.contexts = Contexts(models, self._as_request, options.window, options.max_tokens, options.seed)
+        _refuse_unanswerable(models, self.rows, conditions)
+
+    def answer_all(self, file: AnswersFile) -> None:
+        """Answer what the file lacks, row by row."""
+        for number, row in enumerate(tqdm(self.rows, desc="rows", unit="row", disable=None)):
+            self._answer_row(row, find_control(self.rows, number), file)
+            self.contexts.forget(row)
+
+    def asked(self, row: QuestionRow) -> list[Condition]:
+        """Return the conditions that the row can be asked under: without evidence there is none to show alone."""
+        return [one for one in self.conditions if one.form != "gold" or row.gold]
+
+    def _answer_row(self, row: QuestionRow, control: QuestionRow, file: AnswersFile) -> None:
+        missing = [one for one in self.asked(self.sources[row.id]) if (row.id, spell(one)) not in file]
+        if not missing:
+            return
+        plain = self._answer_plainly(row, control, file)
+        for condition in missing:
+            if condition != self.plain:
+                source = self.sources[row.id] if condition.form == "gold" else row
+                built = self.contexts.build(source, control, condition)
+                reader = PromptReader(self.models.decoder(condition.form), built.prompt)
+                answer = self._score(row, condition, built, reader, *reader.answer(self.options.max_tokens))
+                fidelity = compare_with_plain(plain.distribution, reader.logits(plain.token_ids))
+                answer |= {"divergence": fidelity.divergence, "agreement": fidelity.agreement}
+                file.add(row.id, spell(condition), answer)
+
+    def _answer_plainly(self, row: QuestionRow, control: QuestionRow, file: AnswersFile) -> PlainAnswer:
+        """Return the plain decoder's answer, from the file if it is there."""
+        built = self.contexts.build(row, control, self.plain)
+        reader, key = PromptReader(self.models.plain, built.prompt), (row.id, spell(self.plain))
+        if key in file:
+            token_ids, ended = file[key]["token_ids"], file[key]["ended"]
+        else:
+            token_ids, ended = reader.answer(self.options.max_tokens)
+            file.add(*key, self._score(row, self.plain, built, reader, token_ids, ended))
+        whole = [*token_ids, min(self.models.plain.eos_ids)] if ended else token_ids
+        return PlainAnswer(whole, PlainDistribution.of(reader.logits(whole)))
+
+    def _score(
+        self,
+        row: QuestionRow,
+        condition: Condition,
+        built: RowPrompt,
+        reader: PromptReader,
+        token_ids: list[int],
+        ended: bool,
+    ) -> Answer:
+        tokenizer = self.models.checkpoint.decoder_tokenizer
+        text = str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+        answer = {"answer": text, "token_ids": token_ids, "ended": ended, **score(text, row), **_sizes(built)}
+        if condition.selection != "none" and row.gold:
+            answer["gold_recall"] = _recall(row.gold, built)
+        if row.answerable and row.answers:
+            question_ids = built.prompt.input_ids.tolist()
+            answer["log_perplexity"] = reader.log_perplexity(answer_ids(tokenizer, question_ids, row.answers[0]))
+        return answer
+
+    def _as_request(self, row: QuestionRow) -> Request:
+        return make_request(row, self.options)
+
+
+def arrange_row(row: QuestionRow, options: QuestionOptions) -> QuestionRow:
+    """Return the row with the passages that all conditions see; a document stays whole."""
+    count = None if row.keeps_order else options.num_passages
+    return arrange(
+        row, count, options.seed, not options.source_order, keep_gold=options.keep_gold, strength=options.strength
+    )
+
+
+def make_request(row: QuestionRow, options: QuestionOptions) -> Request:
+    """Return the request that a client would send: the last turns before the question, and the passages."""
+    split = max(0, len(row.history) - options.question_turns)
+    earlier, last = row.history[:split], row.history[split:]
+    turns = [SourcePassage("", "", f"{role}: {text}") for role, text in earlier]
+    lines = [f"{role}: {text}" for role, text in last]
+    question = "\n".join([*lines, f"{TURN_ROLE}: {row.question}"]) if last else row.question
+    passages = [*row.passages, *(turns if options.earlier_turns == "passages" else [])]
+    return Request(question, [passage.content for passage in passages])
+
+
+def score(text: str, row: QuestionRow) -> dict[str, Any]:
+    """Return the scores that apply to the row; a row without answers is judged by refusal and fidelity alone."""
+    scores = {"refused": is_refusal(text)}
+    if row.answerable and row.answers:
+        scores["exact_match"] = exact_match(text, row.answers)
+        scores["f1"] = token_f1(text, row.answers)
+        scores["contains"] = contains_answer(text, row.answers)
+        scores["rouge_l"] = rouge_l(text, row.answers)
+    if isinstance(true_answer := row.extra.get("true_answer"), str):
+        scores["true_answer"] = contains_answer(text, [true_answer])
+    return scores
+
+
+def find_control(rows: Sequence[QuestionRow], number: int) -> QuestionRow:
+    """Return the next row that shares no passage with this one, whose vectors then tell nothing about it."""
+    ids = {passage.id for passage in rows[number].passages}
+    others = [*rows[number + 1 :], *rows[:number]]
+    for row in others:
+        if row.passages and ids.isdisjoint(passage.id for passage in row.passages):
+            return row
+    return next((row for row in others if row.passages), rows[number])
+
+
+def _sizes(built: RowPrompt) -> dict[str, int]:
+    return {
+        "prompt_slots": len(built.prompt.input_ids),
+        "context_tokens": built.context_tokens,
+        "cut_tokens": built.cut_tokens,
+        "expanded_chunks": len(built.expanded),
+    }
+
+
+def _recall(gold: Sequence[int], built: RowPrompt) -> float:
+    """Return the share of the passages with evidence that have an expanded chunk."""
+    expanded = {int(built.chunks.passages[number]) for number in built.expanded}
+    return len(expanded.intersection(gold)) / len(gold)
+
+
+def _refuse_unanswerable(models: Models, rows: Sequence[QuestionRow], conditions: Sequence[Condition]) -> None:
+    """Raise an error, before anything is answered, for what would fail in the middle of the run."""
+    if any(select_by(conditions, name) for name in ("learned", "learned as served")):
+        models.checkpoint.require_policy()
+    if not rows:
+        raise InvalidRequest("there is no row to ask; name a file with questions")
+    if len(rows) == 1 and any(one.embeddings == "shuffled" for one in conditions):
+        raise InvalidRequest(
+            "the control `shuffled` takes vectors of another row, and there is only one; ask two or more"
+        )

@@ -1,0 +1,170 @@
+"""The report of an evaluation on a question set: means, paired differences and recovery, as JSON and as Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refrag.evaluation.conditions import Condition
+from refrag.evaluation.questions.answers_file import Answer, AnswersFile
+from refrag.evaluation.questions.conditions import spell
+from refrag.evaluation.statistics import Estimate, estimate_difference, estimate_mean, estimate_recovery
+from refrag.reporting import table
+
+if TYPE_CHECKING:
+    from refrag.evaluation.questions.run import QuestionRun
+
+Values = Mapping[str, Any]
+
+KIND = "questions"
+# Measures that a condition is compared by -> head of their column; all but the last are shares.
+MEASURES = {
+    "exact_match": "exact match, %",
+    "f1": "F1, %",
+    "contains": "contains answer, %",
+    "rouge_l": "ROUGE-L, %",
+    "true_answer": "true answer, %",
+    "refused_rightly": "refused, nothing answers, %",
+    "refused_wrongly": "refused, answerable, %",
+    "log_perplexity": "log-perplexity",
+}
+RECOVERED = ("exact_match", "f1", "contains", "rouge_l", "log_perplexity")
+FIDELITY = {"divergence": "divergence from plain", "agreement": "agreement with plain, %"}
+SIZES = {
+    "prompt_slots": "prompt slots",
+    "expanded_chunks": "expanded chunks",
+    "context_tokens": "context tokens",
+    "cut_tokens": "tokens cut",
+}
+RECALL = {"gold_recall": "evidence expanded, %"}
+DECIMALS = ("log_perplexity", "divergence")
+
+
+def summarise(run: "QuestionRun", file: AnswersFile) -> dict[str, Any]:
+    """Return the tables of all conditions: their means, and differences from plain and from no context."""
+    answers = {condition: _answers(run, file, condition) for condition in run.conditions}
+    plain, none = (next(one for one in answers if one.form == form) for form in ("full", "none"))
+    seed, name = run.options.seed, run.models.plain_name
+    return {
+        "kind": KIND,
+        "num_rows": len(run.rows),
+        "num_answerable": sum(row.answerable for row in run.rows),
+        "rows": [
+            {
+                "condition": spell(one),
+                "name": one.describe(name),
+                **_means(answers[one], seed),
+                "recovery": _recoveries(answers[one], answers[none], answers[plain], seed),
+            }
+            for one in answers
+        ],
+        "differences": [
+            {"condition": spell(one), "against": spell(other), **_differences(answers[one], answers[other], seed)}
+            for other in (plain, none)
+            for one in answers
+            if one != other
+        ],
+    }
+
+
+def render(report: Values) -> str:
+    """Return the report as Markdown: answers, fidelity and sizes, recovery, differences."""
+    rows, differences = report["rows"], report["differences"]
+    head = (
+        f"`{report['command']}` at {report['commit']} on {report['machine']}, seed {report['seed']}\n\n"
+        f"{report['data']}: {report['num_rows']} rows, {report['num_answerable']} of them answerable. Intervals are of "
+        "95%, in differences of the same rows; those that exclude zero are bold."
+    )
+    sections = [
+        head,
+        "## Answers\n\n" + _figures(rows, MEASURES),
+        "## Fidelity and size\n\n" + _figures(rows, {**FIDELITY, **RECALL, **SIZES}),
+    ]
+    if any(row["recovery"] for row in rows):
+        about = "Share of the way from no context to plain: R = (condition − none) / (plain − none).\n\n"
+        shown = [{**row["recovery"], "condition": row["condition"]} for row in rows if row["recovery"]]
+        names = {name: MEASURES[name].removesuffix(", %") for name in RECOVERED}
+        sections.append("## Recovery\n\n" + about + _figures(shown, names, decimals=RECOVERED))
+    for against in dict.fromkeys(row["against"] for row in differences):
+        chosen = [row for row in differences if row["against"] == against]
+        sections.append(f"## Difference from `{against}`\n\n" + _figures(chosen, {**MEASURES, **FIDELITY}, bold=True))
+    return "\n\n".join(sections)
+
+
+def _answers(run: "QuestionRun", file: AnswersFile, condition: Condition) -> dict[str, Answer]:
+    """Return the answers of the rows that were asked under the condition, with refusals told apart, by row."""
+    answers = {}
+    for row in run.rows:
+        if condition in run.asked(run.sources[row.id]):
+            answer = file[row.id, spell(condition)]
+            answers[row.id] = {**answer, f"refused_{'wrongly' if row.answerable else 'rightly'}": answer["refused"]}
+    return answers
+
+
+def _means(answers: Mapping[str, Answer], seed: int) -> dict[str, Any]:
+    estimates = {name: _estimate(answers, name, seed) for name in (*MEASURES, *FIDELITY, *RECALL)}
+    sizes = {name: round(float(np.mean([one[name] for one in answers.values()])), 1) for name in SIZES if answers}
+    return {
+        "num_questions": len(answers),
+        **{name: asdict(one) for name, one in estimates.items() if one is not None},
+        **sizes,
+        "num_cut": sum(one["cut_tokens"] > 0 for one in answers.values()),
+    }
+
+
+def _estimate(answers: Mapping[str, Answer], name: str, seed: int) -> Estimate | None:
+    values = [answer[name] for answer in answers.values() if name in answer]
+    return estimate_mean(np.array(values, float), seed) if values else None
+
+
+def _differences(answers: Mapping[str, Answer], others: Mapping[str, Answer], seed: int) -> dict[str, Any]:
+    differences = {}
+    for name in (*MEASURES, *FIDELITY):
+        values, other_values = _columns(name, answers, others)
+        if len(values):
+            differences[name] = asdict(estimate_difference(values, other_values, seed))
+    return differences
+
+
+def _recoveries(
+    answers: Mapping[str, Answer], none: Mapping[str, Answer], plain: Mapping[str, Answer], seed: int
+) -> dict[str, Any]:
+    """Return R by measure, where plain and no context differ beyond chance."""
+    recoveries = {}
+    for name in RECOVERED:
+        values, lower, upper = _columns(name, answers, none, plain)
+        if len(values) and (estimate := estimate_recovery(values, lower, upper, seed)):
+            recoveries[name] = asdict(estimate)
+    return recoveries
+
+
+def _columns(name: str, *answers: Mapping[str, Answer]) -> list[np.ndarray]:
+    """Return the measure of each set of answers, on the rows for which all of them have it."""
+    shared = [row for row in answers[0] if all(name in one.get(row, ()) for one in answers)]
+    return [np.array([one[row][name] for row in shared], float) for one in answers]
+
+
+def _figures(
+    rows: Sequence[Values], columns: Mapping[str, str], decimals: Sequence[str] = DECIMALS, bold: bool = False
+) -> str:
+    """Return a table of the columns that any row has; a row without a figure has an empty cell."""
+    present = [name for name in columns if any(name in row for row in rows)]
+    lines = [[row["condition"], *_cells(row, present, decimals, bold)] for row in rows]
+    return table(["condition", *(columns[name] for name in present)], lines)
+
+
+def _cells(row: Values, names: Sequence[str], decimals: Sequence[str], bold: bool) -> Iterator[str]:
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, Mapping):
+            cell = _interval(value, name in decimals)
+            yield f"**{cell}**" if bold and (value["low"] > 0 or value["high"] < 0) else cell
+        else:
+            yield "" if value is None else f"{value:.0f}"
+
+
+def _interval(estimate: Values, is_decimal: bool) -> str:
+    scale, places = (1, 3) if is_decimal else (100, 1)
+    value, low, high = (f"{scale * estimate[name]:.{places}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,102 @@
+"""Scores of one generated answer against the accepted ones, each from 0 to 1."""
+
+import functools
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from rouge_score.rouge_scorer import RougeScorer
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+# Parts of normalised sentences that say that the passages do not tell, so without articles and apostrophes.
+REFUSALS = (
+    "not in passages",
+    "not in context",
+    "not in provided",
+    "not in given",
+    "passages do not",
+    "passages dont",
+    "passage does not",
+    "passage doesnt",
+    "context does not",
+    "context doesnt",
+    "text does not",
+    "not mentioned",
+    "not stated",
+    "not specified",
+    "not provided",
+    "not given in",
+    "no answer",
+    "no information",
+    "not enough information",
+    "insufficient information",
+    "cannot answer",
+    "cannot be answered",
+    "cannot be determined",
+    "cannot find",
+    "cant answer",
+    "cant find",
+    "could not find",
+    "couldnt find",
+    "unable to answer",
+    "unable to find",
+    "unanswerable",
+    "do not know",
+    "dont know",
+    "do not have information",
+    "dont have information",
+)
+# Whole answers that say the same.
+REFUSING_WORDS = ("unknown", "none", "not available", "na", "")
+
+References = Literal["best", "mean"]
+
+
+def normalise(text: str) -> str:
+    """Return the text as SQuAD's scorer compares it: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match(text: str, answers: Sequence[str]) -> float:
+    return float(normalise(text) in map(normalise, answers))
+
+
+def token_f1(text: str, answers: Sequence[str]) -> float:
+    """Return the F1 of normalised words against the answer that it is best for."""
+    return max((_word_f1(normalise(text).split(), normalise(answer).split()) for answer in answers), default=0.0)
+
+
+def contains_answer(text: str, answers: Sequence[str]) -> float:
+    """Return 1 if the text holds an answer in whole words, both normalised."""
+    padded = f" {normalise(text)} "
+    return float(any(f" {normalise(answer)} " in padded for answer in answers if normalise(answer)))
+
+
+def rouge_l(text: str, references: Sequence[str], over: References = "best") -> float:
+    """Return the F-measure of the longest common subsequence: the best over the references, or the mean."""
+    scores = [_rouge_scorer().score(reference, text)["rougeL"].fmeasure for reference in references]
+    if not scores:
+        return 0.0
+    return max(scores) if over == "best" else sum(scores) / len(scores)
+
+
+def is_refusal(text: str) -> float:
+    """Return 1 if the answer says that the passages do not tell, or says nothing."""
+    words = normalise(text)
+    padded = f" {words} "
+    return float(words in REFUSING_WORDS or any(f" {normalise(phrase)} " in padded for phrase in REFUSALS))
+
+
+def _word_f1(words: Sequence[str], expected: Sequence[str]) -> float:
+    if not words or not expected:
+        return float(words == expected)
+    num_common = (Counter(words) & Counter(expected)).total()
+    return 2 * num_common / (len(words) + len(expected))
+
+
+@functools.cache
+def _rouge_scorer() -> RougeScorer:
+    return RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,0 +1,58 @@
+"""Scores of answers equal those worked out by hand."""
+
+import pytest
+
+from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, normalise, rouge_l, token_f1
+
+
+def test_normalising_drops_case_punctuation_and_articles():
+    assert normalise("The  Old-Mill, an\tinn (A).") == "oldmill inn"
+    assert normalise("another theory") == "another theory"
+
+
+def test_exact_match_takes_any_accepted_answer():
+    assert exact_match("the Denver Broncos.", ["Broncos", "Denver Broncos"]) == 1
+    assert exact_match("Denver", ["Broncos", "Denver Broncos"]) == 0
+    assert exact_match("Denver", []) == 0
+
+
+def test_f1_is_that_of_the_best_answer():
+    # 2 common words; 3 words against 4: precision 2/3, recall 2/4.
+    assert token_f1("red old mill", ["old mill at Harrow"]) == pytest.approx(4 / 7)
+    assert token_f1("red old mill", ["harbour", "red mill"]) == pytest.approx(4 / 5)
+    assert token_f1("go go go", ["go"]) == pytest.approx(1 / 2)
+    assert (token_f1("", ["mill"]), token_f1("the", ["a"]), token_f1("mill", [])) == (0, 1, 0)
+
+
+def test_an_answer_is_contained_in_whole_words():
+    assert contains_answer("It was built in 1911, by Ana Korvin.", ["Ana Korvin"]) == 1
+    assert contains_answer("It was built in 1911.", ["191", "19"]) == 0
+    assert contains_answer("anything", ["the"]) == 0
+
+
+def test_rouge_l_takes_the_best_reference_or_the_mean():
+    # Common subsequence "the mill burned": 3 words of 4 and of 5, F = 6/9; with "bees hum" nothing.
+    text, references = "the mill burned down", ["the old mill burned quickly", "bees hum"]
+    assert rouge_l(text, references) == pytest.approx(2 / 3)
+    assert rouge_l(text, references, "mean") == pytest.approx(1 / 3)
+    assert rouge_l(text, []) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is not in the passages.",
+        "I don't know.",
+        "Unknown",
+        "The passages do not mention who built it.",
+        "This cannot be answered from the text",
+        "",
+    ],
+)
+def test_saying_that_the_passages_do_not_tell_is_a_refusal(text):
+    assert is_refusal(text) == 1
+
+
+@pytest.mark.parametrize("text", ["Ana Korvin", "the unknown soldier", "There is no bridge", "in the passage of Drake"])
+def test_an_answer_is_no_refusal(text):
+    assert is_refusal(text) == 0
