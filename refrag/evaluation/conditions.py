@@ -33,8 +33,8 @@ class Condition:
     """The form of the context in the prompt's slots.
 
     form: "none", "truncated", "full" and "gold" are read by the plain decoder, "compressed" by REFRAG's. "truncated" is
-        the end of the context, in as many tokens as compression at this chunk size and fraction takes slots; "gold" the
-        passages with the evidence alone, which only question sets have.
+        the end of the context, in as many tokens as compression at this chunk size and fraction takes slots. Question
+        sets keep its beginning instead, and alone have "gold", the passages with the evidence.
     selection: the name of a served policy, or of one to compare it with. "perplexity" expands the chunks that
         surprise the plain decoder most (the better one of the paper's two heuristics), "perplexity reversed" those that
         surprise it least, "oracle" those that hold the evidence. "learned" is the checkpoint's own policy, which may
@@ -58,8 +58,6 @@ class Condition:
             return f"{plain_name}, no context"
         if self.form == "full":
             return f"{plain_name}, full context"
-        if self.form == "gold":
-            return f"{plain_name}, evidence only"
         chunks = f"k={self.chunk_size}"
         if self.expand_fraction > 0:
             chunks += f", {100 * self.expand_fraction:.0f}%"

@@ -6,6 +6,7 @@ from refrag.evaluation.conditions import Condition
 from refrag.evaluation.statistics import (
     estimate_difference,
     estimate_mean,
+    estimate_recovery,
     estimate_share,
     estimate_share_difference,
     wilson_interval,
@@ -100,3 +101,20 @@ def test_differences_are_of_the_first_against_the_second_over_the_asked_tasks():
     ]
     assert [row["difference"]["value"] for row in rows] == [0.125, 0.5, -0.25, 0.125, -2.0]
     assert all((row["name"], row["against"]) == ("one", "other") for row in rows)
+
+
+def test_recovery_is_the_share_of_the_way_between_two_bounds_whichever_is_higher():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(5, 3, size=300)
+    none, plain = hard + 4, hard + rng.normal(0, 0.1, size=300)
+    estimate = estimate_recovery(hard + 1, none, plain, seed=0)
+    assert estimate.value == pytest.approx(0.75, abs=0.01)
+    assert estimate.low < estimate.value < estimate.high < estimate.low + 0.02
+    assert estimate_recovery(-hard - 1, -none, -plain, seed=0).value == pytest.approx(estimate.value, abs=1e-3)
+
+
+def test_between_bounds_that_may_be_equal_nothing_is_recovered():
+    rng = np.random.default_rng(0)
+    values, none, plain = rng.normal(size=(3, 50))
+    assert estimate_recovery(values, none, plain, seed=0) is None
+    assert estimate_recovery(values, none, none, seed=0) is None

@@ -19,27 +19,27 @@ def rank_by_similarity(vectors: Tensor, question_vectors: Tensor) -> list[int]:
     return similarities.argsort(descending=True, stable=True).tolist()
 
 
-def find_answer_chunks(row: QuestionRow, texts: Sequence[str], passages: np.ndarray) -> list[int]:
+def find_answer_chunks(row: QuestionRow, texts: Sequence[str], places: np.ndarray) -> list[int]:
     """Return the numbers of the chunks with a part of an accepted answer, those of the evidence first.
 
-    texts: of each chunk. passages (C,): number of the passage of each chunk.
+    texts: of each chunk. places (C,): position of each chunk's passage in the row.
     """
     found = []
-    for passage, group in itertools.groupby(range(len(texts)), key=lambda number: int(passages[number])):
+    for place, group in itertools.groupby(range(len(texts)), key=lambda number: int(places[number])):
         numbers = list(group)
-        places = _places([texts[number] for number in numbers], row.answers)
-        found += [(passage not in (row.gold or ()), numbers[place]) for place in places]
+        holders = _holders([texts[number] for number in numbers], row.answers)
+        found += [(place not in (row.gold or ()), numbers[holder]) for holder in holders]
     return [number for _, number in sorted(found)]
 
 
-def _places(texts: Sequence[str], answers: Sequence[str]) -> list[int]:
+def _holders(texts: Sequence[str], answers: Sequence[str]) -> list[int]:
     """Return which of the consecutive texts hold a part of an answer, whatever its case."""
     whole, ends = "".join(texts).lower(), list(itertools.accumulate(map(len, texts)))
-    places: set[int] = set()
+    holders: set[int] = set()
     for answer in filter(None, (answer.lower().strip() for answer in answers)):
         start = whole.find(answer)
         while start >= 0:
             stop = start + len(answer)
-            places |= {place for place, end in enumerate(ends) if end > start and end - len(texts[place]) < stop}
+            holders |= {one for one, end in enumerate(ends) if end > start and end - len(texts[one]) < stop}
             start = whole.find(answer, stop)
-    return sorted(places)
+    return sorted(holders)

@@ -2,7 +2,7 @@
 
 none                    no context, read by the plain decoder
 plain                   all passages as tokens, read by the plain decoder
-plain:p=0.1             the same, cut to the slots that compression with p = 0.1 takes
+plain:p=0.1             the same, cut behind as many tokens as compression with p = 0.1 takes slots
 gold                    the passages with the evidence alone, read by the plain decoder
 p=0                     every chunk compressed
 p=0.1:POLICY            a tenth of the chunks expanded, chosen by a policy: learned, learned-as-served, similarity,
@@ -41,10 +41,28 @@ def parse_conditions(texts: Sequence[str], chunk_size: int) -> list[Condition]:
 
     Raises InvalidRequest for a text of another form.
     """
-    asked = [_parse(text, chunk_size) for text in texts]
+    asked = [parse_condition(text, chunk_size) for text in texts]
     sizes = dict.fromkeys(one.chunk_size for one in asked if one.form == "compressed")
     controls = [replace(compressed(size), embeddings=kind) for size in sizes for kind in ("true", *CONTROLS)]
     return list(dict.fromkeys([Condition("none", chunk_size), Condition("full", chunk_size), *asked, *controls]))
+
+
+def parse_condition(text: str, chunk_size: int) -> Condition:
+    """Return the condition, at this chunk size unless it names another; raise InvalidRequest for another form."""
+    words, numbers = _split(text)
+    form = PLAIN_FORMS.get(words[0]) if words else None
+    if form is not None and not numbers and len(words) == 1:
+        return Condition(form, chunk_size)
+    size, fraction = int(numbers.get("k", chunk_size)), numbers.get("p")
+    if fraction is None or not 0 <= fraction <= 1 or size < 1:
+        raise _unknown(text)
+    if form == "full" and len(words) == 1:
+        return Condition("truncated", size, expand_fraction=fraction)
+    embeddings = words.pop() if words and words[-1] in CONTROLS else "true"
+    if form is not None or len(words) != (fraction > 0):
+        raise _unknown(text)
+    selection = words[0].replace("-", " ") if words else "none"
+    return compressed(size, selection, fraction, cast(Embeddings, embeddings))
 
 
 def spell(condition: Condition) -> str:
@@ -60,23 +78,6 @@ def spell(condition: Condition) -> str:
 def select_by(conditions: Iterable[Condition], selection: str) -> bool:
     """Return whether any of the conditions selects by this name."""
     return any(one.selection == selection for one in conditions)
-
-
-def _parse(text: str, chunk_size: int) -> Condition:
-    words, numbers = _split(text)
-    form = PLAIN_FORMS.get(words[0]) if words else None
-    if form is not None and not numbers and len(words) == 1:
-        return Condition(form, chunk_size)
-    size, fraction = int(numbers.get("k", chunk_size)), numbers.get("p")
-    if fraction is None or not 0 <= fraction <= 1 or size < 1:
-        raise _unknown(text)
-    if form == "full" and len(words) == 1:
-        return Condition("truncated", size, expand_fraction=fraction)
-    embeddings = words.pop() if words and words[-1] in CONTROLS else "true"
-    if form is not None or len(words) != (fraction > 0):
-        raise _unknown(text)
-    selection = words[0].replace("-", " ") if words else "none"
-    return compressed(size, selection, fraction, cast(Embeddings, embeddings))
 
 
 def _split(text: str) -> tuple[list[str], dict[str, float]]:

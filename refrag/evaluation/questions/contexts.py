@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,12 +27,18 @@ from refrag.request import ExpansionOptions, Request
 
 @dataclass(frozen=True)
 class RowContext:
-    """An arranged row at one chunk size, encoded by the pipeline."""
+    """An arranged row at one chunk size, encoded by the pipeline; earlier turns may stand before its passages."""
 
     row: QuestionRow
     context: PreparedContext
+    num_turns: int
     vectors: Tensor  # (C, E)
     question_vectors: Tensor  # (Q, E)
+
+    @property
+    def places(self) -> np.ndarray:
+        """Return the position of each chunk's passage in the row, below 0 for an earlier turn.  (C,)"""
+        return self.context.chunks.passages - self.num_turns
 
     def first(self, num_chunks: int) -> "RowContext":
         """Return the same row with its first chunks alone."""
@@ -43,13 +50,14 @@ class RowContext:
 class RowPrompt:
     """The prompt of a row under a condition.
 
+    expanded: numbers of the expanded chunks.
+    places: position in the row of the passage of each chunk in the prompt, (C,).
     cut_tokens: tokens of the context that the window left out.
-    expanded: numbers of the expanded chunks. chunks: those of the prompt.
     """
 
     prompt: MixedPrompt
-    chunks: PackedChunks
     expanded: Sequence[int]
+    places: np.ndarray
     context_tokens: int
     cut_tokens: int
 
@@ -89,10 +97,10 @@ class Contexts:
         elif condition.form == "gold":
             row = only_gold(row)
         pipeline = self._plain_pipeline()
-        context = prepare_context(self.make_request(row), pipeline.chunker)
+        context, num_turns = self._prepare(row, pipeline)
         # Nothing reads them: no chunk stays compressed.
         vectors = torch.zeros(len(context.chunks), self.models.checkpoint.encoder.width)
-        whole = RowContext(row, context, vectors, vectors[:0])
+        whole = RowContext(row, context, num_turns, vectors, vectors[:0])
         room = self._room(pipeline, whole, condition)
         if condition.form == "truncated":
             room = min(room, self._slots(row, condition))
@@ -118,7 +126,7 @@ class Contexts:
     ) -> RowPrompt:
         _, prompt = pipeline.build_prompt(kept.context, list(expanded), vectors)
         num_tokens = whole.context.chunks.num_tokens
-        return RowPrompt(prompt, kept.context.chunks, expanded, num_tokens, num_tokens - kept.context.chunks.num_tokens)
+        return RowPrompt(prompt, expanded, kept.places, num_tokens, num_tokens - kept.context.chunks.num_tokens)
 
     def _select(self, pipeline: Pipeline, kept: RowContext, condition: Condition) -> list[int]:
         fraction, selection = condition.expand_fraction, condition.selection
@@ -127,11 +135,14 @@ class Contexts:
             return rank_by_similarity(kept.vectors, kept.question_vectors)[:budget]
         if selection == "oracle":
             texts = self._chunk_texts(kept.context.chunks)
-            return find_answer_chunks(kept.row, texts, kept.context.chunks.passages)[:budget]
+            return find_answer_chunks(kept.row, texts, kept.places)[:budget]
         policy = LEARNED_POLICY if selection == "learned as served" else selection
-        seed = random.Random(f"{self.seed} {kept.row.id}").getrandbits(32)
-        options = ExpansionOptions(fraction, policy, seed)
+        options = ExpansionOptions(fraction, policy, self._seed(kept.row))
         return pipeline.select(options, kept.context, kept.vectors, kept.question_vectors)
+
+    def _seed(self, row: QuestionRow) -> int:
+        """Return the seed that the row's request carries, for policies that draw."""
+        return random.Random(f"{self.seed} {row.id}").getrandbits(32)
 
     def _chunk_texts(self, chunks: PackedChunks) -> list[str]:
         rows = [list(chunk.token_ids) for chunk in chunks]
@@ -151,16 +162,21 @@ class Contexts:
 
     def _slots(self, row: QuestionRow, condition: Condition) -> int:
         """Return the slots of the row's context if it were compressed at the condition's size and fraction."""
-        num_chunks = len(prepare_context(self.make_request(row), self._pipeline(condition).chunker).chunks)
+        num_chunks = len(self._prepare(row, self._pipeline(condition))[0].chunks)
         return _most_slots(num_chunks, condition.expand_fraction, condition.chunk_size)
 
     def _encode(self, row: QuestionRow, condition: Condition) -> RowContext:
         key = row.id, condition.chunk_size
         if key not in self._encoded:
             pipeline = self._pipeline(condition)
-            context = prepare_context(self.make_request(row), pipeline.chunker)
-            self._encoded[key] = RowContext(row, context, *pipeline.encode(context))
+            context, num_turns = self._prepare(row, pipeline)
+            self._encoded[key] = RowContext(row, context, num_turns, *pipeline.encode(context))
         return self._encoded[key]
+
+    def _prepare(self, row: QuestionRow, pipeline: Pipeline) -> tuple[PreparedContext, int]:
+        """Return the row as tokens, and how many earlier turns stand before its passages."""
+        request = self.make_request(row)
+        return prepare_context(request, pipeline.chunker), len(request.passages) - len(row.passages)
 
     def _pipeline(self, condition: Condition) -> Pipeline:
         """Return the served pipeline, whose learned policy spends the whole budget unless it is asked as served."""

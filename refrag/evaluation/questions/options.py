@@ -37,7 +37,7 @@ class QuestionOptions:
         default="drop",
         metadata={
             "choices": ["drop", "passages"],
-            "help": "what becomes of the other turns: dropped, or passages behind the retrieved ones",
+            "help": "what becomes of the other turns: dropped, or passages before the retrieved ones",
         },
     )
     depth: int = field(default=DEFAULT_DEPTH, metadata={"help": "passages to search for, where a question lists none"})

@@ -22,15 +22,15 @@ class PromptReader:
         self._logits, self._cache = decoder.prefill(decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings))
 
     @torch.inference_mode()
-    def answer(self, max_tokens: int) -> tuple[list[int], bool]:
-        """Return the likeliest tokens one by one, and whether the decoder ended them itself."""
+    def answer(self, max_tokens: int) -> tuple[list[int], int | None]:
+        """Return the likeliest tokens, and the one by which the decoder ended them; None if `max_tokens` did."""
         cache, logits, token_ids = copy.deepcopy(self._cache), self._logits, list[int]()
         while (token_id := int(logits.argmax())) not in self.decoder.eos_ids:
             token_ids.append(token_id)
             if len(token_ids) == max_tokens:
-                return token_ids, False
+                return token_ids, None
             logits = self.decoder.decode_one_token(token_id, cache)
-        return token_ids, True
+        return token_ids, token_id
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> Tensor:

@@ -18,9 +18,12 @@ from refrag.evaluation.questions.contexts import Contexts, RowPrompt
 from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.reading import PromptReader, answer_ids
 from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, rouge_l, token_f1
+from refrag.policies import POLICIES
 from refrag.request import Request
 
 TURN_ROLE = "user"
+# Selections that no server offers under this name.
+OWN_SELECTIONS = ("similarity", "oracle", "learned as served")
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,11 @@ class QuestionRun:
         built = self.contexts.build(row, control, self.plain)
         reader, key = PromptReader(self.models.plain, built.prompt), (row.id, spell(self.plain))
         if key in file:
-            token_ids, ended = file[key]["token_ids"], file[key]["ended"]
+            token_ids, end_id = file[key]["token_ids"], file[key]["end_id"]
         else:
-            token_ids, ended = reader.answer(self.options.max_tokens)
-            file.add(*key, self._score(row, self.plain, built, reader, token_ids, ended))
-        whole = [*token_ids, min(self.models.plain.eos_ids)] if ended else token_ids
+            token_ids, end_id = reader.answer(self.options.max_tokens)
+            file.add(*key, self._score(row, self.plain, built, reader, token_ids, end_id))
+        whole = token_ids if end_id is None else [*token_ids, end_id]
         return PlainAnswer(whole, PlainDistribution.of(reader.logits(whole)))
 
     def _score(
@@ -89,11 +92,11 @@ class QuestionRun:
         built: RowPrompt,
         reader: PromptReader,
         token_ids: list[int],
-        ended: bool,
+        end_id: int | None,
     ) -> Answer:
         tokenizer = self.models.checkpoint.decoder_tokenizer
         text = str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
-        answer = {"answer": text, "token_ids": token_ids, "ended": ended, **score(text, row), **_sizes(built)}
+        answer = {"answer": text, "token_ids": token_ids, "end_id": end_id, **score(text, row), **_sizes(built)}
         if condition.selection != "none" and row.gold:
             answer["gold_recall"] = _recall(row.gold, built)
         if row.answerable and row.answers:
@@ -120,7 +123,7 @@ def make_request(row: QuestionRow, options: QuestionOptions) -> Request:
     turns = [SourcePassage("", "", f"{role}: {text}") for role, text in earlier]
     lines = [f"{role}: {text}" for role, text in last]
     question = "\n".join([*lines, f"{TURN_ROLE}: {row.question}"]) if last else row.question
-    passages = [*row.passages, *(turns if options.earlier_turns == "passages" else [])]
+    passages = [*(turns if options.earlier_turns == "passages" else []), *row.passages]
     return Request(question, [passage.content for passage in passages])
 
 
@@ -158,7 +161,7 @@ def _sizes(built: RowPrompt) -> dict[str, int]:
 
 def _recall(gold: Sequence[int], built: RowPrompt) -> float:
     """Return the share of the passages with evidence that have an expanded chunk."""
-    expanded = {int(built.chunks.passages[number]) for number in built.expanded}
+    expanded = {int(built.places[number]) for number in built.expanded}
     return len(expanded.intersection(gold)) / len(gold)
 
 
@@ -166,6 +169,9 @@ def _refuse_unanswerable(models: Models, rows: Sequence[QuestionRow], conditions
     """Raise an error, before anything is answered, for what would fail in the middle of the run."""
     if any(select_by(conditions, name) for name in ("learned", "learned as served")):
         models.checkpoint.require_policy()
+    for one in conditions:
+        if one.selection not in OWN_SELECTIONS:
+            POLICIES.check(one.selection)
     if not rows:
         raise InvalidRequest("there is no row to ask; name a file with questions")
     if len(rows) == 1 and any(one.embeddings == "shuffled" for one in conditions):

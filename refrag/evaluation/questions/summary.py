@@ -9,7 +9,14 @@ import numpy as np
 from refrag.evaluation.conditions import Condition
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
 from refrag.evaluation.questions.conditions import spell
-from refrag.evaluation.statistics import Estimate, estimate_difference, estimate_mean, estimate_recovery
+from refrag.evaluation.statistics import (
+    Estimate,
+    estimate_difference,
+    estimate_mean,
+    estimate_recovery,
+    estimate_share,
+    estimate_share_difference,
+)
 from refrag.reporting import table
 
 if TYPE_CHECKING:
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 
 KIND = "questions"
-# Measures that a condition is compared by -> head of their column; all but the last are shares.
+# Measures that a condition is compared by -> head of their column.
 MEASURES = {
     "exact_match": "exact match, %",
     "f1": "F1, %",
@@ -29,6 +36,8 @@ MEASURES = {
     "refused_wrongly": "refused, answerable, %",
     "log_perplexity": "log-perplexity",
 }
+# Of which an answer has 0 or 1.
+SHARES = ("exact_match", "contains", "true_answer", "refused_rightly", "refused_wrongly")
 RECOVERED = ("exact_match", "f1", "contains", "rouge_l", "log_perplexity")
 FIDELITY = {"divergence": "divergence from plain", "agreement": "agreement with plain, %"}
 SIZES = {
@@ -43,9 +52,10 @@ DECIMALS = ("log_perplexity", "divergence")
 
 def summarise(run: "QuestionRun", file: AnswersFile) -> dict[str, Any]:
     """Return the tables of all conditions: their means, and differences from plain and from no context."""
-    answers = {condition: _answers(run, file, condition) for condition in run.conditions}
+    asked = {condition: _answers(run, file, condition) for condition in run.conditions}
+    answers = {condition: found for condition, found in asked.items() if found}
     plain, none = (next(one for one in answers if one.form == form) for form in ("full", "none"))
-    seed, name = run.options.seed, run.models.plain_name
+    seed = run.options.seed
     return {
         "kind": KIND,
         "num_rows": len(run.rows),
@@ -53,7 +63,7 @@ def summarise(run: "QuestionRun", file: AnswersFile) -> dict[str, Any]:
         "rows": [
             {
                 "condition": spell(one),
-                "name": one.describe(name),
+                "settings": asdict(one),
                 **_means(answers[one], seed),
                 "recovery": _recoveries(answers[one], answers[none], answers[plain], seed),
             }
@@ -104,7 +114,7 @@ def _answers(run: "QuestionRun", file: AnswersFile, condition: Condition) -> dic
 
 def _means(answers: Mapping[str, Answer], seed: int) -> dict[str, Any]:
     estimates = {name: _estimate(answers, name, seed) for name in (*MEASURES, *FIDELITY, *RECALL)}
-    sizes = {name: round(float(np.mean([one[name] for one in answers.values()])), 1) for name in SIZES if answers}
+    sizes = {name: round(float(np.mean([one[name] for one in answers.values()])), 1) for name in SIZES}
     return {
         "num_questions": len(answers),
         **{name: asdict(one) for name, one in estimates.items() if one is not None},
@@ -114,15 +124,19 @@ def _means(answers: Mapping[str, Answer], seed: int) -> dict[str, Any]:
 
 
 def _estimate(answers: Mapping[str, Answer], name: str, seed: int) -> Estimate | None:
-    values = [answer[name] for answer in answers.values() if name in answer]
-    return estimate_mean(np.array(values, float), seed) if values else None
+    values = np.array([answer[name] for answer in answers.values() if name in answer], float)
+    if not len(values):
+        return None
+    return estimate_share(values > 0) if name in SHARES else estimate_mean(values, seed)
 
 
 def _differences(answers: Mapping[str, Answer], others: Mapping[str, Answer], seed: int) -> dict[str, Any]:
     differences = {}
     for name in (*MEASURES, *FIDELITY):
         values, other_values = _columns(name, answers, others)
-        if len(values):
+        if len(values) and name in SHARES:
+            differences[name] = asdict(estimate_share_difference(values > 0, other_values > 0))
+        elif len(values):
             differences[name] = asdict(estimate_difference(values, other_values, seed))
     return differences
 

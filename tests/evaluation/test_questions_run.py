@@ -1,0 +1,294 @@
+"""A run on a question set asks what the pipeline would be asked, scores it, resumes, and reports every condition."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from question_files import ROW, write_beir, write_rows
+
+from refrag.commands.evaluate import _report
+from refrag.data.questions.read import read_questions
+from refrag.errors import CheckpointError, InvalidRequest
+from refrag.evaluation.models import Models
+from refrag.evaluation.questions.answers_file import AnswersFile, digest_files
+from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
+from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_condition, parse_conditions, spell
+from refrag.evaluation.questions.contexts import Contexts
+from refrag.evaluation.questions.evaluate import Inputs, evaluate_questions
+from refrag.evaluation.questions.options import QuestionOptions
+from refrag.evaluation.questions.reading import PromptReader, answer_ids
+from refrag.evaluation.questions.run import QuestionRun, find_control, make_request, score
+from refrag.evaluation.questions.summary import render, summarise
+from refrag.evaluation.reading import TargetedPrompt, read
+from refrag.pipeline import Pipeline
+from refrag.request import ExpansionOptions, Request, SamplingParams
+
+OPTIONS = QuestionOptions(max_tokens=4, source_order=True)
+TURNS = [{"role": "user", "text": "Is there a mill?"}, {"role": "assistant", "text": "It burned down."}]
+ROWS = [
+    ROW,
+    {**ROW, "id": "q2", "question": "When did the mill burn?", "answers": ["1911"], "passages": ["mill"], "gold": [0]},
+    {**ROW, "id": "q3", "question": "Who sells milk?", "answers": [], "passages": ["bees", "mill"], "gold": []},
+    {**ROW, "id": "q4", "question": "Who built it?", "passages": ["bees", "bridge"], "history": TURNS * 2},
+]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return read_questions(write_rows(tmp_path, ROWS))
+
+
+@pytest.fixture(scope="module")
+def plain_models(tiny_checkpoint):
+    return Models(tiny_checkpoint, tiny_checkpoint.decoder, "plain decoder")
+
+
+def parse(*texts):
+    return parse_conditions(texts, 16)
+
+
+def build(models, row, text, options=OPTIONS):
+    contexts = Contexts(models, lambda one: make_request(one, options), options.window, options.max_tokens, seed=0)
+    return contexts.build(row, row, parse_condition(text, 16))
+
+
+def run_all(models, rows, path, conditions=("gold", "p=0.5:learned", "p=1:random"), options=OPTIONS):
+    run = QuestionRun(models, rows, parse(*conditions), options)
+    file = AnswersFile(path, {"run": 1})
+    run.answer_all(file)
+    return run, file
+
+
+def test_conditions_are_spelled_as_they_are_read_and_bring_what_every_table_has():
+    spelled = list(map(spell, parse("p=0.1:learned", "k=8:p=0", "plain:p=0.2", "p=0.1:random:zeroed")))
+    assert spelled[:2] == ["none", "plain"]
+    assert spelled[2:6] == ["k=16:p=0.1:learned", "k=8:p=0", "plain:k=16:p=0.2", "k=16:p=0.1:random:zeroed"]
+    assert {"k=16:p=0", "k=16:p=0:shuffled", "k=8:p=0:shuffled", "k=8:p=0:zeroed"} < set(spelled)
+    assert list(map(spell, parse(*spelled))) == spelled and len(parse(*DEFAULT_CONDITIONS)) == 14
+
+
+@pytest.mark.parametrize("text", ["plane", "p=0.1", "p=2:random", "p=0:learned", "k=8", "none:p=0", "p=x", "k=1.5:p=0"])
+def test_a_condition_of_another_form_is_refused(text):
+    with pytest.raises(InvalidRequest, match="is no condition; write none, plain"):
+        parse(text)
+
+
+@pytest.mark.parametrize("policy", ["learned-as-served", "random"])
+def test_a_compressed_prompt_is_the_pipelines(plain_models, rows, policy):
+    request = make_request(rows[0], OPTIONS)
+    served = policy.replace("-as-served", "")
+    built = build(plain_models, rows[0], f"p=0.5:{policy}")
+    seed = Contexts(plain_models, lambda row: request, None, 4, seed=0)._seed(rows[0])
+    asked = replace(request, expansion=ExpansionOptions(0.5, served, seed))
+    answer = Pipeline(plain_models.checkpoint).answer(asked, SamplingParams(max_tokens=4))
+    assert built.prompt.input_ids.tolist() == answer.prompt.input_ids.tolist()
+    assert list(built.expanded) == answer.expanded
+    assert PromptReader(plain_models.checkpoint.decoder, built.prompt).answer(4)[0] == answer.token_ids
+
+
+def test_the_plain_prompt_is_the_pipelines_with_everything_expanded(plain_models, rows):
+    request = replace(make_request(rows[0], OPTIONS), expansion=ExpansionOptions(1.0, "all"))
+    expected = Pipeline(plain_models.checkpoint).answer(request, SamplingParams(max_tokens=1)).prompt
+    assert build(plain_models, rows[0], "plain").prompt.input_ids.tolist() == expected.input_ids.tolist()
+    assert build(plain_models, rows[0], "none").context_tokens == 0
+
+
+def test_evidence_alone_is_the_row_with_its_gold_passages(plain_models, rows):
+    bridge = replace(rows[0], passages=rows[0].passages[1:2])
+    assert torch.equal(
+        build(plain_models, rows[0], "gold").prompt.input_ids, build(plain_models, bridge, "plain").prompt.input_ids
+    )
+
+
+def test_controls_change_the_embeddings_and_nothing_else(plain_models, rows):
+    true = build(plain_models, rows[0], "p=0")
+    contexts = Contexts(plain_models, lambda one: make_request(one, OPTIONS), None, 4, seed=0)
+    shuffled, zeroed = (
+        contexts.build(rows[0], rows[2], parse_condition(text, 16)) for text in ("p=0:shuffled", "p=0:zeroed")
+    )
+    assert torch.equal(true.prompt.input_ids, shuffled.prompt.input_ids)
+    assert torch.equal(true.prompt.input_ids, zeroed.prompt.input_ids)
+    other = build(plain_models, rows[2], "p=0").prompt.chunk_embeddings
+    assert torch.equal(shuffled.prompt.chunk_embeddings[: len(other)], other)
+    assert not zeroed.prompt.chunk_embeddings.any() and true.prompt.chunk_embeddings.any()
+
+
+def test_a_context_beyond_the_window_is_cut_and_the_cut_reported(plain_models, rows):
+    whole = build(plain_models, rows[0], "plain")
+    question = build(plain_models, rows[0], "none")
+    small = replace(OPTIONS, window=len(question.prompt.input_ids) + OPTIONS.max_tokens + 40)
+    cut = build(plain_models, rows[0], "plain", small)
+    assert 0 < cut.cut_tokens < whole.context_tokens == cut.context_tokens
+    assert (
+        len(cut.prompt.input_ids) == len(whole.prompt.input_ids) - cut.cut_tokens <= small.window - OPTIONS.max_tokens
+    )
+    assert build(plain_models, rows[0], "p=0", small).cut_tokens == 0
+    compressed = build(plain_models, rows[0], "p=0.5:random", small)
+    assert compressed.cut_tokens and len(compressed.prompt.input_ids) <= small.window - OPTIONS.max_tokens
+    with pytest.raises(InvalidRequest, match=r"row 'q1': its question needs .* slots with max_tokens, the window is 9"):
+        build(plain_models, rows[0], "plain", replace(OPTIONS, window=9))
+
+
+def test_plain_at_equal_slots_is_no_longer_than_compressed(plain_models, rows):
+    compressed, plain = (build(plain_models, rows[0], text) for text in ("p=0.5:random", "plain:p=0.5"))
+    assert plain.context_tokens > plain.cut_tokens > 0
+    full_chunks = len(compressed.prompt.input_ids) + 16 * len(rows[0].passages)
+    assert len(plain.prompt.input_ids) <= full_chunks
+
+
+def test_the_likelihood_of_an_answer_is_that_of_one_teacher_forced_pass(plain_models, rows):
+    decoder, tokenizer = plain_models.checkpoint.decoder, plain_models.checkpoint.decoder_tokenizer
+    prompt = build(plain_models, rows[0], "p=0.5:random").prompt
+    target = answer_ids(tokenizer, prompt.input_ids.tolist(), "Ana Korvin")
+    [reading] = read(decoder, [TargetedPrompt(prompt, target)])
+    reader = PromptReader(decoder, prompt)
+    reader.answer(8)
+    assert reader.log_perplexity(target) == pytest.approx(reading.losses.mean(), abs=1e-4)
+    assert reader.logits(target[:1]).shape == (1, decoder.vocab_size)
+
+
+def test_an_answer_has_no_space_before_it_where_the_prompt_ends_in_a_new_line(tiny_checkpoint):
+    tokenizer = tiny_checkpoint.decoder_tokenizer
+    after_colon, after_line = (
+        answer_ids(tokenizer, tokenizer(text, add_special_tokens=False).input_ids, "Ana") for text in ("a:", "a\n")
+    )
+    assert tokenizer.decode(after_colon[:-1]) == " Ana" and tokenizer.decode(after_line[:-1]) == "Ana"
+    assert after_line[-1] == tokenizer.eos_token_id
+
+
+def test_similarity_ranks_by_the_cosine_with_the_question():
+    vectors = torch.tensor([[0.0, 2.0], [3.0, 0.1], [1.0, 1.0]])
+    assert rank_by_similarity(vectors, torch.tensor([[5.0, 0.0]])) == [1, 2, 0]
+
+
+def test_the_oracle_finds_answers_across_chunks_and_in_the_evidence_first(rows):
+    row = replace(rows[0], answers=("Ana Korvin",), gold=(1,))
+    texts, passages = ["said ANA KORVIN.", "nothing", "built by An", "a Kor", "vin himself"], [0, 0, 1, 1, 1]
+    assert find_answer_chunks(row, texts, torch.tensor(passages).numpy()) == [2, 3, 4, 0]
+    assert find_answer_chunks(replace(row, answers=()), texts, torch.tensor(passages).numpy()) == []
+
+
+def test_the_last_turns_stand_before_the_question_and_the_others_are_dropped_or_passages(rows):
+    request = make_request(rows[3], replace(OPTIONS, question_turns=1))
+    assert request.question == "assistant: It burned down.\nuser: Who built it?" and len(request.passages) == 2
+    kept = make_request(rows[3], replace(OPTIONS, question_turns=1, earlier_turns="passages"))
+    assert kept.passages[:3] == ["user: Is there a mill?", "assistant: It burned down.", "user: Is there a mill?"]
+    assert kept.passages[3:] == request.passages
+    assert make_request(rows[0], OPTIONS) == Request(rows[0].question, [one.content for one in rows[0].passages])
+
+
+def test_evidence_is_known_by_its_place_behind_the_earlier_turns(plain_models, rows):
+    options = replace(OPTIONS, question_turns=1, earlier_turns="passages")
+    built = build(plain_models, rows[3], "p=0.5:random", options)
+    assert built.places.tolist()[:3] == [-3, -2, -1] and set(built.places.tolist()) == {-3, -2, -1, 0, 1}
+
+
+def test_the_control_is_the_next_row_without_a_common_passage(rows):
+    # q1 ferry bridge mill, q2 mill, q3 bees mill, q4 bees bridge
+    assert [find_control(rows, number).id for number in range(4)] == ["q2", "q4", "q4", "q2"]
+
+
+def test_rows_are_scored_by_what_they_have(rows):
+    assert score("Ana Korvin", rows[0])["exact_match"] == 1 and "true_answer" not in score("", rows[0])
+    assert score("not in the passages", rows[2]) == {"refused": 1}
+    assert score("Odo", replace(rows[0], extra={"true_answer": "Odo"}))["true_answer"] == 1
+
+
+def test_everything_expanded_is_faithful_to_the_same_decoder_plain(plain_models, rows, tmp_path):
+    run, file = run_all(plain_models, rows, tmp_path / "a.jsonl")
+    for row in rows:
+        answer, plain = file[row.id, "k=16:p=1:random"], file[row.id, "plain"]
+        assert answer["divergence"] == pytest.approx(0, abs=1e-6) and answer["agreement"] == 1
+        assert answer["token_ids"] == plain["token_ids"]
+        assert answer.get("log_perplexity") == pytest.approx(plain.get("log_perplexity"))
+    assert ("q3", "gold") not in file and ("q1", "gold") in file
+    assert file["q1", "k=16:p=1:random"]["gold_recall"] == 1 and len(run.conditions) == 8
+
+
+def test_a_killed_run_resumes_and_ends_as_one_that_was_not(plain_models, rows, tmp_path):
+    whole, interrupted = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    run_all(plain_models, rows, whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    interrupted.write_text("".join(lines[:11]) + lines[11][:20])
+    before = interrupted.read_text().splitlines()[:11]
+    run_all(plain_models, rows, interrupted)
+    assert interrupted.read_text().splitlines()[:11] == before
+    assert sorted(interrupted.read_text().splitlines()) == sorted(whole.read_text().splitlines())
+    run_all(plain_models, rows, interrupted)
+    assert len(interrupted.read_text().splitlines()) == len(lines)
+
+
+def test_another_run_may_not_go_on_in_the_same_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    AnswersFile(path, {"checkpoint": "abc", "seed": 0})
+    with pytest.raises(InvalidRequest, match=r"another run \(checkpoint abc there, abd here\); name another --output"):
+        AnswersFile(path, {"checkpoint": "abd", "seed": 0})
+    path.write_text('{"prompt": 1}\n')
+    with pytest.raises(InvalidRequest, match="is no file of answers"):
+        AnswersFile(path, {})
+    path.write_text("half\n")
+    with pytest.raises(InvalidRequest, match="is damaged"):
+        AnswersFile(path, {})
+
+
+def test_a_folder_is_known_by_its_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = digest_files(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert digest_files(tmp_path) != first
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert digest_files(tmp_path) == first != digest_files(tmp_path / "a")
+
+
+def test_the_report_has_every_condition_with_its_differences_and_reads_as_markdown(plain_models, rows, tmp_path):
+    run, file = run_all(plain_models, rows, tmp_path / "a.jsonl")
+    report = json.loads(json.dumps(summarise(run, file)))
+    assert [row["condition"] for row in report["rows"]] == list(map(spell, run.conditions))
+    plain = report["rows"][1]
+    assert plain["num_questions"] == 4 and plain["refused_rightly"]["value"] in (0, 1)
+    same = next(one for one in report["differences"] if one["condition"] == "k=16:p=1:random")
+    assert [row["condition"] for row in report["rows"] if not row["num_questions"]] == []
+    assert (same["against"], same["log_perplexity"]["value"]) == ("plain", 0)
+    text = render({**report, "command": "c", "commit": "d", "machine": "m", "seed": 0, "data": "town"})
+    assert text.count("| k=16:p=0:zeroed") >= 4 and "## Difference from `none`" in text
+
+
+@pytest.fixture
+def saved(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.save(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_one_command_evaluates_and_a_larger_number_of_rows_adds_to_it(saved, tmp_path, capsys):
+    data, output = write_rows(tmp_path, ROWS), tmp_path / "results" / "town.json"
+    inputs = Inputs(saved, None, data)
+    evaluate_questions(inputs, ["p=0"], replace(OPTIONS, num_rows=2), output)
+    answers = output.with_suffix(".answers.jsonl")
+    first = answers.read_text()
+    report = evaluate_questions(inputs, ["p=0"], OPTIONS, output)
+    assert answers.read_text().startswith(first) and report["num_rows"] == 4
+    assert json.loads(output.read_text()) == json.loads(json.dumps(report))
+    with pytest.raises(InvalidRequest, match="max_tokens 4 there, 5 here"):
+        evaluate_questions(inputs, ["p=0"], replace(OPTIONS, max_tokens=5), output)
+    _report(type("Arguments", (), {"evaluation": output}))
+    assert capsys.readouterr().out.strip() == render(report)
+
+
+def test_questions_without_answers_are_judged_by_fidelity(saved, tmp_path):
+    folder = write_beir(tmp_path / "beir", "b1\tbridge\t1\nb2\tbees\t1\n")
+    report = evaluate_questions(Inputs(saved, None, folder), ["p=0.5:similarity"], OPTIONS, tmp_path / "out.json")
+    row = next(one for one in report["rows"] if "similarity" in one["condition"])
+    assert "f1" not in row and row["divergence"]["value"] >= 0 and "gold_recall" in row
+
+
+def test_what_would_fail_later_is_refused_before_anything_is_asked(plain_models, rows, tmp_path):
+    with pytest.raises(InvalidRequest, match="there is only one; ask two or more"):
+        QuestionRun(plain_models, rows[:1], parse("p=0"), OPTIONS)
+    without = replace(plain_models, checkpoint=replace(plain_models.checkpoint, policy=None))
+    with pytest.raises(CheckpointError, match=r"no policy\.safetensors"):
+        QuestionRun(without, rows, parse("p=0.1:learned"), OPTIONS)
+    with pytest.raises(InvalidRequest, match="polcy"):
+        QuestionRun(plain_models, rows, parse("p=0.1:polcy"), OPTIONS)
+    with pytest.raises(InvalidRequest, match="max_tokens is 0; it must be at least 1"):
+        QuestionOptions(max_tokens=0)
