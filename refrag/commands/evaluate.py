@@ -89,7 +89,9 @@ def _add_question_options(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a REFRAG checkpoint")
     parser.add_argument(
-        "--plain", type=Path, help="Hugging Face decoder for uncompressed contexts (default: the checkpoint's own)"
+        "--plain",
+        type=Path,
+        help="decoder for uncompressed contexts: a Hugging Face folder or a checkpoint (default: the checkpoint's own)",
     )
     parser.add_argument("--data", type=Path, required=True, help="file of questions, or folder of the form beir")
     parser.add_argument("--form", choices=FORMS, help="form of the data (default: detected)")

@@ -6,15 +6,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from refrag.config import CONFIG_NAME
 from refrag.errors import CheckpointError, InvalidRequest, SetupError
 from refrag.evaluation.conditions import READS_QUESTION, ContextForm, Selection
 from refrag.evaluation.options import parse_named_paths
-from refrag.model.checkpoint import Checkpoint, load_checkpoint, load_plain_decoder, load_policy_file
+from refrag.model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_decoder,
+    load_plain_decoder,
+    load_policy_file,
+)
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
-from refrag.model.tokenizers import load_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer, load_tokenizer
 
 # C chunks, L encoder tokens per chunk, E encoder width
 
@@ -81,15 +89,17 @@ def load_models(
 ) -> Models:
     """Load the models to compare; without a plain decoder the checkpoint's own reads uncompressed contexts too.
 
+    plain: a Hugging Face folder, or a REFRAG checkpoint whose decoder is taken.
     Raises CheckpointError if the plain decoder has another tokenizer, or a policy another width.
     """
     loaded = load_checkpoint(checkpoint)
     others = {name: _load_policy(path, loaded, READS_QUESTION[name]) for name, path in (policies or {}).items() if path}
     if plain is None:
         return Models(loaded, loaded.decoder, "REFRAG's own decoder", others, onnx_encoders or {})
-    if load_tokenizer(plain).get_vocab() != loaded.decoder_tokenizer.get_vocab():
+    tokenizer, decoder = _load_plain(plain)
+    if tokenizer.get_vocab() != loaded.decoder_tokenizer.get_vocab():
         raise CheckpointError(f"{plain} has another tokenizer than {checkpoint}; questions would not be the same")
-    return Models(loaded, load_plain_decoder(plain), "plain decoder", others, onnx_encoders or {})
+    return Models(loaded, decoder, "plain decoder", others, onnx_encoders or {})
 
 
 def parse_onnx_encoders(texts: Sequence[str]) -> dict[str, Path]:
@@ -104,6 +114,12 @@ def parse_onnx_encoders(texts: Sequence[str]) -> dict[str, Path]:
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; export the checkpoint, or name another ONNX encoder")
     return files
+
+
+def _load_plain(folder: Path) -> tuple[PreTrainedTokenizerFast, Decoder]:
+    if (folder / CONFIG_NAME).is_file():
+        return load_decoder_tokenizer(folder), load_decoder(folder)
+    return load_tokenizer(folder), load_plain_decoder(folder)
 
 
 def _load_policy(path: Path, checkpoint: Checkpoint, question_aware: bool) -> ExpansionPolicy:

@@ -9,15 +9,17 @@ from question_files import ROW, write_beir, write_rows
 
 from refrag.commands.evaluate import _report
 from refrag.data.questions.read import read_questions
+from refrag.data.questions.row import SourcePassage
+from refrag.data.spans import Spans
 from refrag.errors import CheckpointError, InvalidRequest
-from refrag.evaluation.models import Models
+from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile, digest_files
 from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
 from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_condition, parse_conditions, spell
 from refrag.evaluation.questions.contexts import Contexts
 from refrag.evaluation.questions.evaluate import Inputs, evaluate_questions
 from refrag.evaluation.questions.options import QuestionOptions
-from refrag.evaluation.questions.reading import PromptReader, answer_ids
+from refrag.evaluation.questions.reading import PromptReader
 from refrag.evaluation.questions.run import QuestionRun, find_control, make_request, score
 from refrag.evaluation.questions.summary import render, summarise
 from refrag.evaluation.reading import TargetedPrompt, read
@@ -138,9 +140,9 @@ def test_plain_at_equal_slots_is_no_longer_than_compressed(plain_models, rows):
 
 
 def test_the_likelihood_of_an_answer_is_that_of_one_teacher_forced_pass(plain_models, rows):
-    decoder, tokenizer = plain_models.checkpoint.decoder, plain_models.checkpoint.decoder_tokenizer
+    decoder = plain_models.checkpoint.decoder
     prompt = build(plain_models, rows[0], "p=0.5:random").prompt
-    target = answer_ids(tokenizer, prompt.input_ids.tolist(), "Ana Korvin")
+    target = plain_models.checkpoint.chunker.answer_ids("Ana Korvin")
     [reading] = read(decoder, [TargetedPrompt(prompt, target)])
     reader = PromptReader(decoder, prompt)
     reader.answer(8)
@@ -148,25 +150,21 @@ def test_the_likelihood_of_an_answer_is_that_of_one_teacher_forced_pass(plain_mo
     assert reader.logits(target[:1]).shape == (1, decoder.vocab_size)
 
 
-def test_an_answer_has_no_space_before_it_where_the_prompt_ends_in_a_new_line(tiny_checkpoint):
-    tokenizer = tiny_checkpoint.decoder_tokenizer
-    after_colon, after_line = (
-        answer_ids(tokenizer, tokenizer(text, add_special_tokens=False).input_ids, "Ana") for text in ("a:", "a\n")
-    )
-    assert tokenizer.decode(after_colon[:-1]) == " Ana" and tokenizer.decode(after_line[:-1]) == "Ana"
-    assert after_line[-1] == tokenizer.eos_token_id
-
-
 def test_similarity_ranks_by_the_cosine_with_the_question():
     vectors = torch.tensor([[0.0, 2.0], [3.0, 0.1], [1.0, 1.0]])
     assert rank_by_similarity(vectors, torch.tensor([[5.0, 0.0]])) == [1, 2, 0]
 
 
-def test_the_oracle_finds_answers_across_chunks_and_in_the_evidence_first(rows):
-    row = replace(rows[0], answers=("Ana Korvin",), gold=(1,))
-    texts, passages = ["said ANA KORVIN.", "nothing", "built by An", "a Kor", "vin himself"], [0, 0, 1, 1, 1]
-    assert find_answer_chunks(row, texts, torch.tensor(passages).numpy()) == [2, 3, 4, 0]
-    assert find_answer_chunks(replace(row, answers=()), texts, torch.tensor(passages).numpy()) == []
+def test_the_oracle_takes_the_chunks_with_an_answer_those_of_the_evidence_first(tiny_checkpoint, rows):
+    chunker = tiny_checkpoint.with_chunk_size(4).chunker
+    said = SourcePassage("said", "", "Some say that it was ANA KORVIN.")
+    row = replace(rows[0], passages=(said, rows[0].passages[1]), gold=(1,), answers=("Ana Korvin",))
+    places = chunker.context_chunks([passage.content for passage in row.passages]).passages
+    found = find_answer_chunks(row, Spans(chunker), places)
+    is_gold = [int(places[number]) == 1 for number in found]
+    assert is_gold == sorted(is_gold, reverse=True) and {False, True} == set(is_gold) and len(found) == len(set(found))
+    assert find_answer_chunks(row, Spans(chunker), places[:1]) == []
+    assert find_answer_chunks(replace(row, answers=()), Spans(chunker), places) == []
 
 
 def test_the_last_turns_stand_before_the_question_and_the_others_are_dropped_or_passages(rows):
@@ -292,3 +290,9 @@ def test_what_would_fail_later_is_refused_before_anything_is_asked(plain_models,
         QuestionRun(plain_models, rows, parse("p=0.1:polcy"), OPTIONS)
     with pytest.raises(InvalidRequest, match="max_tokens is 0; it must be at least 1"):
         QuestionOptions(max_tokens=0)
+
+
+def test_the_plain_decoder_may_be_that_of_a_checkpoint(saved, tmp_path):
+    by_checkpoint, by_folder = (load_models(saved, plain).plain for plain in (saved, saved / "decoder"))
+    weights, others = by_checkpoint.state_dict(), by_folder.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in others)

@@ -13,6 +13,7 @@ from refrag.context.chunking import PackedChunks
 from refrag.context.prepare import PreparedContext, prepare_context
 from refrag.data.questions.arrange import only_gold
 from refrag.data.questions.row import QuestionRow
+from refrag.data.spans import Spans
 from refrag.decoders.base import MixedPrompt
 from refrag.errors import InvalidRequest
 from refrag.evaluation.conditions import Condition
@@ -79,6 +80,8 @@ class Contexts:
     ) -> None:
         self.models, self.make_request = models, make_request
         self.window, self.max_tokens, self.seed = window, max_tokens, seed
+        # Kept, for a chunker has to look through its whole vocabulary.
+        self._pipelines: dict[tuple[int, bool, bool], Pipeline] = {}
         self._encoded: dict[tuple[str, int], RowContext] = {}
 
     def build(self, row: QuestionRow, control: QuestionRow, condition: Condition) -> RowPrompt:
@@ -86,6 +89,10 @@ class Contexts:
         if condition.form == "compressed":
             return self._build_compressed(row, control, condition)
         return self._build_plain(row, condition)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the tokens of an answer, as training has them."""
+        return self._pipeline(Condition("full", self.models.checkpoint.config.chunk_size)).chunker.answer_ids(answer)
 
     def forget(self, row: QuestionRow) -> None:
         """Free what is kept of a row that no prompt will need any more."""
@@ -96,7 +103,7 @@ class Contexts:
             row = replace(row, passages=(), gold=None)
         elif condition.form == "gold":
             row = only_gold(row)
-        pipeline = self._plain_pipeline()
+        pipeline = self._pipeline(condition)
         context, num_turns = self._prepare(row, pipeline)
         # Nothing reads them: no chunk stays compressed.
         vectors = torch.zeros(len(context.chunks), self.models.checkpoint.encoder.width)
@@ -134,8 +141,7 @@ class Contexts:
         if selection == "similarity":
             return rank_by_similarity(kept.vectors, kept.question_vectors)[:budget]
         if selection == "oracle":
-            texts = self._chunk_texts(kept.context.chunks)
-            return find_answer_chunks(kept.row, texts, kept.places)[:budget]
+            return find_answer_chunks(kept.row, Spans(pipeline.chunker), kept.places)[:budget]
         policy = LEARNED_POLICY if selection == "learned as served" else selection
         options = ExpansionOptions(fraction, policy, self._seed(kept.row))
         return pipeline.select(options, kept.context, kept.vectors, kept.question_vectors)
@@ -143,10 +149,6 @@ class Contexts:
     def _seed(self, row: QuestionRow) -> int:
         """Return the seed that the row's request carries, for policies that draw."""
         return random.Random(f"{self.seed} {row.id}").getrandbits(32)
-
-    def _chunk_texts(self, chunks: PackedChunks) -> list[str]:
-        rows = [list(chunk.token_ids) for chunk in chunks]
-        return self.models.checkpoint.decoder_tokenizer.batch_decode(rows)
 
     def _room(self, pipeline: Pipeline, whole: RowContext, condition: Condition) -> int:
         """Return the slots that the window leaves for the context."""
@@ -179,14 +181,20 @@ class Contexts:
         return prepare_context(request, pipeline.chunker), len(request.passages) - len(row.passages)
 
     def _pipeline(self, condition: Condition) -> Pipeline:
-        """Return the served pipeline, whose learned policy spends the whole budget unless it is asked as served."""
-        checkpoint = self.models.checkpoint.with_chunk_size(condition.chunk_size)
-        if condition.selection == LEARNED_POLICY:
-            checkpoint = replace(checkpoint, config=replace(checkpoint.config, policy_confidence=1.0))
-        return Pipeline(checkpoint)
+        """Return the served pipeline, whose learned policy spends the whole budget unless it is asked as served.
 
-    def _plain_pipeline(self) -> Pipeline:
-        return Pipeline(replace(self.models.checkpoint, decoder=self.models.plain))
+        For a plain condition it has the plain decoder.
+        """
+        spends_all, is_plain = condition.selection == LEARNED_POLICY, condition.form != "compressed"
+        key = condition.chunk_size, spends_all, is_plain
+        if key not in self._pipelines:
+            checkpoint = self.models.checkpoint.with_chunk_size(condition.chunk_size)
+            if spends_all:
+                checkpoint = replace(checkpoint, config=replace(checkpoint.config, policy_confidence=1.0))
+            if is_plain:
+                checkpoint = replace(checkpoint, decoder=self.models.plain)
+            self._pipelines[key] = Pipeline(checkpoint)
+        return self._pipelines[key]
 
 
 def _num_fitting(chunks: PackedChunks, expand_fraction: float, room: int) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from refrag.decoders.base import MixedPrompt
 from refrag.model.decoder import Decoder
@@ -45,13 +44,3 @@ class PromptReader:
     def log_perplexity(self, token_ids: Sequence[int]) -> float:
         """Return the mean negative log-likelihood of these tokens."""
         return float(torch.nn.functional.cross_entropy(self.logits(token_ids).float(), torch.tensor(token_ids)))
-
-
-def answer_ids(tokenizer: PreTrainedTokenizerBase, question_ids: Sequence[int], answer: str) -> list[int]:
-    """Return the tokens of an answer behind a prompt that ends in these tokens, with EOS.
-
-    A space stands before it, unless the prompt ends in one or in a new line, as chat templates do.
-    """
-    ends_in_space = str(tokenizer.decode(list(question_ids[-1:]))).endswith((" ", "\n"))
-    text = answer if ends_in_space else f" {answer}"
-    return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]

@@ -16,7 +16,7 @@ from refrag.evaluation.questions.answers_file import Answer, AnswersFile
 from refrag.evaluation.questions.conditions import select_by, spell
 from refrag.evaluation.questions.contexts import Contexts, RowPrompt
 from refrag.evaluation.questions.options import QuestionOptions
-from refrag.evaluation.questions.reading import PromptReader, answer_ids
+from refrag.evaluation.questions.reading import PromptReader
 from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, rouge_l, token_f1
 from refrag.policies import POLICIES
 from refrag.request import Request
@@ -100,8 +100,7 @@ class QuestionRun:
         if condition.selection != "none" and row.gold:
             answer["gold_recall"] = _recall(row.gold, built)
         if row.answerable and row.answers:
-            question_ids = built.prompt.input_ids.tolist()
-            answer["log_perplexity"] = reader.log_perplexity(answer_ids(tokenizer, question_ids, row.answers[0]))
+            answer["log_perplexity"] = reader.log_perplexity(self.contexts.answer_ids(row.answers[0]))
         return answer
 
     def _as_request(self, row: QuestionRow) -> Request:
