@@ -39,8 +39,8 @@ def evaluate_questions(
     """Return the report, which is written to `output` too; answers go to a file beside it, where a next run goes on."""
     rows = read_rows(inputs, options)
     models = load_models(inputs.checkpoint, inputs.plain)
-    file = AnswersFile(output.with_suffix(ANSWERS_SUFFIX), identify(inputs, options))
     run = QuestionRun(models, rows, parse_conditions(conditions, models.checkpoint.config.chunk_size), options)
+    file = AnswersFile(output.with_suffix(ANSWERS_SUFFIX), identify(inputs, options))
     run.answer_all(file)
     report = {**_describe(inputs, models, options), **summarise(run, file)}
     output.write_text(json.dumps(report, indent=2) + "\n")
