@@ -9,6 +9,7 @@ tokens belongs to the first of them, and the others have no state of their own.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -45,6 +46,8 @@ def own_places(is_token: np.ndarray) -> np.ndarray:
     return np.where(is_token, FIRST_PLACE + np.arange(is_token.shape[1]), 0)
 
 
+# A table takes a second for a large vocabulary, and chunkers are made for each batch of training.
+@lru_cache(maxsize=4)
 def count_characters(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """Return how many characters each token adds to a text.  INT64 (vocabulary,)"""
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1]

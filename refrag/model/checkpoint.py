@@ -154,7 +154,12 @@ def load_decoder(directory: Path, dtype: torch.dtype = torch.float32, merge_adap
     if folder == directory / DECODER:
         return load_plain_decoder(folder, dtype)
     # Merged in float32, so that what is rounded is the sum.
-    return _with_difference(load_plain_decoder(folder), directory, DECODER, merge_adapter).to(dtype)
+    decoder = _with_difference(load_plain_decoder(folder), directory, DECODER, merge_adapter)
+    for parameter in decoder.parameters():
+        # Rounded as an export stores it, so that the decoder in this process is the one that is served. Parameters
+        # alone: the frequencies of rotary positions stay exact.
+        parameter.data = (parameter.half() if merge_adapter else parameter.data).to(dtype)
+    return decoder
 
 
 def load_plain_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:

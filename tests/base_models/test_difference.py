@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def bases(tmp_path_factory):
     """Two tiny models as Hugging Face folders, each with a tokenizer."""
     folder = tmp_path_factory.mktemp("bases")
     checkpoint = make_tiny_checkpoint()
-    checkpoint.save(folder)
+    checkpoint.save(folder, torch.float16)
     checkpoint.decoder_tokenizer.save_pretrained(folder / "encoder")
     return folder
 
@@ -137,9 +138,12 @@ def test_merged_equals_injected(adapted, saved):
     loaded = load_checkpoint(saved)
     assert not has_adapter(loaded.decoder) and not has_adapter(loaded.encoder)
     assert set(loaded.decoder.state_dict()) == set(load_decoder(saved).state_dict())
-    assert_equal(loaded, adapted, TOLERANCE)
+    injected = outputs(adapted)
     merge(adapted.decoder)
     merge(adapted.encoder)
+    assert all(map(partial(torch.allclose, atol=TOLERANCE), injected, outputs(adapted)))
+    for parameter in adapted.decoder.parameters():
+        parameter.data = parameter.half().float()
     assert_equal(loaded, adapted, TOLERANCE)
 
 
@@ -277,10 +281,19 @@ def test_an_export_is_whole_and_needs_no_base(saved, tmp_path):
     assert "adapter_config.json" not in names_in(served / "decoder")
     assert {each.dtype for each in load_file(served / "decoder" / "model.safetensors").values()} == {torch.float16}
     assert all(torch.equal(weight, expected[name]) for name, weight in load_decoder(served).state_dict().items())
+    # In this process the decoder is the one that is served, bit for bit.
     merged = load_decoder(saved).state_dict()
-    assert all(torch.equal(weight, merged[name].half().float()) for name, weight in expected.items())
+    assert all(torch.equal(weight, merged[name]) for name, weight in expected.items())
     preprocessing = tmp_path / "repository" / "preprocessing" / "1" / "checkpoint"
     assert load_decoder_tokenizer(preprocessing).get_vocab() == load_decoder_tokenizer(saved).get_vocab()
+
+
+@pytest.mark.parametrize("merge_adapter", [True, False])
+def test_another_dtype_leaves_rotary_frequencies_exact(saved, merge_adapter):
+    exact, rounded = (load_decoder(saved, dtype, merge_adapter) for dtype in (torch.float32, torch.bfloat16))
+    frequencies = [each.backbone.base_model.rotary_emb.inv_freq for each in (exact, rounded)]
+    assert {each.dtype for each in rounded.parameters()} == {torch.bfloat16}
+    assert torch.equal(*frequencies) and frequencies[1].dtype == torch.float32
 
 
 def test_adapter_state_has_the_names_of_peft(adapted):
