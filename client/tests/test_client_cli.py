@@ -57,6 +57,25 @@ def test_ask_prints_text_then_summary(ask, capsys, fake, tmp_path):
     assert "policy" not in inputs and "stop_words" not in inputs
 
 
+def test_ask_searches_a_folder_for_passages(ask, fake, tmp_path):
+    write(tmp_path, "people.txt", "He who builds.\n\n" + "Nobody.\n\n" * 60)
+    write(tmp_path, "tides.md", "Two a day.")
+    assert ask("--corpus", str(tmp_path), "--num-passages", "1") == 0
+    [passage] = service.read_inputs(fake.requests[0])["passages"].tolist()
+    assert passage.startswith(b"people.txt\nHe who builds.")
+
+
+def test_a_corpus_that_is_no_folder_ends_with_the_code_of_a_wrong_request(ask, capsys, tmp_path):
+    assert ask("--corpus", str(tmp_path / "nowhere")) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_passages_and_a_corpus_exclude_each_other(ask, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        ask("--corpus", str(tmp_path), "--passages", "-")
+    assert "not allowed with" in capsys.readouterr().err
+
+
 def test_compare_asks_the_plain_decoder_too(ask, capsys, fake):
     assert ask("--compare", "--expand-fraction", "0.25") == 0
     fractions = [service.read_inputs(request)["expand_fraction"][0] for request in fake.requests]

@@ -30,6 +30,8 @@ def checkout(tmp_path, repository):
     lines = '"Mara Tolen keeps a parrot."\n{"text": "Odo Marsk plays the harp."}\n'
     for name in ("passages.jsonl", "corpus.jsonl"):
         (folder / name).write_text(lines)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "pets.txt").write_text("Mara Tolen keeps a parrot.\n")
     (folder / "notes.txt").write_text("Mara Tolen keeps a parrot.\n\nOdo Marsk plays the harp.\n")
     return folder
 

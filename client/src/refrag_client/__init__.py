@@ -1,11 +1,12 @@
 """Ask a REFRAG model served by Triton: `RefragClient`, or `AsyncRefragClient` under asyncio.
 
-`StoreClient` fills and keeps the server's store of chunk vectors.
+`StoreClient` fills and keeps the server's store of chunk vectors. `Corpus` searches a folder for passages.
 """
 
 from refrag_client.answer import Answer, Piece, Statistics
 from refrag_client.async_client import AsyncRefragClient, AsyncStream
 from refrag_client.client import RefragClient, Stream
+from refrag_client.corpus import Corpus
 from refrag_client.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,6 +25,7 @@ __all__ = [
     "AsyncRefragClient",
     "AsyncStream",
     "Cancelled",
+    "Corpus",
     "DeadlineExceeded",
     "Deletions",
     "GenerateOptions",

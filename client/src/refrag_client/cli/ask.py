@@ -9,6 +9,7 @@ from typing import Any
 from refrag_client.answer import Answer
 from refrag_client.cli.options import add_connection_options, add_request_options, request_options
 from refrag_client.client import RefragClient
+from refrag_client.corpus import DEFAULT_NUM_PASSAGES, SUFFIXES, Corpus
 from refrag_client.passages import read_passages
 from refrag_client.request import GenerateOptions
 
@@ -17,8 +18,18 @@ HELP = "ask a question about passages"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument(
+    context = parser.add_mutually_exclusive_group()
+    context.add_argument(
         "--passages", metavar="FILE", help="JSON lines, or plain text with blank lines between passages; - is stdin"
+    )
+    context.add_argument(
+        "--corpus", metavar="FOLDER", help=f"search the {', '.join(SUFFIXES)} files below a folder for passages"
+    )
+    parser.add_argument(
+        "--num-passages",
+        type=int,
+        default=DEFAULT_NUM_PASSAGES,
+        help="passages to take from --corpus (default: %(default)s)",
     )
     parser.add_argument("--model", default="refrag", help="name of the model (default: %(default)s)")
     add_connection_options(parser)
@@ -28,13 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    passages = read_passages(arguments.passages) if arguments.passages else []
+    passages = _find_passages(arguments)
     options = request_options(arguments)
     with RefragClient(arguments.url, model=arguments.model, timeout_seconds=arguments.timeout_seconds) as client:
         if arguments.compare:
             _compare(client, arguments, passages, options)
         else:
             _ask(client, arguments, passages, options)
+
+
+def _find_passages(arguments: argparse.Namespace) -> list[str]:
+    """Return the passages that were given, or those of the corpus that fit the question."""
+    if arguments.corpus:
+        return Corpus.read(arguments.corpus).search(arguments.question, arguments.num_passages)
+    return read_passages(arguments.passages) if arguments.passages else []
 
 
 def _ask(client: RefragClient, arguments: argparse.Namespace, passages: list[str], options: GenerateOptions) -> None:

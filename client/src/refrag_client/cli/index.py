@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from refrag_client.cli.corpus import Batch, Mark, load_mark, read_batches, save_mark
+from refrag_client.cli.batches import Batch, Mark, load_mark, read_batches, save_mark
 from refrag_client.cli.options import add_connection_options
 from refrag_client.errors import InvalidRequest, Overloaded, ServerUnavailable
 from refrag_client.store import IndexReport, StoreClient
