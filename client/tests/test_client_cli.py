@@ -70,6 +70,17 @@ def test_a_corpus_that_is_no_folder_ends_with_the_code_of_a_wrong_request(ask, c
     assert "is not a folder" in capsys.readouterr().err
 
 
+def test_a_corpus_without_a_hit_is_not_asked_without_passages(ask, capsys, fake, tmp_path):
+    write(tmp_path, "tides.md", "Two a day.")
+    assert ask("--corpus", str(tmp_path)) == 2
+    assert "shares a word with the question" in capsys.readouterr().err and not fake.requests
+
+
+def test_a_number_of_passages_needs_a_corpus(ask, capsys):
+    assert ask("--num-passages", "3") == 2
+    assert "add one" in capsys.readouterr().err
+
+
 def test_passages_and_a_corpus_exclude_each_other(ask, capsys, tmp_path):
     with pytest.raises(SystemExit):
         ask("--corpus", str(tmp_path), "--passages", "-")

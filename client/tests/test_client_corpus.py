@@ -63,6 +63,12 @@ def test_a_folder_that_is_none_or_has_no_text_is_refused(tmp_path):
         read_folder(tmp_path)
 
 
+@pytest.mark.parametrize("passages", [[], ["", " "], ["the", "of it"]])
+def test_a_corpus_without_a_word_to_search_for_is_refused(passages):
+    with pytest.raises(InvalidRequest, match="no word that can be searched for"):
+        Corpus(passages)
+
+
 def test_a_file_that_is_not_utf_8_is_named(folder):
     (folder / "latin.txt").write_bytes("Käse".encode("latin-1"))
     with pytest.raises(InvalidRequest, match=r"latin\.txt is not UTF-8 at byte 1"):

@@ -24,21 +24,33 @@ class Aligner:
     """Finds places in the text that the decoder's tokenizer makes of a chunk's tokens."""
 
     def __init__(self, decoder_tokenizer: PreTrainedTokenizerFast) -> None:
+        self.decoder_tokenizer = decoder_tokenizer
         self.num_characters = count_characters(decoder_tokenizer)
 
-    def places(self, chunks: Sequence[Sequence[int]], offsets: Sequence[Offsets]) -> np.ndarray:
+    def places(self, chunks: Sequence[Sequence[int]], texts: Sequence[str], offsets: Sequence[Offsets]) -> np.ndarray:
         """Return the mask's values for each encoder token.  -> INT64 (C, L)
 
-        offsets: first and last character of each encoder token; equal for special tokens, which have none.
+        texts: what the decoder's tokenizer makes of the chunks. offsets: first character of each encoder token in them,
+        and the one behind its last; equal for special tokens, which have none.
         """
         mask = np.zeros((len(chunks), max(map(len, offsets), default=0)), np.int64)
-        for row, token_ids, spans in zip(mask, chunks, offsets, strict=True):
-            # A character that several tokens share counts more than once, so the last ones may lie beyond the chunk.
-            ends = self.num_characters[list(token_ids)].cumsum()
+        for row, token_ids, text, spans in zip(mask, chunks, texts, offsets, strict=True):
+            ends = self._ends(list(token_ids), len(text))
             starts, stops = np.array(spans).reshape(-1, 2).T
             places = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1)
             row[: len(spans)] = np.where(stops > starts, FIRST_PLACE + places, UNPLACED)
         return mask
+
+    def _ends(self, token_ids: list[int], num_characters: int) -> np.ndarray:
+        """Return where each token ends in the chunk's text.  (K,)"""
+        ends: np.ndarray = self.num_characters[token_ids].cumsum()
+        if not len(ends) or ends[-1] == num_characters:
+            return ends
+        # Tokens share a character, or the text has lost the space in front of its first word: this way is exact, and
+        # takes several times as long.
+        prefixes = self.decoder_tokenizer.batch_decode([token_ids[: count + 1] for count in range(len(token_ids))])
+        exact: np.ndarray = np.maximum.accumulate([len(prefix) for prefix in prefixes])
+        return exact
 
 
 def own_places(is_token: np.ndarray) -> np.ndarray:
@@ -49,7 +61,7 @@ def own_places(is_token: np.ndarray) -> np.ndarray:
 # A table takes a second for a large vocabulary, and chunkers are made for each batch of training.
 @lru_cache(maxsize=4)
 def count_characters(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """Return how many characters each token adds to a text.  INT64 (vocabulary,)"""
+    """Return how many characters each token adds to a text, if it is no part of a character.  INT64 (vocabulary,)"""
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1]
     texts = tokenizer.batch_decode([[anchor, token_id] for token_id in range(len(tokenizer))])
     # Behind another token, because some tokenizers drop the space in front of a text's first one.

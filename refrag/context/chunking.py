@@ -200,7 +200,7 @@ class Chunker:
         rows = [Chunk(tuple(ids), chunk.passage) for ids, chunk in zip(read.input_ids, chunks, strict=True)]
         if not is_ordered:
             return rows, None
-        return rows, self._aligner.places([chunk.token_ids for chunk in chunks], read.offset_mapping)
+        return rows, self._aligner.places([chunk.token_ids for chunk in chunks], texts, read.offset_mapping)
 
     @cached_property
     def _aligner(self) -> Aligner:

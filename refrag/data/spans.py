@@ -1,18 +1,23 @@
 """Finds the chunks of a passage that hold a stretch of its text."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from refrag.context.chunking import Chunker
 
 # T tokens of a passage
 
+# Passages whose tokens are kept: the distractors of questions over one subject come again and again.
+NUM_KEPT = 20_000
+
 
 class Spans:
-    """Passages as the chunker cuts them, with the characters of each token; each passage is tokenised once."""
+    """Passages as the chunker cuts them, with the characters of each token."""
 
     def __init__(self, chunker: Chunker) -> None:
         self.chunker = chunker
-        self._encoded: dict[str, tuple[list[int], np.ndarray]] = {}
+        self._encode = lru_cache(NUM_KEPT)(self._encode_anew)
 
     def token_ids(self, text: str) -> list[int]:
         """Return the passage in its template, as Chunker.passage_ids has it."""
@@ -25,16 +30,14 @@ class Spans:
         covered = np.flatnonzero((left < stop + shift) & (right > start + shift))
         return sorted(set((covered // self.chunker.config.chunk_size).tolist()))
 
-    def _encode(self, text: str) -> tuple[list[int], np.ndarray]:
+    def _encode_anew(self, text: str) -> tuple[list[int], np.ndarray]:
         """Return the token ids, and the characters of each token.  INT (T, 2)"""
-        if text not in self._encoded:
-            template = self.chunker.config.template
-            encoded = self.chunker.decoder_tokenizer(
-                template.passage_prefix + text + template.passage_suffix,
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_offsets_mapping=True,
-                verbose=False,
-            )
-            self._encoded[text] = encoded.input_ids, np.array(encoded.offset_mapping, np.int32).reshape(-1, 2)
-        return self._encoded[text]
+        template = self.chunker.config.template
+        encoded = self.chunker.decoder_tokenizer(
+            template.passage_prefix + text + template.passage_suffix,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return encoded.input_ids, np.array(encoded.offset_mapping, np.int32).reshape(-1, 2)

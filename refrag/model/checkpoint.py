@@ -65,7 +65,11 @@ class Checkpoint:
         return self.policy
 
     def with_chunk_size(self, chunk_size: int) -> "Checkpoint":
-        """Return the same weights with another chunk size, in decoder tokens."""
+        """Return the same weights with another chunk size, in decoder tokens.
+
+        Raises CheckpointError for a chunk longer than the encoder's pooling has places for.
+        """
+        _refuse_long_chunks(self.encoder.ordered, chunk_size)
         return replace(self, config=replace(self.config, chunk_size=chunk_size))
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32, part: Part | None = None) -> None:
@@ -138,6 +142,7 @@ def load_checkpoint(directory: Path | str, merge_adapters: bool = True) -> Check
 def load_encoder(directory: Path, config: RefragConfig, merge_adapter: bool = True) -> ChunkEncoder:
     backbone = load_pretrained(AutoModel, model_folder(directory, ENCODER), dtype=torch.float32)
     ordered = load_ordered_pooling(directory / ENCODER / POOLING) if config.pooling == "ordered" else None
+    _refuse_long_chunks(ordered, config.chunk_size)
     encoder = ChunkEncoder(backbone, config.pooling, ordered)
     return _with_difference(encoder, directory, ENCODER, merge_adapter).eval()
 
@@ -201,6 +206,14 @@ def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> Expans
         )
     width, encoder_width = _shape(weights, "question_in.weight", path)
     return _fill(ExpansionPolicy(encoder_width, width, num_heads, question_aware), weights, path)
+
+
+def _refuse_long_chunks(ordered: OrderedPooling | None, chunk_size: int) -> None:
+    if ordered is not None and chunk_size > ordered.chunk_size:
+        raise CheckpointError(
+            f"chunk_size is {chunk_size}, but the ordered pooling has {ordered.chunk_size} places, and tokens beyond "
+            "them would be lost; choose a smaller chunk size, or train with trained_chunk_sizes that include it"
+        )
 
 
 def _with_difference(module: M, directory: Path, part: str, merge_adapter: bool) -> M:

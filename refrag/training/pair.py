@@ -169,7 +169,9 @@ def _ordered_pooling(pair: Pair, encoder_backbone: Any) -> OrderedPooling | None
     if pair.pooling != "ordered":
         return None
     encoder_width = encoder_backbone.config.hidden_size
-    return OrderedPooling(max(pair.trained_chunk_sizes), encoder_width, pair.vector_width or encoder_width)
+    return OrderedPooling(
+        max(*pair.trained_chunk_sizes, pair.chunk_size), encoder_width, pair.vector_width or encoder_width
+    )
 
 
 def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:

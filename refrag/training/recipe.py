@@ -33,7 +33,7 @@ from refrag.training.stages.pretrain import Pretraining, PretrainSource
 from refrag.training.stages.reconstruct import Reconstruction, ReconstructSource
 from refrag.training.stages.recover import RecoverSource, Recovery
 
-CHECKPOINT, SETTINGS = "checkpoint", "settings.yaml"
+CHECKPOINT, SETTINGS, DATA = "checkpoint", "settings.yaml", "data"
 
 
 def train_all(preset: Preset, runs: Path, names: list[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -78,7 +78,8 @@ def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
     """
     return {
         name: {
-            "settings": _read_settings(runs / name),
+            # Where the data lay is true of one machine alone.
+            "settings": {key: value for key, value in _read_settings(runs / name).items() if key != DATA},
             "cost": _read_cost(name, runs / name / CHECKPOINT) if (runs / name / CHECKPOINT).exists() else None,
             "curve": read_curve(runs / name),
         }
@@ -215,7 +216,8 @@ def _keep_settings(preset: Preset, name: str, runs: Path) -> None:
 
 def _settings_of(preset: Preset, name: str) -> dict[str, Any]:
     """Return the settings on which the run's result depends, as plain values."""
-    return {"pair": preset.pair.model_dump(mode="json"), **preset.runs[name].model_dump(mode="json")}
+    run = preset.runs[name].model_dump(mode="json")
+    return {"pair": preset.pair.model_dump(mode="json"), DATA: preset.data, **run}
 
 
 def _different(saved: Any, given: Any, place: str = "") -> Iterator[str]:

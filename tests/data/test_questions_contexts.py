@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from refrag.data.questions.contexts import NOT_FOUND, RowContexts
+from refrag.data.questions.contexts import NOT_FOUND, RowContexts, is_stranger
 from refrag.data.questions.row import QuestionRow, SourcePassage
 
 BRIDGE = (
@@ -77,6 +77,36 @@ def test_without_the_evidence_the_answer_says_so(maker):
         [question] = context.questions
         assert question.answer == NOT_FOUND and question.evidence_chunks == []
     assert maker.make_answerless(ROW, OTHER, 2, seed=0).passages == [OTHER.passages[0].content]
+
+
+def test_a_short_answer_is_not_found_inside_a_word(maker):
+    context = maker.make(replace(ROW, answers=("no",), task="boolean"), 2, seed=0)
+    place = context.passages.index(ROW.passages[1].content)
+    assert context.questions[0].evidence_chunks == [n for n, p in enumerate(context.chunks.passages) if p == place]
+
+
+def test_without_named_evidence_the_answer_must_stand_in_a_passage(maker):
+    missing = replace(ROW, gold=None, answers=("Viggo Upton",))
+    assert maker.make(missing, 2, seed=0).questions[0].answer == NOT_FOUND
+    assert maker.make(replace(missing, answers=("Yes",)), 2, seed=0).questions[0].answer == "Yes"
+
+
+def test_a_conversation_is_asked_with_its_last_turns(maker):
+    turns = (("user", "Which river?"), ("assistant", "The Lurd."), ("user", "Is it wide?"), ("assistant", "Yes."))
+    [question] = maker.make(replace(ROW, history=turns), 2, seed=0).questions
+    assert question.text == "user: Is it wide?\nassistant: Yes.\nuser: Who built the bridge?"
+
+
+def test_a_document_stays_whole_and_in_order(maker):
+    context = maker.make(replace(ROW, keeps_order=True), 1, seed=3)
+    assert context.passages == [passage.content for passage in ROW.passages]
+
+
+def test_a_stranger_shares_no_passage_and_holds_no_answer():
+    assert is_stranger(ROW, OTHER)
+    assert not is_stranger(ROW, ROW)
+    assert not is_stranger(ROW, replace(OTHER, passages=(SourcePassage("odes", "", "An ode to Korvin."),)))
+    assert not is_stranger(ROW, replace(OTHER, passages=()))
 
 
 def test_an_answer_ends_with_the_end_of_sequence(maker):

@@ -215,6 +215,16 @@ def test_ordered_pooling_tells_orders_apart_that_a_mean_does_not(tiny_checkpoint
     assert not torch.allclose(pool(states, places), pool(states.flip(1), places), atol=1e-2)
 
 
+def test_a_chunk_longer_than_ordered_pooling_has_places_for_is_refused(tiny_checkpoint, tmp_path):
+    config = replace(tiny_checkpoint.config, pooling="ordered")
+    checkpoint = replace(tiny_checkpoint, encoder=ordered_encoder(tiny_checkpoint), config=config)
+    with pytest.raises(CheckpointError, match="chunk_size is 32, but the ordered pooling has 16 places"):
+        checkpoint.with_chunk_size(32)
+    replace(checkpoint, config=replace(config, chunk_size=32, encoder_length=32)).save(tmp_path)
+    with pytest.raises(CheckpointError, match="has 16 places"):
+        load_checkpoint(tmp_path)
+
+
 def test_ordered_pooling_is_saved_with_the_encoder(tiny_checkpoint, tmp_path):
     encoder = ordered_encoder(tiny_checkpoint)
     torch.nn.init.normal_(encoder.ordered.weight)

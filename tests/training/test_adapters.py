@@ -6,10 +6,11 @@ import yaml
 from question_files import ROW, write_rows
 from tiny import make_tiny_checkpoint, tiny_pair
 
+from refrag.errors import TrainingError
 from refrag.model.adapters import adapter_state
 from refrag.model.backbones import has_adapter, is_of_adapter
 from refrag.model.checkpoint import load_checkpoint
-from refrag.training.recipe import CHECKPOINT, load_run, train_all
+from refrag.training.recipe import CHECKPOINT, load_run, summarise_runs, train_all
 from refrag.training.settings import Preset
 
 pytestmark = pytest.mark.usefixtures("accelerator_of_module")
@@ -89,3 +90,9 @@ def test_a_loaded_checkpoint_is_merged_and_computes_what_was_trained(preset, run
 def test_the_settings_that_are_kept_name_files_as_the_preset_does(preset, runs):
     kept = yaml.safe_load((runs / "finetune" / "settings.yaml").read_text())
     assert kept["questions"]["files"][0]["path"] == "town.jsonl"
+    assert "data" not in summarise_runs(preset, runs)["finetune"]["settings"]
+
+
+def test_a_run_does_not_go_on_with_other_data(preset, runs):
+    with pytest.raises(TrainingError, match=r"begun with other settings: data was .* and is elsewhere"):
+        train_all(preset.model_copy(update={"data": "elsewhere"}), runs)

@@ -12,6 +12,7 @@ from question_files import ROW, write_rows
 from refrag.data.contexts import ContextMaker
 from refrag.data.sources import TextSource
 from refrag.data.tasks import TASKS
+from refrag.errors import TrainingError
 from refrag.model.policy import pick_in_turn
 from refrag.policies.budget import expansion_budget
 from refrag.teacher_forcing.batches import ContextBatch, MixedExample, Segment, collate_contexts, collate_mixed
@@ -32,6 +33,7 @@ from refrag.training.settings import (
 )
 from refrag.training.stages import finetune, pretrain, questions
 from refrag.training.stages.finetune import FinetuneBatch, Finetuning, selection_loss
+from refrag.training.stages.rows import RowSource
 
 COMMON = {"optimisation": Optimisation(num_steps=1, learning_rate=1e-3), "tokens_per_step": 600}
 TEXT = {**COMMON, "sources": [TextSource(kind="world")]}
@@ -403,6 +405,7 @@ def test_a_recital_is_a_string_twice_of_which_the_second_counts(checkpoint):
 def asked_from_files(tmp_path):
     """Settings that take questions from a file of two rows, one of which has no answer."""
     rows = [ROW, {**ROW, "id": "q2", "question": "Who rebuilt it?", "answers": [], "answerable": False, "gold": []}]
+    rows += [{**ROW, "id": "q3", "question": "What is sold?", "answers": ["honey"], "passages": ["bees"], "gold": [0]}]
     return Questions(files=[QuestionFile(path=str(write_rows(tmp_path, rows)))], answerless_share=0.5)
 
 
@@ -415,7 +418,25 @@ def test_questions_come_from_files_where_the_run_names_some(checkpoint, asked_fr
     assert torch.isfinite(loss)
     if name != "plain finetune":
         texts = {question.text for context in questions_of(batch).contexts for question in context.questions}
-        assert texts == {"Who built the bridge?", "Who rebuilt it?"}
+        assert texts <= {"Who built the bridge?", "Who rebuilt it?", "What is sold?"} and len(texts) > 1
+
+
+@pytest.mark.parametrize(
+    "change, named", [({"passages": [], "gold": []}, "has no passages"), ({"answers": None}, "has no answers")]
+)
+def test_rows_that_cannot_be_trained_on_are_refused(tmp_path, change, named):
+    row = {key: value for key, value in {**ROW, **change}.items() if value is not None}
+    questions = Questions(files=[QuestionFile(path=str(write_rows(tmp_path, [row])))])
+    with pytest.raises(TrainingError, match=f"row 'q1' {named}"):
+        RowSource(questions)
+
+
+def test_no_answerless_question_has_its_answer_in_its_passages(tmp_path, tiny_checkpoint):
+    """One row alone has no stranger, and two over one passage are none to each other."""
+    rows = [ROW, {**ROW, "id": "q2", "question": "Which river?", "answers": ["Lurd"]}]
+    settings = Questions(files=[QuestionFile(path=str(write_rows(tmp_path, rows)))], answerless_share=1.0)
+    contexts = RowSource(settings).draw(random.Random(0), tiny_checkpoint.chunker, 2, num_tokens=500)
+    assert {context.questions[0].answer for context in contexts} == {"Ana Korvin", "Lurd"}
 
 
 def test_recovery_reads_tokens_back_at_their_places(checkpoint):

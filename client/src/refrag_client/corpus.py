@@ -20,13 +20,17 @@ class Corpus:
     """Passages with a BM25 index over them."""
 
     def __init__(self, passages: Sequence[str]) -> None:
-        """Index the passages; raise InvalidRequest if there are none, RefragError if bm25s is not installed."""
-        if not passages:
-            raise InvalidRequest("the corpus has no passages; give it at least one that is not empty")
+        """Index the passages; raise InvalidRequest if they hold no word to search for.
+
+        Raises RefragError if bm25s is not installed.
+        """
         self.passages = list(passages)
         self._bm25s = _import_bm25s()
+        tokens = self._tokenise(self.passages) if self.passages else None
+        if tokens is None or not tokens.vocab.keys() - {""}:
+            raise InvalidRequest("the corpus has no word that can be searched for; give it passages of text")
         self._index = self._bm25s.BM25()
-        self._index.index(self._tokenise(self.passages), show_progress=False)
+        self._index.index(tokens, show_progress=False)
 
     @classmethod
     def read(cls, folder: Path | str) -> "Corpus":

@@ -1,6 +1,5 @@
 """Makes contexts of question rows: passages cut into chunks, and the question with its answer in tokens."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -9,11 +8,15 @@ import numpy as np
 from refrag.context.chunking import Chunker, PackedChunks
 from refrag.data.contexts import TokenisedContext, TokenisedQuestion
 from refrag.data.questions.arrange import arrange
+from refrag.data.questions.evidence import find_answer, holds_any
 from refrag.data.questions.row import QuestionRow
+from refrag.data.questions.turns import with_last_turns
 from refrag.data.spans import Spans
 
 # What a decoder is trained to answer where the passages do not.
 NOT_FOUND = "Not in the passages."
+# Answers that a passage gives without saying them.
+VERDICTS = {"yes", "no"}
 
 
 class RowContexts:
@@ -28,34 +31,38 @@ class RowContexts:
         self.chunker, self.spans = chunker, Spans(chunker)
 
     def make(self, row: QuestionRow, num_passages: int, seed: int) -> TokenisedContext:
-        """Return the row over `num_passages` of its passages, those with the evidence among them, in random order."""
-        arranged = arrange(row, num_passages, seed, keep_gold=True)
-        return self._tokenise(arranged, answer_of(row))
+        """Return the row over `num_passages` of its passages, those with the evidence among them, in random order.
+
+        A document stays whole. The answer says that there is none where the row is not answerable, and where it names
+        no evidence and its answer stands in none of the chosen passages.
+        """
+        arranged = arrange(row, None if row.keeps_order else num_passages, seed, keep_gold=True)
+        return self._tokenise(arranged, is_answered=_is_answered(arranged))
 
     def make_answerless(self, row: QuestionRow, other: QuestionRow, num_passages: int, seed: int) -> TokenisedContext:
-        """Return the row's question over passages of another row."""
-        stranger = replace(row, passages=other.passages, gold=(), answerable=False)
-        return self._tokenise(arrange(stranger, num_passages, seed), NOT_FOUND)
+        """Return the row's question over passages of another row, which must not answer it (`is_stranger`)."""
+        stranger = replace(row, passages=other.passages, gold=(), keeps_order=other.keeps_order)
+        return self._tokenise(arrange(stranger, num_passages, seed), is_answered=False)
 
-    def _tokenise(self, row: QuestionRow, answer: str) -> TokenisedContext:
+    def _tokenise(self, row: QuestionRow, is_answered: bool) -> TokenisedContext:
         texts = [passage.content for passage in row.passages]
         chunks = PackedChunks.cut([self.spans.token_ids(text) for text in texts], self.chunker.config.chunk_size)
+        answer, text = row.answers[0] if is_answered else NOT_FOUND, with_last_turns(row)
         question = TokenisedQuestion(
             task=row.task,
-            text=row.question,
+            text=text,
             answer=answer,
-            prompt_ids=self.chunker.question_ids(row.question),
+            prompt_ids=self.chunker.question_ids(text),
             answer_ids=self.chunker.answer_ids(answer),
-            chunks=self.chunker.question_chunks(row.question),
-            evidence_chunks=self._evidence(row, texts, chunks) if row.answerable else [],
+            chunks=self.chunker.question_chunks(text),
+            evidence_chunks=self._evidence(row, texts, chunks) if is_answered else [],
         )
         return TokenisedContext(texts, chunks, [question])
 
     def _evidence(self, row: QuestionRow, texts: Sequence[str], chunks: PackedChunks) -> list[int]:
         starts = np.searchsorted(chunks.passages, np.arange(len(texts) + 1)).tolist()
-        candidates = range(len(texts)) if row.gold is None else row.gold
         evidence: set[int] = set()
-        for place in candidates:
+        for place in range(len(texts)) if row.gold is None else row.gold:
             for number in self._holding(texts[place], row.answers):
                 near = range(starts[place] + number - 1, starts[place] + number + 2)
                 evidence.update(chunk for chunk in near if starts[place] <= chunk < starts[place + 1])
@@ -65,11 +72,26 @@ class RowContexts:
 
     def _holding(self, text: str, answers: Sequence[str]) -> Iterator[int]:
         """Yield the numbers of the passage's chunks that hold a part of an accepted answer."""
-        for answer in filter(None, answers):
-            for match in re.finditer(re.escape(answer), text, re.IGNORECASE):
-                yield from self.spans.covered_chunks(text, match.start(), match.end())
+        for answer in answers:
+            for start, stop in find_answer(text, answer):
+                yield from self.spans.covered_chunks(text, start, stop)
 
 
-def answer_of(row: QuestionRow) -> str:
-    """Return the preferred answer, or what says that there is none."""
-    return row.answers[0] if row.answerable and row.answers else NOT_FOUND
+def is_stranger(row: QuestionRow, other: QuestionRow) -> bool:
+    """Return whether no passage of `other` can answer `row`: none is shared, and none holds an accepted answer."""
+    own = {passage.id for passage in row.passages}
+    passages = other.passages
+    return (
+        bool(passages)
+        and own.isdisjoint(passage.id for passage in passages)
+        and not any(holds_any(passage.content, row.answers) for passage in passages)
+    )
+
+
+def _is_answered(row: QuestionRow) -> bool:
+    """Return whether an arranged row's passages answer it, as far as the row and its texts tell."""
+    if not row.answerable or not row.answers:
+        return False
+    if row.gold is not None or VERDICTS.issuperset(answer.strip().lower() for answer in row.answers):
+        return True
+    return any(holds_any(passage.content, row.answers) for passage in row.passages)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from refrag.data.questions.read import DEFAULT_DEPTH
+from refrag.data.questions.turns import QUESTION_TURNS
 from refrag.errors import InvalidRequest
 from refrag.retrieval.bm25 import Strength
 
@@ -32,7 +33,9 @@ class QuestionOptions:
     window: int | None = field(
         default=None, metadata={"type": int, "help": "slots of prompt and answer (default: each decoder's own)"}
     )
-    question_turns: int = field(default=2, metadata={"help": "last turns of a conversation to put before the question"})
+    question_turns: int = field(
+        default=QUESTION_TURNS, metadata={"help": "last turns of a conversation to put before the question"}
+    )
     earlier_turns: EarlierTurns = field(
         default="drop",
         metadata={

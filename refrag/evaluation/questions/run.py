@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from refrag.data.questions.arrange import arrange
 from refrag.data.questions.row import QuestionRow, SourcePassage
+from refrag.data.questions.turns import with_last_turns
 from refrag.errors import InvalidRequest
 from refrag.evaluation.conditions import Condition
 from refrag.evaluation.fidelity import PlainDistribution, compare_with_plain
@@ -21,7 +22,6 @@ from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, r
 from refrag.policies import POLICIES
 from refrag.request import Request
 
-TURN_ROLE = "user"
 # Selections that no server offers under this name.
 OWN_SELECTIONS = ("similarity", "oracle", "learned as served")
 
@@ -118,10 +118,8 @@ def arrange_row(row: QuestionRow, options: QuestionOptions) -> QuestionRow:
 def make_request(row: QuestionRow, options: QuestionOptions) -> Request:
     """Return the request that a client would send: the last turns before the question, and the passages."""
     split = max(0, len(row.history) - options.question_turns)
-    earlier, last = row.history[:split], row.history[split:]
-    turns = [SourcePassage("", "", f"{role}: {text}") for role, text in earlier]
-    lines = [f"{role}: {text}" for role, text in last]
-    question = "\n".join([*lines, f"{TURN_ROLE}: {row.question}"]) if last else row.question
+    turns = [SourcePassage("", "", f"{role}: {text}") for role, text in row.history[:split]]
+    question = with_last_turns(row, options.question_turns)
     passages = [*(turns if options.earlier_turns == "passages" else []), *row.passages]
     return Request(question, [passage.content for passage in passages])
 

@@ -68,8 +68,6 @@ class PolicySource:
         contexts, num_slots = [], 0
         while num_slots < self.settings.tokens_per_step:
             context = draw_context()
-            if len(context.chunks) < 2:
-                continue
             contexts.append(context)
             budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
             num_slots += self.settings.group_size * (len(context.chunks) + budget * chunk_size)

@@ -1,15 +1,20 @@
 """Questions from files, for the stages that ask questions: one draws contexts from them as it would from a world."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from refrag.context.chunking import Chunker
 from refrag.data.contexts import TokenisedContext
-from refrag.data.questions.contexts import RowContexts
+from refrag.data.questions.contexts import RowContexts, is_stranger
 from refrag.data.questions.read import Form, read_questions
 from refrag.data.questions.row import QuestionRow
+from refrag.errors import TrainingError
 from refrag.training.settings import QuestionFile, Questions
+
+# Rows tried for one whose passages do not answer another's question.
+NUM_TRIES = 20
 
 
 class RowSource:
@@ -31,8 +36,8 @@ class RowSource:
     def _draw_one(self, rng: random.Random, maker: RowContexts, num_passages: int) -> TokenisedContext:
         rows = rng.choices(self.files, [file.weight for file in self.settings.files])[0]
         row, seed = rng.choice(rows), rng.getrandbits(32)
-        if rng.random() < self.settings.answerless_share:
-            return maker.make_answerless(row, rng.choice(rows), num_passages, seed)
+        if rng.random() < self.settings.answerless_share and (other := _draw_stranger(rng, rows, row)):
+            return maker.make_answerless(row, other, num_passages, seed)
         return maker.make(row, num_passages, seed)
 
 
@@ -41,6 +46,22 @@ def count_tokens(context: TokenisedContext) -> int:
     return context.num_tokens + sum(len(each.prompt_ids) + len(each.answer_ids) for each in context.questions)
 
 
+def _draw_stranger(rng: random.Random, rows: Sequence[QuestionRow], row: QuestionRow) -> QuestionRow | None:
+    """Return a row whose passages do not answer `row`, or None if a few draws find none."""
+    drawn = (rng.choice(rows) for _ in range(NUM_TRIES))
+    return next((other for other in drawn if is_stranger(row, other)), None)
+
+
 def _read(file: QuestionFile) -> list[QuestionRow]:
+    """Return the rows of a file; raise TrainingError if one of them cannot be trained on."""
     passages = None if file.passages is None else Path(file.passages)
-    return read_questions(Path(file.path), cast(Form | None, file.form), passages)
+    rows = read_questions(Path(file.path), cast(Form | None, file.form), passages)
+    for row in rows:
+        if not any(passage.content.strip() for passage in row.passages):
+            raise TrainingError(f"{file.path}: row {row.id!r} has no passages, which training compresses; leave it out")
+        if row.answerable and not row.answers:
+            raise TrainingError(
+                f"{file.path}: row {row.id!r} has no answers to train on; add them, or say that the passages hold none "
+                "with answers: [] or answerable: false"
+            )
+    return rows

@@ -10,6 +10,7 @@ from refrag_client.answer import Answer
 from refrag_client.cli.options import add_connection_options, add_request_options, request_options
 from refrag_client.client import RefragClient
 from refrag_client.corpus import DEFAULT_NUM_PASSAGES, SUFFIXES, Corpus
+from refrag_client.errors import InvalidRequest
 from refrag_client.passages import read_passages
 from refrag_client.request import GenerateOptions
 
@@ -28,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-passages",
         type=int,
-        default=DEFAULT_NUM_PASSAGES,
-        help="passages to take from --corpus (default: %(default)s)",
+        help=f"passages to take from --corpus (default: {DEFAULT_NUM_PASSAGES})",
     )
     parser.add_argument("--model", default="refrag", help="name of the model (default: %(default)s)")
     add_connection_options(parser)
@@ -50,9 +50,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _find_passages(arguments: argparse.Namespace) -> list[str]:
     """Return the passages that were given, or those of the corpus that fit the question."""
-    if arguments.corpus:
-        return Corpus.read(arguments.corpus).search(arguments.question, arguments.num_passages)
-    return read_passages(arguments.passages) if arguments.passages else []
+    if arguments.corpus is None:
+        if arguments.num_passages is not None:
+            raise InvalidRequest("--num-passages says how many to take from --corpus, and there is none; add one")
+        return read_passages(arguments.passages) if arguments.passages else []
+    count = DEFAULT_NUM_PASSAGES if arguments.num_passages is None else arguments.num_passages
+    passages = Corpus.read(arguments.corpus).search(arguments.question, count)
+    if not passages:
+        raise InvalidRequest(
+            f"no passage of {arguments.corpus} shares a word with the question; ask in the words of the corpus, or "
+            "leave --corpus out"
+        )
+    return passages
 
 
 def _ask(client: RefragClient, arguments: argparse.Namespace, passages: list[str], options: GenerateOptions) -> None:
