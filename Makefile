@@ -11,6 +11,8 @@ EXPORT_OPTIONS ?=
 # Passages like those that will be served, for the encoder in integers.
 CALIBRATION ?= client/examples/passages.jsonl
 RESULTS ?= perf/results
+# Folder of the question files that the preset smollm2 names.
+DATA ?= data/train
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -19,7 +21,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-int8 train-demo train-tiny clean
+.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-int8 train-demo train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -120,6 +122,11 @@ train-demo: install ## train the demo checkpoint and what it is compared with, f
 		--reconstruction "with curriculum=runs/demo/reconstruct/checkpoint" "without curriculum=runs/demo/reconstruct_without_curriculum/checkpoint" \
 		--continuation "after reconstruction=runs/demo/continue/checkpoint" "without reconstruction=runs/demo/continue_without_reconstruction/checkpoint"
 	$(BIN)/refrag evaluate report checkpoints/demo/ablations.json > checkpoints/demo/ablations.md
+
+train-smollm2: install ## train the real pair on the questions in DATA; resumes
+	$(BIN)/refrag train run smollm2 --set data=$(DATA)
+	$(BIN)/refrag train save smollm2 checkpoints/smollm2
+	$(BIN)/refrag train log smollm2 checkpoints/smollm2/training.json
 
 train-tiny: install ## train every stage in minutes and see that each learned
 	$(BIN)/python -m pytest tests/training/test_tiny.py -s

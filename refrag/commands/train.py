@@ -3,6 +3,8 @@
     run PRESET [RUN …]      train the preset's runs in order, or those named; skip finished runs, resume begun ones
     save PRESET OUTPUT      write a run's checkpoint to deploy (default: the preset's result), or one part of it
     log PRESET OUTPUT       write settings, costs and learning curves of all runs as one small JSON file
+    targets OUTPUT          let a decoder that reads passages in full answer questions, or requests made of passages
+                            alone, and write its answers and distributions for fine-tuning to learn from
 
 PRESET is the name of a preset that comes with refrag, such as demo, or the path of a YAML file. `--set` changes single
 values of it: `--set runs.finetune.optimisation.num_steps=100`. On several GPUs: `accelerate launch … --no_python refrag
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 Action = Callable[[argparse.Namespace, "Preset", Path], None]
 
+NUM_REQUESTS, NUM_NEIGHBOURS = 1000, 10
+
 HELP = "train a checkpoint, or write what was trained"
 EXTRA = "train"
 
@@ -35,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     save.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
     log = _add_action(actions, "log", "write the learning curves of all runs", _log)
     log.add_argument("output", metavar="OUTPUT", type=Path, help="JSON file to write")
+    _add_targets(actions)
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +52,9 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from refrag.training.settings import load_preset
 
+    if "preset" not in arguments:
+        _write_targets(arguments)
+        return
     preset = load_preset(arguments.preset, arguments.set)
     arguments.action(arguments, preset, arguments.runs or Path("runs") / Path(arguments.preset).stem)
 
@@ -59,6 +67,45 @@ def _add_action(
     parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/PRESET)")
     parser.set_defaults(action=action)
     return parser
+
+
+def _add_targets(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "write a teacher's answers and distributions"
+    parser = actions.add_parser("targets", help=text, description=text)
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write to")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint whose decoder is the teacher")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--questions", type=Path, help="question set to answer, with or without answers of its own")
+    source.add_argument(
+        "--passages", type=Path, help="file of passages, for which requests are made: no label is needed"
+    )
+    parser.add_argument("--num-rows", type=int, help="rows to draw (default: all questions, or 1000 requests)")
+    parser.add_argument("--num-passages", type=int, default=3, help="passages that the teacher reads (default: 3)")
+    parser.add_argument("--max-tokens", type=int, default=48, help="most tokens of an answer (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="draws rows and requests (default: %(default)s)")
+
+
+def _write_targets(arguments: argparse.Namespace) -> None:
+    from refrag.data.questions.passages import read_pool
+    from refrag.data.questions.read import read_questions
+    from refrag.data.questions.unlabelled import ask_unlabelled
+    from refrag.machine.threads import flush_denormals
+    from refrag.model.checkpoint import load_checkpoint
+    from refrag.training.targets import write_targets
+
+    flush_denormals()
+    if arguments.questions is not None:
+        rows = read_questions(arguments.questions, num_rows=arguments.num_rows, seed=arguments.seed)
+    else:
+        pool = list(read_pool(arguments.passages).values())
+        num_rows = NUM_REQUESTS if arguments.num_rows is None else arguments.num_rows
+        # Neighbours that the teacher does not read, for students that read more passages.
+        rows = ask_unlabelled(pool, num_rows, max(NUM_NEIGHBOURS, arguments.num_passages), arguments.seed)
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    write_targets(
+        checkpoint.decoder, checkpoint.chunker, rows, arguments.num_passages, arguments.max_tokens, arguments.output
+    )
+    print(json.dumps({"num_rows": len(rows), "output": str(arguments.output)}))
 
 
 def _train(arguments: argparse.Namespace, preset: "Preset", runs: Path) -> None:

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from refrag.data.tasks import (
 from refrag.data.world.world import Phrasing, Split, World, make_world
 from refrag.retrieval.bm25 import Retriever, Strength
 
+if TYPE_CHECKING:
+    from refrag.teacher_forcing.distribution import TopDistribution
+
 NUM_ENTITIES = 150
 FOLLOWUP_SHARE = 0.3
 WEAK_SHARE = 0.2
@@ -43,6 +47,7 @@ class TokenisedQuestion:
     answer_ids: the answer with EOS.
     chunks: chunks of the question without its template, which the policy reads.
     evidence_chunks: numbers of the context's chunks that an answer needs; none where it has no answer.
+    target: a teacher's distribution before each token of the answer; None without a teacher.
     """
 
     task: str
@@ -52,6 +57,7 @@ class TokenisedQuestion:
     answer_ids: list[int]
     chunks: PackedChunks
     evidence_chunks: list[int]
+    target: "TopDistribution | None" = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ recognise that none may see another.
 
 import itertools
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,33 +19,24 @@ from torch import Tensor
 from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.data.contexts import TokenisedContext, TokenisedQuestion
 from refrag.prompt import lay_out_prompt
+from refrag.teacher_forcing.distribution import TopDistribution
+from refrag.teacher_forcing.movable import Movable
 
 # R rows, S slots, N chunks of the whole batch, L encoder tokens per chunk, C chunks of the longest context,
 # P (context, question) pairs, Q question chunks
 
-T = TypeVar("T")
-
-
-class Movable:
-    """Base of dataclasses of tensors, other such dataclasses, and plain values."""
-
-    def to(self: T, device: torch.device) -> T:
-        """Return a copy with all tensors on the device."""
-        moved = {
-            field.name: value.to(device)
-            for field in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, field.name), Tensor | Movable)
-        }
-        return replace(self, **moved)  # type: ignore[type-var]
-
 
 @dataclass(frozen=True)
 class Segment:
-    """Text behind the context, and the weight of each of its tokens in the loss."""
+    """Text behind the context, and the weight of each of its tokens in the loss.
+
+    target: a teacher's distribution before each of the tokens; None without a teacher.
+    """
 
     token_ids: Sequence[int]
     weight: float
     is_answer: bool = False
+    target: TopDistribution | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +57,15 @@ class MixedExample:
 
 @dataclass(frozen=True)
 class LaidOutExample:
-    """Slots of one example: the id in each, the weight of predicting it, and whether it belongs to an answer."""
+    """Slots of one example: the id in each, the weight of predicting it, and whether it belongs to an answer.
+
+    targets: first slot and target of each segment that has one.
+    """
 
     token_ids: list[int]
     weights: list[float]
     is_answer: list[bool]
+    targets: list[tuple[int, TopDistribution]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,7 @@ class MixedBatch(Movable):
     labels (R, S): the token that slot s must predict. weights (R, S): 0 where there is nothing to predict.
     position_ids (R, S) for packed rows, None where each row is one example from its first slot on.
     example_ids (R, S): number of the example that a slot belongs to.
+    target_rows (R, S): row of `targets` that slot s should predict, −1 where there is none. Both None without teacher.
     """
 
     input_ids: Tensor
@@ -99,6 +94,8 @@ class MixedBatch(Movable):
     example_ids: Tensor
     position_ids: Tensor | None
     chunks: EncoderBatch | None = None
+    target_rows: Tensor | None = None
+    targets: TopDistribution | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,8 @@ def collate_rows(examples: Sequence[LaidOutExample], row_slots: int | None = Non
     shape = (len(rows), max(sum(lengths[number] for number in row) for row in rows))
     input_ids, example_ids = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     weights, is_answer = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
-    position_ids = torch.zeros(shape, dtype=torch.long)
+    position_ids, target_rows = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
+    targets: list[TopDistribution] = []
     for row, numbers in enumerate(rows):
         start = 0
         for number in numbers:
@@ -154,13 +152,23 @@ def collate_rows(examples: Sequence[LaidOutExample], row_slots: int | None = Non
             example_ids[row, place] = number
             position_ids[row, place] = torch.arange(lengths[number])
             weights[row, start] = 0.0  # nothing of its own stands before an example's first slot
+            for slot, target in example.targets:
+                first_target = sum(map(len, targets))
+                own = slice(start + slot, start + slot + len(target))
+                target_rows[row, own] = torch.arange(first_target, first_target + len(target))
+                targets.append(target)
             start += lengths[number]
     # Slot s predicts what stands in slot s + 1; behind the last slot stands nothing.
-    labels, weights, is_answer = (tensor.roll(-1, 1) for tensor in (input_ids, weights, is_answer))
+    labels, weights, is_answer, target_rows = (
+        tensor.roll(-1, 1) for tensor in (input_ids, weights, is_answer, target_rows)
+    )
     weights[:, -1] = 0.0
     is_answer[:, -1] = False
     positions = position_ids if row_slots is not None else None
-    return MixedBatch(input_ids, labels, weights, is_answer, example_ids, positions)
+    batch = MixedBatch(input_ids, labels, weights, is_answer, example_ids, positions)
+    if not targets:
+        return batch
+    return replace(batch, target_rows=target_rows, targets=TopDistribution.joined(targets))
 
 
 def pack(lengths: Sequence[int], row_slots: int) -> list[list[int]]:
@@ -206,7 +214,8 @@ def question_segments(
     question: TokenisedQuestion, answer_weight: float = 1.0, question_weight: float = 0.0
 ) -> list[Segment]:
     """Return the question and its answer as segments, whose tokens have these weights in the loss."""
-    return [Segment(question.prompt_ids, question_weight), Segment(question.answer_ids, answer_weight, is_answer=True)]
+    answer = Segment(question.answer_ids, answer_weight, is_answer=True, target=question.target)
+    return [Segment(question.prompt_ids, question_weight), answer]
 
 
 def _lay_out(example: MixedExample, vocab_size: int, head_ids: Sequence[int]) -> LaidOutExample:
@@ -217,12 +226,14 @@ def _lay_out(example: MixedExample, vocab_size: int, head_ids: Sequence[int]) ->
     ids = [rows.get(i, i) for i in prompt.input_ids.tolist()]
     context = ids[len(head_ids) :]
     weights = [0.0] * len(head_ids) + [example.context_weight if i < vocab_size else 0.0 for i in context]
-    answer_flags = [False] * len(ids)
+    answer_flags, targets = [False] * len(ids), []
     for segment in example.segments:
+        if segment.target is not None:
+            targets.append((len(ids), segment.target))
         ids += segment.token_ids
         weights += [segment.weight] * len(segment.token_ids)
         answer_flags += [segment.is_answer] * len(segment.token_ids)
-    return LaidOutExample(ids, weights, answer_flags)
+    return LaidOutExample(ids, weights, answer_flags, targets)
 
 
 def _collate_policy(contexts: Sequence[TokenisedContext]) -> PolicyBatch:

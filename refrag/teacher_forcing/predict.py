@@ -22,6 +22,7 @@ class Prediction:
     is_right: whether the true token is the likeliest.
     is_answer: whether the token belongs to an answer.
     example_ids: numbers of the examples that the slots belong to.
+    divergences: KL(teacher ‖ decoder) before each of the tokens that have a teacher's distribution; of them alone.
     """
 
     losses: Tensor
@@ -29,6 +30,7 @@ class Prediction:
     is_right: Tensor
     is_answer: Tensor
     example_ids: Tensor
+    divergences: Tensor
 
     @property
     def loss(self) -> Tensor:
@@ -62,12 +64,17 @@ def predict(decoder: Decoder, batch: MixedBatch, chunk_embeddings: Tensor | None
     counted = batch.weights > 0
     logits = decoder.logits(states[counted]).float()  # only where there is something to predict
     labels = batch.labels[counted]
+    divergences = torch.zeros(0, device=logits.device)
+    if batch.targets is not None and batch.target_rows is not None:
+        rows = batch.target_rows[counted]
+        divergences = batch.targets.select(rows[rows >= 0]).divergences(logits[rows >= 0])
     return Prediction(
         losses=functional.cross_entropy(logits, labels, reduction="none"),
         weights=batch.weights[counted],
         is_right=logits.argmax(-1) == labels,
         is_answer=batch.is_answer[counted],
         example_ids=batch.example_ids[counted],
+        divergences=divergences,
     )
 
 

@@ -191,12 +191,15 @@ class QuestionFile(Settings):
     path: the file, or the folder of a form that has one.
     form: detected if none is named.
     passages: file of the passages, for forms that keep them apart; by default it is looked for beside the questions.
+    targets: a teacher's answers to these questions, which `refrag train targets` wrote; they take the place of the
+        questions' own, and fine-tuning learns the teacher's distributions too.
     weight: share of the questions that come from this file, relative to the others.
     """
 
     path: str
     form: str | None = None
     passages: str | None = None
+    targets: str | None = None
     weight: PositiveFloat = 1.0
 
 
@@ -204,7 +207,8 @@ class Questions(Settings):
     """Questions from files in place of those about the made-up world.
 
     files: where they come from.
-    answerless_share: share of the questions whose passages are taken from others, so that nothing answers them.
+    answerless_share: share of the questions whose passages are taken from others, so that nothing answers them; none of
+        those with a teacher's answer.
     """
 
     files: Annotated[list[QuestionFile], Field(min_length=1)]
@@ -324,6 +328,8 @@ class Finetune(AskingRun):
     labelled_share: share of the prompts with the chunks expanded that hold the answer, whatever the policy says, so
         that the decoder learns to read before the policy can select.
     questions: files to take questions from, in place of `tasks` and `rival_share`.
+    distillation_weight: weight of the divergence from a teacher's distributions, beside the cross-entropy of its
+        answer, where `questions` names targets.
     policy_loss_weight: weight of the policy's cross-entropy against the chunks that hold the answer; its gradient
         reaches the encoder too. 0 leaves the policy to reinforcement alone, as in the paper.
     replay: text to train on besides, so that the decoder does not forget it; the paper has none.
@@ -334,6 +340,7 @@ class Finetune(AskingRun):
     expand_fractions: list[Share] = [0.0, 0.1, 0.1, 0.2]
     plain_share: Share = 0.1
     labelled_share: Share = 0.2
+    distillation_weight: Annotated[float, Field(ge=0)] = 2.0
     policy_loss_weight: Annotated[float, Field(ge=0)] = 0.5
     questions: Questions | None = None
     replay: Replay | None = None
@@ -458,7 +465,7 @@ def _place_paths(value: Any, data: Path) -> Any:
         return [_place_paths(each, data) for each in value]
     if not isinstance(value, dict):
         return value
-    named = {"path", "passages"} if value.get("kind") != "dataset" else set()
+    named = {"path", "passages", "targets"} if value.get("kind") != "dataset" else set()
     return {
         key: str(data / each) if key in named and isinstance(each, str) else _place_paths(each, data)
         for key, each in value.items()

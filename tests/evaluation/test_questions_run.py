@@ -19,12 +19,12 @@ from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_con
 from refrag.evaluation.questions.contexts import Contexts
 from refrag.evaluation.questions.evaluate import Inputs, evaluate_questions
 from refrag.evaluation.questions.options import QuestionOptions
-from refrag.evaluation.questions.reading import PromptReader
 from refrag.evaluation.questions.run import QuestionRun, find_control, make_request, score
 from refrag.evaluation.questions.summary import render, summarise
 from refrag.evaluation.reading import TargetedPrompt, read
 from refrag.pipeline import Pipeline
 from refrag.request import ExpansionOptions, Request, SamplingParams
+from refrag.teacher_forcing.prompt_reader import PromptReader
 
 OPTIONS = QuestionOptions(max_tokens=4, source_order=True)
 TURNS = [{"role": "user", "text": "Is there a mill?"}, {"role": "assistant", "text": "It burned down."}]

@@ -12,7 +12,6 @@ from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.data.contexts import ContextMaker
 from refrag.teacher_forcing.batches import (
     MixedExample,
-    Movable,
     Segment,
     collate_contexts,
     collate_mixed,
@@ -21,6 +20,7 @@ from refrag.teacher_forcing.batches import (
     pack,
     question_segments,
 )
+from refrag.teacher_forcing.movable import Movable
 from refrag.teacher_forcing.predict import predict
 
 VOCAB_SIZE, BOS_ID = 100, 1

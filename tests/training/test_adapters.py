@@ -83,7 +83,8 @@ def test_a_loaded_checkpoint_is_merged_and_computes_what_was_trained(preset, run
             checkpoint.decoder.eval().read(each.unsqueeze(0))
             for checkpoint, each in zip((apart, merged), embeddings, strict=True)
         ]
-    assert torch.allclose(*embeddings, atol=1e-5) and torch.allclose(*states, atol=1e-4)
+    # The merged decoder is rounded to half precision, as it is served.
+    assert torch.allclose(*embeddings, atol=1e-5) and torch.allclose(*states, atol=1e-2)
     assert not any(has_adapter(module) for module in parts_of(merged))
 
 

@@ -11,16 +11,17 @@ from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.data.questions.turns import with_last_turns
 from refrag.errors import InvalidRequest
 from refrag.evaluation.conditions import Condition
-from refrag.evaluation.fidelity import PlainDistribution, compare_with_plain
+from refrag.evaluation.fidelity import compare_with_plain
 from refrag.evaluation.models import Models
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
 from refrag.evaluation.questions.conditions import select_by, spell
 from refrag.evaluation.questions.contexts import Contexts, RowPrompt
 from refrag.evaluation.questions.options import QuestionOptions
-from refrag.evaluation.questions.reading import PromptReader
 from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, rouge_l, token_f1
 from refrag.policies import POLICIES
 from refrag.request import Request
+from refrag.teacher_forcing.distribution import TopDistribution
+from refrag.teacher_forcing.prompt_reader import PromptReader
 
 # Selections that no server offers under this name.
 OWN_SELECTIONS = ("similarity", "oracle", "learned as served")
@@ -31,7 +32,7 @@ class PlainAnswer:
     """The plain decoder's own answer with the token that ended it, and its distributions before each token."""
 
     token_ids: list[int]
-    distribution: PlainDistribution
+    distribution: TopDistribution
 
 
 class QuestionRun:
@@ -83,7 +84,7 @@ class QuestionRun:
             token_ids, end_id = reader.answer(self.options.max_tokens)
             file.add(*key, self._score(row, self.plain, built, reader, token_ids, end_id))
         whole = token_ids if end_id is None else [*token_ids, end_id]
-        return PlainAnswer(whole, PlainDistribution.of(reader.logits(whole)))
+        return PlainAnswer(whole, TopDistribution.of(reader.logits(whole)))
 
     def _score(
         self,

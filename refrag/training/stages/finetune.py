@@ -25,14 +25,14 @@ from refrag.teacher_forcing.batches import (
     ContextBatch,
     MixedBatch,
     MixedExample,
-    Movable,
     PolicyBatch,
     collate_contexts,
     collate_mixed,
     first_rows,
     question_segments,
 )
-from refrag.teacher_forcing.predict import encode, predict
+from refrag.teacher_forcing.movable import Movable
+from refrag.teacher_forcing.predict import Prediction, encode, predict
 from refrag.training.backbones import let_train
 from refrag.training.curriculum import passage_counts
 from refrag.training.objective import Objective, Outcome
@@ -156,8 +156,16 @@ class Finetuning(Objective):
         return Outcome(outcome.loss + prediction.loss, outcome.figures | figures)
 
     def plain(self, batch: MixedBatch) -> Outcome:
-        prediction = predict(self.decoder, batch)
-        return Outcome(prediction.loss, {"loss": prediction.loss.item(), "plain_accuracy": prediction.accuracy})
+        return self.answers(predict(self.decoder, batch), "plain")
+
+    def answers(self, prediction: Prediction, form: str) -> Outcome:
+        """Return the loss of the answers, with the divergence from a teacher where there is one."""
+        loss, figures = prediction.loss, {"loss": prediction.loss.item(), f"{form}_accuracy": prediction.accuracy}
+        if len(prediction.divergences):
+            divergence = prediction.divergences.mean().to(loss.dtype)
+            loss = loss + self.settings.distillation_weight * divergence
+            figures["divergence"] = divergence.item()
+        return Outcome(loss, figures)
 
     def mixed(self, batch: ContextBatch) -> Outcome:
         """Return the outcome of a batch in a form drawn for it; all forms train the policy, whose loss joins theirs.
@@ -176,15 +184,10 @@ class Finetuning(Objective):
             examples = self.each_question_as_served(rng, batch.contexts, logits.detach())
         row_slots = self.settings.row_slots
         mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots).to(vectors.device)
-        prediction = predict(self.decoder, mixed, self.projector(vectors))
+        loss, figures = self.answers(predict(self.decoder, mixed, self.projector(vectors)), form)
         policy_loss, recall = selection_loss(logits, batch.policy)
-        figures = {
-            "loss": prediction.loss.item(),
-            f"{form}_accuracy": prediction.accuracy,
-            "policy_loss": policy_loss.item(),
-            "recall": recall,
-        }
-        return Outcome(prediction.loss + self.settings.policy_loss_weight * policy_loss, figures)
+        figures = {**figures, "policy_loss": policy_loss.item(), "recall": recall}
+        return Outcome(loss + self.settings.policy_loss_weight * policy_loss, figures)
 
     def policy_logits(self, batch: ContextBatch, vectors: Tensor) -> Tensor:
         """Return one row of logits per question.  (N, E) -> (P, C)"""

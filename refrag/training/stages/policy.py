@@ -24,12 +24,12 @@ from refrag.policies.budget import expansion_budget
 from refrag.teacher_forcing.batches import (
     ContextBatch,
     MixedExample,
-    Movable,
     collate_contexts,
     collate_mixed,
     first_rows,
     question_segments,
 )
+from refrag.teacher_forcing.movable import Movable
 from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Policy

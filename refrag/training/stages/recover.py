@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from refrag.context.chunking import NO_TOKEN, PackedChunks
 from refrag.model.checkpoint import Checkpoint
-from refrag.teacher_forcing.batches import EncoderBatch, Movable, encoder_batch
+from refrag.teacher_forcing.batches import EncoderBatch, encoder_batch
+from refrag.teacher_forcing.movable import Movable
 from refrag.teacher_forcing.predict import encode
 from refrag.training.backbones import let_train
 from refrag.training.objective import Objective, Outcome

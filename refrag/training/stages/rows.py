@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +13,7 @@ from refrag.data.questions.read import Form, read_questions
 from refrag.data.questions.row import QuestionRow
 from refrag.errors import TrainingError
 from refrag.training.settings import QuestionFile, Questions
+from refrag.training.targets import Target, read_targets
 
 # Rows tried for one whose passages do not answer another's question.
 NUM_TRIES = 20
@@ -23,6 +25,7 @@ class RowSource:
     def __init__(self, settings: Questions) -> None:
         self.settings = settings
         self.files = [_read(file) for file in settings.files]
+        self.targets = [_read_targets(file, rows) for file, rows in zip(settings.files, self.files, strict=True)]
         self._makers: dict[int, RowContexts] = {}
 
     def draw(self, rng: random.Random, chunker: Chunker, num_passages: int, num_tokens: int) -> list[TokenisedContext]:
@@ -34,11 +37,21 @@ class RowSource:
         return contexts
 
     def _draw_one(self, rng: random.Random, maker: RowContexts, num_passages: int) -> TokenisedContext:
-        rows = rng.choices(self.files, [file.weight for file in self.settings.files])[0]
+        [number] = rng.choices(range(len(self.files)), [file.weight for file in self.settings.files])
+        rows = self.files[number]
         row, seed = rng.choice(rows), rng.getrandbits(32)
+        if target := self.targets[number].get(row.id):
+            return taught(maker.make(row, num_passages, seed), target)
         if rng.random() < self.settings.answerless_share and (other := _draw_stranger(rng, rows, row)):
             return maker.make_answerless(row, other, num_passages, seed)
         return maker.make(row, num_passages, seed)
+
+
+def taught(context: TokenisedContext, target: Target) -> TokenisedContext:
+    """Return the context with the teacher's answer to its question."""
+    [question] = context.questions
+    question = replace(question, answer_ids=target.token_ids, target=target.distribution)
+    return replace(context, questions=[question])
 
 
 def count_tokens(context: TokenisedContext) -> int:
@@ -56,12 +69,17 @@ def _read(file: QuestionFile) -> list[QuestionRow]:
     """Return the rows of a file; raise TrainingError if one of them cannot be trained on."""
     passages = None if file.passages is None else Path(file.passages)
     rows = read_questions(Path(file.path), cast(Form | None, file.form), passages)
+    is_taught = file.targets is not None
     for row in rows:
         if not any(passage.content.strip() for passage in row.passages):
             raise TrainingError(f"{file.path}: row {row.id!r} has no passages, which training compresses; leave it out")
-        if row.answerable and not row.answers:
+        if row.answerable and not row.answers and not is_taught:
             raise TrainingError(
                 f"{file.path}: row {row.id!r} has no answers to train on; add them, or say that the passages hold none "
                 "with answers: [] or answerable: false"
             )
     return rows
+
+
+def _read_targets(file: QuestionFile, rows: Sequence[QuestionRow]) -> dict[str, Target]:
+    return {} if file.targets is None else read_targets(Path(file.targets), rows)

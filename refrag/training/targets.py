@@ -1,0 +1,145 @@
+"""A teacher's answers to questions, with its distribution before each token: written once, learned from many times.
+
+FOLDER/questions.jsonl       the questions with the teacher's answers, a question set of the form `rows`
+FOLDER/passages.jsonl        the passages of all of them
+FOLDER/targets.safetensors   for the answers in the order of the questions, T tokens together:
+    lengths             INT32 (R,)            tokens of each answer
+    token_ids           INT32 (T,)            the answers, each with the token that ended it
+    likeliest_ids       INT32 (T, N)          the N likeliest tokens before each of them
+    log_probabilities   FP16 (T, N + 1)       their log-probabilities, the last of all other tokens together
+
+No label is needed: the teacher is the decoder that reads the passages in full (top-k distillation; the rest keeps its
+mass, where xRAG's released code drops it).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from refrag.context.chunking import Chunker
+from refrag.data.questions.contexts import RowContexts
+from refrag.data.questions.row import QuestionRow
+from refrag.decoders.base import MixedPrompt
+from refrag.errors import TrainingError
+from refrag.model.decoder import Decoder
+from refrag.prompt import lay_out_prompt
+from refrag.teacher_forcing.distribution import TopDistribution
+from refrag.teacher_forcing.prompt_reader import PromptReader
+
+# R rows, T tokens of all answers, N likeliest tokens
+
+QUESTIONS, PASSAGES, TARGETS = "questions.jsonl", "passages.jsonl", "targets.safetensors"
+TENSORS = {"lengths", "token_ids", "likeliest_ids", "log_probabilities"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A teacher's answer: its tokens, and the distribution before each of them."""
+
+    token_ids: list[int]
+    distribution: TopDistribution
+
+
+def write_targets(
+    decoder: Decoder, chunker: Chunker, rows: Sequence[QuestionRow], num_passages: int, max_tokens: int, folder: Path
+) -> None:
+    """Let the decoder answer each row over `num_passages` plain passages, and write questions and targets.
+
+    Raises TrainingError, before anything is answered, for a row whose prompt leaves no room for an answer.
+    """
+    if max_tokens < 1:
+        raise TrainingError(f"max_tokens is {max_tokens}; it must be at least 1")
+    contexts = RowContexts(chunker)
+    prompts = [plain_prompt(decoder, chunker, contexts, row, num_passages) for row in rows]
+    _refuse_long(rows, prompts, chunker.config.max_prompt_slots - max_tokens)
+    targets = [
+        answer(decoder, prompt, max_tokens) for prompt in tqdm(prompts, desc="targets", unit="row", disable=None)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_lines(folder / PASSAGES, {each.id: vars(each) for row in rows for each in row.passages}.values())
+    texts = [
+        str(chunker.decoder_tokenizer.decode(each.token_ids, skip_special_tokens=True)).strip() for each in targets
+    ]
+    _write_lines(folder / QUESTIONS, map(_as_record, rows, texts))
+    distribution = TopDistribution.joined([each.distribution for each in targets])
+    # Last: a folder without it was not finished.
+    save_file(
+        {
+            "lengths": torch.tensor([len(each.token_ids) for each in targets], dtype=torch.int32),
+            "token_ids": torch.tensor([i for each in targets for i in each.token_ids], dtype=torch.int32),
+            "likeliest_ids": distribution.likeliest_ids.int(),
+            "log_probabilities": distribution.log_probabilities.half(),
+        },
+        folder / TARGETS,
+    )
+
+
+def read_targets(file: Path, rows: Sequence[QuestionRow]) -> dict[str, Target]:
+    """Return the target of each row by its id; raise TrainingError if the file is none or is of other rows."""
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{file} cannot be read: {error}; write the targets again") from None
+    if tensors.keys() != TENSORS or len(tensors["lengths"]) != len(rows):
+        held = f"{len(tensors['lengths'])} answers" if "lengths" in tensors else sorted(tensors)
+        raise TrainingError(f"{file} holds {held}, but there are {len(rows)} questions; name the targets of these rows")
+    lengths = tensors["lengths"].tolist()
+    parts = (tensors[name].split(lengths) for name in ("token_ids", "likeliest_ids", "log_probabilities"))
+    return {
+        row.id: Target(token_ids.tolist(), TopDistribution(likeliest.long(), logs.float()))
+        for row, token_ids, likeliest, logs in zip(rows, *parts, strict=True)
+    }
+
+
+def plain_prompt(
+    decoder: Decoder, chunker: Chunker, contexts: RowContexts, row: QuestionRow, num_passages: int
+) -> Tensor:
+    """Return the row's prompt with all passages as tokens.  -> (S,)"""
+    context = contexts.make(row, num_passages, seed=0)
+    question, everything = context.questions[0], range(len(context.chunks))
+    prompt = lay_out_prompt(context.chunks, everything, question.prompt_ids, decoder.vocab_size, chunker.frame.head_ids)
+    return torch.from_numpy(prompt.input_ids).long()
+
+
+def answer(decoder: Decoder, prompt: Tensor, max_tokens: int) -> Target:
+    """Return the decoder's greedy answer to a plain prompt, with the token that ended it."""
+    reader = PromptReader(decoder, MixedPrompt(prompt, torch.zeros(0, decoder.width)))
+    token_ids, end_id = reader.answer(max_tokens)
+    whole = token_ids if end_id is None else [*token_ids, end_id]
+    return Target(whole, TopDistribution.of(reader.logits(whole)))
+
+
+def _as_record(row: QuestionRow, text: str) -> dict[str, object]:
+    row = replace(row, answers=(text,) if text else ())
+    passages = [passage.id for passage in row.passages]
+    return {
+        "id": row.id,
+        "source": row.source,
+        "task": row.task,
+        "question": row.question,
+        "answers": list(row.answers),
+        "passages": passages,
+        "gold": None if row.gold is None else list(row.gold),
+        "history": [{"role": role, "text": turn} for role, turn in row.history],
+        "keeps_order": row.keeps_order,
+    }
+
+
+def _refuse_long(rows: Sequence[QuestionRow], prompts: Sequence[Tensor], limit: int) -> None:
+    for row, prompt in zip(rows, prompts, strict=True):
+        if len(prompt) > limit:
+            raise TrainingError(
+                f"row {row.id!r} has a plain prompt of {len(prompt)} tokens, and {limit} leave room for the answer; "
+                "take fewer passages, or shorter answers"
+            )
+
+
+def _write_lines(file: Path, records: Iterable[object]) -> None:
+    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")

@@ -1,0 +1,168 @@
+"""Distillation without labels: a teacher's answers and distributions, written, read, and learned from."""
+
+import json
+import random
+
+import pytest
+import torch
+from question_files import PASSAGES, ROW, write_lines, write_rows
+from safetensors.torch import load_file
+
+from refrag.data.questions.contexts import RowContexts
+from refrag.data.questions.passages import read_pool
+from refrag.data.questions.read import read_questions
+from refrag.data.questions.unlabelled import ask_unlabelled
+from refrag.errors import InvalidRequest, TrainingError
+from refrag.teacher_forcing import distribution
+from refrag.teacher_forcing.batches import MixedExample, collate_mixed, question_segments
+from refrag.teacher_forcing.predict import predict
+from refrag.training.recipe import make_stage
+from refrag.training.settings import Finetune, Optimisation, QuestionFile, Questions
+from refrag.training.stages.rows import RowSource
+from refrag.training.targets import read_targets, write_targets
+from refrag_client.cli.main import main
+
+MAX_TOKENS = 6
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint):
+    return tiny_checkpoint
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """Targets for requests made of four passages."""
+    pool = list(read_pool(write_lines(tmp_path / "pool.jsonl", PASSAGES)).values())
+    rows = ask_unlabelled(pool, num_rows=5, num_passages=3, seed=0)
+    write_targets(checkpoint.decoder, checkpoint.chunker, rows, 2, MAX_TOKENS, tmp_path / "targets")
+    return tmp_path / "targets"
+
+
+def taught_questions(folder, **changes):
+    file = QuestionFile(path=str(folder / "questions.jsonl"), targets=str(folder / "targets.safetensors"))
+    return Questions(files=[file], **changes)
+
+
+def test_requests_are_about_their_passages_and_the_same_for_a_seed(tmp_path):
+    pool = list(read_pool(write_lines(tmp_path / "pool.jsonl", PASSAGES)).values())
+    rows = ask_unlabelled(pool, 40, 3, seed=1)
+    assert rows == ask_unlabelled(pool, 40, 3, seed=1) != ask_unlabelled(pool, 40, 3, seed=2)
+    assert all(row.gold == (0,) and len({each.id for each in row.passages}) == 3 for row in rows)
+    named = [row for row in rows if "Lurd" in row.question]
+    assert named and all("Lurd" in row.passages[0].content for row in named)
+
+
+def test_what_is_written_is_a_question_set_with_the_teachers_answers(checkpoint, folder):
+    rows = read_questions(folder / "questions.jsonl")
+    targets = read_targets(folder / "targets.safetensors", rows)
+    assert len(targets) == len(rows) == 5
+    for row in rows:
+        token_ids = targets[row.id].token_ids
+        assert 1 <= len(token_ids) <= MAX_TOKENS
+        text = checkpoint.decoder_tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        assert row.answers == ((text,) if text else ())
+
+
+def test_targets_are_the_decoders_distributions_over_the_plain_prompt(checkpoint, folder):
+    row = read_questions(folder / "questions.jsonl")[0]
+    target = read_targets(folder / "targets.safetensors", [*read_questions(folder / "questions.jsonl")])[row.id]
+    context = RowContexts(checkpoint.chunker).make(row, 2, seed=0)
+    prompt = [token for chunk in context.chunks for token in chunk.token_ids] + context.questions[0].prompt_ids
+    ids = torch.tensor([[checkpoint.decoder_tokenizer.bos_token_id, *prompt, *target.token_ids]])
+    with torch.no_grad():
+        logits = checkpoint.decoder.backbone(input_ids=ids).logits[0, -len(target.token_ids) - 1 : -1]
+    assert logits.argmax(-1).tolist() == target.token_ids
+    expected = logits.log_softmax(-1).gather(-1, target.distribution.likeliest_ids)
+    assert torch.allclose(target.distribution.log_probabilities[:, :-1], expected, atol=1e-2)
+    assert torch.allclose(target.distribution.log_probabilities.exp().sum(-1), torch.ones(len(logits)), atol=1e-2)
+    assert float(target.distribution.divergences(logits).max()) < 1e-3
+
+
+@pytest.mark.parametrize("row_slots", [None, 400])
+def test_each_token_is_held_against_its_own_target(checkpoint, folder, row_slots):
+    rows = RowSource(taught_questions(folder))
+    contexts = rows.draw(random.Random(0), checkpoint.chunker, 2, num_tokens=400)
+    examples = [MixedExample(c.chunks, range(len(c.chunks)), question_segments(c.questions[0])) for c in contexts]
+    head_ids = checkpoint.chunker.frame.head_ids
+    with torch.no_grad():
+        together = predict(
+            checkpoint.decoder, collate_mixed(examples, checkpoint.decoder.vocab_size, head_ids, row_slots)
+        )
+        alone = [
+            predict(checkpoint.decoder, collate_mixed([one], checkpoint.decoder.vocab_size, head_ids)).divergences
+            for one in examples
+        ]
+    assert len(together.divergences) == sum(len(c.questions[0].answer_ids) for c in contexts)
+    assert torch.allclose(together.divergences.sort().values, torch.cat(alone).sort().values, atol=1e-5)
+
+
+def test_students_learn_the_teachers_distributions(checkpoint, folder):
+    run = Finetune(
+        stage="finetune",
+        form="plain",
+        optimisation=Optimisation(num_steps=1, learning_rate=1e-3),
+        tokens_per_step=300,
+        max_passages=1,
+        questions=taught_questions(folder),
+    )
+    source, objective = make_stage(checkpoint, run)
+    loss, figures = objective(source.draw(random.Random(0), 0.0))
+    assert figures["divergence"] > 0
+    assert loss.item() == pytest.approx(figures["loss"] + 2 * figures["divergence"], rel=1e-5)
+
+
+def test_questions_with_a_teacher_are_never_made_answerless(checkpoint, folder):
+    rows = RowSource(taught_questions(folder, answerless_share=1.0))
+    targets = {tuple(each.token_ids) for each in rows.targets[0].values()}
+    for context in rows.draw(random.Random(0), checkpoint.chunker, 2, num_tokens=600):
+        assert tuple(context.questions[0].answer_ids) in targets
+
+
+def test_targets_of_other_rows_are_refused(folder, tmp_path):
+    rows = read_questions(folder / "questions.jsonl")
+    with pytest.raises(TrainingError, match="holds 5 answers, but there are 4 questions"):
+        read_targets(folder / "targets.safetensors", rows[:4])
+    with pytest.raises(TrainingError, match="write the targets again"):
+        read_targets(folder / "questions.jsonl", rows)
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused_before_any_is_answered(checkpoint, tmp_path):
+    long = {**PASSAGES[0], "text": "a tide " * 3000}
+    write_lines(tmp_path / "passages.jsonl", [long])
+    path = write_lines(tmp_path / "long.jsonl", [{**ROW, "passages": ["mill"], "gold": [0]}])
+    with pytest.raises(TrainingError, match=r"row 'q1' has a plain prompt of \d+ tokens, and 4090 leave room"):
+        write_targets(checkpoint.decoder, checkpoint.chunker, read_questions(path), 1, MAX_TOKENS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_needs_nothing_but_passages(checkpoint, tmp_path, capsys):
+    checkpoint.save(tmp_path / "checkpoint")
+    write_lines(tmp_path / "pool.jsonl", PASSAGES)
+    options = ["--checkpoint", str(tmp_path / "checkpoint"), "--passages", str(tmp_path / "pool.jsonl")]
+    assert main(["train", "targets", str(tmp_path / "out"), *options, "--num-rows", "3", "--max-tokens", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_rows"] == 3
+    assert len(load_file(tmp_path / "out" / "targets.safetensors")["lengths"]) == 3
+
+
+def test_the_command_answers_a_question_set(checkpoint, tmp_path, capsys):
+    checkpoint.save(tmp_path / "checkpoint")
+    path = write_rows(tmp_path, [{**ROW, "history": [{"role": "user", "text": "Which river?"}]}])
+    options = ["--checkpoint", str(tmp_path / "checkpoint"), "--questions", str(path), "--max-tokens", "4"]
+    assert main(["train", "targets", str(tmp_path / "out"), *options]) == 0
+    [row] = read_questions(tmp_path / "out" / "questions.jsonl")
+    assert (row.id, row.question, row.history) == ("q1", ROW["question"], (("user", "Which river?"),))
+
+
+def test_likeliest_tokens_beyond_the_vocabulary_are_not_asked_for(monkeypatch):
+    monkeypatch.setattr(distribution, "NUM_LIKELIEST", 9)
+    logits = torch.randn(2, 5)
+    assert distribution.TopDistribution.of(logits).likeliest_ids.shape == (2, 5)
+
+
+def test_numbers_below_one_are_refused(checkpoint, tmp_path):
+    pool = list(read_pool(write_lines(tmp_path / "pool.jsonl", PASSAGES)).values())
+    with pytest.raises(InvalidRequest, match="num_rows is 0"):
+        ask_unlabelled(pool, 0, 3, seed=0)
+    with pytest.raises(TrainingError, match="max_tokens is 0"):
+        write_targets(checkpoint.decoder, checkpoint.chunker, [], 1, 0, tmp_path / "out")
