@@ -194,7 +194,7 @@ class Chunker:
         is_ordered = self.config.pooling == "ordered"
         if self.encoder_tokenizer is None or not chunks:
             return chunks, own_places(PackedChunks.of(chunks).token_ids != NO_TOKEN) if is_ordered else None
-        texts = [self.decoder_tokenizer.decode(list(chunk.token_ids)) for chunk in chunks]
+        texts = [str(self.decoder_tokenizer.decode(list(chunk.token_ids))) for chunk in chunks]
         # Special tokens are added, as the encoder was pre-trained with them.
         read = self.encoder_tokenizer(texts, split_special_tokens=True, return_offsets_mapping=is_ordered)
         rows = [Chunk(tuple(ids), chunk.passage) for ids, chunk in zip(read.input_ids, chunks, strict=True)]

@@ -14,7 +14,7 @@ mass, where xRAG's released code drops it).
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -64,9 +64,7 @@ def write_targets(
     ]
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / PASSAGES, {each.id: vars(each) for row in rows for each in row.passages}.values())
-    texts = [
-        str(chunker.decoder_tokenizer.decode(each.token_ids, skip_special_tokens=True)).strip() for each in targets
-    ]
+    texts = chunker.decoder_tokenizer.batch_decode([each.token_ids for each in targets], skip_special_tokens=True)
     _write_lines(folder / QUESTIONS, map(_as_record, rows, texts))
     distribution = TopDistribution.joined([each.distribution for each in targets])
     # Last: a folder without it was not finished.
@@ -117,14 +115,14 @@ def answer(decoder: Decoder, prompt: Tensor, max_tokens: int) -> Target:
 
 
 def _as_record(row: QuestionRow, text: str) -> dict[str, object]:
-    row = replace(row, answers=(text,) if text else ())
+    answers = [text.strip()] if text.strip() else []
     passages = [passage.id for passage in row.passages]
     return {
         "id": row.id,
         "source": row.source,
         "task": row.task,
         "question": row.question,
-        "answers": list(row.answers),
+        "answers": answers,
         "passages": passages,
         "gold": None if row.gold is None else list(row.gold),
         "history": [{"role": role, "text": turn} for role, turn in row.history],
