@@ -6,6 +6,7 @@ import pytest
 from question_files import ROW, write_beir, write_lines, write_open_domain, write_rows, write_squad
 
 from refrag.data.questions.arrange import arrange, only_gold
+from refrag.data.questions.passages import read_pool
 from refrag.data.questions.read import detect_form, draw_rows, read_questions
 from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.errors import InvalidRequest
@@ -90,6 +91,31 @@ def test_passages_may_be_named_and_tab_separated(tmp_path):
     table.write_text("id\ttext\ttitle\n1\tAna Korvin built the bridge.\tBridges\n2\tBees hum.\tBees\n")
     [row] = read_questions(path, passages=table)
     assert row.passages[0].content == "Bridges\nAna Korvin built the bridge."
+
+
+TABLE_FAULTS = {
+    "no second mark": ('2\tBees\t"Bees hum\n3\tMill\tIt burned"\n', "not tab-separated values"),
+    "a text in marks and more": ('2\tBees\t"Hum" is what bees do.\n', "not tab-separated values"),
+    "two lines": ('2\tBees\t"Bees\nhum"\n', "not tab-separated values .*keep it on one line"),
+    "a tab": ("2\tBees\tBees\thum\n", "has 4 columns, the first line names 3; take tabs out"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_FAULTS)
+def test_a_table_whose_texts_would_be_cut_or_joined_is_refused_with_the_line(tmp_path, name):
+    rows, message = TABLE_FAULTS[name]
+    (table := tmp_path / "wiki.tsv").write_text("id\ttitle\ttext\n1\tBridges\tKorvin built it.\n" + rows)
+    with pytest.raises(InvalidRequest, match=rf"wiki\.tsv, line 3: {message}"):
+        read_pool(table)
+
+
+def test_quotation_marks_in_a_table_are_those_of_the_text(tmp_path):
+    rows = '1\tSaid\t"""Hum"" is what bees do."\n2\tPipe\ta 5" pipe, "so called"\n'
+    (table := tmp_path / "wiki.tsv").write_text("id\ttitle\ttext\n" + rows)
+    assert [passage.text for passage in read_pool(table).values()] == [
+        '"Hum" is what bees do.',
+        'a 5" pipe, "so called"',
+    ]
 
 
 FAULTS = {

@@ -97,16 +97,24 @@ def read_json_lines(path: Path) -> Iterator[Record]:
 
 
 def read_table(path: Path, columns: Collection[str]) -> Iterator[Record]:
-    """Yield the rows of a file of tab-separated values whose first line names at least these columns."""
-    with open_text(path) as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        try:
-            if missing := sorted(set(columns) - set(reader.fieldnames or ())):
-                raise InvalidRequest(f"{path}, line 1: no column {', '.join(missing)}; name it in the first line")
-            for values in reader:
-                yield Record({name: text for name, text in values.items() if name}, f"{path}, line {reader.line_num}")
-        except (*READ_FAULTS, csv.Error) as error:
-            raise _unreadable(path, error) from None
+    """Yield the rows of a file of tab-separated values whose first line names at least these columns.
+
+    A text may be quoted as in CSV, but is one line; an unquoted one may hold quotation marks, but not begin with one.
+    """
+    names: list[str] = []
+    for number, line in read_lines(path):
+        place = f"{path}, line {number}"
+        texts = _split_row(line, place)
+        if not names:
+            names = texts
+            if missing := sorted(set(columns) - set(names)):
+                raise InvalidRequest(f"{place}: no column {', '.join(missing)}; name it in the first line")
+        elif len(texts) > len(names):
+            raise InvalidRequest(
+                f"{place}: has {len(texts)} columns, the first line names {len(names)}; take tabs out of the texts"
+            )
+        else:
+            yield Record({name: text for name, text in zip(names, texts, strict=False) if name}, place)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -135,6 +143,17 @@ def add_unique(table: dict[str, Any], key: str, value: Any, record: Record, fiel
     if key in table:
         raise InvalidRequest(f"{record.place}, field {field}: {key!r} is there twice; give each its own")
     table[key] = value
+
+
+def _split_row(line: str, place: str) -> list[str]:
+    try:
+        # By itself, so that a quotation mark without its second cannot take in the lines that follow.
+        return next(csv.reader([line], delimiter="\t", strict=True))
+    except csv.Error as error:
+        raise InvalidRequest(
+            f"{place}: not tab-separated values ({error}); put a text that begins with a quotation mark into quotation "
+            "marks, double its own, and keep it on one line"
+        ) from None
 
 
 def _unreadable(path: Path, error: Exception) -> InvalidRequest:
