@@ -30,10 +30,14 @@ class EncodedCase:
 
 
 class CaseSet:
-    """The cases of a study's conditions; `label` tells their rows from those of other cases in the same study."""
+    """The cases of a study's conditions; `label` tells their rows from those of other cases in the same study.
+
+    Cases without a question are read as training lays out prose: in no chat, which would leave a user's turn open.
+    """
 
     def __init__(self, models: Models, cases: Sequence[Case], seed: int, label: str = "") -> None:
-        self.models, self.cases, self.seed, self.label = models, cases, seed, label
+        self.models = models if any(case.prompt_ids for case in cases) else models.without_chat()
+        self.cases, self.seed, self.label = cases, seed, label
         self._encoded: dict[int, list[EncodedCase]] = {}
         self._token_losses: list[np.ndarray] | None = None
 

@@ -54,6 +54,12 @@ class Models:
         slots = self.checkpoint.config.max_prompt_slots
         return slots if form == "compressed" else getattr(self.plain.backbone.config, "max_position_embeddings", slots)
 
+    def without_chat(self) -> "Models":
+        """Return the same models for texts that stand in no chat."""
+        config = self.checkpoint.config
+        template = replace(config.template, is_chat=False)
+        return replace(self, checkpoint=replace(self.checkpoint, config=replace(config, template=template)))
+
     def with_onnx_encoder(self, name: str) -> "Models":
         """Return the same models with this ONNX encoder in place of torch's."""
         encoder = OnnxEncoder(self.checkpoint.encoder, self.onnx_encoders[name])

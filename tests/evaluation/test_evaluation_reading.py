@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import as_chat
 
 from refrag.engine.generation import generate
 from refrag.evaluation.case_set import CaseSet
@@ -93,6 +94,23 @@ def test_a_reconstruction_costs_what_training_says(models):
         expected = prediction.mean_loss_per_example(3)
     cases = CaseSet(models, [Case([window], window) for window in drawn], seed=0)
     np.testing.assert_allclose(target_losses(cases, compressed(8)).mean(1), expected, atol=1e-4)
+
+
+def test_prose_stands_in_no_chat(models):
+    drawn = [Case([window[:32]], window[32:]) for window in windows(models)]
+    chat = replace(models, checkpoint=as_chat(models.checkpoint))
+    in_chat, plain = (CaseSet(one, drawn, seed=0) for one in (chat, models))
+    for condition in (Condition("none"), Condition("full"), compressed(8), compressed(8, "perplexity", 0.5)):
+        np.testing.assert_array_equal(target_losses(in_chat, condition), target_losses(plain, condition))
+
+
+def test_questions_stand_in_the_chat(models, cases):
+    chat = as_chat(models.checkpoint)
+    head_ids = chat.chunker.frame.head_ids
+    asked = CaseSet(replace(models, checkpoint=chat), cases.cases, seed=0)
+    for condition in (Condition("full"), compressed(8)):
+        [first, *_] = build_prompts(asked, condition)
+        assert len(head_ids) > 1 and first.prompt.input_ids[: len(head_ids)].tolist() == head_ids
 
 
 def test_without_bos_the_first_token_has_no_loss(models):
