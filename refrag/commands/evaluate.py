@@ -146,7 +146,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _ask(arguments: argparse.Namespace) -> None:
     from refrag.evaluation.options import parsed_options
-    from refrag.evaluation.questions.evaluate import Inputs, evaluate_questions
+    from refrag.evaluation.questions.evaluate import evaluate_questions
+    from refrag.evaluation.questions.identity import Inputs
     from refrag.evaluation.questions.options import QuestionOptions
     from refrag.evaluation.questions.summary import render
     from refrag.machine.threads import flush_denormals

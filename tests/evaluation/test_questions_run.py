@@ -13,11 +13,12 @@ from refrag.data.questions.row import SourcePassage
 from refrag.data.spans import Spans
 from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation.models import Models, load_models
-from refrag.evaluation.questions.answers_file import AnswersFile, digest_files
+from refrag.evaluation.questions.answers_file import AnswersFile
 from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
 from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_condition, parse_conditions, spell
 from refrag.evaluation.questions.contexts import Contexts
-from refrag.evaluation.questions.evaluate import Inputs, evaluate_questions
+from refrag.evaluation.questions.evaluate import evaluate_questions
+from refrag.evaluation.questions.identity import Inputs
 from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.run import QuestionRun, find_control, make_request, score
 from refrag.evaluation.questions.summary import render, summarise
@@ -167,6 +168,14 @@ def test_the_oracle_takes_the_chunks_with_an_answer_those_of_the_evidence_first(
     assert find_answer_chunks(replace(row, answers=()), Spans(chunker), places) == []
 
 
+def test_the_oracle_finds_answers_as_words_of_their_own(tiny_checkpoint, rows):
+    spans = Spans(tiny_checkpoint.chunker)
+    nobody, no = (SourcePassage(text, "", text) for text in ("Nobody knows.", "They said no."))
+    row = replace(rows[0], passages=(nobody, no), gold=None, answers=("no",))
+    places = spans.chunker.context_chunks([nobody.content, no.content]).passages
+    assert {int(places[number]) for number in find_answer_chunks(row, spans, places)} == {1}
+
+
 def test_the_last_turns_stand_before_the_question_and_the_others_are_dropped_or_passages(rows):
     request = make_request(rows[3], replace(OPTIONS, question_turns=1))
     assert request.question == "assistant: It burned down.\nuser: Who built it?" and len(request.passages) == 2
@@ -182,9 +191,28 @@ def test_evidence_is_known_by_its_place_behind_the_earlier_turns(plain_models, r
     assert built.places.tolist()[:3] == [-3, -2, -1] and set(built.places.tolist()) == {-3, -2, -1, 0, 1}
 
 
-def test_the_control_is_the_next_row_without_a_common_passage(rows):
-    # q1 ferry bridge mill, q2 mill, q3 bees mill, q4 bees bridge
-    assert [find_control(rows, number).id for number in range(4)] == ["q2", "q4", "q4", "q2"]
+# q1 ferry bridge mill, q2 mill, q3 bees mill, q4 bees bridge
+def test_the_control_is_the_nearest_row_without_a_common_passage_or_with_the_fewest(rows):
+    assert [find_control(rows, number).id for number in range(4)] == ["q2", "q4", "q2", "q2"]
+
+
+def test_more_rows_change_no_control(rows):
+    bees, another = replace(rows[1], id="bees", passages=rows[2].passages[:1]), replace(rows[1], id="another")
+    for asked in ([rows[1], bees], [rows[1], bees, another]):
+        assert [find_control(asked, number).id for number in range(2)] == ["bees", "q2"]
+
+
+def test_a_row_is_never_its_own_control(rows):
+    without = replace(rows[1], passages=(), gold=None)
+    assert find_control([rows[0], without], 1) == rows[0]
+    with pytest.raises(InvalidRequest, match=r"row 'q1': the control `shuffled` .* no other row has any; ask two"):
+        find_control([rows[0], without], 0)
+
+
+def test_controls_that_share_a_passage_are_counted(plain_models, rows, tmp_path):
+    run, file = run_all(plain_models, rows, tmp_path / "a.jsonl", ["p=0"])
+    counts = {row["condition"]: row.get("num_sharing_controls") for row in summarise(run, file)["rows"]}
+    assert counts == {"none": None, "plain": None, "k=16:p=0": None, "k=16:p=0:zeroed": None, "k=16:p=0:shuffled": 2}
 
 
 def test_rows_are_scored_by_what_they_have(rows):
@@ -230,15 +258,6 @@ def test_another_run_may_not_go_on_in_the_same_file(tmp_path):
         AnswersFile(path, {})
 
 
-def test_a_folder_is_known_by_its_names_and_contents(tmp_path):
-    (tmp_path / "a").write_text("1")
-    first = digest_files(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert digest_files(tmp_path) != first
-    (tmp_path / "b").rename(tmp_path / "a")
-    assert digest_files(tmp_path) == first != digest_files(tmp_path / "a")
-
-
 def test_the_report_has_every_condition_with_its_differences_and_reads_as_markdown(plain_models, rows, tmp_path):
     run, file = run_all(plain_models, rows, tmp_path / "a.jsonl")
     report = json.loads(json.dumps(summarise(run, file)))
@@ -280,8 +299,27 @@ def test_questions_without_answers_are_judged_by_fidelity(saved, tmp_path):
     assert "f1" not in row and row["divergence"]["value"] >= 0 and "gold_recall" in row
 
 
+def test_a_run_resumes_in_the_folders_that_it_reads(saved, tmp_path):
+    folder = write_beir(tmp_path / "beir", "b1\tbridge\t1\nb2\tbees\t1\n")
+    for output in (saved / "town.json", folder / "town.json"):
+        reports = [evaluate_questions(Inputs(saved, None, folder), ["none"], OPTIONS, output) for _ in range(2)]
+        assert reports[0]["rows"] == reports[1]["rows"]
+
+
+def test_reports_whose_names_have_a_dot_have_answers_of_their_own(saved, tmp_path):
+    data = write_rows(tmp_path, ROWS[:2])
+    for seed, name in enumerate(("run-0.1", "run-0.2")):
+        evaluate_questions(Inputs(saved, None, data), ["none"], replace(OPTIONS, seed=seed), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.glob("run*")) == [
+        "run-0.1",
+        "run-0.1.answers.jsonl",
+        "run-0.2",
+        "run-0.2.answers.jsonl",
+    ]
+
+
 def test_what_would_fail_later_is_refused_before_anything_is_asked(plain_models, rows, tmp_path):
-    with pytest.raises(InvalidRequest, match="there is only one; ask two or more"):
+    with pytest.raises(InvalidRequest, match="no other row has any; ask two or more"):
         QuestionRun(plain_models, rows[:1], parse("p=0"), OPTIONS)
     without = replace(plain_models, checkpoint=replace(plain_models.checkpoint, policy=None))
     with pytest.raises(CheckpointError, match=r"no policy\.safetensors"):

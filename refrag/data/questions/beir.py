@@ -19,15 +19,19 @@ CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 
 def read_beir(folder: Path, split: str | None = None) -> tuple[list[Unsearched], list[SourcePassage]]:
     """Return the queries that the judgements name, and the corpus; `split` names a file of judgements, if several."""
-    pool = read_pool(_find(folder, CORPUS))
-    judgements = _find_judgements(folder, split)
-    queries = _read_queries(_find(folder, QUERIES))
+    corpus, queries_file, judgements = beir_files(folder, split)
+    pool, queries = read_pool(corpus), _read_queries(queries_file)
     relevant = _read_judgements(judgements, queries, pool)
     if not relevant:
         raise InvalidRequest(f"{judgements} judges no passage as relevant; give scores above 0")
     return [
         _as_question(query_id, queries[query_id], ids, folder.resolve().name) for query_id, ids in relevant.items()
     ], list(pool.values())
+
+
+def beir_files(folder: Path, split: str | None = None) -> tuple[Path, Path, Path]:
+    """Return the files of a folder that are read: passages, queries and judgements."""
+    return _find(folder, CORPUS), _find(folder, QUERIES), _find_judgements(folder, split)
 
 
 def _read_queries(path: Path) -> dict[str, Record]:

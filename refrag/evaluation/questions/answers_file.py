@@ -4,7 +4,6 @@ A run that was killed goes on where it stopped. The first line says what the ans
 is refused, so that no table mixes two.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from typing import Any
 from refrag.errors import InvalidRequest
 
 Answer = dict[str, Any]
-BLOCK_BYTES = 2**20
 
 
 class AnswersFile:
@@ -71,17 +69,6 @@ class AnswersFile:
     def _append(self, value: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
-
-
-def digest_files(path: Path) -> str:
-    """Return a hash of a file, or of all files in a folder with their names."""
-    digest = hashlib.sha256()
-    for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
-        digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as opened:
-            while block := opened.read(BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,10 @@
 """Choices of chunks to expand that no server offers: a baseline by similarity, and an oracle that knows the answer."""
 
-import re
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from refrag.data.questions.evidence import find_answer
 from refrag.data.questions.row import QuestionRow
 from refrag.data.spans import Spans
 
@@ -33,6 +32,5 @@ def find_answer_chunks(row: QuestionRow, spans: Spans, places: np.ndarray) -> li
 
 
 def _covered(text: str, answers: tuple[str, ...], spans: Spans) -> list[list[int]]:
-    """Return for each place where an answer stands, whatever its case, the chunks of the passage that it covers."""
-    matches = (match for answer in answers for match in re.finditer(re.escape(answer), text, re.IGNORECASE))
-    return [spans.covered_chunks(text, match.start(), match.end()) for match in matches]
+    """Return for each place where an answer stands the chunks of the passage that it covers."""
+    return [spans.covered_chunks(text, *place) for answer in answers for place in find_answer(text, answer)]

@@ -84,8 +84,8 @@ class Contexts:
         self._pipelines: dict[tuple[int, bool, bool], Pipeline] = {}
         self._encoded: dict[tuple[str, int], RowContext] = {}
 
-    def build(self, row: QuestionRow, control: QuestionRow, condition: Condition) -> RowPrompt:
-        """Return the row's prompt; `control` is the row that the condition "shuffled" takes its vectors from."""
+    def build(self, row: QuestionRow, control: QuestionRow | None, condition: Condition) -> RowPrompt:
+        """Return the row's prompt; `control` is the row that "shuffled" takes its vectors from, others need none."""
         if condition.form == "compressed":
             return self._build_compressed(row, control, condition)
         return self._build_plain(row, condition)
@@ -94,9 +94,10 @@ class Contexts:
         """Return the tokens of an answer, as training has them."""
         return self._pipeline(Condition("full", self.models.checkpoint.config.chunk_size)).chunker.answer_ids(answer)
 
-    def forget(self, row: QuestionRow) -> None:
-        """Free what is kept of a row that no prompt will need any more."""
-        self._encoded = {key: value for key, value in self._encoded.items() if key[0] != row.id}
+    def keep_only(self, *rows: QuestionRow | None) -> None:
+        """Free what is kept of other rows."""
+        ids = {row.id for row in rows if row is not None}
+        self._encoded = {key: value for key, value in self._encoded.items() if key[0] in ids}
 
     def _build_plain(self, row: QuestionRow, condition: Condition) -> RowPrompt:
         if condition.form == "none":
@@ -114,13 +115,14 @@ class Contexts:
         kept = whole.first(_num_fitting(context.chunks, 1.0, room))
         return self._lay_out(pipeline, whole, kept, range(len(kept.context.chunks)), kept.vectors)
 
-    def _build_compressed(self, row: QuestionRow, control: QuestionRow, condition: Condition) -> RowPrompt:
+    def _build_compressed(self, row: QuestionRow, control: QuestionRow | None, condition: Condition) -> RowPrompt:
         pipeline, whole = self._pipeline(condition), self._encode(row, condition)
         room = self._room(pipeline, whole, condition)
         kept = whole.first(_num_fitting(whole.context.chunks, condition.expand_fraction, room))
         expanded = self._select(pipeline, kept, condition)
         vectors = kept.vectors
         if condition.embeddings == "shuffled":
+            assert control is not None
             vectors = _repeat(self._encode(control, condition).vectors, len(vectors))
         built = self._lay_out(pipeline, whole, kept, expanded, vectors)
         if condition.embeddings == "zeroed":

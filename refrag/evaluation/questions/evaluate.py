@@ -3,34 +3,21 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refrag.data.questions.passages import find_pool
-from refrag.data.questions.read import Form, detect_form, read_questions
+from refrag.data.questions.read import read_questions
 from refrag.data.questions.row import QuestionRow
 from refrag.evaluation.models import Models, load_models
-from refrag.evaluation.questions.answers_file import AnswersFile, digest_files
+from refrag.evaluation.questions.answers_file import AnswersFile
 from refrag.evaluation.questions.conditions import parse_conditions
+from refrag.evaluation.questions.identity import Inputs, identify
 from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.run import QuestionRun
 from refrag.evaluation.questions.summary import summarise
 from refrag.machine.environment import describe_environment
 
 ANSWERS_SUFFIX = ".answers.jsonl"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What to read: the models, and a question set as `read_questions` takes it."""
-
-    checkpoint: Path
-    plain: Path | None
-    data: Path
-    form: Form | None = None
-    passages: Path | None = None
-    split: str | None = None
 
 
 def evaluate_questions(
@@ -40,7 +27,7 @@ def evaluate_questions(
     rows = read_rows(inputs, options)
     models = load_models(inputs.checkpoint, inputs.plain)
     run = QuestionRun(models, rows, parse_conditions(conditions, models.checkpoint.config.chunk_size), options)
-    file = AnswersFile(output.with_suffix(ANSWERS_SUFFIX), identify(inputs, options))
+    file = AnswersFile(answers_path(output), identify(inputs, options))
     run.answer_all(file)
     report = {**_describe(inputs, models, options), **summarise(run, file)}
     output.write_text(json.dumps(report, indent=2) + "\n")
@@ -60,24 +47,9 @@ def read_rows(inputs: Inputs, options: QuestionOptions) -> list[QuestionRow]:
     )
 
 
-def identify(inputs: Inputs, options: QuestionOptions) -> dict[str, Any]:
-    """Return everything that an answer depends on, weights and data by their hashes."""
-    return {
-        "checkpoint": digest_files(inputs.checkpoint),
-        "plain": None if inputs.plain is None else digest_files(inputs.plain),
-        "data": digest_files(inputs.data),
-        "passages": _digest_passages(inputs),
-        "split": inputs.split,
-        **options.identity(),
-    }
-
-
-def _digest_passages(inputs: Inputs) -> str | None:
-    """Return the hash of the passage file, for the forms that have one of its own."""
-    if inputs.passages is not None:
-        return digest_files(inputs.passages)
-    inside = (inputs.form or detect_form(inputs.data)) in ("squad", "beir")
-    return None if inside else digest_files(find_pool(inputs.data))
+def answers_path(output: Path) -> Path:
+    """Return the path of the answers beside a report: its name, without .json, and their own suffix."""
+    return output.with_name(output.name.removesuffix(".json") + ANSWERS_SUFFIX)
 
 
 def _describe(inputs: Inputs, models: Models, options: QuestionOptions) -> dict[str, Any]:

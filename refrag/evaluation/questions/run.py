@@ -48,22 +48,30 @@ class QuestionRun:
         self.plain = next(one for one in conditions if one.form == "full")
         self.contexts = Contexts(models, self._as_request, options.window, options.max_tokens, options.seed)
         _refuse_unanswerable(models, self.rows, conditions)
+        self.controls = self._find_controls()
 
     def answer_all(self, file: AnswersFile) -> None:
         """Answer what the file lacks, row by row."""
-        for number, row in enumerate(tqdm(self.rows, desc="rows", unit="row", disable=None)):
-            self._answer_row(row, find_control(self.rows, number), file)
-            self.contexts.forget(row)
+        for row in tqdm(self.rows, desc="rows", unit="row", disable=None):
+            control = self.controls.get(row.id)
+            self.contexts.keep_only(row, control)
+            self._answer_row(row, control, file)
 
     def asked(self, row: QuestionRow) -> list[Condition]:
         """Return the conditions that the row can be asked under: without evidence there is none to show alone."""
         return [one for one in self.conditions if one.form != "gold" or row.gold]
 
-    def _answer_row(self, row: QuestionRow, control: QuestionRow, file: AnswersFile) -> None:
+    def _find_controls(self) -> dict[str, QuestionRow]:
+        """Return the control of each row by its id; none if no condition needs them."""
+        if not any(one.embeddings == "shuffled" for one in self.conditions):
+            return {}
+        return {row.id: find_control(self.rows, number) for number, row in enumerate(self.rows)}
+
+    def _answer_row(self, row: QuestionRow, control: QuestionRow | None, file: AnswersFile) -> None:
         missing = [one for one in self.asked(self.sources[row.id]) if (row.id, spell(one)) not in file]
         if not missing:
             return
-        plain = self._answer_plainly(row, control, file)
+        plain = self._answer_plainly(row, file)
         for condition in missing:
             if condition != self.plain:
                 source = self.sources[row.id] if condition.form == "gold" else row
@@ -72,11 +80,13 @@ class QuestionRun:
                 answer = self._score(row, condition, built, reader, *reader.answer(self.options.max_tokens))
                 fidelity = compare_with_plain(plain.distribution, reader.logits(plain.token_ids))
                 answer |= {"divergence": fidelity.divergence, "agreement": fidelity.agreement}
+                if control is not None and condition.embeddings == "shuffled":
+                    answer["num_shared_passages"] = count_shared(row, control)
                 file.add(row.id, spell(condition), answer)
 
-    def _answer_plainly(self, row: QuestionRow, control: QuestionRow, file: AnswersFile) -> PlainAnswer:
+    def _answer_plainly(self, row: QuestionRow, file: AnswersFile) -> PlainAnswer:
         """Return the plain decoder's answer, from the file if it is there."""
-        built = self.contexts.build(row, control, self.plain)
+        built = self.contexts.build(row, None, self.plain)
         reader, key = PromptReader(self.models.plain, built.prompt), (row.id, spell(self.plain))
         if key in file:
             token_ids, end_id = file[key]["token_ids"], file[key]["end_id"]
@@ -139,13 +149,25 @@ def score(text: str, row: QuestionRow) -> dict[str, Any]:
 
 
 def find_control(rows: Sequence[QuestionRow], number: int) -> QuestionRow:
-    """Return the next row that shares no passage with this one, whose vectors then tell nothing about it."""
-    ids = {passage.id for passage in rows[number].passages}
-    others = [*rows[number + 1 :], *rows[:number]]
-    for row in others:
-        if row.passages and ids.isdisjoint(passage.id for passage in row.passages):
-            return row
-    return next((row for row in others if row.passages), rows[number])
+    """Return the nearest row that shares no passage with this one, whose vectors then tell nothing about it.
+
+    Rows before it come first, so that adding rows leaves controls as they are. Where all rows share passages with it,
+    the one that shares the fewest is returned. Raises InvalidRequest if no other row has passages.
+    """
+    row = rows[number]
+    others = [one for one in (*reversed(rows[:number]), *rows[number + 1 :]) if one.passages]
+    if not others:
+        raise InvalidRequest(
+            f"row {row.id!r}: the control `shuffled` takes vectors of another row's passages, and no other row has "
+            "any; ask two or more rows with passages"
+        )
+    strangers = (other for other in others if not count_shared(row, other))
+    return next(strangers, None) or min(others, key=lambda other: count_shared(row, other))
+
+
+def count_shared(row: QuestionRow, other: QuestionRow) -> int:
+    """Return how many passages both rows have."""
+    return len({passage.id for passage in row.passages} & {passage.id for passage in other.passages})
 
 
 def _sizes(built: RowPrompt) -> dict[str, int]:
@@ -172,7 +194,3 @@ def _refuse_unanswerable(models: Models, rows: Sequence[QuestionRow], conditions
             POLICIES.check(one.selection)
     if not rows:
         raise InvalidRequest("there is no row to ask; name a file with questions")
-    if len(rows) == 1 and any(one.embeddings == "shuffled" for one in conditions):
-        raise InvalidRequest(
-            "the control `shuffled` takes vectors of another row, and there is only one; ask two or more"
-        )

@@ -46,6 +46,7 @@ SIZES = {
     "context_tokens": "context tokens",
     "cut_tokens": "tokens cut",
 }
+SHARED = {"num_sharing_controls": "controls that share a passage"}
 RECALL = {"gold_recall": "evidence expanded, %"}
 DECIMALS = ("log_perplexity", "divergence")
 
@@ -89,7 +90,7 @@ def render(report: Values) -> str:
     sections = [
         head,
         "## Answers\n\n" + _figures(rows, MEASURES),
-        "## Fidelity and size\n\n" + _figures(rows, {**FIDELITY, **RECALL, **SIZES}),
+        "## Fidelity and size\n\n" + _figures(rows, {**FIDELITY, **RECALL, **SIZES, **SHARED}),
     ]
     if any(row["recovery"] for row in rows):
         about = "Share of the way from no context to plain: R = (condition − none) / (plain − none).\n\n"
@@ -114,12 +115,14 @@ def _answers(run: "QuestionRun", file: AnswersFile, condition: Condition) -> dic
 
 def _means(answers: Mapping[str, Answer], seed: int) -> dict[str, Any]:
     estimates = {name: _estimate(answers, name, seed) for name in (*MEASURES, *FIDELITY, *RECALL)}
+    shared = [one["num_shared_passages"] for one in answers.values() if "num_shared_passages" in one]
     sizes = {name: round(float(np.mean([one[name] for one in answers.values()])), 1) for name in SIZES}
     return {
         "num_questions": len(answers),
         **{name: asdict(one) for name, one in estimates.items() if one is not None},
         **sizes,
         "num_cut": sum(one["cut_tokens"] > 0 for one in answers.values()),
+        **({"num_sharing_controls": sum(count > 0 for count in shared)} if shared else {}),
     }
 
 
