@@ -4,7 +4,7 @@ Tensors have no values: the parts are on the meta device, built from architectur
 the operations of a short forward and backward pass, and the bytes kept between the two. Operations grow as a quadratic
 function of the length of the rows, bytes in proportion to it, and both in proportion to the number of layers, which
 are taken to be alike. Slots that attention masks count in full, though kernels may skip them; the policy's own
-operations do not count at all.
+operations do not count at all, nor do the slots of a template around passages and question.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,14 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from refrag.base_models.cache import find
+from refrag.config import PromptTemplate
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.reporting import table
 from refrag.training.backbones import layer_classes, recompute_activations, train_what_trains
 from refrag.training.objective import Objective
 from refrag.training.optimizer import make_optimizer
-from refrag.training.pair import join_parts, make_config
+from refrag.training.pair import add_adapters, join_parts, make_config
 from refrag.training.recipe import make_objective
 from refrag.training.settings import AnyRun, Backbone, Optimisation, Pair, Preset
 from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
@@ -48,8 +49,10 @@ Memory is given for each GPU, in GiB, for the batch that needs most; activations
 and optimizer state are float32 and divided among the GPUs (fsdp.yaml). "gathered" are the weights and gradients that a
 GPU holds whole, in the precision of the computation: two layers, and all that is outside of layers. "host" is the
 memory of each process while it shards: the pair, and a copy of what the run uses. "longest" is the longest example, in
-slots; it has to fit into pair.max_prompt_slots. Where memory does not fit, set optimisation.gradient_checkpointing to
-true; if that is not enough, lower tokens_per_step and raise accumulation_steps in return; then use more GPUs."""
+slots; it has to fit into pair.max_prompt_slots. Passages and questions count as long as those of the made-up world,
+also where they come from files, and what a chat puts around them is left out: leave room for both. Where memory does
+not fit, set optimisation.gradient_checkpointing to true; if that is not enough, lower tokens_per_step and raise
+accumulation_steps in return; then use more GPUs."""
 
 # Operations per slot of a row, operations per square of the number of slots, and bytes kept per slot.  (3,)
 Cost = np.ndarray
@@ -149,13 +152,16 @@ def build_on_meta(pair: Pair) -> Checkpoint:
     AttentionInterface.register(ATTENTION, _attend_on_meta)
     decoder, encoder = (_load_config(backbone, pair) for backbone in (pair.decoder, pair.encoder))
     with torch.device("meta"):
-        return join_parts(
-            pair,
+        checkpoint = join_parts(
+            # The tokenizer below has no chat template that a chat's frame could be read off.
+            pair.model_copy(update={"template": PromptTemplate()}),
             AutoModelForCausalLM.from_config(decoder, attn_implementation=ATTENTION),
             AutoModel.from_config(encoder, attn_implementation=ATTENTION),
             # Nothing is tokenised, so an empty tokenizer will do; it has no special tokens.
             PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())),
         )
+        add_adapters(checkpoint, pair)
+    return checkpoint
 
 
 def count_parameters(module: nn.Module, trained: bool = False) -> int:

@@ -50,7 +50,7 @@ def make_pair(pair: Pair) -> Checkpoint:
         module.eval()
     refuse_misfits(checkpoint, sample_chunks(checkpoint, max(pair.trained_chunk_sizes), pair.seed))
     match_projector(checkpoint, pair.seed)
-    _add_adapters(checkpoint, pair)
+    add_adapters(checkpoint, pair)
     return checkpoint
 
 
@@ -85,6 +85,16 @@ def join_parts(
         decoder_tokenizer=decoder_tokenizer,
         encoder_tokenizer=encoder_tokenizer,
     )
+
+
+def add_adapters(checkpoint: Checkpoint, pair: Pair) -> None:
+    """Put the adapters that the pair asks for into decoder and encoder."""
+    for module, backbone in ((checkpoint.decoder, pair.decoder), (checkpoint.encoder, pair.encoder)):
+        if backbone.adapter is not None:
+            # peft takes long to import, and most pairs train whole.
+            from refrag.model.adapters import add_adapter
+
+            add_adapter(module, **backbone.adapter.model_dump())
 
 
 def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_prompt_slots: int) -> Any:
@@ -154,15 +164,6 @@ def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> PackedC
     rng = random.Random(seed)
     document = make_document(rng, make_world(rng, NUM_ENTITIES, "train"))
     return PackedChunks.cut([checkpoint.chunker.passage_ids(document)], chunk_size)
-
-
-def _add_adapters(checkpoint: Checkpoint, pair: Pair) -> None:
-    for module, backbone in ((checkpoint.decoder, pair.decoder), (checkpoint.encoder, pair.encoder)):
-        if backbone.adapter is not None:
-            # peft takes long to import, and most pairs train whole.
-            from refrag.model.adapters import add_adapter
-
-            add_adapter(module, **backbone.adapter.model_dump())
 
 
 def _ordered_pooling(pair: Pair, encoder_backbone: Any) -> OrderedPooling | None:

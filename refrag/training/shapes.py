@@ -1,8 +1,8 @@
 """Lists the shapes of the batches that a run draws, from its settings alone: its memory and its time follow from them.
 
 For stages of text the shapes are exact. Stages of questions draw passages of all lengths, and more of them later in
-training. Here all numbers of passages are equally likely, and passages have the usual length, which
-`stages/questions.py` names.
+training. Here all numbers of passages are equally likely, and passages have the usual length in the made-up world,
+which `stages/questions.py` names, also where they come from files.
 """
 
 import math
@@ -27,7 +27,6 @@ from refrag.training.stages.questions import (
 BOS_SLOTS = 1
 # An encoder with its own tokenizer puts a token before and one behind each chunk.
 SPECIAL_TOKENS = 2
-QUESTIONS_TOKENS = QUESTIONS_PER_CONTEXT * TOKENS_PER_QUESTION
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,23 @@ def _pretraining_shapes(run: Pretrain) -> Iterator[BatchShape]:
 def _finetuning_shapes(pair: Pair, run: Finetune) -> Iterator[BatchShape]:
     """Yield plain batches, dense ones with all questions behind one context, and ones with a sequence per question."""
     plain_share = 1.0 if run.form == "plain" else run.plain_share
+    num_questions = QUESTIONS_PER_CONTEXT if run.questions is None else 1
+    question_tokens = num_questions * TOKENS_PER_QUESTION
     kinds = [(n, k) for n in range(1, run.max_passages + 1) for k in pair.trained_chunk_sizes]
     for num_passages, size in kinds:
-        length, rows = plain_tokens(num_passages), num_contexts(num_passages, run.tokens_per_step)
-        num_chunks, predicted = num_passages * math.ceil(TOKENS_PER_PASSAGE / size), rows * QUESTIONS_TOKENS
-        num_encoded = rows * (num_chunks + QUESTIONS_PER_CONTEXT * math.ceil(TOKENS_PER_QUESTION / size))
+        length = num_passages * TOKENS_PER_PASSAGE + question_tokens
+        # Contexts from files are drawn until their tokens are enough.
+        from_files = math.ceil(run.tokens_per_step / length)
+        rows = num_contexts(num_passages, run.tokens_per_step) if run.questions is None else from_files
+        num_chunks, predicted = num_passages * math.ceil(TOKENS_PER_PASSAGE / size), rows * question_tokens
+        num_encoded = rows * (num_chunks + num_questions * math.ceil(TOKENS_PER_QUESTION / size))
         encoded = num_encoded if run.form == "mixed" else 0, _chunk_tokens(pair, size)
         yield BatchShape(plain_share / len(kinds), rows, BOS_SLOTS + length, predicted, *encoded)
         for fraction in run.expand_fractions if plain_share < 1 else []:
             share = (1 - plain_share) / len(kinds) / len(run.expand_fractions)
             context = _context_slots(num_chunks, fraction, size)
-            yield BatchShape(share * DENSE_SHARE, rows, context + QUESTIONS_TOKENS, predicted, *encoded)
-            served = share * (1 - DENSE_SHARE), rows * QUESTIONS_PER_CONTEXT
+            yield BatchShape(share * DENSE_SHARE, rows, context + question_tokens, predicted, *encoded)
+            served = share * (1 - DENSE_SHARE), rows * num_questions
             yield BatchShape(*served, context + TOKENS_PER_QUESTION, predicted, *encoded)
 
 
