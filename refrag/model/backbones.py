@@ -45,7 +45,8 @@ def save_whole(module: Decoder | ChunkEncoder, folder: Path, dtype: torch.dtype)
 
         backbone = merged_copy(module)
     state = {name: weight.to(dtype) for name, weight in backbone.state_dict().items()}
-    backbone.save_pretrained(folder, state_dict=state)
+    with _quiet_transformers():
+        backbone.save_pretrained(folder, state_dict=state)
 
 
 @contextmanager

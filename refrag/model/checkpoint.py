@@ -72,29 +72,37 @@ class Checkpoint:
         _refuse_long_chunks(self.encoder.ordered, chunk_size)
         return replace(self, config=replace(self.config, chunk_size=chunk_size))
 
-    def save(self, directory: Path, dtype: torch.dtype = torch.float32, part: Part | None = None) -> None:
+    def save(
+        self,
+        directory: Path,
+        dtype: torch.dtype = torch.float32,
+        part: Part | None = None,
+        decoder_dtype: torch.dtype | None = None,
+    ) -> None:
         """Write the checkpoint, or one part of it, with weights in `dtype`; float16 halves their size.
 
         A decoder or an encoder that differs from its base model by an adapter at most is saved as that difference; any
         other is saved whole, and its base model no longer named. The decoder alone is always a plain Hugging Face
         folder, the policy alone one file in `directory`. Raises CheckpointError for the part "policy" if there is none.
+
+        decoder_dtype: that of the decoder's weights, if it is not `dtype`.
         """
         directory.mkdir(parents=True, exist_ok=True)
         if part == "decoder":
-            self._save_part(self.decoder, directory, None, dtype)
+            self._save_part(self.decoder, directory, None, decoder_dtype or dtype)
         elif part == "policy":
             _save_policy(self.require_policy(), directory / POLICY, dtype)
         else:
-            self._save_all(directory, dtype)
+            self._save_all(directory, dtype, decoder_dtype or dtype)
 
     def without_bases(self) -> "Checkpoint":
         """Return the same checkpoint, which is saved whole."""
         return replace(self, config=replace(self.config, decoder_base=None, encoder_base=None))
 
-    def _save_all(self, directory: Path, dtype: torch.dtype) -> None:
+    def _save_all(self, directory: Path, dtype: torch.dtype, decoder_dtype: torch.dtype) -> None:
         config = self._true_config()
         config.save(directory)
-        self._save_part(self.decoder, directory / DECODER, config.decoder_base, dtype)
+        self._save_part(self.decoder, directory / DECODER, config.decoder_base, decoder_dtype)
         self._save_part(self.encoder, directory / ENCODER, config.encoder_base, dtype)
         if self.encoder.ordered is not None:
             _save_weights(self.encoder.ordered, directory / ENCODER / POOLING, dtype)
@@ -164,7 +172,7 @@ def load_decoder(directory: Path, dtype: torch.dtype = torch.float32, merge_adap
         # Rounded as an export stores it, so that the decoder in this process is the one that is served. Parameters
         # alone: the frequencies of rotary positions stay exact.
         parameter.data = (parameter.half() if merge_adapter else parameter.data).to(dtype)
-    return decoder
+    return decoder.eval()
 
 
 def load_plain_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:

@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 
 from refrag.config import RefragConfig
-from refrag.model.backbones import save_whole
 from refrag.model.checkpoint import load_checkpoint
-from refrag.model.tokenizers import DECODER
 
 
 @contextmanager
@@ -30,6 +28,4 @@ def save_whole_copy(directory: Path, target: Path) -> None:
 
     The decoder is rounded to float16, in which base models are stored; all else, which is small, stays float32.
     """
-    checkpoint = load_checkpoint(directory).without_bases()
-    checkpoint.save(target)
-    save_whole(checkpoint.decoder, target / DECODER, torch.float16)
+    load_checkpoint(directory).without_bases().save(target, decoder_dtype=torch.float16)

@@ -28,7 +28,7 @@ def preset(tmp_path_factory):
     checkpoint.decoder_tokenizer.save_pretrained(folder / "encoder")
     rows = write_rows(folder, [ROW])
     names = {
-        part: {"pretrained": {"folder": str(folder / part)}, "adapter": {"rank": 2, "alpha": 4}}
+        part: {"pretrained": {"folder": str(folder / part)}, "adapter": {"rank": 2, "alpha": 4, "dropout": 0.5}}
         for part in ("decoder", "encoder")
     }
     pair = {**tiny_pair(width=32, num_layers=1).model_dump(), **names}
@@ -65,6 +65,11 @@ def test_each_run_goes_on_with_the_adapters_of_the_one_before(preset, runs):
         assert changed and all(is_of_adapter(name) for name in changed)
 
 
+def test_adapters_that_are_kept_apart_are_loaded_in_evaluation_mode_too(preset, runs):
+    for part in parts_of(load_run(preset, runs)):
+        assert not [name for name, module in part.named_modules() if module.training]
+
+
 def test_the_checkpoint_holds_adapters_and_names_the_base_models(runs):
     folder = runs / "finetune" / CHECKPOINT
     assert not list(folder.glob("*/model.safetensors"))
@@ -78,9 +83,9 @@ def test_a_loaded_checkpoint_is_merged_and_computes_what_was_trained(preset, run
     chunks = merged.chunker.context_chunks(["the keeper of a harbour counts boats in winter and paints them"])
     inputs = [torch.from_numpy(each) for each in merged.chunker.encoder_inputs(chunks)]
     with torch.no_grad():
-        embeddings = [each.projector(each.encoder.eval()(*inputs)) for each in (apart, merged)]
+        embeddings = [each.projector(each.encoder(*inputs)) for each in (apart, merged)]
         states = [
-            checkpoint.decoder.eval().read(each.unsqueeze(0))
+            checkpoint.decoder.read(each.unsqueeze(0))
             for checkpoint, each in zip((apart, merged), embeddings, strict=True)
         ]
     # The merged decoder is rounded to half precision, as it is served.
