@@ -37,15 +37,14 @@ class PretrainSource(WindowSource[Pretrain]):
     """Source of random strings to repeat, then of plain text and of questions over plain passages."""
 
     def draw(self, rng: random.Random, progress: float) -> MixedBatch:
+        frame = self.checkpoint.chunker.frame
         if progress < self.settings.recital_share:
-            examples = self.draw_recitals(rng)
-        elif rng.random() < self.settings.text_share:
-            examples = self.draw_text()
-        else:
-            contexts = self.draw_questions(rng, progress)
-            examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
-        head_ids = self.checkpoint.chunker.frame.head_ids
-        return collate_mixed(examples, self.checkpoint.decoder.vocab_size, head_ids, self.settings.row_slots)
+            return self._collate(self.draw_recitals(rng), frame.bos_ids)
+        if rng.random() < self.settings.text_share:
+            return self._collate(self.draw_text(), frame.bos_ids)
+        contexts = self.draw_questions(rng, progress)
+        examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
+        return self._collate(examples, frame.head_ids)
 
     def draw_questions(self, rng: random.Random, progress: float) -> Sequence[TokenisedContext]:
         settings, tasks, rival_share = self.settings, self.settings.tasks, self.settings.rival_share
@@ -67,6 +66,9 @@ class PretrainSource(WindowSource[Pretrain]):
         count = max(1, self.settings.tokens_per_step // (2 * RECITAL_TOKENS))
         strings = [rng.choices(range(self.checkpoint.decoder.vocab_size), k=RECITAL_TOKENS) for _ in range(count)]
         return [MixedExample([], [], [Segment(string, 0.0), Segment(string, 1.0)]) for string in strings]
+
+    def _collate(self, examples: Sequence[MixedExample], head_ids: Sequence[int]) -> MixedBatch:
+        return collate_mixed(examples, self.checkpoint.decoder.vocab_size, head_ids, self.settings.row_slots)
 
 
 def pretraining_counts(settings: Pretrain, progress: float) -> range:
