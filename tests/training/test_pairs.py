@@ -311,8 +311,8 @@ def test_packed_rows_have_the_losses_of_one_example_per_row(family):
         num_chunks += len(run)
     embeddings = torch.randn(num_chunks, decoder.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        alone = predict(decoder, collate_mixed(examples, VOCAB_SIZE, 1), embeddings)
-        packed = predict(decoder, collate_mixed(examples, VOCAB_SIZE, 1, row_slots=100), embeddings)
+        alone = predict(decoder, collate_mixed(examples, VOCAB_SIZE, [1]), embeddings)
+        packed = predict(decoder, collate_mixed(examples, VOCAB_SIZE, [1], row_slots=100), embeddings)
     for number in range(len(examples)):
         torch.testing.assert_close(
             packed.losses[packed.example_ids == number], alone.losses[alone.example_ids == number], atol=1e-4, rtol=1e-4
