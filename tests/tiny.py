@@ -6,7 +6,7 @@ from dataclasses import replace
 from refrag.config import PromptTemplate
 from refrag.model.checkpoint import Checkpoint
 from refrag.training.pair import make_pair
-from refrag.training.settings import Backbone, Pair
+from refrag.training.pair_settings import Backbone, Pair
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|bos|>{{ message['role'] }}\n{{ message['content'] }}<|eos|>\n{% endfor %}"

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from refrag.training.estimate import Hardware, estimate, report
-    from refrag.training.settings import load_preset
+    from refrag.training.preset_file import load_preset
 
     hardware = Hardware(**{field.name: getattr(arguments, field.name) for field in fields(Hardware)})
     found = estimate(load_preset(arguments.preset, arguments.set), hardware)

@@ -35,7 +35,7 @@ def _bases_of(what: str) -> "dict[str, BaseModel | None]":
     if (Path(what) / CONFIG_NAME).exists():
         config = RefragConfig.load(Path(what))
         return {"decoder": config.decoder_base, "encoder": config.encoder_base}
-    from refrag.training.settings import load_preset
+    from refrag.training.preset_file import load_preset
 
     pair = load_preset(what).pair
     return {"decoder": pair.decoder.base, "encoder": pair.encoder.base}

@@ -50,7 +50,7 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from refrag.training.settings import load_preset
+    from refrag.training.preset_file import load_preset
 
     if "preset" not in arguments:
         _write_targets(arguments)

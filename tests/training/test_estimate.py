@@ -25,8 +25,10 @@ from refrag.training.estimate import (
 )
 from refrag.training.optimizer import make_optimizer
 from refrag.training.pair import make_config
+from refrag.training.pair_settings import Backbone
+from refrag.training.preset_file import load_preset
 from refrag.training.recipe import make_objective, make_source
-from refrag.training.settings import Backbone, Continue, Finetune, Policy, Pretrain, Reconstruct, Recover, load_preset
+from refrag.training.settings import Continue, Finetune, Policy, Pretrain, Reconstruct, Recover
 from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
 from refrag_client.cli.main import main
 

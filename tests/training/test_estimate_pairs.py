@@ -9,8 +9,10 @@ from tiny import CHAT, tiny_pair
 
 from refrag.training.estimate import Hardware, build_on_meta, count_parameters, estimate, estimate_run
 from refrag.training.pair import make_pair
+from refrag.training.pair_settings import Adapter
+from refrag.training.preset_file import PRESETS, load_preset
 from refrag.training.recipe import make_objective, make_source
-from refrag.training.settings import PRESETS, Adapter, Finetune, QuestionFile, Questions, load_preset
+from refrag.training.settings import Finetune, QuestionFile, Questions
 from refrag.training.shapes import batch_shapes
 from refrag.training.stages.questions import TOKENS_PER_PASSAGE
 

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from refrag.errors import TrainingError
-from refrag.training.settings import PRESETS, Finetune, load_preset
+from refrag.training.preset_file import PRESETS, load_preset
+from refrag.training.settings import Finetune
 
 OPTIMISATION = {"num_steps": 4, "learning_rate": 0.001}
 PRESET = {

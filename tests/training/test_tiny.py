@@ -35,8 +35,8 @@ from refrag.teacher_forcing.batches import (
     question_segments,
 )
 from refrag.teacher_forcing.predict import encode, predict
+from refrag.training.preset_file import load_preset
 from refrag.training.recipe import CHECKPOINT, load_run, train_all
-from refrag.training.settings import load_preset
 from refrag.training.stages.continuation import continuation_batch
 from refrag.training.stages.finetune import selection_loss
 from refrag.training.stages.policy import PolicyOptimisation
