@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -35,14 +34,6 @@ def add_adapter(module: Decoder | ChunkEncoder, rank: int, alpha: int, dropout: 
     assert not has_adapter(module), "there is an adapter already"
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
     inject_adapter_in_model(config, module.backbone, NAME)
-
-
-def train_adapter(module: Decoder | ChunkEncoder, trains: bool = True) -> None:
-    """Freeze all but the adapter, which gets gradients or not."""
-    module.requires_grad_(False)
-    for layer in module.backbone.modules():
-        if isinstance(layer, LoraLayer):
-            layer.set_requires_grad(NAME, trains)
 
 
 def adapter_state(module: Decoder | ChunkEncoder) -> dict[str, Tensor]:
@@ -98,7 +89,7 @@ def load_adapter(module: Decoder | ChunkEncoder, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds an adapter that cannot be loaded: {error}; save the checkpoint again"
         ) from error
-    train_adapter(module, trains=False)
+    module.requires_grad_(False)
 
 
 def _fill(module: Decoder | ChunkEncoder, weights: dict[str, Tensor]) -> None:

@@ -80,7 +80,6 @@ class Contexts:
     ) -> None:
         self.models, self.make_request = models, make_request
         self.window, self.max_tokens, self.seed = window, max_tokens, seed
-        # Kept, for a chunker has to look through its whole vocabulary.
         self._pipelines: dict[tuple[int, bool, bool], Pipeline] = {}
         self._encoded: dict[tuple[str, int], RowContext] = {}
 
