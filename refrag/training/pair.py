@@ -16,13 +16,13 @@ from transformers import (
 from refrag.base_models.cache import resolve
 from refrag.base_models.reference import BaseModel
 from refrag.config import RefragConfig
-from refrag.context.chunking import PackedChunks
+from refrag.context.chunking import NO_TOKEN, PackedChunks
 from refrag.data.tokenizer import train_tokenizer
 from refrag.data.world.world import make_document, make_world
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
-from refrag.model.encoder import ChunkEncoder, OrderedPooling
+from refrag.model.encoder import ChunkEncoder, OrderedPooling, encode_in_batches
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.projector import Projector
 from refrag.teacher_forcing.batches import encoder_batch
@@ -32,6 +32,8 @@ from refrag.training.pair_settings import Backbone, Pair
 
 # An encoder with its own tokenizer may cut the same text into more tokens; its special ones come on top.
 ENCODER_LENGTH_MARGIN = 2
+# Chunks that the encoder reads at once, which bounds memory.
+ENCODED_AT_ONCE = 256
 # Entities of the made-up document on which the parts are tried together.
 NUM_ENTITIES = 4
 
@@ -157,6 +159,23 @@ def match_projector(checkpoint: Checkpoint, seed: int = 0) -> None:
     token_ids = torch.tensor([token for chunk in chunks for token in chunk.token_ids])
     vectors = encode(checkpoint.encoder, encoder_batch(checkpoint.chunker, chunks))
     checkpoint.projector.match_scale(vectors, checkpoint.decoder.token_embeddings(token_ids))
+
+
+@torch.no_grad()
+def fit_projector(checkpoint: Checkpoint, chunks: PackedChunks) -> None:
+    """Start the projector where each of the chunks gets the mean of its token embeddings, as nearly as it can.
+
+    What tells these means apart is made longer, so that chunk embeddings are as far from each other as tokens are.
+    """
+    token_ids = torch.from_numpy(chunks.token_ids).long()  # (C, K)
+    is_token = token_ids != NO_TOKEN
+    embedded = checkpoint.decoder.token_embeddings(token_ids.clamp(min=0)) * is_token.unsqueeze(-1)  # (C, K, D)
+    means = embedded.sum(1) / is_token.sum(1, keepdim=True)  # (C, D)
+    centre = means.mean(0)
+    gain = (embedded[is_token] - centre).norm(dim=1).median() / (means - centre).norm(dim=1).median()
+    batch = encoder_batch(checkpoint.chunker, chunks)
+    vectors = encode_in_batches(checkpoint.encoder, batch.input_ids, batch.attention_mask, ENCODED_AT_ONCE)
+    checkpoint.projector.fit(vectors, centre + gain * (means - centre))
 
 
 def sample_chunks(checkpoint: Checkpoint, chunk_size: int, seed: int) -> PackedChunks:

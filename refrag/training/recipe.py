@@ -24,14 +24,14 @@ from refrag.model.policy import ExpansionPolicy
 from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
-from refrag.training.pair import make_pair, match_projector, start_encoder_from_decoder
+from refrag.training.pair import fit_projector, make_pair, match_projector, start_encoder_from_decoder
 from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct, Recover
 from refrag.training.stages.continuation import Continuation, ContinueSource
 from refrag.training.stages.finetune import FinetuneSource, Finetuning
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource
 from refrag.training.stages.pretrain import Pretraining, PretrainSource
 from refrag.training.stages.reconstruct import Reconstruction, ReconstructSource
-from refrag.training.stages.recover import RecoverSource, Recovery
+from refrag.training.stages.recover import RecoverSource, Recovery, first_chunks
 
 CHECKPOINT, SETTINGS, DATA = "checkpoint", "settings.yaml", "data"
 
@@ -135,14 +135,16 @@ def _prepare_compression(checkpoint: Checkpoint, run: AnyRun, preset: Preset) ->
     """Start encoder and projector from the decoder's token embeddings before the first compressed stage.
 
     An encoder of random weights gets the embeddings; the projector starts at their scale, which pretraining has
-    changed.
+    changed, or before recovery as near to them as a linear map comes.
     """
     if getattr(run, "form", "mixed") == "plain":
         return checkpoint
     is_first = not any(cost["stage"] != "pretrain" for cost in checkpoint.config.provenance.get("runs", {}).values())
     if is_first and preset.pair.encoder.pretrained is None:
         start_encoder_from_decoder(checkpoint)
-    if is_first:
+    if is_first and isinstance(run, Recover):
+        fit_projector(checkpoint, first_chunks(checkpoint, run))
+    elif is_first:
         match_projector(checkpoint, preset.pair.seed)
     return checkpoint
 

@@ -173,12 +173,15 @@ class Recover(Run):
     sources: where the text comes from.
     rank: rank of the matrices.
     num_negatives: tokens drawn from the vocabulary, to tell from those of the batch.
+    rarity_exponent: a token that a batch has n times counts n ** −rarity_exponent each time, so that names and numbers
+        are kept before words that the decoder guesses anyway; 0 counts all alike.
     """
 
     stage: Literal["recover"]
     sources: list[TextSource]
     rank: PositiveInt = 64
     num_negatives: PositiveInt = 2000
+    rarity_exponent: Share = 0.5
 
 
 class Reconstruct(Run):

@@ -443,7 +443,7 @@ def test_recovery_reads_tokens_back_at_their_places(checkpoint):
     source, objective = make_stage(checkpoint, RECOVER)
     batch = draw(source, 0)
     optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
-    for _ in range(60):
+    for _ in range(120):
         outcome = objective(batch)
         optimizer.zero_grad()
         outcome.loss.backward()

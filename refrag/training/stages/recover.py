@@ -1,9 +1,10 @@
 """Recovery, a stage before the paper's: a chunk's tokens are read back from its embedding without the decoder.
 
-For place i of a chunk, a matrix M_i of low rank turns the embedding z into a query, and token t has the logit
-e_t · M_i z, where e_t is its embedding in the decoder. The loss tells each token from those of the batch and from some
-drawn at random. So encoder and projector learn to keep the tokens, in an order of magnitude less time than through the
-decoder, which reconstruction then teaches to find them.
+For place i of a chunk, z + M_i z is a query, where z is the chunk's embedding and M_i a matrix of low rank, and token t
+has the logit e_t · (z + M_i z), where e_t is its embedding in the decoder. The loss tells each token from those of the
+batch and from some drawn at random. So encoder and projector learn to keep the tokens, in an order of magnitude less
+time than through the decoder, which reconstruction then teaches to find them. All M_i begin as 0: first z itself must
+come near the token embeddings of its chunk, which the decoder reads already, and then what the places add tells order.
 """
 
 import random
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refrag.context.chunking import NO_TOKEN, PackedChunks
+from refrag.data.text import open_windows
 from refrag.model.checkpoint import Checkpoint
 from refrag.teacher_forcing.batches import EncoderBatch, encoder_batch
 from refrag.teacher_forcing.movable import Movable
@@ -24,6 +26,9 @@ from refrag.training.settings import Recover
 from refrag.training.stages.windows import WindowSource
 
 # C chunks, K tokens per chunk, T tokens of all chunks, N tokens to tell apart, D decoder width, r rank
+
+# Chunks that the projector is fitted to: several for each dimension of a usual vector.
+NUM_FITTED = 2048
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,16 @@ class RecoverSource(WindowSource[Recover]):
         )
 
 
+def first_chunks(checkpoint: Checkpoint, settings: Recover) -> PackedChunks:
+    """Return chunks of the stage's text that the projector is fitted to before the first step."""
+    chunk_size = checkpoint.config.chunk_size
+    windows = open_windows(settings.sources, checkpoint.decoder_tokenizer)
+    return PackedChunks.cut([windows.draw(chunk_size * NUM_FITTED)], chunk_size)
+
+
 class Recovery(Objective):
     """Cross-entropy of the tokens at their places; encoder, projector and the readout train, which is then left."""
 
-    scale: Tensor
     token_embeddings: Tensor
 
     def __init__(self, checkpoint: Checkpoint, settings: Recover) -> None:
@@ -64,32 +75,49 @@ class Recovery(Objective):
         self.encoder, self.projector = checkpoint.encoder, checkpoint.projector
         let_train(self.encoder)
         let_train(self.projector)
+        self.exponent = settings.rarity_exponent
         width = checkpoint.decoder.width
         self.readout = Readout(max(checkpoint.config.trained_chunk_sizes), width, settings.rank)
         embeddings = checkpoint.decoder.token_embeddings.weight.detach()
-        self.register_buffer("scale", embeddings.pow(2).mean().rsqrt(), persistent=False)
-        self.register_buffer("token_embeddings", embeddings * self.scale, persistent=False)
+        # The direction of their mean is long and tells rare tokens from frequent ones, and nothing else.
+        common = functional.normalize(embeddings.mean(0), dim=0)
+        own = embeddings - (embeddings @ common).unsqueeze(1) * common
+        self.register_buffer("token_embeddings", own * own.pow(2).mean().rsqrt(), persistent=False)
 
     def forward(self, batch: RecoverBatch, rollout_seed: int | None = None) -> Outcome:
-        embeddings = self.projector(encode(self.encoder, batch.chunks)) * self.scale  # (C, D)
+        embeddings = self.projector(encode(self.encoder, batch.chunks))  # (C, D)
         logits = self.readout(embeddings, batch.token_ids.shape[1]) @ self.token_embeddings[batch.candidates].T
         is_token = batch.token_ids != NO_TOKEN
         labels = torch.searchsorted(batch.candidates, batch.token_ids[is_token])
         logits = logits[is_token]  # (C, K, N) -> (T, N)
-        loss = functional.cross_entropy(logits, labels)
+        losses, weights = functional.cross_entropy(logits, labels, reduction="none"), rarity(labels, self.exponent)
+        loss = (losses * weights).sum() / weights.sum()
         accuracy = float((logits.argmax(-1) == labels).float().mean())
         return Outcome(loss, {"loss": loss.item(), "accuracy": accuracy})
 
 
+def rarity(token_ids: Tensor, exponent: float) -> Tensor:
+    """Return a weight for each token, n ** −exponent for a token that occurs n times among them.  (T,) -> (T,)"""
+    _, kinds, counts = torch.unique(token_ids, return_inverse=True, return_counts=True)
+    return counts[kinds].float() ** -exponent
+
+
 class Readout(nn.Module):
-    """Matrices M_i of low rank, one for each place in a chunk."""
+    """Queries z + M_i z, with a matrix M_i of low rank for each place i in a chunk.
+
+    Neither what all z of a batch have in common nor their length counts; those are the projector's to match with the
+    decoder's token embeddings. The queries are scaled so that a chunk's tokens can be told apart from the start.
+    """
 
     def __init__(self, chunk_size: int, width: int, rank: int) -> None:
         super().__init__()
+        self.width = width
+        self.scale = nn.Parameter(torch.tensor(0.75 / width**0.5))
         self.down = nn.Parameter(torch.randn(chunk_size, width, rank) / width**0.5)
-        self.up = nn.Parameter(torch.randn(chunk_size, rank, width) / (rank * width) ** 0.5)
+        self.up = nn.Parameter(torch.zeros(chunk_size, rank, width))
 
     def forward(self, embeddings: Tensor, chunk_size: int) -> Tensor:
         """Return the queries for the first `chunk_size` places.  (C, D) -> (C, K, D)"""
-        inner = torch.einsum("cd,kdr->ckr", embeddings, self.down[:chunk_size])
-        return torch.einsum("ckr,krd->ckd", inner, self.up[:chunk_size])
+        directions = functional.rms_norm(embeddings - embeddings.mean(0), (self.width,))
+        inner = torch.einsum("cd,kdr->ckr", directions, self.down[:chunk_size])
+        return self.scale * (directions.unsqueeze(1) + torch.einsum("ckr,krd->ckd", inner, self.up[:chunk_size]))
