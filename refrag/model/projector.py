@@ -24,8 +24,8 @@ class Projector(nn.Module):
     def fit(self, chunk_vectors: Tensor, embeddings: Tensor) -> None:
         """Start as the linear map that comes nearest to `embeddings` (C, D) from `chunk_vectors` (C, E).
 
-        It is found by ridge regression and has at most rank D/2, since gelu(x) − gelu(−x) = x takes two hidden units for
-        each of its dimensions.
+        It is found by ridge regression and has at most rank D/2, since gelu(x) − gelu(−x) = x takes two hidden units
+        for each of its dimensions.
         """
         vector_mean, mean = chunk_vectors.mean(0), embeddings.mean(0)
         vectors, wanted = chunk_vectors - vector_mean, embeddings - mean

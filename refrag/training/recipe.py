@@ -25,13 +25,25 @@ from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
 from refrag.training.pair import fit_projector, make_pair, match_projector, start_encoder_from_decoder
-from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Preset, Pretrain, Reconstruct, Recover
+from refrag.training.settings import (
+    AnyRun,
+    Continue,
+    Finetune,
+    Policy,
+    PolicyRun,
+    Preset,
+    Pretrain,
+    Reconstruct,
+    Recover,
+    Select,
+)
 from refrag.training.stages.continuation import Continuation, ContinueSource
 from refrag.training.stages.finetune import FinetuneSource, Finetuning
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource
 from refrag.training.stages.pretrain import Pretraining, PretrainSource
 from refrag.training.stages.reconstruct import Reconstruction, ReconstructSource
 from refrag.training.stages.recover import RecoverSource, Recovery, first_chunks
+from refrag.training.stages.selection import Selection, SelectionSource
 
 CHECKPOINT, SETTINGS, DATA = "checkpoint", "settings.yaml", "data"
 
@@ -105,7 +117,9 @@ def make_source(checkpoint: Checkpoint, run: AnyRun) -> BatchSource:
         return ReconstructSource(checkpoint, run, *position)
     if isinstance(run, Continue):
         return ContinueSource(checkpoint, run, *position)
-    return FinetuneSource(checkpoint, run, *position) if isinstance(run, Finetune) else PolicySource(checkpoint, run)
+    if isinstance(run, Finetune):
+        return FinetuneSource(checkpoint, run, *position)
+    return SelectionSource(checkpoint, run) if isinstance(run, Select) else PolicySource(checkpoint, run)
 
 
 def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
@@ -118,7 +132,9 @@ def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
         return Reconstruction(checkpoint, run)
     if isinstance(run, Continue):
         return Continuation(checkpoint, run.form)
-    return Finetuning(checkpoint, run) if isinstance(run, Finetune) else PolicyOptimisation(checkpoint, run)
+    if isinstance(run, Finetune):
+        return Finetuning(checkpoint, run)
+    return Selection(checkpoint) if isinstance(run, Select) else PolicyOptimisation(checkpoint, run)
 
 
 def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
@@ -150,7 +166,7 @@ def _prepare_compression(checkpoint: Checkpoint, run: AnyRun, preset: Preset) ->
 
 
 def _prepare_policy(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
-    assert isinstance(run, Policy)
+    assert isinstance(run, PolicyRun)
     if run.fresh:
         torch.manual_seed(run.optimisation.seed)
         policy = ExpansionPolicy(
@@ -171,6 +187,7 @@ PREPARATIONS: dict[type, Callable[[Checkpoint, Any, Preset], Checkpoint]] = {
     Reconstruct: _prepare_compression,
     Continue: _prepare_compression,
     Finetune: _prepare_compression,
+    Select: _prepare_policy,
     Policy: _prepare_policy,
 }
 

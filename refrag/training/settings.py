@@ -248,6 +248,7 @@ class Finetune(AskingRun):
     questions: files to take questions from, in place of `tasks` and `rival_share`.
     distillation_weight: weight of the divergence from a teacher's distributions, beside the cross-entropy of its
         answer, where `questions` names targets.
+    encoder_trains: whether the encoder trains; a frozen one reads each chunk once, and the policy's loss stops there.
     policy_loss_weight: weight of the policy's cross-entropy against the chunks that hold the answer; its gradient
         reaches the encoder too. 0 leaves the policy to reinforcement alone, as in the paper.
     replay: text to train on besides, so that the decoder does not forget it; the paper has none.
@@ -259,36 +260,52 @@ class Finetune(AskingRun):
     plain_share: Share = 0.1
     labelled_share: Share = 0.2
     distillation_weight: Annotated[float, Field(ge=0)] = 2.0
+    encoder_trains: bool = True
     policy_loss_weight: Annotated[float, Field(ge=0)] = 0.5
     questions: Questions | None = None
     replay: Replay | None = None
 
 
-class Policy(AskingRun):
-    """Paper stage 4: the expansion policy learns by GRPO, with everything else frozen.
+class PolicyRun(AskingRun):
+    """Settings of the stages that train the policy alone.
 
     question_aware: whether the policy reads the question; the paper's does not.
     fresh: begin with new weights for the policy instead of those in the checkpoint.
-    group_size: selections that are sampled and compared for each question.
-    clip_range: a pick earns nothing further once its probability is beyond 1 ± this share of what it was.
-    updates_per_batch: updates of the weights from the same selections.
-    expand_fractions: shares of the chunks to select, though at least one chunk; each batch draws one.
     max_passages: most passages in a context, which has at least 2.
     questions: files to take questions from, in place of `tasks` and `rival_share`.
     """
 
-    stage: Literal["policy"]
     question_aware: bool = True
     fresh: bool = False
-    group_size: Annotated[int, Field(ge=2)] = 8
-    clip_range: PositiveFloat = 0.2
-    updates_per_batch: PositiveInt = 2
-    expand_fractions: list[Share] = [0.1]
     max_passages: Annotated[int, Field(ge=2)] = 10
     questions: Questions | None = None
 
 
-AnyRun = Annotated[Pretrain | Recover | Reconstruct | Continue | Finetune | Policy, Field(discriminator="stage")]
+class Select(PolicyRun):
+    """A stage beside the paper's: the policy learns from labels which chunks hold the answer, all else frozen."""
+
+    stage: Literal["select"]
+
+
+class Policy(PolicyRun):
+    """Paper stage 4: the expansion policy learns by GRPO, with everything else frozen.
+
+    group_size: selections that are sampled and compared for each question.
+    clip_range: a pick earns nothing further once its probability is beyond 1 ± this share of what it was.
+    updates_per_batch: updates of the weights from the same selections.
+    expand_fractions: shares of the chunks to select, though at least one chunk; each batch draws one.
+    """
+
+    stage: Literal["policy"]
+    group_size: Annotated[int, Field(ge=2)] = 8
+    clip_range: PositiveFloat = 0.2
+    updates_per_batch: PositiveInt = 2
+    expand_fractions: list[Share] = [0.1]
+
+
+AnyRun = Annotated[
+    Pretrain | Recover | Reconstruct | Continue | Finetune | Select | Policy, Field(discriminator="stage")
+]
 
 
 class Preset(Settings):

@@ -13,7 +13,7 @@ from functools import partial
 from refrag.policies.budget import expansion_budget
 from refrag.training.curriculum import batch_shares
 from refrag.training.pair_settings import Pair
-from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Pretrain, Reconstruct, Recover
+from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Pretrain, Reconstruct, Recover, Select
 from refrag.training.stages import continuation, reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE, continuation_settings
 from refrag.training.stages.questions import (
@@ -61,7 +61,9 @@ def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
         return list(_text_shapes(pair, run))
     if isinstance(run, Pretrain):
         return list(_pretraining_shapes(run))
-    return list(_finetuning_shapes(pair, run) if isinstance(run, Finetune) else _policy_shapes(pair, run))
+    if isinstance(run, Finetune):
+        return list(_finetuning_shapes(pair, run))
+    return list(_selection_shapes(pair, run) if isinstance(run, Select) else _policy_shapes(pair, run))
 
 
 def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
@@ -128,6 +130,19 @@ def _finetuning_shapes(pair: Pair, run: Finetune) -> Iterator[BatchShape]:
             yield BatchShape(share * DENSE_SHARE, rows, context + question_tokens, predicted, *encoded)
             served = share * (1 - DENSE_SHARE), rows * num_questions
             yield BatchShape(*served, context + TOKENS_PER_QUESTION, predicted, *encoded)
+
+
+def _selection_shapes(pair: Pair, run: Select) -> Iterator[BatchShape]:
+    """Yield batches that the encoder alone reads, as if it had met none of their chunks before."""
+    kinds = [(n, k) for n in range(2, run.max_passages + 1) for k in pair.trained_chunk_sizes]
+    for num_passages, size in kinds:
+        num_questions = 1 if run.questions else QUESTIONS_PER_CONTEXT
+        rows = math.ceil(
+            run.tokens_per_step / (num_passages * TOKENS_PER_PASSAGE + num_questions * TOKENS_PER_QUESTION)
+        )
+        num_chunks = num_passages * math.ceil(TOKENS_PER_PASSAGE / size)
+        num_encoded = rows * (num_chunks + num_questions * math.ceil(TOKENS_PER_QUESTION / size))
+        yield BatchShape(1 / len(kinds), 0, 0, 0, num_encoded, _chunk_tokens(pair, size))
 
 
 def _policy_shapes(pair: Pair, run: Policy) -> Iterator[BatchShape]:

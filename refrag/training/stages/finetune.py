@@ -13,19 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from refrag.context.chunking import Chunker
-from refrag.data.contexts import ContextMaker, TokenisedContext
+from refrag.data.contexts import TokenisedContext
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import pick_in_turn
 from refrag.policies.budget import expansion_budget
 from refrag.teacher_forcing.batches import (
     ContextBatch,
+    EncoderBatch,
     MixedBatch,
     MixedExample,
-    PolicyBatch,
     collate_contexts,
     collate_mixed,
     first_rows,
@@ -35,11 +33,13 @@ from refrag.teacher_forcing.movable import Movable
 from refrag.teacher_forcing.predict import Prediction, encode, predict
 from refrag.training.backbones import let_train
 from refrag.training.curriculum import passage_counts
+from refrag.training.memory import VectorMemory
 from refrag.training.objective import Objective, Outcome
 from refrag.training.settings import Continue, Finetune, Replay
 from refrag.training.stages.continuation import ContinueSource
-from refrag.training.stages.questions import draw_contexts, plain_example, policy_logits, train_policy
-from refrag.training.stages.rows import RowSource
+from refrag.training.stages.questions import plain_example, policy_logits, train_policy
+from refrag.training.stages.rows import ContextSource
+from refrag.training.stages.selection import selection_loss
 
 # P (context, question) pairs, C chunks of the longest context, N chunks of the batch, E encoder width
 
@@ -48,8 +48,6 @@ from refrag.training.stages.rows import RowSource
 DENSE_SHARE = 0.25
 # In the form of serving, some sequences spend the whole budget, however sure the policy is.
 WHOLE_BUDGET_SHARE = 0.3
-# Recall is logged at serving's default budget.
-RECALL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,14 @@ class FinetuneBatch(Movable):
     text: MixedBatch | None = None
 
 
-class FinetuneSource:
+class FinetuneSource(ContextSource[Finetune]):
     """Source of questions, from files or each batch over a world of its own, and of the text replayed beside them."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: Finetune, process_index: int = 0, num_processes: int = 1
     ) -> None:
-        self.checkpoint, self.settings = checkpoint, settings
+        super().__init__(checkpoint, settings)
         self.head_ids = checkpoint.chunker.frame.head_ids
-        self.rows = None if settings.questions is None else RowSource(settings.questions)
         self.text = None
         if settings.replay is not None:
             continued = continuation_settings(settings, settings.replay)
@@ -85,22 +82,13 @@ class FinetuneSource:
         return FinetuneBatch(questions, self.text.draw(rng, progress))
 
     def draw_questions(self, rng: random.Random, progress: float) -> MixedBatch | ContextBatch:
-        settings = self.settings
-        chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
-        chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
+        settings, chunker = self.settings, self.draw_chunker(rng)
         num_passages = rng.choice(passage_counts(settings.max_passages, progress))
         contexts = self.draw_contexts(rng, chunker, num_passages)
         if settings.form == "plain":
             examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
             return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.head_ids, settings.row_slots)
         return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
-
-    def draw_contexts(self, rng: random.Random, chunker: Chunker, num_passages: int) -> Sequence[TokenisedContext]:
-        settings = self.settings
-        if self.rows is not None:
-            return self.rows.draw(rng, chunker, num_passages, settings.tokens_per_step)
-        maker = ContextMaker.draw(rng, chunker)
-        return draw_contexts(maker, rng, num_passages, settings.tokens_per_step, settings.tasks, settings.rival_share)
 
     def state(self) -> dict[str, Any]:
         """Return the position in the text; questions have none, because every batch draws its own."""
@@ -140,8 +128,9 @@ class Finetuning(Objective):
         if settings.form == "mixed":
             self.encoder, self.projector = checkpoint.encoder, checkpoint.projector
             self.policy = checkpoint.require_policy()
-            let_train(self.encoder)
+            let_train(self.encoder, settings.encoder_trains)
             let_train(self.projector)
+            self.memory = None if settings.encoder_trains else VectorMemory(self.encoder)
             train_policy(self.policy, settings.policy_loss_weight > 0)
 
     def forward(self, batch: FinetuneBatch, rollout_seed: int | None = None) -> Outcome:
@@ -150,7 +139,7 @@ class Finetuning(Objective):
         return outcome if text is None else self.with_text(outcome, text)
 
     def with_text(self, outcome: Outcome, batch: MixedBatch) -> Outcome:
-        embeddings = None if batch.chunks is None else self.projector(encode(self.encoder, batch.chunks))
+        embeddings = None if batch.chunks is None else self.projector(self.encode(batch.chunks))
         prediction = predict(self.decoder, batch, embeddings)
         figures = {"text_loss": prediction.loss.item(), "text_accuracy": prediction.accuracy}
         return Outcome(outcome.loss + prediction.loss, outcome.figures | figures)
@@ -173,7 +162,7 @@ class Finetuning(Objective):
         Even a batch of plain prompts does: every batch must reach all parts that train.
         """
         rng = random.Random(batch.seed)
-        vectors = encode(self.encoder, batch.chunks)  # (N, E)
+        vectors = self.encode(batch.chunks)  # (N, E)
         logits = self.policy_logits(batch, vectors)  # (P, C)
         form = rng.choices(("plain", "dense", "served"), self.form_shares)[0]
         if form == "plain":
@@ -189,9 +178,13 @@ class Finetuning(Objective):
         figures = {**figures, "policy_loss": policy_loss.item(), "recall": recall}
         return Outcome(loss + self.settings.policy_loss_weight * policy_loss, figures)
 
+    def encode(self, chunks: EncoderBatch) -> Tensor:
+        """Return the vectors of the chunks; those of a frozen encoder are remembered.  (N, L) -> (N, E)"""
+        return encode(self.encoder, chunks) if self.memory is None else self.memory.encode(chunks)
+
     def policy_logits(self, batch: ContextBatch, vectors: Tensor) -> Tensor:
         """Return one row of logits per question.  (N, E) -> (P, C)"""
-        return policy_logits(self.policy, batch, vectors, encode(self.encoder, batch.questions))
+        return policy_logits(self.policy, batch, vectors, self.encode(batch.questions))
 
     def all_questions_at_once(self, rng: random.Random, contexts: Sequence[TokenisedContext]) -> list[MixedExample]:
         """Make one sequence per context, with a random share of its chunks expanded, often none."""
@@ -221,21 +214,3 @@ class Finetuning(Objective):
                 examples.append(MixedExample(context.chunks, set(picks), question_segments(question), first_row))
                 row += 1
         return examples
-
-
-def selection_loss(logits: Tensor, batch: PolicyBatch) -> tuple[Tensor, float]:
-    """Return the policy's loss and its recall; questions without evidence count for neither.
-
-    The loss is the cross-entropy of the softmax over chunks against those that hold the evidence. The recall is the
-    share of these chunks that the policy ranks within serving's default budget, or first where that is 0.
-    """
-    counts = batch.evidence.sum(1)
-    log_probabilities = logits.log_softmax(-1).masked_fill(batch.passages < 0, 0.0)  # (P, C)
-    losses = -(log_probabilities * batch.evidence).sum(1) / counts.clamp(min=1)  # (P,)
-    loss = losses.sum() / (counts > 0).sum().clamp(min=1)
-    with torch.no_grad():
-        num_chunks = (batch.passages >= 0).sum(1)
-        budgets = torch.tensor([expansion_budget(RECALL_FRACTION, n) for n in num_chunks.tolist()])
-        rank = logits.argsort(-1, descending=True).argsort(-1)
-        found = (rank < budgets.clamp(min=1).to(rank.device).unsqueeze(1)) * batch.evidence
-    return loss, float(found.sum() / counts.sum().clamp(min=1))

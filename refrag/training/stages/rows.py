@@ -1,22 +1,53 @@
-"""Questions from files, for the stages that ask questions: one draws contexts from them as it would from a world."""
+"""Contexts for the stages that ask questions: from files of questions, or from a made-up world of each batch's own."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, Generic, TypeVar, cast
 
 from refrag.context.chunking import Chunker
-from refrag.data.contexts import TokenisedContext
+from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.data.questions.contexts import RowContexts, is_stranger
 from refrag.data.questions.read import Form, read_questions
 from refrag.data.questions.row import QuestionRow
 from refrag.errors import TrainingError
-from refrag.training.settings import QuestionFile, Questions
+from refrag.model.checkpoint import Checkpoint
+from refrag.training.settings import Finetune, QuestionFile, Questions, Select
+from refrag.training.stages.questions import draw_contexts
 from refrag.training.targets import Target, read_targets
 
 # Rows tried for one whose passages do not answer another's question.
 NUM_TRIES = 20
+
+AskingSettings = TypeVar("AskingSettings", Finetune, Select)
+
+
+class ContextSource(Generic[AskingSettings]):
+    """The part that sources of questions share; it has no position, for each draw stands alone."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: AskingSettings) -> None:
+        self.checkpoint = checkpoint
+        self.settings: AskingSettings = settings
+        self.rows = None if settings.questions is None else RowSource(settings.questions)
+
+    def draw_chunker(self, rng: random.Random) -> Chunker:
+        """Return a chunker of one of the chunk sizes that the pair trains with."""
+        return self.checkpoint.with_chunk_size(rng.choice(self.checkpoint.config.trained_chunk_sizes)).chunker
+
+    def draw_contexts(self, rng: random.Random, chunker: Chunker, num_passages: int) -> Sequence[TokenisedContext]:
+        """Draw contexts of `num_passages` passages, about `tokens_per_step` tokens in all."""
+        settings = self.settings
+        if self.rows is not None:
+            return self.rows.draw(rng, chunker, num_passages, settings.tokens_per_step)
+        maker = ContextMaker.draw(rng, chunker)
+        return draw_contexts(maker, rng, num_passages, settings.tokens_per_step, settings.tasks, settings.rival_share)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do nothing: there is no position to go back to."""
 
 
 class RowSource:
