@@ -27,6 +27,8 @@ from refrag.training.stages.windows import WindowSource
 
 # C chunks, K tokens per chunk, T tokens of all chunks, N tokens to tell apart, D decoder width, r rank
 
+# Of the queries before the first step, by which the fitted projector's embeddings tell most.
+START_SCALE = 0.75
 # Chunks that the projector is fitted to: several for each dimension of a usual vector.
 NUM_FITTED = 2048
 
@@ -112,7 +114,8 @@ class Readout(nn.Module):
     def __init__(self, chunk_size: int, width: int, rank: int) -> None:
         super().__init__()
         self.width = width
-        self.scale = nn.Parameter(torch.tensor(0.75 / width**0.5))
+        # As a factor near 1: the gradient of a small scale would drown all others.
+        self.gain = nn.Parameter(torch.ones(()))
         self.down = nn.Parameter(torch.randn(chunk_size, width, rank) / width**0.5)
         self.up = nn.Parameter(torch.zeros(chunk_size, rank, width))
 
@@ -120,4 +123,9 @@ class Readout(nn.Module):
         """Return the queries for the first `chunk_size` places.  (C, D) -> (C, K, D)"""
         directions = functional.rms_norm(embeddings - embeddings.mean(0), (self.width,))
         inner = torch.einsum("cd,kdr->ckr", directions, self.down[:chunk_size])
-        return self.scale * (directions.unsqueeze(1) + torch.einsum("ckr,krd->ckd", inner, self.up[:chunk_size]))
+        return (
+            START_SCALE
+            * self.gain
+            / self.width**0.5
+            * (directions.unsqueeze(1) + torch.einsum("ckr,krd->ckd", inner, self.up[:chunk_size]))
+        )
