@@ -83,7 +83,10 @@ def open_documents(source: TextSource, split: Split) -> "Documents":
 
 
 class Documents:
-    """The documents of one source that belong to one split, in an order that never changes."""
+    """The documents of one source that belong to one split, in an order that never changes.
+
+    It is the source's own for `read`, and shuffled as the source says for training.
+    """
 
     def __init__(self, source: TextSource, split: Split):
         self.source = source
@@ -99,7 +102,7 @@ class Documents:
         """Yield the documents' texts, pass after pass without end, but skip the first `skip` of them."""
         while True:
             num_passed = 0
-            for document in self._select():
+            for document in shuffled(self._select(), self.source.shuffle):
                 num_passed += 1
                 if num_passed > skip:
                     yield document.load()
@@ -134,6 +137,16 @@ class Documents:
                 f"{_name(self.source)} has no {self.split} document and {num_others} of the other split; one in "
                 f"{HELDOUT_ONE_IN} is held out: add documents until both splits have some"
             )
+
+
+def shuffled(documents: Iterator[Document], num_ahead: int) -> Iterator[Document]:
+    """Yield every `num_ahead` documents in an order that is random but always the same."""
+    for number in itertools.count():
+        block = list(itertools.islice(documents, num_ahead))
+        if not block:
+            return
+        random.Random(number).shuffle(block)
+        yield from block
 
 
 class MixedDocuments:

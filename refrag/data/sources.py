@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 from refrag.settings import Settings
 
@@ -19,6 +19,7 @@ class TextSource(Settings):
     text_field: field of a record that holds its text, for "jsonl" and "dataset". A line of "jsonl" may also be a bare
         string.
     split: split of the data set to read, for "dataset".
+    shuffle: documents that are read ahead and taken in random order, always the same; 1 keeps the source's order.
     weight: share of the documents that come from this source, relative to the other sources of the run.
     """
 
@@ -26,4 +27,5 @@ class TextSource(Settings):
     path: str | None = None
     text_field: str = "text"
     split: str = "train"
+    shuffle: PositiveInt = 1
     weight: PositiveFloat = 1.0

@@ -120,6 +120,16 @@ def test_the_projector_starts_at_the_scale_of_the_tokens():
     assert projector(vectors).pow(2).mean().sqrt().item() == pytest.approx(tokens.pow(2).mean().sqrt().item(), rel=1e-4)
 
 
+def test_a_fitted_projector_is_the_linear_map_that_regression_finds():
+    torch.manual_seed(0)
+    vectors, linear, offset = torch.randn(500, 5) + 3, torch.randn(12, 5), torch.randn(12)
+    projector = Projector(5, 12)
+    projector.fit(vectors, vectors @ linear.T + offset)
+    # What is missing is the penalty's share.
+    torch.testing.assert_close(projector(vectors), vectors @ linear.T + offset, atol=0.15, rtol=0.05)
+    assert (projector(2 * vectors) - 2 * projector(vectors) + projector(0 * vectors)).abs().max() < 1e-3
+
+
 def test_placeholders_take_the_rows_they_name(tiny_checkpoint):
     decoder = tiny_checkpoint.decoder
     rows = torch.randn(2, decoder.width)

@@ -28,7 +28,7 @@ from refrag.training.pair import make_config
 from refrag.training.pair_settings import Backbone
 from refrag.training.preset_file import load_preset
 from refrag.training.recipe import make_objective, make_source
-from refrag.training.settings import Continue, Finetune, Policy, Pretrain, Reconstruct, Recover
+from refrag.training.settings import Continue, Finetune, Policy, Pretrain, Reconstruct, Recover, Select
 from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
 from refrag_client.cli.main import main
 
@@ -45,6 +45,7 @@ STAGES = {
     "reconstruct": Reconstruct,
     "continue": Continue,
     "finetune": Finetune,
+    "select": Select,
     "policy": Policy,
     "pretrain": Pretrain,
 }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from question_files import ROW, write_rows
+from torch.nn import functional
 
 from refrag.data.contexts import ContextMaker
 from refrag.data.sources import TextSource
@@ -15,8 +16,16 @@ from refrag.data.tasks import TASKS
 from refrag.errors import TrainingError
 from refrag.model.policy import pick_in_turn
 from refrag.policies.budget import expansion_budget
-from refrag.teacher_forcing.batches import ContextBatch, MixedExample, Segment, collate_contexts, collate_mixed
-from refrag.teacher_forcing.predict import predict
+from refrag.teacher_forcing.batches import (
+    ContextBatch,
+    MixedExample,
+    Segment,
+    collate_contexts,
+    collate_mixed,
+    encoder_batch,
+)
+from refrag.teacher_forcing.predict import encode, predict
+from refrag.training.pair import fit_projector
 from refrag.training.recipe import make_stage
 from refrag.training.settings import (
     Continue,
@@ -30,10 +39,12 @@ from refrag.training.settings import (
     Reconstruct,
     Recover,
     Replay,
+    Select,
 )
-from refrag.training.stages import finetune, pretrain, questions
-from refrag.training.stages.finetune import FinetuneBatch, Finetuning, selection_loss
+from refrag.training.stages import finetune, pretrain, questions, recover, selection
+from refrag.training.stages.finetune import FinetuneBatch, Finetuning
 from refrag.training.stages.rows import RowSource
+from refrag.training.stages.selection import selection_loss
 
 COMMON = {"optimisation": Optimisation(num_steps=1, learning_rate=1e-3), "tokens_per_step": 600}
 TEXT = {**COMMON, "sources": [TextSource(kind="world")]}
@@ -56,8 +67,10 @@ RUNS = {
     "finetune": FINETUNE,
     "finetune with text": FINETUNE.model_copy(update={"replay": REPLAY}),
     "finetune without labels": FINETUNE.model_copy(update={"policy_loss_weight": 0.0}),
+    "finetune with a frozen encoder": FINETUNE.model_copy(update={"encoder_trains": False, "replay": REPLAY}),
     "plain finetune": FINETUNE.model_copy(update={"form": "plain"}),
     "plain finetune with text": FINETUNE.model_copy(update={"form": "plain", "replay": REPLAY}),
+    "select": Select(stage="select", max_passages=4, **COMMON),
     "policy": Policy(stage="policy", max_passages=4, group_size=2, **COMMON),
 }
 TRAINED = {
@@ -72,8 +85,10 @@ TRAINED = {
     "finetune": {"encoder", "projector", "policy", "decoder"},
     "finetune with text": {"encoder", "projector", "policy", "decoder"},
     "finetune without labels": {"encoder", "projector", "decoder"},
+    "finetune with a frozen encoder": {"projector", "policy", "decoder"},
     "plain finetune": {"decoder"},
     "plain finetune with text": {"decoder"},
+    "select": {"policy"},
     "policy": {"policy"},
 }
 EACH_RUN = pytest.mark.parametrize("name", RUNS)
@@ -453,6 +468,43 @@ def test_recovery_reads_tokens_back_at_their_places(checkpoint):
     assert objective(shifted).figures["accuracy"] < 0.5
 
 
+def test_recovery_weighs_a_token_the_less_the_more_often_a_batch_has_it():
+    tokens = torch.tensor([7, 7, 7, 7, 2])
+    assert recover.rarity(tokens, 0.5).tolist() == [0.5] * 4 + [1.0]
+    assert recover.rarity(tokens, 0.0).tolist() == [1.0] * 5
+
+
+def test_before_recovery_the_projector_gives_each_chunk_about_the_mean_of_its_tokens(checkpoint):
+    chunks = recover.first_chunks(checkpoint, RECOVER)
+    batch = encoder_batch(checkpoint.chunker, chunks)
+
+    def likeness():
+        table = checkpoint.decoder.token_embeddings.weight
+        means = torch.stack([table[torch.tensor(chunk.token_ids)].mean(0) for chunk in chunks])
+        embeddings = checkpoint.projector(encode(checkpoint.encoder, batch))
+        apart = [each - each.mean(0) for each in (means, embeddings)]
+        return functional.cosine_similarity(*apart).mean()
+
+    with torch.no_grad():
+        assert likeness() < 0.3
+        fit_projector(checkpoint, chunks)
+        assert likeness() > 0.5
+
+
+def test_selection_learns_which_chunks_are_labelled(checkpoint):
+    source, objective = make_stage(checkpoint, RUNS["select"])
+    batch = draw(source, 0)
+    optimizer = torch.optim.Adam(objective.policy.parameters(), lr=3e-3)
+    recalls = []
+    for _ in range(60):
+        outcome = objective(batch)
+        optimizer.zero_grad()
+        outcome.loss.backward()
+        optimizer.step()
+        recalls.append(outcome.figures["recall"])
+    assert recalls[-1] > max(0.5, 2 * recalls[0])
+
+
 def served(checkpoint, contexts, logits, monkeypatch, labelled=0.0, whole_budget=1.0, fraction=0.2):
     """The examples of every question, with all or none drawn as labelled or at the whole budget."""
     monkeypatch.setattr(finetune, "WHOLE_BUDGET_SHARE", whole_budget)
@@ -513,7 +565,7 @@ def test_the_selection_loss_is_that_of_each_question_alone(batch, logits):
     for row, passages, evidence in zip(logits, batch.policy.passages, batch.policy.evidence, strict=True):
         scores = row[passages >= 0].log_softmax(0)
         wanted = evidence.nonzero().flatten().tolist()
-        picks = scores.topk(max(1, expansion_budget(finetune.RECALL_FRACTION, len(scores)))).indices.tolist()
+        picks = scores.topk(max(1, expansion_budget(selection.RECALL_FRACTION, len(scores)))).indices.tolist()
         if wanted:
             losses.append(-sum(scores[number] for number in wanted) / len(wanted))
         found += len(set(picks) & set(wanted))

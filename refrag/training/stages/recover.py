@@ -1,8 +1,8 @@
 """Recovery, a stage before the paper's: a chunk's tokens are read back from its embedding without the decoder.
 
-For place i of a chunk, z + M_i z is a query, where z is the chunk's embedding and M_i a matrix of low rank, and token t
-has the logit e_t · (z + M_i z), where e_t is its embedding in the decoder. The loss tells each token from those of the
-batch and from some drawn at random. So encoder and projector learn to keep the tokens, in an order of magnitude less
+For place i of a chunk, z + M_i z + b_i is a query, where z is the chunk's embedding, M_i a matrix of low rank and b_i a
+bias, and the logit of a token is the query times its embedding in the decoder. The loss tells each token from those of
+the batch and from some drawn at random. So encoder and projector learn to keep the tokens, in an order of magnitude less
 time than through the decoder, which reconstruction then teaches to find them. All M_i begin as 0: first z itself must
 come near the token embeddings of its chunk, which the decoder reads already, and then what the places add tells order.
 """
@@ -28,7 +28,9 @@ from refrag.training.stages.windows import WindowSource
 # C chunks, K tokens per chunk, T tokens of all chunks, N tokens to tell apart, D decoder width, r rank
 
 # Of the queries before the first step, by which the fitted projector's embeddings tell most.
-START_SCALE = 0.75
+START_SCALE = 0.5
+# Of frequent tokens over rare ones.
+START_BIAS = 5.0
 # Chunks that the projector is fitted to: several for each dimension of a usual vector.
 NUM_FITTED = 2048
 
@@ -78,13 +80,10 @@ class Recovery(Objective):
         let_train(self.encoder)
         let_train(self.projector)
         self.exponent = settings.rarity_exponent
-        width = checkpoint.decoder.width
-        self.readout = Readout(max(checkpoint.config.trained_chunk_sizes), width, settings.rank)
         embeddings = checkpoint.decoder.token_embeddings.weight.detach()
-        # The direction of their mean is long and tells rare tokens from frequent ones, and nothing else.
-        common = functional.normalize(embeddings.mean(0), dim=0)
-        own = embeddings - (embeddings @ common).unsqueeze(1) * common
-        self.register_buffer("token_embeddings", own * own.pow(2).mean().rsqrt(), persistent=False)
+        scaled = embeddings * embeddings.pow(2).mean().rsqrt()
+        self.readout = Readout(max(checkpoint.config.trained_chunk_sizes), settings.rank, scaled.mean(0))
+        self.register_buffer("token_embeddings", scaled, persistent=False)
 
     def forward(self, batch: RecoverBatch, rollout_seed: int | None = None) -> Outcome:
         embeddings = self.projector(encode(self.encoder, batch.chunks))  # (C, D)
@@ -105,27 +104,31 @@ def rarity(token_ids: Tensor, exponent: float) -> Tensor:
 
 
 class Readout(nn.Module):
-    """Queries z + M_i z, with a matrix M_i of low rank for each place i in a chunk.
+    """Queries ẑ + M_i ẑ + b_i, with a matrix M_i of low rank and a bias b_i for each place i in a chunk.
 
-    Neither what all z of a batch have in common nor their length counts; those are the projector's to match with the
-    decoder's token embeddings. The queries are scaled so that a chunk's tokens can be told apart from the start.
+    ẑ is what tells z from the others of its batch, at unit length in each dimension. It lacks the direction of the mean
+    token embedding, which is long and tells frequent tokens from rare ones; that is the bias's, which begins there. The
+    scale is such that a chunk's tokens can be told apart from the start.
     """
 
-    def __init__(self, chunk_size: int, width: int, rank: int) -> None:
+    common: Tensor
+
+    def __init__(self, chunk_size: int, rank: int, mean: Tensor) -> None:
         super().__init__()
-        self.width = width
+        self.width = len(mean)
+        common = functional.normalize(mean, dim=0)
+        self.register_buffer("common", common, persistent=False)
         # As a factor near 1: the gradient of a small scale would drown all others.
         self.gain = nn.Parameter(torch.ones(()))
-        self.down = nn.Parameter(torch.randn(chunk_size, width, rank) / width**0.5)
-        self.up = nn.Parameter(torch.zeros(chunk_size, rank, width))
+        self.down = nn.Parameter(torch.randn(chunk_size, self.width, rank) / self.width**0.5)
+        self.up = nn.Parameter(torch.zeros(chunk_size, rank, self.width))
+        self.bias = nn.Parameter(-START_BIAS * common.repeat(chunk_size, 1))
 
     def forward(self, embeddings: Tensor, chunk_size: int) -> Tensor:
         """Return the queries for the first `chunk_size` places.  (C, D) -> (C, K, D)"""
-        directions = functional.rms_norm(embeddings - embeddings.mean(0), (self.width,))
+        apart = embeddings - embeddings.mean(0)
+        apart = apart - (apart @ self.common).unsqueeze(1) * self.common
+        directions = functional.rms_norm(apart, (self.width,))
         inner = torch.einsum("cd,kdr->ckr", directions, self.down[:chunk_size])
-        return (
-            START_SCALE
-            * self.gain
-            / self.width**0.5
-            * (directions.unsqueeze(1) + torch.einsum("ckr,krd->ckd", inner, self.up[:chunk_size]))
-        )
+        queries = directions.unsqueeze(1) + torch.einsum("ckr,krd->ckd", inner, self.up[:chunk_size])
+        return START_SCALE * self.gain / self.width**0.5 * (queries + self.bias[:chunk_size])
