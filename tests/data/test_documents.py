@@ -71,9 +71,23 @@ def test_behind_the_last_document_comes_the_first_again(jsonl_file):
     assert list(islice(documents.stream(), 2 * len(one_pass))) == one_pass * 2
 
 
+@given(num_ahead=st.integers(1, 60))
+def test_shuffled_documents_are_all_there_in_the_same_order_in_every_run(jsonl_file, num_ahead):
+    source = jsonl_file.model_copy(update={"shuffle": num_ahead})
+    in_order = read(jsonl_file, "train")
+    one_pass = list(islice(open_documents(source, "train").stream(), len(in_order)))
+    assert one_pass == list(islice(open_documents(source, "train").stream(), len(in_order)))
+    for start in range(0, len(in_order), num_ahead):
+        assert sorted(one_pass[start : start + num_ahead]) == sorted(in_order[start : start + num_ahead])
+    assert (one_pass == in_order) == (num_ahead == 1)
+    assert read(source, "train") == in_order
+
+
+@pytest.mark.parametrize("num_ahead", [1, 7, 100])
 @given(num_before=st.integers(0, 90))
-def test_restored_documents_go_on_where_the_others_stopped(jsonl_file, num_before):
-    documents, resumed = open_documents(jsonl_file, "train"), open_documents(jsonl_file, "train")
+def test_restored_documents_go_on_where_the_others_stopped(jsonl_file, num_ahead, num_before):
+    source = jsonl_file.model_copy(update={"shuffle": num_ahead})
+    documents, resumed = open_documents(source, "train"), open_documents(source, "train")
     for _ in range(num_before):
         documents.draw()
     resumed.restore(json.loads(json.dumps(documents.state())))

@@ -2,9 +2,9 @@
 
 For place i of a chunk, z + M_i z + b_i is a query, where z is the chunk's embedding, M_i a matrix of low rank and b_i a
 bias, and the logit of a token is the query times its embedding in the decoder. The loss tells each token from those of
-the batch and from some drawn at random. So encoder and projector learn to keep the tokens, in an order of magnitude less
-time than through the decoder, which reconstruction then teaches to find them. All M_i begin as 0: first z itself must
-come near the token embeddings of its chunk, which the decoder reads already, and then what the places add tells order.
+the batch and from some drawn at random. So encoder and projector learn to keep the tokens, in far less time than
+through the decoder, which reconstruction then teaches to find them. All M_i begin as 0: first z itself must come near
+the token embeddings of its chunk, which the decoder reads already, and then what the places add tells order.
 """
 
 import random
