@@ -6,7 +6,7 @@ from torch import Tensor, nn
 # C chunks, E encoder width, D decoder width, r rank
 
 # Penalty of the regression, as a share of the mean square of the vectors.
-RIDGE = 0.01
+RIDGE = 0.1
 
 
 class Projector(nn.Module):

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from refrag.decoders.base import MixedPrompt
 from refrag.errors import InvalidRequest
 from refrag.evaluation.conditions import Condition
 from refrag.evaluation.models import Models
+from refrag.evaluation.questions import base_encoder
+from refrag.evaluation.questions.base_encoder import BaseEncoder
 from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
 from refrag.pipeline import Pipeline
 from refrag.policies.budget import expansion_budget
@@ -139,6 +142,8 @@ class Contexts:
     def _select(self, pipeline: Pipeline, kept: RowContext, condition: Condition) -> list[int]:
         fraction, selection = condition.expand_fraction, condition.selection
         budget = expansion_budget(fraction, len(kept.context.chunks))
+        if selection == base_encoder.NAME:
+            return self._base_encoder.rank(kept.context.chunks, self.make_request(kept.row).question)[:budget]
         if selection == "similarity":
             return rank_by_similarity(kept.vectors, kept.question_vectors)[:budget]
         if selection == "oracle":
@@ -146,6 +151,10 @@ class Contexts:
         policy = LEARNED_POLICY if selection == "learned as served" else selection
         options = ExpansionOptions(fraction, policy, self._seed(kept.row))
         return pipeline.select(options, kept.context, kept.vectors, kept.question_vectors)
+
+    @cached_property
+    def _base_encoder(self) -> BaseEncoder:
+        return BaseEncoder(self.models.checkpoint)
 
     def _seed(self, row: QuestionRow) -> int:
         """Return the seed that the row's request carries, for policies that draw."""

@@ -13,6 +13,7 @@ from refrag.errors import InvalidRequest
 from refrag.evaluation.conditions import Condition
 from refrag.evaluation.fidelity import compare_with_plain
 from refrag.evaluation.models import Models
+from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
 from refrag.evaluation.questions.conditions import select_by, spell
 from refrag.evaluation.questions.contexts import Contexts, RowPrompt
@@ -24,7 +25,7 @@ from refrag.teacher_forcing.distribution import TopDistribution
 from refrag.teacher_forcing.prompt_reader import PromptReader
 
 # Selections that no server offers under this name.
-OWN_SELECTIONS = ("similarity", "oracle", "learned as served")
+OWN_SELECTIONS = ("similarity", base_encoder.NAME, "oracle", "learned as served")
 
 
 @dataclass(frozen=True)

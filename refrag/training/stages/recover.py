@@ -32,7 +32,7 @@ START_SCALE = 0.5
 # Of frequent tokens over rare ones.
 START_BIAS = 5.0
 # Chunks that the projector is fitted to: several for each dimension of a usual vector.
-NUM_FITTED = 2048
+NUM_FITTED = 3072
 
 
 @dataclass(frozen=True)

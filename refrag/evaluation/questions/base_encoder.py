@@ -1,0 +1,48 @@
+"""The base encoder of a checkpoint as it was before training: the usual search by cosine, which costs nothing."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModel
+
+from refrag.base_models.cache import resolve
+from refrag.context.chunking import PackedChunks
+from refrag.errors import InvalidRequest
+from refrag.model.backbones import load_pretrained
+from refrag.model.checkpoint import Checkpoint
+from refrag.model.encoder import ChunkEncoder
+from refrag.teacher_forcing.batches import EncoderBatch, encoder_batch
+from refrag.teacher_forcing.predict import encode
+
+# C chunks, E encoder width
+
+NAME = "base similarity"
+
+
+class BaseEncoder:
+    """The encoder that a checkpoint names as its base, with the mean of the token states as vector."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Load it, or raise InvalidRequest if the checkpoint names none."""
+        base = checkpoint.config.encoder_base
+        if base is None:
+            raise InvalidRequest(
+                f"the selection {NAME!r} compares chunks by the encoder as it was before training, and the checkpoint "
+                "names no encoder_base; leave the condition out"
+            )
+        self.chunker = checkpoint.chunker
+        self.encoder = ChunkEncoder(load_pretrained(AutoModel, resolve(base)), "mean").eval()
+
+    @torch.inference_mode()
+    def rank(self, chunks: PackedChunks, question: str) -> list[int]:
+        """Return the numbers of the chunks, the one nearest to the question by cosine first."""
+        vectors = functional.normalize(encode(self.encoder, encoder_batch(self.chunker, chunks)), dim=-1)  # (C, E)
+        similarities = vectors @ self._read(question)  # (C,)
+        return similarities.argsort(descending=True, stable=True).tolist()
+
+    def _read(self, question: str) -> Tensor:
+        """Return the vector of the question, read as a whole.  -> (E,)"""
+        tokenizer = self.chunker.encoder_tokenizer or self.chunker.decoder_tokenizer
+        longest = self.encoder.backbone.config.max_position_embeddings
+        read = tokenizer([question], return_tensors="pt", truncation=True, max_length=longest)
+        return encode(self.encoder, EncoderBatch(read["input_ids"], read["attention_mask"]))[0]
