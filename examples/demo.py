@@ -47,8 +47,8 @@ class Question:
     accepted: list[str]
     passages: list[str]
 
-    def is_right(self, answer: Answer) -> bool:
-        return contains_answer(answer.text, self.accepted) == 1.0
+    def is_right(self, answer: str) -> bool:
+        return contains_answer(answer, self.accepted) == 1.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def show(client: RefragClient, label: str, question: Question, expand_fraction: 
         for piece in stream:
             print(piece.text.replace("\n", " "), end="", flush=True)
     answer = stream.answer
-    mark = "right" if question.is_right(answer) else "wrong"
+    mark = "right" if question.is_right(answer.text) else "wrong"
     figures = answer.statistics
     print(
         f"   [{mark}; {figures.context_tokens} context tokens in {figures.prompt_slots} prompt slots, "
@@ -158,8 +158,8 @@ def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, Any]:
     compressed, plain = [pair.compressed for pair in pairs], [pair.plain for pair in pairs]
     return {
         "num_questions": len(pairs),
-        "num_right_compressed": sum(pair.question.is_right(pair.compressed) for pair in pairs),
-        "num_right_plain": sum(pair.question.is_right(pair.plain) for pair in pairs),
+        "num_right_compressed": sum(pair.question.is_right(pair.compressed.text) for pair in pairs),
+        "num_right_plain": sum(pair.question.is_right(pair.plain.text) for pair in pairs),
         "agreement": round(statistics.mean(pair.agree for pair in pairs), 3),
         "context_tokens": statistics.median(answer.statistics.context_tokens for answer in compressed),
         "prompt_slots_compressed": statistics.median(answer.statistics.prompt_slots for answer in compressed),

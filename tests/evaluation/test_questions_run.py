@@ -7,6 +7,7 @@ import pytest
 import torch
 from question_files import ROW, write_beir, write_rows
 
+from refrag.base_models.reference import BaseModel
 from refrag.commands.evaluate import _report
 from refrag.data.questions.read import read_questions
 from refrag.data.questions.row import SourcePassage
@@ -14,6 +15,7 @@ from refrag.data.spans import Spans
 from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile
+from refrag.evaluation.questions.base_encoder import BaseEncoder
 from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
 from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_condition, parse_conditions, spell
 from refrag.evaluation.questions.contexts import Contexts
@@ -154,6 +156,21 @@ def test_the_likelihood_of_an_answer_is_that_of_one_teacher_forced_pass(plain_mo
 def test_similarity_ranks_by_the_cosine_with_the_question():
     vectors = torch.tensor([[0.0, 2.0], [3.0, 0.1], [1.0, 1.0]])
     assert rank_by_similarity(vectors, torch.tensor([[5.0, 0.0]])) == [1, 2, 0]
+
+
+def test_the_base_encoder_ranks_by_its_own_mean_states_and_not_by_the_checkpoints_vectors(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.encoder.backbone.save_pretrained(tmp_path)
+    tiny_checkpoint.decoder_tokenizer.save_pretrained(tmp_path)
+    config = replace(tiny_checkpoint.config, encoder_base=BaseModel(folder=str(tmp_path)))
+    based = replace(tiny_checkpoint, config=config, encoder=None)
+    chunks = tiny_checkpoint.chunker.context_chunks(["The mill burned in 1911.", "Ada keeps bees.", "A bridge."])
+    # A chunk that is the question is nearer to it than any other.
+    assert chunks.passages[BaseEncoder(based).rank(chunks, "Ada keeps bees.")[0]] == 1
+
+
+def test_similarity_of_a_base_encoder_needs_one(plain_models, rows):
+    with pytest.raises(InvalidRequest, match="names no encoder_base; leave the condition out"):
+        build(plain_models, rows[0], "p=0.5:base-similarity")
 
 
 def test_the_oracle_takes_the_chunks_with_an_answer_those_of_the_evidence_first(tiny_checkpoint, rows):
