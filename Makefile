@@ -4,24 +4,30 @@ PIP_OPTIONS ?=
 # cpu, or gpu for onnxruntime-gpu and tensorrt instead of onnxruntime: the two runtimes exclude each other.
 RUNTIME ?= cpu
 SERVER := $(if $(filter gpu,$(RUNTIME)),server-gpu,server)
-CHECKPOINT ?= checkpoints/demo
-BASELINES ?= $(CHECKPOINT)-baselines
+CHECKPOINT ?= checkpoints/smollm2
+# The small pair of the tests, and what it is compared with once it is trained.
+WORLD := checkpoints/world
+BASELINES ?= build/baselines
 REPOSITORY ?= model_repository
 EXPORT_OPTIONS ?=
 # Passages like those that will be served, for the encoder in integers.
 CALIBRATION ?= client/examples/passages.jsonl
 RESULTS ?= perf/results
-# Folder of the question files that the preset smollm2 names.
+# Folder of the question files that the preset smollm2 names, and file of questions to judge it on.
 DATA ?= data/train
+QUESTIONS ?= data/eval/questions.jsonl
+QUESTION_OPTIONS ?=
+# The decoder tuned on plain passages, which `make train-smollm2` leaves here.
+PLAIN ?= build/smollm2-plain
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# What the checkpoint is compared with, where it is there; `train-demo` trains it for the demo checkpoint.
+# What the world's checkpoint is compared with, where it is there; `make train-world` trains it.
 COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/policy_blind/policy.safetensors)) $(addprefix --unlabelled-policy ,$(wildcard $(BASELINES)/policy_unlabelled/policy.safetensors))
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-int8 train-demo train-smollm2 train-tiny clean
+.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,7 +51,7 @@ constraints: install ## the newest releases that go together → constraints.txt
 		--extra server --extra server-gpu --extra redis --extra train --extra evaluate --extra perf --extra dev \
 		--no-emit-package refrag --no-emit-package refrag-client --output-file constraints.txt pyproject.toml client/pyproject.toml
 
-demo: $(EXPORTED) ## start Triton and answer five held-out questions, compressed and plain side by side
+demo: $(EXPORTED) ## start Triton and ask twenty questions about Python's documentation, compressed and plain side by side
 	$(BIN)/python -m examples.demo --repository $(REPOSITORY)
 
 # Under another name first: with a result file half written, the commit would count as changed.
@@ -103,29 +109,35 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-evaluate: install ## all tables on held-out data → $(CHECKPOINT)/evaluation.json and .md
-	$(BIN)/refrag evaluate run --checkpoint $(CHECKPOINT) $(COMPARED) --output $(CHECKPOINT)/evaluation.json
-	$(BIN)/refrag evaluate report $(CHECKPOINT)/evaluation.json > $(CHECKPOINT)/evaluation.md
+evaluate: install ## ask the questions in QUESTIONS, compressed and plain; resumes → $(CHECKPOINT)/questions
+	mkdir -p $(CHECKPOINT)/questions
+	$(BIN)/refrag evaluate questions --checkpoint $(CHECKPOINT) $(addprefix --plain ,$(wildcard $(PLAIN))) --data $(QUESTIONS) \
+		$(QUESTION_OPTIONS) --output $(CHECKPOINT)/questions/$(firstword $(subst ., ,$(notdir $(QUESTIONS)))).json
 
-evaluate-int8: install ## answers with the encoder in integers against those in floats → $(CHECKPOINT)/int8.json
-	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
-	$(BIN)/refrag evaluate run --checkpoint $(CHECKPOINT) --tables onnx-encoders --onnx-encoder int8=build/int8/chunk_encoder/1/model.onnx --output $(CHECKPOINT)/int8.json
+evaluate-world: install ## all tables on held-out worlds → $(WORLD)/evaluation.json and .md
+	$(BIN)/refrag evaluate run --checkpoint $(WORLD) $(COMPARED) --output $(WORLD)/evaluation.json
+	$(BIN)/refrag evaluate report $(WORLD)/evaluation.json > $(WORLD)/evaluation.md
 
-train-demo: install ## train the demo checkpoint and what it is compared with, from nothing; resumes
-	$(BIN)/refrag train run demo
-	$(BIN)/refrag train save demo checkpoints/demo
-	$(BIN)/refrag train save demo checkpoints/demo-baselines/plain --run plain --part decoder
-	$(BIN)/refrag train save demo checkpoints/demo-baselines/policy_blind --run policy_blind --part policy
-	$(BIN)/refrag train save demo checkpoints/demo-baselines/policy_unlabelled --run policy_unlabelled --part policy
-	$(BIN)/refrag train log demo checkpoints/demo/training.json
-	$(BIN)/refrag evaluate ablations --output checkpoints/demo/ablations.json \
-		--reconstruction "with curriculum=runs/demo/reconstruct/checkpoint" "without curriculum=runs/demo/reconstruct_without_curriculum/checkpoint" \
-		--continuation "after reconstruction=runs/demo/continue/checkpoint" "without reconstruction=runs/demo/continue_without_reconstruction/checkpoint"
-	$(BIN)/refrag evaluate report checkpoints/demo/ablations.json > checkpoints/demo/ablations.md
+evaluate-int8: install ## answers with the encoder in integers against those in floats → $(WORLD)/int8.json
+	$(BIN)/refrag export --checkpoint $(WORLD) --repository build/int8 --precision int8 --calibration $(CALIBRATION)
+	$(BIN)/refrag evaluate run --checkpoint $(WORLD) --tables onnx-encoders --onnx-encoder int8=build/int8/chunk_encoder/1/model.onnx --output $(WORLD)/int8.json
+
+train-world: install ## train the world's checkpoint and what it is compared with, from nothing; resumes
+	$(BIN)/refrag train run world
+	$(BIN)/refrag train save world $(WORLD)
+	$(BIN)/refrag train save world $(BASELINES)/plain --run plain --part decoder
+	$(BIN)/refrag train save world $(BASELINES)/policy_blind --run policy_blind --part policy
+	$(BIN)/refrag train save world $(BASELINES)/policy_unlabelled --run policy_unlabelled --part policy
+	$(BIN)/refrag train log world $(WORLD)/training.json
+	$(BIN)/refrag evaluate ablations --output $(WORLD)/ablations.json \
+		--reconstruction "with curriculum=runs/world/reconstruct/checkpoint" "without curriculum=runs/world/reconstruct_without_curriculum/checkpoint" \
+		--continuation "after reconstruction=runs/world/continue/checkpoint" "without reconstruction=runs/world/continue_without_reconstruction/checkpoint"
+	$(BIN)/refrag evaluate report $(WORLD)/ablations.json > $(WORLD)/ablations.md
 
 train-smollm2: install ## train the real pair on the questions in DATA; resumes
 	$(BIN)/refrag train run smollm2 --set data=$(DATA)
 	$(BIN)/refrag train save smollm2 checkpoints/smollm2
+	$(BIN)/refrag train save smollm2 $(PLAIN) --run plain
 	$(BIN)/refrag train log smollm2 checkpoints/smollm2/training.json
 
 train-tiny: install ## train every stage in minutes and see that each learned

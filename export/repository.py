@@ -1,4 +1,4 @@
-"""Builds a model repository to deploy: `refrag export --checkpoint checkpoints/demo`.
+"""Builds a model repository to deploy: `refrag export --checkpoint checkpoints/world`.
 
     checkpoint ──► ONNX models ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
                └─► parts (refrag.json, tokenizers, policy, decoder) ──┘

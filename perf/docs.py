@@ -24,7 +24,7 @@ from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.reporting import table
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, DEMO = ROOT / "perf" / "results", ROOT / "checkpoints" / "demo"
+RESULTS, DEMO = ROOT / "perf" / "results", ROOT / "checkpoints" / "world"
 TASK_ROWS = (
     "plain decoder, full context",
     "REFRAG k=16",

@@ -231,7 +231,7 @@ def _ttft_lines(ttft: Report | None) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("decoders", nargs="*", default=["30m", "checkpoints/demo"], help="shapes or checkpoints")
+    parser.add_argument("decoders", nargs="*", default=["30m", "checkpoints/world"], help="shapes or checkpoints")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--num-tokens", type=int, default=128, help="tokens of every answer")
     parser.add_argument("--rounds", type=int, default=2)

@@ -176,7 +176,7 @@ def model_table(report: Report) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/world"))
     parser.add_argument("--context-tokens", type=int, default=4096)
     parser.add_argument("--num-tokens", type=int, default=16, help="tokens of every answer")
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4])

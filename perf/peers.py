@@ -184,7 +184,7 @@ def peers_table(report: Report) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/world"))
     parser.add_argument("--context-tokens", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--expand-fraction", type=float, default=0.1)
     parser.add_argument("--num-tokens", type=int, default=32, help="tokens of every answer")

@@ -197,7 +197,7 @@ def callers_table(report: Report) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/world"))
     parser.add_argument("--passages", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--requests-per-caller", type=int, default=20)

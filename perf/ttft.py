@@ -278,7 +278,7 @@ def stage_rows(report: Report) -> list[Report]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/world"))
     parser.add_argument("--context-tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[16])
     parser.add_argument("--encoders", nargs="+", choices=get_args(Precision), default=["fp32"])

@@ -2,7 +2,7 @@
 
 What a program needs that answers in its own process, or runs a server of its own:
 
-    pipeline = Pipeline(load_checkpoint("checkpoints/demo"))
+    pipeline = Pipeline(load_checkpoint("checkpoints/world"))
     answer = pipeline.answer(Request("Which animal does Mara Tolen keep?", ["Mara Tolen keeps a parrot."]))
 
 Names are loaded when they are first used, so that what needs no torch does not load it.

@@ -71,7 +71,7 @@ def make_checkout(folder: Path) -> Path:
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "checkpoints").mkdir()
-    (folder / "checkpoints/demo").symlink_to(ROOT / "checkpoints/demo")
+    (folder / "checkpoints/world").symlink_to(ROOT / "checkpoints/world")
     shutil.copytree(
         ROOT / "model_repository",
         folder / "model_repository",

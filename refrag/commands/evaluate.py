@@ -7,7 +7,7 @@
 
 All conditions of a table see the same questions or windows, so that their differences are paired.
 
-    refrag evaluate run --checkpoint checkpoints/demo --plain plain/decoder --output evaluation.json
+    refrag evaluate run --checkpoint checkpoints/world --plain plain/decoder --output evaluation.json
     refrag evaluate questions --checkpoint checkpoints/mine --data dev-v2.0.json --num-rows 200 --output squad.json
     refrag evaluate ablations --reconstruction curriculum=runs/one/checkpoint none=runs/other/checkpoint
 """

@@ -6,9 +6,9 @@
     targets OUTPUT          let a decoder that reads passages in full answer questions, or requests made of passages
                             alone, and write its answers and distributions for fine-tuning to learn from
 
-PRESET is the name of a preset that comes with refrag, such as demo, or the path of a YAML file. `--set` changes single
-values of it: `--set runs.finetune.optimisation.num_steps=100`. On several GPUs: `accelerate launch … --no_python refrag
-train run PRESET`. `refrag estimate PRESET` tells beforehand what memory and time it needs.
+PRESET is the name of a preset that comes with refrag, such as smollm2, or the path of a YAML file. `--set` changes
+single values of it: `--set runs.finetune.optimisation.num_steps=100`. On several GPUs: `accelerate launch …
+--no_python refrag train run PRESET`. `refrag estimate PRESET` tells beforehand what memory and time it needs.
 """
 
 import argparse

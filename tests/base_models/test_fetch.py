@@ -241,7 +241,7 @@ def test_the_command_fetches_what_a_preset_or_a_checkpoint_names(reference, cach
 
     from refrag.training.preset_file import load_preset
 
-    preset = load_preset("demo").model_dump(mode="json")
+    preset = load_preset("world").model_dump(mode="json")
     preset["pair"]["decoder"] = {"pretrained": reference.to_json()}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(preset, sort_keys=False))
     assert main(["fetch", str(tmp_path / "own.yaml")]) == 0

@@ -46,8 +46,8 @@ def test_every_command_tells_what_it_takes(command, capsys):
     [
         ("export --checkpoint x", "torch", "export"),
         ("export --checkpoint x", "onnx", "export"),
-        ("train run demo", "pydantic", "train"),
-        ("estimate demo", "torch", "train"),
+        ("train run world", "pydantic", "train"),
+        ("estimate world", "torch", "train"),
     ],
 )
 def test_a_missing_library_is_told_with_the_extra_to_install(command, module, extra):

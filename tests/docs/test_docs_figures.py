@@ -66,7 +66,7 @@ def test_the_file_map_names_every_package():
 
 @pytest.mark.parametrize("name", ["evaluation", "ablations"])
 def test_the_tables_beside_the_checkpoint_are_their_result_file(name):
-    path = ROOT / "checkpoints/demo" / name
+    path = ROOT / "checkpoints/world" / name
     assert path.with_suffix(".md").read_text() == render(json.loads(path.with_suffix(".json").read_text())) + "\n"
 
 

@@ -14,7 +14,7 @@ from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.pipeline import Pipeline
 from refrag_client import RefragClient
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "demo"
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "world"
 # Every test of this tier runs with each of them.
 DECODER_BACKENDS = ["torch"]
 

@@ -55,7 +55,7 @@ def outside(tmp_path, monkeypatch) -> Path:
     """An empty folder to work in, and nothing of the checkout on Python's path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    shutil.copytree(ROOT / "checkpoints" / "demo", tmp_path / "checkpoint")
+    shutil.copytree(ROOT / "checkpoints" / "world", tmp_path / "checkpoint")
     return tmp_path
 
 

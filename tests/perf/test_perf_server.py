@@ -68,7 +68,7 @@ def test_growth_is_measured_over_requests(tmp_path):
 
 
 def test_a_deployment_is_a_copy_with_its_own_window_and_chunk_size(tmp_path):
-    repository = deploy(Path("checkpoints/demo"), tmp_path, 9000, chunk_size=32)
+    repository = deploy(Path("checkpoints/world"), tmp_path, 9000, chunk_size=32)
     for model in ("preprocessing", "decoder"):
         config = RefragConfig.load(repository / model / "1" / "checkpoint")
         assert (config.max_prompt_slots, config.chunk_size) == (9000, 32)

@@ -273,11 +273,11 @@ def test_the_papers_runs_fit_on_eight_gpus_in_days(paper):
 
 
 def test_the_command_prints_a_table_and_ends_with_one_json_object(capsys):
-    arguments = ["estimate", "demo", "--num-gpus", "2", "--gpu-tflops", "100", "--utilisation", "0.2"]
+    arguments = ["estimate", "world", "--num-gpus", "2", "--gpu-tflops", "100", "--utilisation", "0.2"]
     assert main(arguments) == 0
     *table, last = capsys.readouterr().out.strip().splitlines()
     found = json.loads(last)
     assert found["hardware"] == {"num_gpus": 2, "gpu_memory_gib": 80.0, "gpu_tflops": 100.0, "utilisation": 0.2}
-    assert [run["name"] for run in found["runs"]] == list(load_preset("demo").runs)
+    assert [run["name"] for run in found["runs"]] == list(load_preset("world").runs)
     assert all(run["fits"] and run["hours"] > 0 for run in found["runs"])
     assert any(line.startswith("| base ") for line in table)
