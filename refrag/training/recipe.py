@@ -29,6 +29,7 @@ from refrag.training.settings import (
     AnyRun,
     Continue,
     Finetune,
+    Gains,
     Policy,
     PolicyRun,
     Preset,
@@ -39,6 +40,7 @@ from refrag.training.settings import (
 )
 from refrag.training.stages.continuation import Continuation, ContinueSource
 from refrag.training.stages.finetune import FinetuneSource, Finetuning
+from refrag.training.stages.gains import GainLearning, GainSource
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource
 from refrag.training.stages.pretrain import Pretraining, PretrainSource
 from refrag.training.stages.reconstruct import Reconstruction, ReconstructSource
@@ -119,7 +121,9 @@ def make_source(checkpoint: Checkpoint, run: AnyRun) -> BatchSource:
         return ContinueSource(checkpoint, run, *position)
     if isinstance(run, Finetune):
         return FinetuneSource(checkpoint, run, *position)
-    return SelectionSource(checkpoint, run) if isinstance(run, Select) else PolicySource(checkpoint, run)
+    if isinstance(run, Select):
+        return SelectionSource(checkpoint, run)
+    return GainSource(checkpoint, run) if isinstance(run, Gains) else PolicySource(checkpoint, run)
 
 
 def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
@@ -134,7 +138,9 @@ def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
         return Continuation(checkpoint, run.form)
     if isinstance(run, Finetune):
         return Finetuning(checkpoint, run)
-    return Selection(checkpoint) if isinstance(run, Select) else PolicyOptimisation(checkpoint, run)
+    if isinstance(run, Select):
+        return Selection(checkpoint)
+    return GainLearning(checkpoint, run) if isinstance(run, Gains) else PolicyOptimisation(checkpoint, run)
 
 
 def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
@@ -188,6 +194,7 @@ PREPARATIONS: dict[type, Callable[[Checkpoint, Any, Preset], Checkpoint]] = {
     Continue: _prepare_compression,
     Finetune: _prepare_compression,
     Select: _prepare_policy,
+    Gains: _prepare_policy,
     Policy: _prepare_policy,
 }
 

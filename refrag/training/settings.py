@@ -287,6 +287,20 @@ class Select(PolicyRun):
     stage: Literal["select"]
 
 
+class Gains(PolicyRun):
+    """A stage beside the paper's: the policy learns what expanding single chunks gains, with everything else frozen.
+
+    num_candidates: chunks of each question that the decoder weighs.
+    temperature: gains, in nats per token of the answer, are divided by it before their softmax.
+    updates_per_batch: updates of the weights from the same gains.
+    """
+
+    stage: Literal["gains"]
+    num_candidates: Annotated[int, Field(ge=2)] = 8
+    temperature: PositiveFloat = 0.5
+    updates_per_batch: PositiveInt = 2
+
+
 class Policy(PolicyRun):
     """Paper stage 4: the expansion policy learns by GRPO, with everything else frozen.
 
@@ -304,7 +318,7 @@ class Policy(PolicyRun):
 
 
 AnyRun = Annotated[
-    Pretrain | Recover | Reconstruct | Continue | Finetune | Select | Policy, Field(discriminator="stage")
+    Pretrain | Recover | Reconstruct | Continue | Finetune | Select | Gains | Policy, Field(discriminator="stage")
 ]
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from refrag.policies.budget import expansion_budget
 from refrag.training.curriculum import batch_shares
 from refrag.training.pair_settings import Pair
-from refrag.training.settings import AnyRun, Continue, Finetune, Policy, Pretrain, Reconstruct, Recover, Select
+from refrag.training.settings import AnyRun, Continue, Finetune, Gains, Policy, Pretrain, Reconstruct, Recover, Select
 from refrag.training.stages import continuation, reconstruct
 from refrag.training.stages.finetune import DENSE_SHARE, continuation_settings
 from refrag.training.stages.questions import (
@@ -63,7 +63,9 @@ def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
         return list(_pretraining_shapes(run))
     if isinstance(run, Finetune):
         return list(_finetuning_shapes(pair, run))
-    return list(_selection_shapes(pair, run) if isinstance(run, Select) else _policy_shapes(pair, run))
+    if isinstance(run, Select):
+        return list(_selection_shapes(pair, run))
+    return list(_gain_shapes(pair, run) if isinstance(run, Gains) else _policy_shapes(pair, run))
 
 
 def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
@@ -136,13 +138,27 @@ def _selection_shapes(pair: Pair, run: Select) -> Iterator[BatchShape]:
     """Yield batches that the encoder alone reads, as if it had met none of their chunks before."""
     kinds = [(n, k) for n in range(2, run.max_passages + 1) for k in pair.trained_chunk_sizes]
     for num_passages, size in kinds:
-        num_questions = 1 if run.questions else QUESTIONS_PER_CONTEXT
-        rows = math.ceil(
-            run.tokens_per_step / (num_passages * TOKENS_PER_PASSAGE + num_questions * TOKENS_PER_QUESTION)
-        )
+        num_questions = QUESTIONS_PER_CONTEXT if run.questions is None else 1
+        length = num_passages * TOKENS_PER_PASSAGE + num_questions * TOKENS_PER_QUESTION
+        from_files = math.ceil(run.tokens_per_step / length)
+        rows = num_contexts(num_passages, run.tokens_per_step) if run.questions is None else from_files
         num_chunks = num_passages * math.ceil(TOKENS_PER_PASSAGE / size)
         num_encoded = rows * (num_chunks + num_questions * math.ceil(TOKENS_PER_QUESTION / size))
         yield BatchShape(1 / len(kinds), 0, 0, 0, num_encoded, _chunk_tokens(pair, size))
+
+
+def _gain_shapes(pair: Pair, run: Gains) -> Iterator[BatchShape]:
+    """Yield batches of prompts with one chunk expanded; those with none expanded are a chunk shorter."""
+    kinds = [(n, k) for n in range(2, run.max_passages + 1) for k in pair.trained_chunk_sizes]
+    for num_passages, size in kinds:
+        num_chunks = num_passages * math.ceil(TOKENS_PER_PASSAGE / size)
+        num_prompts = 1 + min(run.num_candidates, num_chunks)
+        num_questions = math.ceil(run.tokens_per_step / (num_prompts * (num_chunks + size)))
+        rows, slots = num_questions * num_prompts, BOS_SLOTS + num_chunks + size - 1 + TOKENS_PER_QUESTION
+        num_encoded = num_questions * (num_chunks + math.ceil(TOKENS_PER_QUESTION / size))
+        yield BatchShape(
+            1 / len(kinds), rows, slots, rows * TOKENS_PER_QUESTION, num_encoded, _chunk_tokens(pair, size)
+        )
 
 
 def _policy_shapes(pair: Pair, run: Policy) -> Iterator[BatchShape]:

@@ -28,7 +28,7 @@ from refrag.training.pair import make_config
 from refrag.training.pair_settings import Backbone
 from refrag.training.preset_file import load_preset
 from refrag.training.recipe import make_objective, make_source
-from refrag.training.settings import Continue, Finetune, Policy, Pretrain, Reconstruct, Recover, Select
+from refrag.training.settings import Continue, Finetune, Gains, Policy, Pretrain, Reconstruct, Recover, Select
 from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
 from refrag_client.cli.main import main
 
@@ -46,6 +46,7 @@ STAGES = {
     "continue": Continue,
     "finetune": Finetune,
     "select": Select,
+    "gains": Gains,
     "policy": Policy,
     "pretrain": Pretrain,
 }
@@ -111,7 +112,7 @@ def test_the_papers_pair_has_the_parameters_it_is_known_for(paper):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("stage", ["pretrain", "reconstruct", "finetune", "policy"])
+@pytest.mark.parametrize("stage", ["pretrain", "reconstruct", "finetune", "select", "gains", "policy"])
 def test_static_memory_is_what_one_step_leaves_behind(checkpoint, stage, optimizer):
     run = make_run(stage, optimizer)
     objective = make_objective(checkpoint, run)
@@ -191,7 +192,7 @@ def test_replayed_text_costs_time_and_memory_besides_the_questions():
     assert together.hours > alone.hours
 
 
-@pytest.mark.parametrize("stage", ["finetune", "policy"])
+@pytest.mark.parametrize("stage", ["finetune", "select", "gains", "policy"])
 def test_batches_of_questions_have_about_as_many_chunks_as_foreseen(tiny_checkpoint, stage):
     run = make_run(stage)
     source, rng, num_draws = make_source(tiny_checkpoint, run), random.Random(0), 12

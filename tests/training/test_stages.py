@@ -31,6 +31,7 @@ from refrag.training.settings import (
     Continue,
     Curriculum,
     Finetune,
+    Gains,
     Optimisation,
     Policy,
     Pretrain,
@@ -71,6 +72,7 @@ RUNS = {
     "plain finetune": FINETUNE.model_copy(update={"form": "plain"}),
     "plain finetune with text": FINETUNE.model_copy(update={"form": "plain", "replay": REPLAY}),
     "select": Select(stage="select", max_passages=4, **COMMON),
+    "gains": Gains(stage="gains", max_passages=4, num_candidates=3, **COMMON),
     "policy": Policy(stage="policy", max_passages=4, group_size=2, **COMMON),
 }
 TRAINED = {
@@ -89,6 +91,7 @@ TRAINED = {
     "plain finetune": {"decoder"},
     "plain finetune with text": {"decoder"},
     "select": {"policy"},
+    "gains": {"policy"},
     "policy": {"policy"},
 }
 EACH_RUN = pytest.mark.parametrize("name", RUNS)

@@ -7,34 +7,21 @@ paper gives no group size, clip range or learning rate; `settings.Policy` and th
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from refrag.context.chunking import Chunker
-from refrag.data.contexts import ContextMaker, TokenisedContext
-from refrag.data.tasks import SINGLE_TASKS
+from refrag.data.contexts import TokenisedContext
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import log_probabilities_in_turn, sample_in_turn
 from refrag.policies.budget import expansion_budget
-from refrag.teacher_forcing.batches import (
-    ContextBatch,
-    MixedExample,
-    collate_contexts,
-    collate_mixed,
-    first_rows,
-    question_segments,
-)
+from refrag.teacher_forcing.batches import ContextBatch
 from refrag.teacher_forcing.movable import Movable
-from refrag.teacher_forcing.predict import encode, predict
-from refrag.training.objective import Objective, Outcome
+from refrag.training.objective import Outcome
 from refrag.training.settings import Policy
-from refrag.training.stages.questions import policy_logits, train_policy
-from refrag.training.stages.rows import RowSource
+from refrag.training.stages.questions import policy_logits
+from refrag.training.stages.rewards import RewardedPolicy, RewardedSource
 
 # P questions, C chunks of the longest context, G selections per question, T picks of the largest budget,
 # N chunks of the batch, E encoder width
@@ -54,62 +41,21 @@ class Rollouts(Movable):
     accuracy: float
 
 
-class PolicySource:
+class PolicySource(RewardedSource[Policy]):
     """Source of questions, each over passages of its own; all tasks are equally likely."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
-        self.checkpoint, self.settings = checkpoint, settings
-        self.rows = None if settings.questions is None else RowSource(settings.questions)
-
-    def draw(self, rng: random.Random, progress: float) -> ContextBatch:
-        chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
-        chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
-        draw_context = self._open_draws(rng, chunker)
-        contexts, num_slots = [], 0
-        while num_slots < self.settings.tokens_per_step:
-            context = draw_context()
-            contexts.append(context)
-            budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
-            num_slots += self.settings.group_size * (len(context.chunks) + budget * chunk_size)
-        return collate_contexts(chunker, contexts, seed=rng.getrandbits(32))
-
-    def _open_draws(self, rng: random.Random, chunker: Chunker) -> Callable[[], TokenisedContext]:
-        """Return what draws contexts, from the files or from one new world."""
-        if self.rows is not None:
-            return partial(self._draw_row, rng, chunker, self.rows)
-        return partial(self._ask, rng, ContextMaker.draw(rng, chunker))
-
-    def _draw_row(self, rng: random.Random, chunker: Chunker, rows: RowSource) -> TokenisedContext:
-        return rows.draw(rng, chunker, rng.randint(2, self.settings.max_passages), num_tokens=1)[0]
-
-    def _ask(self, rng: random.Random, maker: ContextMaker) -> TokenisedContext:
-        task, num_passages = rng.choice(self.settings.tasks), rng.randint(2, self.settings.max_passages)
-        if task in SINGLE_TASKS and rng.random() < self.settings.rival_share:
-            return maker.ask_among_rivals(rng, num_passages, 1, [task])
-        return maker.ask_one(rng, task, num_passages, is_honest=True)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Do nothing: every batch draws its own questions, so there is no position to go back to."""
+    def num_slots(self, context: TokenisedContext, chunk_size: int) -> int:
+        budget = expansion_budget(max(self.settings.expand_fractions), len(context.chunks))
+        return self.settings.group_size * (len(context.chunks) + budget * chunk_size)
 
 
-class PolicyOptimisation(Objective):
+class PolicyOptimisation(RewardedPolicy):
     """Clipped loss of the policy over sampled selections; the policy alone trains."""
 
-    needs_rollout = True
-
     def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
-        super().__init__()
+        super().__init__(checkpoint, settings)
         self.settings = settings
         self.updates_per_batch = settings.updates_per_batch
-        self.head_ids = checkpoint.chunker.frame.head_ids
-        self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
-        for frozen in (self.encoder, self.projector, self.decoder):
-            frozen.requires_grad_(False)
-        self.policy = checkpoint.require_policy()
-        train_policy(self.policy)
 
     def forward(self, batch: ContextBatch | Rollouts, rollout_seed: int | None = None) -> Outcome | Rollouts:
         if isinstance(batch, Rollouts):
@@ -118,7 +64,7 @@ class PolicyOptimisation(Objective):
         return self.roll_out(batch, rollout_seed)
 
     def roll_out(self, batch: ContextBatch, seed: int) -> Rollouts:
-        vectors, question_vectors = encode(self.encoder, batch.chunks), encode(self.encoder, batch.questions)
+        vectors, question_vectors = self.encode(batch.chunks), self.encode(batch.questions)
         logits = policy_logits(self.policy, batch, vectors, question_vectors)  # (P, C)
         fraction = random.Random(seed).choice(self.settings.expand_fractions)
         budgets = [max(1, expansion_budget(fraction, len(context.chunks))) for context in batch.contexts]
@@ -135,21 +81,6 @@ class PolicyOptimisation(Objective):
             mean_reward=float(rewards.mean()),
             accuracy=accuracy,
         )
-
-    def rewards(self, batch: ContextBatch, vectors: Tensor, picks: Tensor) -> tuple[Tensor, float]:
-        """Return minus the answer's log-perplexity under each selection (P, G), and the share of right answers."""
-        num_questions, group_size, _ = picks.shape
-        examples = []
-        for context, first_row, group in zip(
-            batch.contexts, first_rows(c.chunks for c in batch.contexts), picks.tolist(), strict=True
-        ):
-            segments = question_segments(context.questions[0])
-            examples += [MixedExample(context.chunks, set(row) - {-1}, segments, first_row) for row in group]
-        row_slots = self.settings.row_slots
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots).to(vectors.device)
-        prediction = predict(self.decoder, mixed, self.projector(vectors))
-        rewards = -prediction.mean_loss_per_example(len(examples)).view(num_questions, group_size)
-        return rewards, float(prediction.all_right_per_example(len(examples)).float().mean())
 
     def improve(self, rollouts: Rollouts) -> Outcome:
         """Return PPO's clipped loss, averaged over all picks."""
