@@ -67,7 +67,7 @@ def without_code(text: str) -> str:
 
 def make_checkout(folder: Path) -> Path:
     """Make a folder like a checkout, in which commands can write; files that they only read are links."""
-    for name in ("Makefile", "client", "export", "perf", "examples", "refrag", "tests", "pyproject.toml"):
+    for name in ("Makefile", "client", "docs", "export", "perf", "examples", "refrag", "tests", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "checkpoints").mkdir()
