@@ -19,12 +19,13 @@ from examples.demo import markdown_table as demo_table
 from perf import engine, load, peers, scale, sizing, source_map, store, ttft
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
+from refrag.evaluation.questions.summary import render_briefly
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.reporting import table
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, DEMO = ROOT / "perf" / "results", ROOT / "checkpoints" / "world"
+RESULTS, WORLD, PAIR = ROOT / "perf" / "results", ROOT / "checkpoints" / "world", ROOT / "checkpoints" / "smollm2"
 TASK_ROWS = (
     "plain decoder, full context",
     "REFRAG k=16",
@@ -66,6 +67,11 @@ def headline() -> str:
         f"With {HEADLINE_CALLERS} callers at a time, {level['speedup']:.1f} times as many answers come per second over "
         f"{levels['context_tokens']:,} tokens."
     )
+
+
+def questions(report: Report) -> str:
+    """Return the table of a question set, with how many rows were asked and where that was."""
+    return f"{report['num_rows']} questions.\n\n{render_briefly(report)}\n\n{source_line(report)}"
 
 
 def integers(report: Report) -> str:
@@ -120,6 +126,8 @@ def read(path: Path) -> Report:
 FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "demo": (RESULTS / "demo.json", demo_table),
     "ttft": (RESULTS / "ttft.json", with_source(ttft.chosen_table)),
+    "pair-ttft": (RESULTS / "smollm2" / "ttft.json", with_source(ttft.chosen_table)),
+    "pair-peers": (RESULTS / "smollm2" / "peers.json", with_source(peers.peers_table)),
     "stages": (RESULTS / "ttft.json", ttft.stage_table),
     "load": (RESULTS / "load.json", with_source(load.load_table)),
     "peers": (RESULTS / "peers.json", with_source(peers.peers_table)),
@@ -127,11 +135,12 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "engine": (RESULTS / "engine.json", engine_results),
     "store": (RESULTS / "store.json", store.markdown),
     "sizing": (RESULTS / "sizing.json", sizing.markdown),
-    "answers": (DEMO / "evaluation.json", partial(evaluation_table, table_name="answers")),
-    "tasks": (DEMO / "evaluation.json", partial(markdown_tasks, table_name="answers", names=TASK_ROWS)),
-    "int8": (DEMO / "int8.json", integers),
-    "reconstruction": (DEMO / "ablations.json", partial(evaluation_table, table_name="reconstruction, world")),
-    "continuation": (DEMO / "ablations.json", partial(evaluation_table, table_name="continuation, world")),
+    "xquad": (PAIR / "questions" / "xquad.json", questions),
+    "answers": (WORLD / "evaluation.json", partial(evaluation_table, table_name="answers")),
+    "tasks": (WORLD / "evaluation.json", partial(markdown_tasks, table_name="answers", names=TASK_ROWS)),
+    "int8": (WORLD / "int8.json", integers),
+    "reconstruction": (WORLD / "ablations.json", partial(evaluation_table, table_name="reconstruction, world")),
+    "continuation": (WORLD / "ablations.json", partial(evaluation_table, table_name="continuation, world")),
 }
 FROM_SOURCE: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,

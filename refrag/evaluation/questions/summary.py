@@ -103,6 +103,16 @@ def render(report: Values) -> str:
     return "\n\n".join(sections)
 
 
+def render_briefly(report: Values) -> str:
+    """Return one table of the report in Markdown: the usual measures, recovery of F1, and the size of the prompt."""
+    rows = [
+        {**row, **({"recovery_f1": row["recovery"]["f1"]} if "f1" in row["recovery"] else {})} for row in report["rows"]
+    ]
+    measures = {name: MEASURES[name] for name in ("contains", "f1", "log_perplexity")}
+    columns = {**measures, "recovery_f1": "R of F1", "prompt_slots": SIZES["prompt_slots"]}
+    return _figures(rows, columns, decimals=(*DECIMALS, "recovery_f1"))
+
+
 def _answers(run: "QuestionRun", file: AnswersFile, condition: Condition) -> dict[str, Answer]:
     """Return the answers of the rows that were asked under the condition, with refusals told apart, by row."""
     answers = {}
