@@ -158,6 +158,16 @@ def test_a_question_aware_policy_reads_the_question(network):
     assert not torch.allclose(other, score_chunks(network, PASSAGES, VECTORS, QUESTION))
 
 
+def test_an_untrained_policy_prefers_chunks_that_are_like_the_question():
+    torch.manual_seed(0)
+    fresh = ExpansionPolicy(64, width=32).eval()
+    vectors, ranks = torch.randn(12, 64), []
+    for number in range(12):
+        logits = score_chunks(fresh, PASSAGES, vectors, vectors[[number]] + 0.3 * torch.randn(1, 64))
+        ranks.append(int((logits > logits[number]).sum()))
+    assert sum(ranks) / len(ranks) < 1
+
+
 def test_a_question_blind_policy_does_not():
     blind = ExpansionPolicy(8, width=16, question_aware=False).eval()
     assert torch.equal(
