@@ -196,6 +196,10 @@ def part_costs(objective: Objective, optimisation: Optimisation) -> dict[str, Co
         recompute_activations(objective)
         # Each layer keeps its input; one layer at a time keeps all that its backward pass needs.
         costs = {name: cost + BYTES * layers[name] for name, cost in _measure(objective)[0].items()}
+    if "encoder" in costs and not objective.needs_rollout and not _trains(objective.get_submodule("encoder")):
+        # It keeps nothing either, but for the layer at work.
+        objective.get_submodule("encoder").requires_grad_(True)
+        costs["encoder"] = OPERATIONS * costs["encoder"] + BYTES * _measure(objective)[1]["encoder"]
     if "head" in costs:
         decoder: Any = objective.get_submodule("decoder")
         costs["head"] += BYTES * LOGIT_BYTES[optimisation.mixed_precision] * decoder.vocab_size
@@ -207,9 +211,14 @@ def batch_cost(costs: dict[str, Cost], batch: BatchShape) -> tuple[float, float]
     rows = {"decoder": (batch.rows, batch.slots), "head": (1, batch.num_predicted)} if batch.rows else {}
     if batch.num_chunks:
         rows |= {"encoder": (batch.num_chunks, batch.chunk_tokens), "projector": (1, batch.num_chunks)}
-    each = [count * costs[name] * [slots, slots**2, slots] for name, (count, slots) in rows.items()]
+    # Selection has an encoder and no projector.
+    each = [costs[name] * count * [slots, slots**2, slots] for name, (count, slots) in rows.items() if name in costs]
     linear, square, num_bytes = np.sum(each, axis=0)
     return linear + square, num_bytes
+
+
+def _trains(part: nn.Module) -> bool:
+    return count_parameters(part, trained=True) > 0
 
 
 def _measure(objective: Objective) -> tuple[dict[str, Cost], dict[str, Cost]]:
@@ -246,7 +255,8 @@ def _parts(objective: Objective) -> dict[str, tuple[nn.Module, Callable[[int], T
     if "encoder" in children:
         encoder: Any = children["encoder"]
         parts["encoder"] = encoder, lambda slots: encoder(*torch.ones(2, 1, slots, dtype=torch.long, device="meta"))
-        parts["projector"] = nn.Identity(), lambda slots: children["projector"](embedded(slots, encoder.width))
+        if "projector" in children:
+            parts["projector"] = nn.Identity(), lambda slots: children["projector"](embedded(slots, encoder.width))
     return parts
 
 
@@ -267,7 +277,8 @@ def _count(objective: Objective, read: Callable[[int], Tensor], slots: int) -> n
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
         output = read(slots)
-        if not objective.needs_rollout:
+        # A frozen encoder has no backward pass either.
+        if output.requires_grad and not objective.needs_rollout:
             output.sum().backward()
     for weight in (*objective.parameters(), *objective.buffers()):
         kept.pop(weight.untyped_storage()._cdata, None)
