@@ -27,7 +27,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints demo results serve export perf perf-pair perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 train-world train-smollm2 train-tiny clean
+.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,10 +73,6 @@ perf: install ## a report on this machine in a quarter of an hour: first tokens 
 	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --context-tokens 2048 8192 --output build/perf/ttft.json
 	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --context-tokens 2048 --requests 3 --output build/perf/load.json
 	$(BIN)/python -m perf.report page build/perf --output build/perf/report.html
-
-perf-pair: install ## what the documentation says of the pair's speed → $(RESULTS)/smollm2
-	$(BIN)/python -m perf.ttft --checkpoint checkpoints/smollm2 --context-tokens 2048 8192 --output $(RESULTS)/smollm2/ttft.json
-	$(BIN)/python -m perf.peers --checkpoint checkpoints/smollm2 --context-tokens 1024 4096 --output $(RESULTS)/smollm2/peers.json
 
 perf-full: install ## every tool at length, on the small pair → $(RESULTS) and build/perf-full/report.html
 	$(BIN)/python -m perf.ttft --checkpoint $(WORLD) --context-tokens 512 2048 8192 16384 --chunk-sizes 8 16 32 \
