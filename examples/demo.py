@@ -79,7 +79,7 @@ def run_demo(repository: Path, passages: list[str], questions: Path) -> dict[str
     ):
         print(f"Serving on {server.grpc_address} (gRPC) and {server.http_address} (HTTP).")
         seconds = index(server.grpc_address, passages)
-        warm_up(client, asked[0])
+        warm_up(client, Question("What is this about?", [], passages[:NUM_PASSAGES]))
         pairs = [ask_twice(client, question, number) for number, question in enumerate(asked, start=1)]
     return {**summarise(pairs, config), "num_passages": len(passages), "index_seconds": round(seconds, 1)}
 
@@ -123,7 +123,10 @@ def index(address: str, passages: Sequence[str]) -> float:
 
 
 def warm_up(client: RefragClient, question: Question) -> None:
-    """Ask one uncounted question each way: the first use of a shape allocates memory that later ones reuse."""
+    """Ask one uncounted question each way, since the first use of a shape allocates memory that later ones reuse.
+
+    Not over the passages of a counted one, whose prompt would then be in the decoder's cache.
+    """
     for expand_fraction in (None, 1.0):
         client.generate(question.text, question.passages, expand_fraction=expand_fraction, max_tokens=2)
 
