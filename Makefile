@@ -69,9 +69,9 @@ export: install ## checkpoint → ONNX models and a deployable repository; EXPOR
 $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
-perf: install ## a report on this machine in a quarter of an hour: first tokens and load → build/perf/report.html
-	$(BIN)/python -m perf.ttft --checkpoint $(CHECKPOINT) --context-tokens 2048 8192 --output build/perf/ttft.json
-	$(BIN)/python -m perf.load --checkpoint $(CHECKPOINT) --context-tokens 2048 --requests 3 --output build/perf/load.json
+perf: install ## a report on this machine in five minutes, with the small pair → build/perf/report.html
+	$(BIN)/python -m perf.ttft --checkpoint $(WORLD) --encoders fp32 int8 --output build/perf/ttft.json
+	$(BIN)/python -m perf.load --checkpoint $(WORLD) --output build/perf/load.json
 	$(BIN)/python -m perf.report page build/perf --output build/perf/report.html
 
 perf-full: install ## every tool at length, on the small pair → $(RESULTS) and build/perf-full/report.html

@@ -4,23 +4,19 @@ One document in ten is held out for evaluation. Its identity alone decides which
 run, on every machine, and whatever is added beside it.
 """
 
-import ast
 import functools
 import gzip
 import importlib
 import itertools
 import json
 import random
-import re
-import sys
-import sysconfig
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from refrag.data.sources import TextSource
+from refrag.data.stdlib import library_texts
 from refrag.data.world.world import Split, make_document, make_world
 from refrag.errors import TrainingError
 
@@ -30,15 +26,6 @@ JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
 PASSAGES_PER_WORLD = 10
 # Without these limits datasets brings releases of the two that refuse this project's NumPy 1.
 INSTALL_DATASETS = 'python -m pip install datasets "pyarrow<26" "pandas<3"'
-
-# Folders that do not document the library: its tests, and tools and packages that stand beside it.
-SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages"}
-# A shorter document is a name and a line about it.
-MIN_STDLIB_CHARACTERS = 200
-# A shorter paragraph is a phrase that two authors may both have written.
-MIN_REPEAT_CHARACTERS = 60
-
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Document(NamedTuple):
@@ -201,7 +188,7 @@ def _tell_world(identity: str) -> str:
 
 
 def _read_stdlib(source: TextSource) -> Iterator[Document]:
-    return iter(_stdlib_documents())
+    return itertools.starmap(_at_hand, library_texts().items())
 
 
 def _read_text(source: TextSource) -> Iterator[Document]:
@@ -316,65 +303,3 @@ def _import_datasets() -> Any:
         raise TrainingError(
             f"a source of kind 'dataset' needs the package datasets ({error}); install it: {INSTALL_DATASETS}"
         ) from None
-
-
-@functools.cache
-def _stdlib_documents() -> tuple[Document, ...]:
-    """Return a document per module and per topic of the language reference, each without what an earlier one says.
-
-    The reference prints whole sections under several topics; if they stayed, much of the held-out text would be
-    trained on.
-    """
-    texts = {**_module_texts(), **_topic_texts()}
-    seen: set[str] = set()
-    documents = []
-    # In the order of their names, training would read one subject for hours; the order of a hash mixes them.
-    for identity in sorted(texts, key=lambda name: zlib.crc32(name.encode())):
-        text = _without_repeats(texts[identity], seen)
-        if len(text) >= MIN_STDLIB_CHARACTERS:
-            documents.append(_at_hand(identity, text))
-    return tuple(documents)
-
-
-def _without_repeats(text: str, seen: set[str]) -> str:
-    """Return the text without the paragraphs that are in `seen`, and add its other long ones to `seen`."""
-    lines = "\n".join(line.rstrip() for line in text.splitlines())
-    paragraphs = [paragraph for paragraph in re.split(r"\n{2,}", lines.strip()) if paragraph not in seen]
-    seen.update(paragraph for paragraph in paragraphs if len(paragraph) >= MIN_REPEAT_CHARACTERS)
-    return "\n\n".join(paragraphs)
-
-
-def _topic_texts() -> dict[str, str]:
-    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    return {f"topic {name}": text for name, text in topics.items()}
-
-
-def _module_texts() -> dict[str, str]:
-    """Return each module's docstrings by its name, read from source: an import runs it, and some need a display."""
-    root = Path(sysconfig.get_path("stdlib"))
-    return {name: "\n\n".join(_docstrings(_parse_module(path), name)) for name, path in _module_paths(root)}
-
-
-def _module_paths(root: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        if parts[0] in sys.stdlib_module_names and not SKIPPED_FOLDERS.intersection(parts):
-            yield ".".join(parts).removesuffix(".__init__"), path
-
-
-def _parse_module(path: Path) -> ast.Module:
-    with warnings.catch_warnings():
-        # The library's own strings have escape sequences that Python warns of.
-        warnings.simplefilter("ignore")
-        return ast.parse(path.read_bytes())
-
-
-def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
-    """Yield the docstrings of a module, class or function and of all within it, each headed by its qualified name."""
-    if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
-        yield f"{name}\n\n{docstring}"
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _docstrings(child, f"{name}.{child.name}")
-        elif isinstance(child, ast.stmt | ast.excepthandler):
-            yield from _docstrings(child, name)

@@ -39,7 +39,7 @@ class ExpansionPolicy(nn.Module):
         """Let chunks that are like the question score high from the start, which the layers then refine.
 
         Chunk and question go through the same random projection, which about keeps angles, and are compared by a scaled
-        product. From random weights alone, thousands of labelled questions did not get as far.
+        product. Weights that are all random take thousands of labelled questions to get there.
         """
         own = self.question_in.weight.shape[1]
         self.chunk_in.weight.zero_()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from refrag.model.encoder import ChunkEncoder
+from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.teacher_forcing.batches import EncoderBatch
 from refrag.teacher_forcing.predict import encode
 
@@ -17,7 +17,7 @@ ENCODED_AT_ONCE = 256
 
 
 class VectorMemory:
-    """Vectors of the chunks that were read last, by the tokens that the encoder read of them."""
+    """Vectors by the tokens that the encoder read; beyond the limit, those that came first are forgotten."""
 
     def __init__(self, encoder: ChunkEncoder, max_vectors: int = MAX_VECTORS) -> None:
         self.encoder, self.max_vectors = encoder, max_vectors
@@ -33,9 +33,10 @@ class VectorMemory:
             return encode(self.encoder, batch)
         keys = _keys(batch)
         missing = {key: row for row, key in enumerate(keys) if key not in self._vectors}
-        for rows in torch.tensor(list(missing.values()), dtype=torch.long).split(ENCODED_AT_ONCE) if missing else ():
-            read = encode(self.encoder, EncoderBatch(batch.input_ids[rows], batch.attention_mask[rows])).cpu()
-            self._vectors.update(zip([keys[row] for row in rows.tolist()], read, strict=True))
+        if missing:
+            rows = list(missing.values())
+            read = encode_in_batches(self.encoder, batch.input_ids[rows], batch.attention_mask[rows], ENCODED_AT_ONCE)
+            self._vectors.update(zip(missing, read.cpu(), strict=True))
         vectors = torch.stack([self._vectors[key] for key in keys]).to(batch.input_ids.device)
         while len(self._vectors) > self.max_vectors:
             del self._vectors[next(iter(self._vectors))]

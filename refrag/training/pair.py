@@ -28,12 +28,11 @@ from refrag.model.projector import Projector
 from refrag.teacher_forcing.batches import encoder_batch
 from refrag.teacher_forcing.predict import encode
 from refrag.training.fit import refuse_misfits
+from refrag.training.memory import ENCODED_AT_ONCE
 from refrag.training.pair_settings import Backbone, Pair
 
 # An encoder with its own tokenizer may cut the same text into more tokens; its special ones come on top.
 ENCODER_LENGTH_MARGIN = 2
-# Chunks that the encoder reads at once, which bounds memory.
-ENCODED_AT_ONCE = 256
 # Entities of the made-up document on which the parts are tried together.
 NUM_ENTITIES = 4
 

@@ -167,8 +167,8 @@ class Pretrain(AskingRun):
 class Recover(Run):
     """A stage before the paper's: each chunk's tokens are read back from its embedding without the decoder.
 
-    A matrix of low rank for each place turns the embedding into a query among the decoder's token embeddings. It takes
-    a hundredth of the time of reconstruction, and starts encoder and projector where they keep the tokens.
+    For each place the embedding, changed by a matrix of low rank, is a query among the decoder's token embeddings. No
+    decoder runs, and encoder and projector start where they keep the tokens.
 
     sources: where the text comes from.
     rank: rank of the matrices.

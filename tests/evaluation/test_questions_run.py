@@ -168,9 +168,9 @@ def test_the_base_encoder_ranks_by_its_own_mean_states_and_not_by_the_checkpoint
     assert chunks.passages[BaseEncoder(based).rank(chunks, "Ada keeps bees.")[0]] == 1
 
 
-def test_similarity_of_a_base_encoder_needs_one(plain_models, rows):
+def test_similarity_of_a_base_encoder_needs_one_before_anything_is_asked(plain_models, rows):
     with pytest.raises(InvalidRequest, match="names no encoder_base; leave the condition out"):
-        build(plain_models, rows[0], "p=0.5:base-similarity")
+        QuestionRun(plain_models, rows, parse("p=0.5:base-similarity"), OPTIONS)
 
 
 def test_the_oracle_takes_the_chunks_with_an_answer_those_of_the_evidence_first(tiny_checkpoint, rows):

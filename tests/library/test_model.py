@@ -20,7 +20,7 @@ from refrag.errors import CheckpointError, InvalidRequest
 from refrag.model.checkpoint import load_checkpoint
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder, OrderedPooling
-from refrag.model.projector import Projector
+from refrag.model.projector import RIDGE, Projector
 from refrag.request import SamplingParams
 
 
@@ -120,14 +120,17 @@ def test_the_projector_starts_at_the_scale_of_the_tokens():
     assert projector(vectors).pow(2).mean().sqrt().item() == pytest.approx(tokens.pow(2).mean().sqrt().item(), rel=1e-4)
 
 
-def test_a_fitted_projector_is_the_linear_map_that_regression_finds():
+def test_a_fitted_projector_is_the_linear_map_that_ridge_regression_finds():
     torch.manual_seed(0)
-    vectors, linear, offset = torch.randn(500, 5) + 3, torch.randn(12, 5), torch.randn(12)
+    vectors, wanted = torch.randn(500, 5) + 3, torch.randn(500, 12)
     projector = Projector(5, 12)
-    projector.fit(vectors, vectors @ linear.T + offset)
-    # What is missing is the penalty's share.
-    torch.testing.assert_close(projector(vectors), vectors @ linear.T + offset, atol=0.15, rtol=0.05)
-    assert (projector(2 * vectors) - 2 * projector(vectors) + projector(0 * vectors)).abs().max() < 1e-3
+    projector.fit(vectors, wanted)
+    # Ordinary least squares, with a row for each penalised dimension.
+    apart, away = vectors - vectors.mean(0), wanted - wanted.mean(0)
+    penalty = RIDGE * apart.pow(2).sum(0).mean()
+    rows = torch.cat([apart, penalty.sqrt() * torch.eye(5)])
+    linear = torch.linalg.lstsq(rows, torch.cat([away, torch.zeros(5, 12)])).solution
+    torch.testing.assert_close(projector(vectors), wanted.mean(0) + apart @ linear, atol=1e-4, rtol=1e-4)
 
 
 def test_placeholders_take_the_rows_they_name(tiny_checkpoint):

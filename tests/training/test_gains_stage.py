@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from minimising import minimise
 from torch.nn import functional
 
 from refrag.teacher_forcing.batches import MixedExample, collate_mixed, encoder_batch, question_segments
@@ -82,10 +83,4 @@ def test_the_policy_learns_to_prefer_what_gains(checkpoint, batch):
     gains = torch.zeros_like(weighed.gains)
     gains[:, -1] = 3.0
     weighed = replace(weighed, gains=gains)
-    optimizer = torch.optim.Adam(objective.policy.parameters(), lr=3e-3)
-    for _ in range(80):
-        outcome = objective(weighed)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-    assert outcome.figures["gain"] > 2.5
+    assert minimise(objective, weighed, num_steps=80, learning_rate=3e-3)[-1]["gain"] > 2.5

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 import pytest
 import torch
+from minimising import minimise
 from question_files import ROW, write_rows
 from torch.nn import functional
 
@@ -460,13 +461,7 @@ def test_no_answerless_question_has_its_answer_in_its_passages(tmp_path, tiny_ch
 def test_recovery_reads_tokens_back_at_their_places(checkpoint):
     source, objective = make_stage(checkpoint, RECOVER)
     batch = draw(source, 0)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
-    for _ in range(120):
-        outcome = objective(batch)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-    assert outcome.figures["accuracy"] > 0.9
+    assert minimise(objective, batch, num_steps=120, learning_rate=1e-2)[-1]["accuracy"] > 0.9
     shifted = replace(batch, token_ids=batch.token_ids.roll(1, 0))
     assert objective(shifted).figures["accuracy"] < 0.5
 
@@ -497,15 +492,8 @@ def test_before_recovery_the_projector_gives_each_chunk_about_the_mean_of_its_to
 def test_selection_learns_which_chunks_are_labelled(checkpoint):
     source, objective = make_stage(checkpoint, RUNS["select"])
     batch = draw(source, 0)
-    optimizer = torch.optim.Adam(objective.policy.parameters(), lr=3e-3)
-    recalls = []
-    for _ in range(60):
-        outcome = objective(batch)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-        recalls.append(outcome.figures["recall"])
-    assert recalls[-1] > max(0.5, 2 * recalls[0])
+    figures = minimise(objective, batch, num_steps=60, learning_rate=3e-3)
+    assert figures[-1]["recall"] > max(0.5, 2 * figures[0]["recall"])
 
 
 def served(checkpoint, contexts, logits, monkeypatch, labelled=0.0, whole_budget=1.0, fraction=0.2):

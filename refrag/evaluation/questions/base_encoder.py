@@ -6,6 +6,7 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from refrag.base_models.cache import resolve
+from refrag.base_models.reference import BaseModel
 from refrag.context.chunking import PackedChunks
 from refrag.errors import InvalidRequest
 from refrag.model.backbones import load_pretrained
@@ -19,19 +20,24 @@ from refrag.teacher_forcing.predict import encode
 NAME = "base similarity"
 
 
+def require_base(checkpoint: Checkpoint) -> BaseModel:
+    """Return the base of the encoder, or raise InvalidRequest if the checkpoint names none."""
+    base = checkpoint.config.encoder_base
+    if base is None:
+        raise InvalidRequest(
+            f"the selection {NAME!r} compares chunks by the encoder as it was before training, and the checkpoint "
+            "names no encoder_base; leave the condition out"
+        )
+    return base
+
+
 class BaseEncoder:
     """The encoder that a checkpoint names as its base, with the mean of the token states as vector."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Load it, or raise InvalidRequest if the checkpoint names none."""
-        base = checkpoint.config.encoder_base
-        if base is None:
-            raise InvalidRequest(
-                f"the selection {NAME!r} compares chunks by the encoder as it was before training, and the checkpoint "
-                "names no encoder_base; leave the condition out"
-            )
         self.chunker = checkpoint.chunker
-        self.encoder = ChunkEncoder(load_pretrained(AutoModel, resolve(base)), "mean").eval()
+        self.encoder = ChunkEncoder(load_pretrained(AutoModel, resolve(require_base(checkpoint))), "mean").eval()
 
     @torch.inference_mode()
     def rank(self, chunks: PackedChunks, question: str) -> list[int]:

@@ -190,6 +190,8 @@ def _refuse_unanswerable(models: Models, rows: Sequence[QuestionRow], conditions
     """Raise an error, before anything is answered, for what would fail in the middle of the run."""
     if any(select_by(conditions, name) for name in ("learned", "learned as served")):
         models.checkpoint.require_policy()
+    if select_by(conditions, base_encoder.NAME):
+        base_encoder.require_base(models.checkpoint)
     for one in conditions:
         if one.selection not in OWN_SELECTIONS:
             POLICIES.check(one.selection)

@@ -13,24 +13,18 @@ import torch
 from torch import Tensor
 
 from refrag.data.contexts import TokenisedContext
-from refrag.model.checkpoint import Checkpoint
 from refrag.teacher_forcing.batches import ContextBatch
-from refrag.teacher_forcing.movable import Movable
 from refrag.training.objective import Outcome
 from refrag.training.settings import Gains
-from refrag.training.stages.questions import policy_logits
-from refrag.training.stages.rewards import RewardedPolicy, RewardedSource
+from refrag.training.stages.rewards import EncodedContexts, RewardedPolicy, RewardedSource
 
 # P questions, C chunks of the longest context, G candidates per question, N chunks of the batch, E encoder width
 
 
 @dataclass(frozen=True)
-class WeighedChunks(Movable):
-    """Candidates of each question with their gains, and all that the policy needs to score them anew."""
+class WeighedChunks(EncodedContexts):
+    """Contexts with candidates for expansion and their gains."""
 
-    batch: ContextBatch
-    chunk_vectors: Tensor  # (N, E)
-    question_vectors: Tensor  # question chunks of the batch, E wide
     candidates: Tensor  # (P, G) numbers of chunks, −1 where the context has fewer
     gains: Tensor  # (P, G) in nats per token
 
@@ -43,24 +37,13 @@ class GainSource(RewardedSource[Gains]):
         return num_prompts * (len(context.chunks) + chunk_size)
 
 
-class GainLearning(RewardedPolicy):
+class GainLearning(RewardedPolicy[Gains]):
     """Divergence of the policy over the candidates from the softmax of their gains; the policy alone trains."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: Gains) -> None:
-        super().__init__(checkpoint, settings)
-        self.settings = settings
-        self.updates_per_batch = settings.updates_per_batch
-
-    def forward(self, batch: ContextBatch | WeighedChunks, rollout_seed: int | None = None) -> Outcome | WeighedChunks:
-        if isinstance(batch, WeighedChunks):
-            return self.improve(batch)
-        assert rollout_seed is not None
-        return self.weigh(batch, rollout_seed)
-
-    def weigh(self, batch: ContextBatch, seed: int) -> WeighedChunks:
+    def roll_out(self, batch: ContextBatch, seed: int) -> WeighedChunks:
         """Choose candidates and let the decoder tell what each gains."""
-        vectors, question_vectors = self.encode(batch.chunks), self.encode(batch.questions)
-        logits = policy_logits(self.policy, batch, vectors, question_vectors)  # (P, C)
+        contexts = self.encode(batch)
+        vectors, logits = contexts.chunk_vectors, self.scores(contexts)  # (N, E), (P, C)
         rng, count = random.Random(seed), self.settings.num_candidates
         chosen = [
             choose_candidates(rng, row[: len(context.chunks)], context.questions[0].evidence_chunks, count)
@@ -70,11 +53,10 @@ class GainLearning(RewardedPolicy):
         candidates = torch.tensor([row + [-1] * (width - len(row)) for row in chosen], device=vectors.device)  # (P, G)
         nothing = torch.full_like(candidates[:, :1], -1)
         rewards, _ = self.rewards(batch, vectors, torch.cat([nothing, candidates], 1).unsqueeze(-1))  # (P, 1 + G)
-        return WeighedChunks(batch, vectors, question_vectors, candidates, rewards[:, 1:] - rewards[:, :1])
+        return WeighedChunks(batch, vectors, contexts.question_vectors, candidates, rewards[:, 1:] - rewards[:, :1])
 
     def improve(self, weighed: WeighedChunks) -> Outcome:
-        logits = policy_logits(self.policy, weighed.batch, weighed.chunk_vectors, weighed.question_vectors)
-        loss, gain = gain_loss(logits, weighed.candidates, weighed.gains, self.settings.temperature)
+        loss, gain = gain_loss(self.scores(weighed), weighed.candidates, weighed.gains, self.settings.temperature)
         return Outcome(loss, {"loss": loss.item(), "gain": gain})
 
 

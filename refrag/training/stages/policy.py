@@ -13,27 +13,21 @@ import torch
 from torch import Tensor
 
 from refrag.data.contexts import TokenisedContext
-from refrag.model.checkpoint import Checkpoint
 from refrag.model.policy import log_probabilities_in_turn, sample_in_turn
 from refrag.policies.budget import expansion_budget
 from refrag.teacher_forcing.batches import ContextBatch
-from refrag.teacher_forcing.movable import Movable
 from refrag.training.objective import Outcome
 from refrag.training.settings import Policy
-from refrag.training.stages.questions import policy_logits
-from refrag.training.stages.rewards import RewardedPolicy, RewardedSource
+from refrag.training.stages.rewards import EncodedContexts, RewardedPolicy, RewardedSource
 
 # P questions, C chunks of the longest context, G selections per question, T picks of the largest budget,
 # N chunks of the batch, E encoder width
 
 
 @dataclass(frozen=True)
-class Rollouts(Movable):
-    """Sampled selections with their advantages, and all that the policy needs to compute their probabilities anew."""
+class Rollouts(EncodedContexts):
+    """Contexts with sampled selections and their advantages."""
 
-    batch: ContextBatch
-    chunk_vectors: Tensor  # (N, E)
-    question_vectors: Tensor  # question chunks of the batch, E wide
     picks: Tensor  # (P, G, T), −1 beyond the budget
     log_probabilities: Tensor  # (P, G, T) of each pick when it was sampled
     advantages: Tensor  # (P, G)
@@ -49,32 +43,21 @@ class PolicySource(RewardedSource[Policy]):
         return self.settings.group_size * (len(context.chunks) + budget * chunk_size)
 
 
-class PolicyOptimisation(RewardedPolicy):
+class PolicyOptimisation(RewardedPolicy[Policy]):
     """Clipped loss of the policy over sampled selections; the policy alone trains."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: Policy) -> None:
-        super().__init__(checkpoint, settings)
-        self.settings = settings
-        self.updates_per_batch = settings.updates_per_batch
-
-    def forward(self, batch: ContextBatch | Rollouts, rollout_seed: int | None = None) -> Outcome | Rollouts:
-        if isinstance(batch, Rollouts):
-            return self.improve(batch)
-        assert rollout_seed is not None
-        return self.roll_out(batch, rollout_seed)
-
     def roll_out(self, batch: ContextBatch, seed: int) -> Rollouts:
-        vectors, question_vectors = self.encode(batch.chunks), self.encode(batch.questions)
-        logits = policy_logits(self.policy, batch, vectors, question_vectors)  # (P, C)
+        contexts = self.encode(batch)
+        logits = self.scores(contexts)  # (P, C)
         fraction = random.Random(seed).choice(self.settings.expand_fractions)
         budgets = [max(1, expansion_budget(fraction, len(context.chunks))) for context in batch.contexts]
         generator = torch.Generator().manual_seed(seed)
         picks = sample_in_turn(logits, torch.tensor(budgets, device=logits.device), self.settings.group_size, generator)
-        rewards, accuracy = self.rewards(batch, vectors, picks)  # (P, G)
+        rewards, accuracy = self.rewards(batch, contexts.chunk_vectors, picks)  # (P, G)
         return Rollouts(
             batch=batch,
-            chunk_vectors=vectors,
-            question_vectors=question_vectors,
+            chunk_vectors=contexts.chunk_vectors,
+            question_vectors=contexts.question_vectors,
             picks=picks,
             log_probabilities=log_probabilities_in_turn(logits, picks),
             advantages=group_advantages(rewards),
@@ -84,8 +67,7 @@ class PolicyOptimisation(RewardedPolicy):
 
     def improve(self, rollouts: Rollouts) -> Outcome:
         """Return PPO's clipped loss, averaged over all picks."""
-        logits = policy_logits(self.policy, rollouts.batch, rollouts.chunk_vectors, rollouts.question_vectors)
-        log_probabilities = log_probabilities_in_turn(logits, rollouts.picks)  # (P, G, T)
+        log_probabilities = log_probabilities_in_turn(self.scores(rollouts), rollouts.picks)  # (P, G, T)
         loss, clipped = clipped_loss(
             log_probabilities - rollouts.log_probabilities,
             rollouts.advantages,

@@ -3,6 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -15,42 +16,46 @@ from refrag.data.tasks import SINGLE_TASKS
 from refrag.model.checkpoint import Checkpoint
 from refrag.teacher_forcing.batches import (
     ContextBatch,
-    EncoderBatch,
     MixedExample,
     collate_contexts,
     collate_mixed,
     first_rows,
     question_segments,
 )
+from refrag.teacher_forcing.movable import Movable
 from refrag.teacher_forcing.predict import predict
 from refrag.training.memory import VectorMemory
-from refrag.training.objective import Objective
-from refrag.training.settings import Gains, Policy, PolicyRun
-from refrag.training.stages.questions import train_policy
-from refrag.training.stages.rows import RowSource
+from refrag.training.objective import Objective, Outcome
+from refrag.training.settings import Gains, Policy
+from refrag.training.stages.questions import policy_logits, train_policy
+from refrag.training.stages.rows import ContextSource, RowSource
 
 RewardedRun = TypeVar("RewardedRun", Gains, Policy)
 
-# P questions, G selections per question, T picks of the largest, N chunks of the batch, E encoder width
+# P questions, C chunks of the longest context, G selections per question, T picks of the largest,
+# N chunks of the batch, E encoder width
 
 
-class RewardedSource(ABC, Generic[RewardedRun]):
+@dataclass(frozen=True)
+class EncodedContexts(Movable):
+    """Contexts with their vectors: all that the policy needs to score their chunks anew."""
+
+    batch: ContextBatch
+    chunk_vectors: Tensor  # (N, E)
+    question_vectors: Tensor  # question chunks of the batch, E wide
+
+
+class RewardedSource(ContextSource[RewardedRun], ABC):
     """Source of questions, each over passages of its own; all tasks are equally likely."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: RewardedRun) -> None:
-        self.checkpoint = checkpoint
-        self.settings: RewardedRun = settings
-        self.rows = None if settings.questions is None else RowSource(settings.questions)
-
     def draw(self, rng: random.Random, progress: float) -> ContextBatch:
-        chunk_size = rng.choice(self.checkpoint.config.trained_chunk_sizes)
-        chunker = self.checkpoint.with_chunk_size(chunk_size).chunker
+        chunker = self.draw_chunker(rng)
         draw_context = self._open_draws(rng, chunker)
         contexts, num_slots = [], 0
         while num_slots < self.settings.tokens_per_step:
             context = draw_context()
             contexts.append(context)
-            num_slots += self.num_slots(context, chunk_size)
+            num_slots += self.num_slots(context, chunker.config.chunk_size)
         return collate_contexts(chunker, contexts, seed=rng.getrandbits(32))
 
     @abstractmethod
@@ -72,21 +77,17 @@ class RewardedSource(ABC, Generic[RewardedRun]):
             return maker.ask_among_rivals(rng, num_passages, 1, [task])
         return maker.ask_one(rng, task, num_passages, is_honest=True)
 
-    def state(self) -> dict[str, Any]:
-        return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Do nothing: every batch draws its own questions, so there is no position to go back to."""
-
-
-class RewardedPolicy(Objective):
+class RewardedPolicy(Objective, ABC, Generic[RewardedRun]):
     """Objective of the policy alone, with everything else frozen."""
 
     needs_rollout = True
 
-    def __init__(self, checkpoint: Checkpoint, settings: PolicyRun) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: RewardedRun) -> None:
         super().__init__()
-        self.row_slots, self.head_ids = settings.row_slots, checkpoint.chunker.frame.head_ids
+        self.settings: RewardedRun = settings
+        self.updates_per_batch = settings.updates_per_batch
+        self.head_ids = checkpoint.chunker.frame.head_ids
         self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
         for frozen in (self.encoder, self.projector, self.decoder):
             frozen.requires_grad_(False)
@@ -94,9 +95,26 @@ class RewardedPolicy(Objective):
         train_policy(self.policy)
         self.memory = VectorMemory(self.encoder)
 
-    def encode(self, chunks: EncoderBatch) -> Tensor:
-        """Return the vectors of the chunks, which are remembered.  (N, L) -> (N, E)"""
-        return self.memory.encode(chunks)
+    def forward(self, batch: Any, rollout_seed: int | None = None) -> Any:
+        if isinstance(batch, EncodedContexts):
+            return self.improve(batch)
+        assert rollout_seed is not None
+        return self.roll_out(batch, rollout_seed)
+
+    @abstractmethod
+    def roll_out(self, batch: ContextBatch, seed: int) -> EncodedContexts:
+        """Return the batch with what the decoder says of its chunks."""
+
+    @abstractmethod
+    def improve(self, rollouts: Any) -> Outcome:
+        """Return the policy's loss on a rollout."""
+
+    def encode(self, batch: ContextBatch) -> EncodedContexts:
+        return EncodedContexts(batch, self.memory.encode(batch.chunks), self.memory.encode(batch.questions))
+
+    def scores(self, contexts: EncodedContexts) -> Tensor:
+        """Return the policy's logits.  -> (P, C)"""
+        return policy_logits(self.policy, contexts.batch, contexts.chunk_vectors, contexts.question_vectors)
 
     @torch.no_grad()
     def rewards(self, batch: ContextBatch, vectors: Tensor, picks: Tensor) -> tuple[Tensor, float]:
@@ -112,7 +130,9 @@ class RewardedPolicy(Objective):
             )
             for row in group
         ]
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, self.row_slots).to(vectors.device)
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, self.settings.row_slots).to(
+            vectors.device
+        )
         prediction = predict(self.decoder, mixed, self.projector(vectors))
         rewards = -prediction.mean_loss_per_example(len(examples)).view(num_questions, group_size)
         return rewards, float(prediction.all_right_per_example(len(examples)).float().mean())

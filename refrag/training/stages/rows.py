@@ -13,14 +13,14 @@ from refrag.data.questions.read import Form, read_questions
 from refrag.data.questions.row import QuestionRow
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
-from refrag.training.settings import Finetune, QuestionFile, Questions, Select
+from refrag.training.settings import Finetune, Gains, Policy, QuestionFile, Questions, Select
 from refrag.training.stages.questions import draw_contexts
 from refrag.training.targets import Target, read_targets
 
 # Rows tried for one whose passages do not answer another's question.
 NUM_TRIES = 20
 
-AskingSettings = TypeVar("AskingSettings", Finetune, Select)
+AskingSettings = TypeVar("AskingSettings", Finetune, Select, Gains, Policy)
 
 
 class ContextSource(Generic[AskingSettings]):

@@ -1,7 +1,7 @@
 """Selection, a stage beside the paper's: the policy learns from labels which chunks hold what the answer needs.
 
-Everything but the policy is frozen, so each chunk is encoded once, and a step costs a thousandth of one with the
-decoder. It is where a policy starts before reinforcement, and all that it needs where labels are good.
+Everything but the policy is frozen and no decoder reads, so each chunk is encoded once, and then a step costs next to
+nothing. It is where a policy starts before reinforcement, and all that it needs where labels are good.
 """
 
 import random
