@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
-from refrag.model.checkpoint import POLICY
+from refrag.model.policy_file import POLICY
 from refrag.model.tokenizers import DECODER, ENCODER, has_tokenizer
 from refrag.store.keys import fingerprint_encoder, save_fingerprint
 

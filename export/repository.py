@@ -28,12 +28,9 @@ from refrag.export.parts import (
 )
 from refrag.export.precision import Precision, TracedPrecision
 from refrag.export.quantisation import quantise_chunk_encoder
-from refrag.model.checkpoint import (
-    load_encoder,
-    load_policy,
-    load_projector,
-)
+from refrag.model.checkpoint import load_encoder, load_projector
 from refrag.model.encoder import ChunkEncoder
+from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.model.whole import whole_checkpoint

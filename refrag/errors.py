@@ -3,6 +3,7 @@
     RefragError
     ├── InvalidRequest     the caller must change the request        INVALID_ARG
     ├── Overloaded         the same request may succeed later        UNAVAILABLE
+    ├── ServerUnavailable  the server is stopping                    UNAVAILABLE
     ├── Cancelled          the caller stopped the request            CANCELLED
     ├── DeadlineExceeded   the request's own deadline passed         CANCELLED
     ├── CheckpointError    a checkpoint is missing or does not fit   INTERNAL
@@ -34,6 +35,10 @@ class InvalidRequest(RefragError):
 
 
 class Overloaded(RefragError):
+    triton_code = "UNAVAILABLE"
+
+
+class ServerUnavailable(RefragError):
     triton_code = "UNAVAILABLE"
 
 

@@ -1,10 +1,13 @@
 """`refrag check`: list what the embedded server needs of this machine, and what to do about each item that is missing.
 
-It takes the options of `refrag serve`, and exits with 1 if the server could not start with those options.
+It takes the options of `refrag serve`, and exits with 1 if the server could not start with those options. With
+--server it asks a running server a tiny question instead, and exits with 1 if that does not answer.
 """
 
 import argparse
+import time
 
+from refrag.embedded.probe import ask_server
 from refrag.embedded.requirements import Machine, check_machine
 from refrag.embedded.settings import ServerSettings, add_options, settings_from_arguments
 from refrag.errors import InvalidRequest
@@ -14,9 +17,27 @@ HELP = "tell what this machine lacks to serve"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
+    parser.add_argument(
+        "--server",
+        nargs="?",
+        const="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="ask the server at this HTTP address (default: %(const)s) instead of looking at the machine",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return _check_machine(arguments) if arguments.server is None else _check_server(arguments.server)
+
+
+def _check_server(address: str) -> int:
+    began = time.monotonic()
+    ask_server(address)
+    print(f"ok       {address} answered after {time.monotonic() - began:.2f} s")
+    return 0
+
+
+def _check_machine(arguments: argparse.Namespace) -> int:
     settings = parsed_settings(arguments)
     findings = check_machine(Machine.inspect(settings), settings)
     for finding in findings:

@@ -1,9 +1,11 @@
 """`refrag serve`: run the embedded tritonserver on one model repository until Ctrl-C or SIGTERM.
 
-It prints the addresses once every model is ready. `refrag check` tells beforehand what this machine lacks.
+It prints the addresses once every model is ready. `refrag check` tells beforehand what this machine lacks. A server
+that fails, or loses the process of a model, is reported and started again; the exit code is 1 once it gives up.
 """
 
 import argparse
+import logging
 import signal
 import time
 from dataclasses import asdict
@@ -22,17 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     server = EmbeddedServer(**asdict(parsed_settings(arguments)))
+    _show_reports()
     # A service manager sends SIGTERM; treat it as Ctrl-C, so that the server shuts down in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started_at = time.monotonic()
     try:
-        with server:
-            _announce(server, time.monotonic() - started_at)
-            exit_code = server.wait()
-            errors = "\n".join(server.read_errors())
-            raise SetupError(f"the server ended by itself with exit code {exit_code}:\n{errors}")
+        server.start()
+        _announce(server, time.monotonic() - started_at)
+        if (failure := server.wait()) is not None:
+            raise SetupError(failure)
     except KeyboardInterrupt:
-        return
+        pass
+    finally:
+        if num_cut := server.stop():
+            print(f"{num_cut} answers were still running after the drain and were cut; their callers know", flush=True)
+
+
+def _show_reports() -> None:
+    """Show on stderr what the server's supervisor reports: failures and restarts."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger("refrag.embedded").addHandler(handler)
 
 
 def _announce(server: EmbeddedServer, seconds: float) -> None:

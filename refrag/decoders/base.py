@@ -136,7 +136,7 @@ class DecoderBackend(Protocol):
         """Return the stats of the last step."""
 
     def close(self) -> None:
-        """End every request as Cancelled, and free what the decoder holds."""
+        """End every request as ServerUnavailable, and free what the decoder holds. May be called twice."""
 
 
 def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits) -> None:

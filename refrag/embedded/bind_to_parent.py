@@ -1,4 +1,4 @@
-"""Become the given command, bound to be terminated when the parent ends, however it ends.
+"""Become the given command, bound to be terminated when the parent ends, with files that only its user can read.
 
     python -I -S bind_to_parent.py <parent's process id> <command> [<argument> …]
 
@@ -20,6 +20,8 @@ def main() -> None:
     # The parent may have died before the line above took effect.
     if os.getppid() != int(parent_id):
         sys.exit("the parent process has ended already")
+    # Shared memory holds questions and answers, and all users of a machine see its names.
+    os.umask(0o077)
     os.execv(command[0], command)
 
 

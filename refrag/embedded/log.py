@@ -10,8 +10,13 @@ import re
 
 _ENTRY = re.compile(r'^\S+Z (?P<level>[IWEF]) \d+ \S+\] (?P<message>".*")$', re.MULTILINE)
 _PROTOBUF_ERROR = re.compile(r"^\[libprotobuf ERROR [^\]]*\] (.*)$", re.MULTILINE)
+_CRASH = re.compile(r"^(terminate called .*|\s+what\(\): .*|Signal \(\d+\) received\.)$", re.MULTILINE)
+# Empty lines, tables, and the frames of a crash, which tell nothing without symbols.
+_NOISE = re.compile(r"\s*$|[+|]|\s*\d+# ")
 _HARMLESS = (
     "CudaDriverHelper has not been initialized",
+    # Of a machine without a GPU, where it means nothing.
+    "unable to create stream",
     # Repeated, with the model's name, by the line that follows it.
     "ERROR: Failed to create instance",
 )
@@ -19,9 +24,10 @@ _NUM_LAST_LINES = 5
 
 
 def extract_errors(log: str) -> list[str]:
-    """Return the messages of the server's errors, or the log's last lines if it reported none."""
+    """Return the messages of the server's errors and crash, or the log's last lines if it reported none."""
     messages = _PROTOBUF_ERROR.findall(log)
     messages += [_decode(entry["message"]) for entry in _ENTRY.finditer(log) if entry["level"] in "EF"]
+    messages += _CRASH.findall(log)
     errors = [message.strip() for message in messages if not message.startswith(_HARMLESS)]
     return list(dict.fromkeys(errors)) or _last_lines(log)
 
@@ -42,5 +48,4 @@ def _decode(message: str) -> str:
 
 
 def _last_lines(log: str) -> list[str]:
-    lines = [line for line in log.splitlines() if line.strip() and not line.startswith(("+", "|"))]
-    return lines[-_NUM_LAST_LINES:]
+    return [line for line in log.splitlines() if not _NOISE.match(line)][-_NUM_LAST_LINES:]

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-SHARED_MEMORY = Path("/dev/shm")
+from refrag.embedded.leftovers import remove_run, take_lock
+
 _BIND_TO_PARENT = Path(__file__).parent / "bind_to_parent.py"
 
 
@@ -17,15 +19,22 @@ class ServerProcess:
 
     The kernel sends the parent-death signal when the *thread* that started the child ends. So a thread
     that lives exactly as long as the child starts it, waits for it, and cleans up.
+
+    folder: the run's own; if we are killed too, the next server removes it.
     """
 
     def __init__(
-        self, command: list[str], environment: Mapping[str, str], log_path: Path, shared_memory_prefix: str
+        self,
+        command: list[str],
+        environment: Mapping[str, str],
+        log_path: Path,
+        shared_memory_prefix: str,
+        folder: Path,
     ) -> None:
         self._command = [sys.executable, "-I", "-S", str(_BIND_TO_PARENT), str(os.getpid()), *command]
         self._environment = dict(environment)
         self._log_path = log_path
-        self._shared_memory_prefix = shared_memory_prefix
+        self._shared_memory_prefix, self._folder = shared_memory_prefix, folder
         self._started = threading.Event()
         self._ended = threading.Event()
         self._reaping = threading.Lock()
@@ -44,10 +53,12 @@ class ServerProcess:
         """Return whether the process has ended, and what it left behind is gone, within the time given."""
         return self._ended.wait(timeout_seconds)
 
-    def terminate(self, timeout_seconds: float) -> None:
-        """Ask the server to end; kill it, and with it its whole group, if it has not after `timeout_seconds`."""
+    def ask_to_end(self) -> None:
         self._signal_server(signal.SIGTERM)
-        if not self.wait(timeout_seconds):
+
+    def kill(self) -> None:
+        """End the server, and with it its whole group, and return when nothing of it is left."""
+        if self._keeper.ident is not None:
             self._signal_server(signal.SIGKILL)
             self.wait()
 
@@ -65,11 +76,21 @@ class ServerProcess:
         os.killpg(process.pid, signal.SIGKILL)
         with self._reaping:
             self.exit_code = process.wait()
-        self._remove_shared_memory()
+        # The server removes its regions when it ends in order; after a crash, and after a busy port too, they stay.
+        remove_run(self._shared_memory_prefix)
         self._ended.set()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        with self._log_path.open("ab") as log:
+        lock = take_lock(self._shared_memory_prefix, self._folder)
+        try:
+            return self._spawn_with(lock)
+        finally:
+            # The server has inherited it; as long as it runs, the lock is held.
+            os.close(lock)
+
+    def _spawn_with(self, lock: int) -> subprocess.Popen[bytes]:
+        # Models may log what they were asked.
+        with open(self._log_path, "ab", opener=partial(os.open, mode=0o600)) as log:
             process = subprocess.Popen(
                 self._command,
                 env=self._environment,
@@ -77,6 +98,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=[lock],
             )
         self.process_id = process.pid
         return process
@@ -85,8 +107,3 @@ class ServerProcess:
         with self._reaping:
             if self.process_id is not None and self.exit_code is None:
                 os.kill(self.process_id, number)
-
-    def _remove_shared_memory(self) -> None:
-        # The server removes its regions when it ends in order; after a crash, and after a busy port too, they stay.
-        for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
-            region.unlink(missing_ok=True)

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from refrag.embedded.leftovers import SHARED_MEMORY
 from refrag.embedded.ports import is_port_free
-from refrag.embedded.process import SHARED_MEMORY
 from refrag.embedded.runtime import (
     Wheel,
     build_environment,
@@ -187,7 +187,7 @@ def _check_shared_memory(machine: Machine) -> Finding:
         return Finding(name, found)
     problem = (
         f"{found}, {num_models} model(s) need {needed_bytes // _MIB} MiB: {_SHARED_MEMORY_REMEDY}, "
-        "or remove what dead servers left there"
+        "or remove what other programs left there"
     )
     return Finding(name, found, problem)
 

@@ -1,10 +1,15 @@
 """The embedded server's options: name, default and help are written once, and the command line is derived from them."""
 
 import argparse
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+ON_FAILURE = ("restart", "exit")
+ADMIN_KEY = re.compile(r"[\w-]+", re.ASCII)
 
 
 def option(default: Any, help: str, parse: Callable[[str], Any] = str, repeated: bool = False) -> Any:
@@ -42,6 +47,14 @@ class ServerSettings:
     drain_timeout_seconds: int = option(
         10, "seconds that running requests may take to finish when the server is stopped", int
     )
+    on_failure: str = option("restart", "restart, or exit, when the server or a model process of it fails")
+    max_restarts: int = option(5, "restarts within ten minutes, after which the server gives up", int)
+    probe_seconds: float = option(
+        30.0, "seconds between questions that the server asks itself to see whether it answers; 0 asks none", float
+    )
+    admin_key: str | None = option(
+        None, "value of the header admin-key that opens protocols closed by default (default: random)"
+    )
     gpu_metrics: bool = option(False, "export NVIDIA GPU metrics (true or false)", parse_bool)
     environment: Mapping[str, str] = option(
         {}, "NAME=VALUE, an environment variable of the server and its Python models", parse_variable, repeated=True
@@ -61,10 +74,32 @@ class ServerSettings:
             raise ValueError(f"ready_timeout_seconds is {self.ready_timeout_seconds}; it must be above 0")
         if self.drain_timeout_seconds < 1:
             raise ValueError(f"drain_timeout_seconds is {self.drain_timeout_seconds}; it must be at least 1")
+        if self.on_failure not in ON_FAILURE:
+            raise ValueError(f"on_failure is {self.on_failure!r}; it must be {' or '.join(ON_FAILURE)}")
+        if self.max_restarts < 1:
+            raise ValueError(f"max_restarts is {self.max_restarts}; give at least 1, or on_failure=exit for none")
+        if not 0 <= self.probe_seconds < math.inf:
+            raise ValueError(f"probe_seconds is {self.probe_seconds}; give 0, which asks no questions, or more")
+        if self.admin_key is not None and not ADMIN_KEY.fullmatch(self.admin_key):
+            raise ValueError("admin_key must be one or more letters, digits, - and _")
 
     @property
     def ports(self) -> dict[str, int]:
         return {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+
+    @property
+    def is_reachable_from_outside(self) -> bool:
+        return not (self.host == "localhost" or self.host.startswith("127."))
+
+    def address(self, name: str) -> str:
+        """Return host and port of `name`, one of `ports`, for a client on this machine."""
+        port = self.ports[name]
+        if port == 0:
+            raise RuntimeError(
+                "the port is 0, and start() picks a free one; start() the server before asking for an address"
+            )
+        # A client cannot connect to "every address of this machine".
+        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{port}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

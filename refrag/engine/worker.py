@@ -11,7 +11,7 @@ from typing import Any
 from refrag.decoders.base import DecoderStats, Sink
 from refrag.engine.engine import Engine
 from refrag.engine.request import EngineRequest, Output
-from refrag.errors import Cancelled, InvalidRequest, RefragError
+from refrag.errors import Cancelled, InvalidRequest, RefragError, ServerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class EngineWorker:
             self.changed.notify()
 
     def close(self) -> None:
-        """Cancel every request and end the thread."""
-        self._close_for(Cancelled("the decoder is shutting down"))
+        """End every request as ServerUnavailable, and the thread."""
+        self._close_for(ServerUnavailable("the server is stopping and has cut this answer; ask again later"))
         self.thread.join()
 
     def _run(self, opened: "Future[None]") -> None:

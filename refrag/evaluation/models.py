@@ -12,16 +12,11 @@ from refrag.config import CONFIG_NAME
 from refrag.errors import CheckpointError, InvalidRequest, SetupError
 from refrag.evaluation.conditions import READS_QUESTION, ContextForm, Selection
 from refrag.evaluation.options import parse_named_paths
-from refrag.model.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_decoder,
-    load_plain_decoder,
-    load_policy_file,
-)
+from refrag.model.checkpoint import Checkpoint, load_checkpoint, load_decoder, load_plain_decoder
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy import ExpansionPolicy
+from refrag.model.policy_file import load_policy_file
 from refrag.model.tokenizers import load_decoder_tokenizer, load_tokenizer
 
 # C chunks, L encoder tokens per chunk, E encoder width

@@ -14,12 +14,10 @@ from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from refrag.config import BASES, LEARNED_POLICY, RefragConfig
+from refrag.config import BASES, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.errors import CheckpointError
 from refrag.model.backbones import load_pretrained, save_whole
@@ -27,14 +25,15 @@ from refrag.model.bases import BaseRecord, find_base, model_folder, record_base,
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder, OrderedPooling
 from refrag.model.policy import ExpansionPolicy
+from refrag.model.policy_file import POLICY, load_policy, save_policy
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, ENCODER, load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.model.weights import fill, load_metadata, load_weights, matrix_shape, save_weights
 
 Part = Literal["decoder", "policy"]
 M = TypeVar("M", Decoder, ChunkEncoder)
 
-PROJECTOR, POLICY, POOLING = "projector.safetensors", "policy.safetensors", "pooling.safetensors"
-QUESTION_AWARE = "question_aware"
+PROJECTOR, POOLING = "projector.safetensors", "pooling.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Checkpoint:
         if part == "decoder":
             self._save_part(self.decoder, directory, None, decoder_dtype or dtype)
         elif part == "policy":
-            _save_policy(self.require_policy(), directory / POLICY, dtype)
+            save_policy(self.require_policy(), directory / POLICY, dtype)
         else:
             self._save_all(directory, dtype, decoder_dtype or dtype)
 
@@ -105,10 +104,10 @@ class Checkpoint:
         self._save_part(self.decoder, directory / DECODER, config.decoder_base, decoder_dtype)
         self._save_part(self.encoder, directory / ENCODER, config.encoder_base, dtype)
         if self.encoder.ordered is not None:
-            _save_weights(self.encoder.ordered, directory / ENCODER / POOLING, dtype)
-        _save_weights(self.projector, directory / PROJECTOR, dtype, _records(config))
+            save_weights(self.encoder.ordered, directory / ENCODER / POOLING, dtype)
+        save_weights(self.projector, directory / PROJECTOR, dtype, _records(config))
         if self.policy is not None:
-            _save_policy(self.policy, directory / POLICY, dtype)
+            save_policy(self.policy, directory / POLICY, dtype)
 
     def _true_config(self) -> RefragConfig:
         """Return the config without the base models from which more than an adapter has changed."""
@@ -156,10 +155,10 @@ def load_encoder(directory: Path, config: RefragConfig, merge_adapter: bool = Tr
 
 
 def load_ordered_pooling(path: Path) -> OrderedPooling:
-    weights = _load_weights(path)
+    weights = load_weights(path)
     if weights.keys() != {"weight"} or weights["weight"].dim() != 3:
         raise CheckpointError(f"{path} holds {sorted(weights)}; one matrix per place is needed, under 'weight'")
-    return _fill(OrderedPooling(*weights["weight"].shape), weights, path)
+    return fill(OrderedPooling(*weights["weight"].shape), weights, path)
 
 
 def load_decoder(directory: Path, dtype: torch.dtype = torch.float32, merge_adapter: bool = True) -> Decoder:
@@ -180,40 +179,13 @@ def load_plain_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Deco
     return Decoder(load_pretrained(AutoModelForCausalLM, folder, dtype=dtype)).eval()
 
 
-def load_decoder_vocab_size(directory: Path) -> int:
-    """Return the rows of the decoder's embedding matrix, from its config alone."""
-    return load_pretrained(AutoConfig, model_folder(directory, DECODER)).get_text_config().vocab_size
-
-
 def load_projector(directory: Path) -> Projector:
     """Load the projector, or raise CheckpointError if it was trained between other base models than are named."""
     path = directory / PROJECTOR
-    weights = _load_weights(path)
+    weights = load_weights(path)
     _refuse_other_bases(path, directory)
-    decoder_width, encoder_width = _shape(weights, "up.weight", path)
-    return _fill(Projector(encoder_width, decoder_width), weights, path)
-
-
-def load_policy(directory: Path, config: RefragConfig) -> ExpansionPolicy | None:
-    """Return the network of the learned policy, or None if there is none and another policy is the default."""
-    path = directory / POLICY
-    if not path.is_file() and config.policy != LEARNED_POLICY:
-        return None
-    return load_policy_file(path, config.policy_num_heads, config.question_aware)
-
-
-def load_policy_file(path: Path, num_heads: int, question_aware: bool) -> ExpansionPolicy:
-    """Load a policy network from a file.
-
-    Raises CheckpointError if it differs in `question_aware`, which the shapes of its weights do not tell.
-    """
-    weights, kind = _load_weights(path), _load_metadata(path).get(QUESTION_AWARE)
-    if kind not in (None, str(question_aware)):
-        raise CheckpointError(
-            f"{path} has {QUESTION_AWARE} {kind}, where {question_aware} is needed; name a policy trained with that"
-        )
-    width, encoder_width = _shape(weights, "question_in.weight", path)
-    return _fill(ExpansionPolicy(encoder_width, width, num_heads, question_aware), weights, path)
+    decoder_width, encoder_width = matrix_shape(weights, "up.weight", path)
+    return fill(Projector(encoder_width, decoder_width), weights, path)
 
 
 def _refuse_long_chunks(ordered: OrderedPooling | None, chunk_size: int) -> None:
@@ -245,46 +217,8 @@ def _records(config: RefragConfig) -> dict[str, str]:
 
 
 def _refuse_other_bases(path: Path, directory: Path) -> None:
-    metadata = _load_metadata(path)
+    metadata = load_metadata(path)
     for part in (DECODER, ENCODER):
         base, record = find_base(directory, part), metadata.get(f"{part}_base")
         if base is not None and record is not None:
             refuse_other_base(base, BaseRecord.from_json(record, str(path)), str(path))
-
-
-def _save_weights(module: nn.Module, path: Path, dtype: torch.dtype, metadata: dict[str, str] | None = None) -> None:
-    weights = {name: weight.to(dtype).contiguous() for name, weight in module.state_dict().items()}
-    save_file(weights, path, metadata)
-
-
-def _save_policy(policy: ExpansionPolicy, path: Path, dtype: torch.dtype) -> None:
-    _save_weights(policy, path, dtype, {QUESTION_AWARE: str(policy.question_aware)})
-
-
-def _load_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; train or export the checkpoint again")
-    try:
-        return {name: weight.float() for name, weight in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def _load_metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
-
-
-def _shape(weights: dict[str, torch.Tensor], name: str, path: Path) -> tuple[int, int]:
-    if name not in weights or weights[name].dim() != 2:
-        raise CheckpointError(f"{path} holds {sorted(weights)}; a matrix {name!r} is needed; train or export again")
-    rows, columns = weights[name].shape
-    return rows, columns
-
-
-def _fill(module, weights: dict[str, torch.Tensor], path: Path):  # type: ignore[no-untyped-def]
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit: {error}") from None
-    return module.eval()

@@ -1,4 +1,7 @@
-"""Loads a checkpoint's tokenizers, without torch, whose import takes longer than all else that preprocessing needs."""
+"""Loads a checkpoint's tokenizers, without torch, whose import takes longer than all else that preprocessing needs.
+
+The size of the decoder's vocabulary, which is not the tokenizer's, is read here too.
+"""
 
 from pathlib import Path
 
@@ -13,6 +16,18 @@ CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
 
 def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(model_folder(directory, DECODER))
+
+
+def load_decoder_vocab_size(directory: Path) -> int:
+    """Return the rows of the decoder's embedding matrix, from its config alone; raise CheckpointError without one."""
+    # Imports torch, which those who need only tokenizers do without.
+    from transformers import AutoConfig
+
+    folder = model_folder(directory, DECODER)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().vocab_size
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no config that can be read: {error}") from error
 
 
 def load_encoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast | None:

@@ -15,6 +15,7 @@ from refrag.serving.decoder_metrics import DecoderMetrics
 from refrag.serving.decoder_request import RequestDefaults, read_request
 from refrag.serving.parameters import parse_parameters, refuse_unknown, split_parameters
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
+from refrag.serving.stopping import StopFile
 from refrag.serving.tensors import Tensors, flag
 from refrag.serving.triton import ResponseStream, tensors_of
 
@@ -37,6 +38,7 @@ class DecoderService:
         self.metrics = DecoderMetrics()
         self.settings, self.backend = open_decoder(checkpoint, parameters, self.metrics.observe)
         self.metrics.publish(self.backend.stats)
+        self.stop_file = StopFile(self._cut_answers)
 
     def accept(self, request: Any) -> None:
         """Queue the request, or act on a stop, and return at once; the decoder sends the responses.
@@ -57,7 +59,14 @@ class DecoderService:
     def close(self) -> None:
         # The metrics read the decoder.
         self.metrics.close()
+        self.stop_file.close()
         self.backend.close()
+
+    def _cut_answers(self) -> int:
+        """End every request, and return how many there were."""
+        stats = self.backend.stats()
+        self.backend.close()
+        return stats.num_active + stats.num_waiting
 
     def _submit(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
         request = read_request(request_id, inputs, self.settings)

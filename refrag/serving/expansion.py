@@ -11,8 +11,8 @@ from refrag.context.chunking import PackedChunks
 from refrag.context.frame import open_frame
 from refrag.errors import RefragError
 from refrag.machine.allocator import keep_freed_memory
-from refrag.model.checkpoint import load_decoder_vocab_size, load_policy
-from refrag.model.tokenizers import load_decoder_tokenizer
+from refrag.model.policy_file import load_policy
+from refrag.model.tokenizers import load_decoder_tokenizer, load_decoder_vocab_size
 from refrag.policies.base import Candidates
 from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import lay_out_prompt, table_extra_ids

@@ -19,8 +19,8 @@ from refrag.errors import CheckpointError
 from refrag.export.repository import export_repository
 from refrag.model.adapters import adapter_state, add_adapter, merge
 from refrag.model.backbones import has_adapter
-from refrag.model.checkpoint import load_checkpoint, load_decoder, load_decoder_vocab_size
-from refrag.model.tokenizers import load_decoder_tokenizer
+from refrag.model.checkpoint import load_checkpoint, load_decoder
+from refrag.model.tokenizers import load_decoder_tokenizer, load_decoder_vocab_size
 from refrag.model.whole import save_whole_copy
 from refrag.training.backbones import let_train, recompute_activations
 from refrag.training.pair import make_pair

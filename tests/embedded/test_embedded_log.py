@@ -24,6 +24,17 @@ def test_a_config_that_does_not_parse_shows_where():
     assert extract_errors(NOISE + line) == ['Error parsing text-format: 1:7: no field named "bakend".']
 
 
+def test_a_crash_is_told_by_its_cause_and_not_by_its_frames():
+    cause = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n"
+    frames = "Signal (6) received.\n 0# 0x000055CF in tritonserver\n 1# 0x00007FD8 in libc.so.6\n"
+    errors = extract_errors(NOISE + cause + frames)
+    assert errors == [
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "what():  std::bad_alloc",
+        "Signal (6) received.",
+    ]
+
+
 def test_without_errors_the_last_lines_speak():
     assert extract_errors(NOISE + "tritonserver: unrecognized option '--nope'")[-1].endswith("'--nope'")
 

@@ -17,7 +17,8 @@ from embedded_helpers import DOUBLER, VECTOR_CONFIG, affine, is_group_alive, sha
 from tritonclient.utils import InferenceServerException
 
 from refrag.embedded import EmbeddedServer
-from refrag.embedded.server import answers, is_ready
+from refrag.embedded.leftovers import remove_leftovers
+from refrag.embedded.run import answers, is_ready
 from refrag.errors import SetupError
 
 pytestmark = pytest.mark.server
@@ -148,10 +149,10 @@ def test_stopping_leaves_no_process_no_shared_memory_and_no_file(tiny_repository
 
 def test_a_server_that_is_killed_leaves_nothing_behind_either(tiny_repository):
     before = set(shared_memory_of(os.getpid()))
-    with EmbeddedServer(tiny_repository, **ANY_PORTS) as server:
+    with EmbeddedServer(tiny_repository, **ANY_PORTS, on_failure="exit") as server:
         group = server.process_id
         os.kill(group, signal.SIGKILL)
-        assert server.wait() == -signal.SIGKILL
+        assert server.wait().startswith("the server ended by itself")
     assert wait_until(lambda: not is_group_alive(group))
     assert set(shared_memory_of(os.getpid())) == before
     server.log_path.unlink()
@@ -197,7 +198,11 @@ def test_the_server_dies_with_a_parent_that_is_killed(tiny_repository, tmp_path)
         assert shared_memory_of(parent.pid)
         parent.kill()
     assert wait_until(lambda: not is_group_alive(group))
+    # Only a lock is left, by which the next server finds the rest.
+    assert [path.name.rpartition("-")[2] for path in shared_memory_of(parent.pid)] == ["lock"]
+    remove_leftovers()
     assert not shared_memory_of(parent.pid)
+    assert not [path for path in tmp_path.glob("refrag-server-*") if path.is_dir()]
 
 
 def test_a_named_config_replaces_the_default_one(tiny_repository):

@@ -11,7 +11,15 @@ from refrag.decoders.base import DecoderStats, Delta, MixedPrompt
 from refrag.engine.engine import EngineSettings
 from refrag.engine.request import EngineRequest, Output
 from refrag.engine.worker import EngineWorker
-from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
+from refrag.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RefragError,
+    ServerUnavailable,
+    SetupError,
+)
 from refrag.request import SamplingParams
 
 PATIENCE_SECONDS = 30.0
@@ -246,15 +254,15 @@ def test_a_worker_that_fails_leaves_nobody_waiting(worker, caplog):
 def test_a_closed_worker_refuses_at_once():
     worker = EngineWorker(CountingEngine)
     worker.close()
-    with pytest.raises(Cancelled, match="shutting down"):
+    with pytest.raises(ServerUnavailable, match="is stopping"):
         submit(worker, 1)
 
 
-def test_closing_cancels_what_is_left():
+def test_closing_ends_what_is_left_as_unavailable():
     worker = EngineWorker(lambda: CountingEngine(max_active=1))
     sinks = [submit(worker, FOR_EVER), submit(worker, FOR_EVER)]
     worker.close()
-    assert all(isinstance(sink.error, Cancelled) for sink in sinks)
+    assert all(isinstance(sink.error, ServerUnavailable) for sink in sinks)
 
 
 def test_each_step_is_observed():

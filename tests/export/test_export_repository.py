@@ -13,10 +13,8 @@ from refrag.errors import CheckpointError
 from refrag.export.graphs import export_projector
 from refrag.export.parts import build_decoder, build_preprocessing, choose_chunk_size
 from refrag.export.repository import TEMPLATES, export_repository
-from refrag.model.checkpoint import (
-    load_decoder,
-    load_policy,
-)
+from refrag.model.checkpoint import load_decoder
+from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 from refrag_client.cli.main import main

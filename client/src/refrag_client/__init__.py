@@ -9,6 +9,7 @@ from refrag_client.client import RefragClient, Stream
 from refrag_client.corpus import Corpus
 from refrag_client.errors import (
     Cancelled,
+    ConnectionLost,
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
@@ -25,6 +26,7 @@ __all__ = [
     "AsyncRefragClient",
     "AsyncStream",
     "Cancelled",
+    "ConnectionLost",
     "Corpus",
     "DeadlineExceeded",
     "Deletions",

@@ -1,12 +1,13 @@
 """The exception tree, and the translation of a server's error messages into it.
 
     RefragError
-    ├── InvalidRequest     the caller must change the request
-    ├── Overloaded         the same request may succeed later
-    ├── Cancelled          somebody asked for the end
-    ├── DeadlineExceeded   the request's deadline or the client's timeout passed
-    ├── ServerUnavailable  no server answers at this address
-    └── ServerError        the server failed, or the two sides do not fit
+    ├── InvalidRequest       the caller must change the request
+    ├── Overloaded           the same request may succeed later                                    is_retryable
+    ├── Cancelled            somebody asked for the end
+    ├── DeadlineExceeded     the request's deadline or the client's timeout passed
+    ├── ServerUnavailable    no server answers at this address, or it is stopping                  is_retryable
+    │   └── ConnectionLost   the connection broke while the server was answering                   is_retryable
+    └── ServerError          the server failed, or the two sides do not fit
 
 The server sends its own errors as one JSON object inside the message. A message without such an object comes from
 Triton itself and is recognised by its wording.
@@ -24,6 +25,8 @@ class RefragError(Exception):
     """Base of every error that this package raises; `request_id` is the failed request's id, or None without one."""
 
     request_id: str | None = None
+    # Whether the very same request may succeed later.
+    is_retryable = False
     # The command `refrag` exits with it, and shows an error of any package that has it in one line.
     exit_code = 1
 
@@ -33,7 +36,7 @@ class InvalidRequest(RefragError):
 
 
 class Overloaded(RefragError):
-    pass
+    is_retryable = True
 
 
 class Cancelled(RefragError):
@@ -45,7 +48,13 @@ class DeadlineExceeded(RefragError):
 
 
 class ServerUnavailable(RefragError):
-    pass
+    is_retryable = True
+
+
+class ConnectionLost(ServerUnavailable):
+    """The connection broke after the request was sent; `num_tokens` of its answer had come by then."""
+
+    num_tokens = 0
 
 
 class ServerError(RefragError):
@@ -66,7 +75,9 @@ def error_from_rpc(error: grpc.RpcError) -> RefragError:
     return known(details) if known else _error_from_wording(details)
 
 
-_FROM_WIRE = {error.__name__: error for error in (InvalidRequest, Overloaded, Cancelled, DeadlineExceeded)}
+_FROM_WIRE = {
+    error.__name__: error for error in (InvalidRequest, Overloaded, Cancelled, DeadlineExceeded, ServerUnavailable)
+}
 
 _FROM_STATUS = {
     grpc.StatusCode.CANCELLED: Cancelled,
@@ -76,6 +87,7 @@ _FROM_STATUS = {
 
 _FROM_WORDING = (
     (re.compile(r"exceeds maximum queue size", re.IGNORECASE), Overloaded),
+    (re.compile(r"server is stopping", re.IGNORECASE), ServerUnavailable),
     (re.compile(r"request timeout expired", re.IGNORECASE), DeadlineExceeded),
     # Inside the ensemble a wrong input is the deployment's fault, not the caller's.
     (

@@ -5,6 +5,7 @@ sent ──► pieces … ──► final flag      is_over
      └─► the caller leaves            not is_over: the decoder must be told to stop
 """
 
+import re
 import time
 from dataclasses import replace
 from typing import TypeVar
@@ -15,6 +16,7 @@ from tritonclient.grpc import service_pb2
 from refrag_client.answer import Answer, Piece, read_piece
 from refrag_client.errors import (
     Cancelled,
+    ConnectionLost,
     DeadlineExceeded,
     RefragError,
     ServerError,
@@ -27,6 +29,9 @@ from refrag_client.settings import ClientSettings
 from refrag_client.tensors import Response, encode_request, encode_stop
 
 Error = TypeVar("Error", bound=RefragError)
+
+# What gRPC says when no connection came about, and the request was therefore never sent.
+_NEVER_CONNECTED = re.compile(r"failed to connect|name resolution|DNS resolution", re.IGNORECASE)
 
 
 class Exchange:
@@ -76,7 +81,7 @@ class Exchange:
         failure = error_from_rpc(error)
         if isinstance(failure, ServerUnavailable):
             self.is_over = True  # a server out of reach cannot be told to stop
-            failure = ServerUnavailable(f"no answer from {self._settings.url}: {failure}; is the server running there?")
+            failure = self._unreachable(str(failure))
         if isinstance(failure, DeadlineExceeded):
             failure = DeadlineExceeded(
                 f"no whole answer within {self._settings.timeout_seconds} s; raise timeout_seconds or lower max_tokens"
@@ -88,6 +93,17 @@ class Exchange:
 
     def cut_off(self) -> ServerError:
         return self._named(ServerError("the stream ended without a final response; see the server's log"))
+
+    def _unreachable(self, details: str) -> ServerUnavailable:
+        if _NEVER_CONNECTED.search(details):
+            return ServerUnavailable(f"no server answers at {self._settings.url}: {details}; is it running there?")
+        num_tokens = sum(len(piece.token_ids) for piece in self._pieces)
+        lost = ConnectionLost(
+            f"the connection to {self._settings.url} was lost after {num_tokens} tokens of the answer: {details}; "
+            "ask again once the server is back"
+        )
+        lost.num_tokens = num_tokens
+        return lost
 
     def _add_piece(self, response: service_pb2.ModelInferResponse) -> Piece:
         piece = read_piece(Response(response))

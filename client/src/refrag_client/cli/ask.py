@@ -88,11 +88,14 @@ def _stream_answer(
 ) -> Answer:
     """Ask, print the text as it comes (unless JSON is asked for), and print the summary on stderr."""
     with client.stream(arguments.question, passages, **options) as stream:
-        for piece in stream:
+        try:
+            for piece in stream:
+                if not arguments.json:
+                    print(piece.text, end="", flush=True)
+        finally:
+            # After an error too, which is then told on a line of its own.
             if not arguments.json:
-                print(piece.text, end="", flush=True)
-    if not arguments.json:
-        print(flush=True)
+                print(flush=True)
     print(_summary(stream.answer), file=sys.stderr)
     return stream.answer
 

@@ -1,0 +1,52 @@
+"""A tiny question through the whole request graph: does this server answer?
+
+Readiness of Triton says that models were loaded once, not that they still answer.
+"""
+
+import http.client
+import json
+
+from refrag.errors import RefragError
+
+# The ensemble that is asked.
+GRAPH = "refrag"
+TIMEOUT_SECONDS = 30.0
+# A server that is only busy refuses a question or ends it late, and is well.
+_BUSY = ("Overloaded", "DeadlineExceeded")
+# Before all others: a probe that waits behind long prompts would tell nothing.
+_PRIORITY = -(2**31)
+
+
+class ProbeFailed(RefragError):
+    """The server did not answer the probe."""
+
+
+def ask_server(http_address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Return if the server answers a question, or says that it is busy; raise ProbeFailed with the reason otherwise."""
+    question = {
+        "text_input": "Are you there?",
+        "passages": ["Here."],
+        "max_tokens": 1,
+        "stream": False,
+        "priority": _PRIORITY,
+        "deadline_ms": int(1000 * timeout_seconds),
+    }
+    try:
+        status, body = _post(http_address, f"/v2/models/{GRAPH}/generate", json.dumps(question), timeout_seconds)
+    except TimeoutError:
+        raise ProbeFailed(f"no answer from {http_address} within {timeout_seconds:g} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ProbeFailed(f"{http_address} cannot be asked: {error or type(error).__name__}") from None
+    if status != 200 and not any(f'\\"type\\": \\"{kind}\\"' in body for kind in _BUSY):
+        raise ProbeFailed(f"{http_address} answered with HTTP status {status}: {body.strip()}")
+
+
+def _post(address: str, path: str, body: str, timeout_seconds: float) -> tuple[int, str]:
+    # http.client and not urllib, which would send the question through a configured proxy.
+    connection = http.client.HTTPConnection(address, timeout=timeout_seconds)
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+    finally:
+        connection.close()

@@ -1,0 +1,40 @@
+"""Ends the answers in flight with a typed error before a server that stops cuts their connections.
+
+Triton tells a model that the server stops only once no request is running. So whoever stops the server creates a file
+that the decoder looks for; the embedded server does so at the end of its drain.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from refrag.serving.periodic import Periodic
+
+# Names the file. refrag/embedded/run.py sets it; in a container, so can a hook that runs before the server is stopped.
+VARIABLE = "REFRAG_STOP_FILE"
+CUT_ANSWERS_SUFFIX = ".cut"
+_POLL_SECONDS = 0.1
+
+
+class StopFile:
+    """Calls `stop` once the file exists, and writes how many answers that has cut into the file beside it.
+
+    Does nothing where no file is named.
+    """
+
+    def __init__(self, stop: Callable[[], int]) -> None:
+        name = os.environ.get(VARIABLE)
+        self._stop, self._path = stop, Path(name) if name else None
+        self._is_done = False
+        self._periodic = Periodic("stop-file", _POLL_SECONDS, self._look) if self._path else None
+
+    def close(self) -> None:
+        if self._periodic is not None:
+            self._periodic.close()
+
+    def _look(self) -> None:
+        assert self._path is not None
+        if self._is_done or not self._path.exists():
+            return
+        self._is_done = True
+        self._path.with_suffix(CUT_ANSWERS_SUFFIX).write_text(str(self._stop()))
