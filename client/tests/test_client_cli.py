@@ -57,6 +57,16 @@ def test_ask_prints_text_then_summary(ask, capsys, fake, tmp_path):
     assert "policy" not in inputs and "stop_words" not in inputs
 
 
+def test_an_error_after_some_text_stands_on_a_line_of_its_own(ask, capsys, fake):
+    def reply(fake, request):
+        yield service.piece_response("Ada", 0)
+        yield service.error_response("ServerUnavailable", "the server is stopping")
+
+    fake.reply = reply
+    assert ask() == 1
+    assert capsys.readouterr() == ("Ada\n", "refrag: the server is stopping\n")
+
+
 def test_ask_searches_a_folder_for_passages(ask, fake, tmp_path):
     write(tmp_path, "people.txt", "He who builds.\n\n" + "Nobody.\n\n" * 60)
     write(tmp_path, "tides.md", "Two a day.")

@@ -2,10 +2,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import fake_triton_service as service
+import grpc
 import pytest
+from fake_triton_service import Response
 
 from refrag_client import (
     Cancelled,
+    ConnectionLost,
     DeadlineExceeded,
     InvalidRequest,
     RefragClient,
@@ -148,6 +151,32 @@ def test_no_server_is_unavailable():
             client.generate("who?")
         with pytest.raises(ServerUnavailable, match="not ready after 0"):
             client.wait_until_ready(timeout_seconds=0)
+
+
+class FailedCall(grpc.RpcError):
+    def code(self):
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self):
+        return "recvmsg: Connection reset by peer"
+
+
+def test_a_connection_that_breaks_says_how_much_had_come(client, fake):
+    stream = client.stream("who?")
+    next(stream)
+    lost = stream._exchange.failure(FailedCall())
+    assert isinstance(lost, ConnectionLost)
+    assert (lost.num_tokens, lost.request_id, lost.is_retryable) == (1, stream.request_id, True)
+    assert "was lost after 1 tokens of the answer: recvmsg" in str(lost)
+
+
+def test_a_stopping_server_is_unavailable_and_may_be_asked_later(client, fake):
+    fake.reply = lambda fake, request: iter(
+        [Response(error_message="in ensemble 'refrag', Server is stopping, scheduler has stopped accepting requests")]
+    )
+    with pytest.raises(ServerUnavailable, match="stopping") as caught:
+        client.generate("who?")
+    assert caught.value.is_retryable
 
 
 def test_ready_is_the_models_readiness(client, fake):

@@ -13,6 +13,7 @@ NEEDS = {
     "hours": "training or evaluating for hours",
     "an idle machine": "minutes in which nothing else runs, or its figures mean nothing",
     "root": "installing packages of the system",
+    "nginx": "a proxy of the system",
     "aiperf": "a tool that has an environment of its own",
 }
 # Tiny, and one step: other tests check that training learns.

@@ -39,7 +39,8 @@ def repository(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository):
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+    # Without probes, since tests count what the decoder does.
+    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, probe_seconds=0) as running:
         yield running
 
 
