@@ -11,7 +11,9 @@ Decoding reads the runs in place. A prefill copies runs that lie apart into one,
 copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,10 +23,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from refrag.engine.block_pool import Run, clip_runs
-from refrag.engine.kv_cache import KVCache, LayerShape
+from refrag.engine.kv_cache import KVCache
 
 # H query heads, in K groups of G that share a key-value head; T rows of a step in S spans, R rows of one sequence,
-# L slots that they see, W width of a head
+# L slots that they see, W width of a head, which may be another for values than for queries and keys
 
 PAGED_ATTENTION = "refrag_paged"
 # A step whose runs have fewer rows than this on average is written slot by slot.
@@ -48,7 +50,7 @@ class Heads:
 
 
 class Step(Protocol):
-    """The attention of one forward pass, which transformers hands on to every layer."""
+    """The attention of one forward pass, in all of its layers."""
 
     def attend(self, heads: Heads) -> Tensor:
         """Return the attention's output for the step's rows.  -> (T, H, W)"""
@@ -133,17 +135,17 @@ class PagedStep:
         return self.masks[key]
 
 
-@dataclass
-class ShapeRecorder:
-    """A step without a cache that records what each layer would keep of a row, and how far back it would look."""
+_step: ContextVar[Step] = ContextVar("step")
 
-    shapes: dict[int, LayerShape] = field(default_factory=dict)
-    windows: dict[int, int | None] = field(default_factory=dict)
 
-    def attend(self, heads: Heads) -> Tensor:
-        self.shapes[heads.layer] = LayerShape(heads.key.shape[0], heads.key.shape[2])
-        self.windows[heads.layer] = heads.sliding_window
-        return heads.query.transpose(0, 1)
+@contextmanager
+def attending(step: Step) -> Iterator[None]:
+    """Let the step compute the attention of forward passes inside. Not every family hands keywords on to its layers."""
+    token = _step.set(step)
+    try:
+        yield
+    finally:
+        _step.reset(token)
 
 
 def paged_attention(
@@ -151,18 +153,18 @@ def paged_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None = None,
     *,
-    step: Step,
-    scaling: float,
+    scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Fulfil transformers' attention interface, with the step as one more keyword.  (1, H, T, W) -> (1, T, H, W)"""
+    """Fulfil transformers' attention interface, by the step in whose context it is.  (1, H, T, W) -> (1, T, H, W)"""
     layer: int = module.layer_idx  # type: ignore[assignment]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     heads = Heads(layer, query[0], key[0], value[0], scaling, sliding_window, softcap)
-    return step.attend(heads).unsqueeze(0), None
+    return _step.get().attend(heads).unsqueeze(0), None
 
 
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)

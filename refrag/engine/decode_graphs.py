@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from refrag.engine.attention import PAGED_ATTENTION, Heads
+from refrag.engine.attention import PAGED_ATTENTION, Heads, attending
 from refrag.engine.block_pool import Run
 from refrag.engine.kv_cache import KVCache
 from refrag.model.decoder import Decoder
@@ -73,9 +73,8 @@ class _DecodeGraph:
         self._fill([])
 
         def compute() -> Tensor:
-            positions = self.step.positions
-            states = decoder.read_with(PAGED_ATTENTION, self.embeddings, positions, step=self.step)
-            return decoder.logits(states)
+            with attending(self.step):
+                return decoder.logits(decoder.read_with(PAGED_ATTENTION, self.embeddings, self.step.positions))
 
         self.replay = record(compute)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,12 +20,13 @@ from refrag.engine.block_pool import BlockPool, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs
 from refrag.engine.generation import Generation
 from refrag.engine.kv_cache import KVCache, bytes_per_slot
-from refrag.engine.linear import speed_up_linear
+from refrag.engine.linear import FEWEST_ROWS, restore_layout, speed_up_linear
+from refrag.engine.probe import probe
 from refrag.engine.request import EngineRequest, Output
 from refrag.engine.runner import Runner, Segment
 from refrag.engine.sampler import Pick
 from refrag.engine.scheduler import Part, Scheduler, Sequence
-from refrag.engine.support import layer_shapes, probe, separable_last_layer
+from refrag.engine.support import layer_shapes, separable_last_layer
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.model.decoder import Decoder
 
@@ -97,7 +99,7 @@ class Engine:
         self.settings = settings = settings or EngineSettings()
         self.tokenizer, self.eos_ids, self.clock = tokenizer, decoder.eos_ids, clock
         if decoder.backbone.device.type == "cpu":
-            speed_up_linear(decoder.backbone)
+            _speed_up(decoder)
         shapes, weight = layer_shapes(decoder, max_prompt_slots), decoder.token_embeddings.weight
         num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
@@ -258,6 +260,15 @@ class Engine:
         self.stats.num_computed_slots = sum(part.stop - part.start for part in parts)
         self.stats.num_preempted, self.scheduler.num_preempted = self.scheduler.num_preempted, 0
         self.stats.num_reused_slots, self.scheduler.num_reused_slots = self.scheduler.num_reused_slots, 0
+
+
+@torch.inference_mode()
+def _speed_up(decoder: Decoder) -> None:
+    speed_up_linear(decoder.backbone)
+    try:
+        decoder.read(decoder.token_embeddings.weight[:1].expand(1, FEWEST_ROWS, -1))
+    except Exception:
+        restore_layout(decoder.backbone)
 
 
 def _record_graphs(decoder: Decoder, cache: KVCache, settings: EngineSettings) -> DecodeGraphs | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refrag.engine.block_pool import Run
 
-# H key-value heads, P slots of the pool, T rows of a step, L slots of one sequence, W width of a head
+# H key-value heads, P slots of the pool, T rows of a step, L slots of one sequence, W width of a key or of a value
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class LayerShape:
     """The shape of one layer's keys and values.
 
     num_heads: key-value heads, fewer than query heads if queries are grouped.
+    key_width, value_width: of one head; they differ where keys have a part that holds positions alone.
     """
 
     num_heads: int
-    head_width: int
+    key_width: int
+    value_width: int
 
 
 class KVCache:
@@ -27,8 +29,8 @@ class KVCache:
 
     def __init__(self, shapes: Sequence[LayerShape], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_slots = num_slots
-        self.keys = [_committed(shape, num_slots, dtype, device) for shape in shapes]
-        self.values = [_committed(shape, num_slots, dtype, device) for shape in shapes]
+        self.keys = [_committed((each.num_heads, num_slots, each.key_width), dtype, device) for each in shapes]
+        self.values = [_committed((each.num_heads, num_slots, each.value_width), dtype, device) for each in shapes]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store the rows' keys and values (H, T, W) in the slots (T,)."""
@@ -58,10 +60,10 @@ class KVCache:
 
 def bytes_per_slot(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
     """Return the bytes that one slot's keys and values take over all layers."""
-    return 2 * dtype.itemsize * sum(shape.num_heads * shape.head_width for shape in shapes)
+    return dtype.itemsize * sum(shape.num_heads * (shape.key_width + shape.value_width) for shape in shapes)
 
 
-def _committed(shape: LayerShape, num_slots: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _committed(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     # torch.zeros gets memory from the system only when it is written to. Filled here, a budget that the machine
     # does not have fails at start and not under load.
-    return torch.empty(shape.num_heads, num_slots, shape.head_width, dtype=dtype, device=device).fill_(0)
+    return torch.empty(shape, dtype=dtype, device=device).fill_(0)

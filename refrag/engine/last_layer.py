@@ -11,7 +11,7 @@ the layer's own forward runs twice, for all rows up to its attention, then as a 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from refrag.engine.attention import Heads, PagedStep
+from refrag.engine.attention import Heads, PagedStep, attending
 
 # T rows of a step, S of them that matter
 
@@ -28,20 +28,26 @@ from refrag.engine.attention import Heads, PagedStep
 def last_rows_only(layer: nn.Module, step: PagedStep) -> Iterator[None]:
     """Let the layer return only the last row of each span of the step, as long as the context is open."""
     rows, last = step.last_rows, step.of_last_rows()
+    rest_of_layer = ExitStack()
 
     def select(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
-            layer.forward(*args, **{**kwargs, "step": _WriteStep(step)})
+            with attending(_WriteStep(step)):
+                layer.forward(*args, **kwargs)
             raise AssertionError("the last layer returned before its attention was computed")
         except _Written:
-            args, kwargs = _select_rows((args, kwargs), len(step.slots), rows)
-            return args, {**kwargs, "step": last}
+            rest_of_layer.enter_context(attending(last))
+            return _select_rows((args, kwargs), len(step.slots), rows)
 
-    hook = layer.register_forward_pre_hook(select, with_kwargs=True)
+    hooks = [
+        layer.register_forward_pre_hook(select, with_kwargs=True),
+        layer.register_forward_hook(lambda *_: rest_of_layer.close(), always_call=True),
+    ]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 class _Written(Exception):

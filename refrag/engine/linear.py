@@ -61,6 +61,13 @@ def speed_up_linear(module: nn.Module) -> None:
             _pack(layer)
 
 
+def restore_layout(module: nn.Module) -> None:
+    """Change small layers back, for a family that reads their outputs as if they were contiguous."""
+    for layer in module.modules():
+        if type(layer) is FewRowsLinear:
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
+
+
 def _pack(layer: nn.Linear) -> None:
     # Inductor's own operators, because torch's public ones pack again at every call or need tensors of another layout.
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)

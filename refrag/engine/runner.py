@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from refrag.decoders.base import MixedPrompt
-from refrag.engine.attention import PAGED_ATTENTION, PagedStep, Span
+from refrag.engine.attention import PAGED_ATTENTION, PagedStep, Span, attending
 from refrag.engine.block_pool import Run, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs, Row
 from refrag.engine.kv_cache import KVCache
@@ -85,9 +85,10 @@ class Runner:
     def _read(self, segments: Sequence[Segment], step: PagedStep) -> Tensor:
         """Return the hidden states: of all rows (T, D), or of those that the last layer is computed for (S, D)."""
         positions = [position for segment in segments for position in range(segment.start, segment.stop)]
-        return self.decoder.read_with(
-            PAGED_ATTENTION, self._embed(segments), torch.tensor(positions, device=self.device), step=step
-        )
+        with attending(step):
+            return self.decoder.read_with(
+                PAGED_ATTENTION, self._embed(segments), torch.tensor(positions, device=self.device)
+            )
 
     def _embed(self, segments: Sequence[Segment]) -> Tensor:
         """Return the embeddings of all rows, looked up at once with all chunk embeddings in one table.  -> (T, D)"""

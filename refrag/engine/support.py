@@ -1,65 +1,51 @@
 """Checks that the engine can run a decoder, and learns what each of its layers keeps in the KV cache.
 
 Any decoder will do whose positions see each other through transformers' attention interface and in no other way. There
-is no list of architectures. Configs that are known not to work are refused with the reason. For the rest a short prompt
-is read twice, at once by the model's own attention and in parts by the engine's, and the logits must agree.
+is no list of architectures. What a config tells is refused at once. Then one chunk embedding is read at the window's
+last position, and a short mixed prompt twice, at once by the model's own attention and in parts by the engine's: the
+logits must agree. A decoder that fails is looked into further, so that the refusal names the property it lacks.
 """
 
 import logging
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
-from refrag.decoders.base import MixedPrompt
-from refrag.engine.attention import PAGED_ATTENTION, ShapeRecorder
-from refrag.engine.block_pool import slot_runs
 from refrag.engine.kv_cache import KVCache, LayerShape
-from refrag.engine.runner import Runner, Segment
+from refrag.engine.probe import PROBE_SLOTS, probe
+from refrag.engine.recorder import Recorder, record
+from refrag.engine.runner import Runner
 from refrag.errors import CheckpointError
 from refrag.model.decoder import Decoder
+from refrag.model.faults import ids_fault, known_fault, tried_fault
+from refrag.model.positions import beyond_training, ropes, too_short, uses_alibi
 
 log = logging.getLogger(__name__)
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # These scale positions by the longest prompt so far, even if another request sent it.
 LENGTH_DEPENDENT_ROPES = {"dynamic", "longrope"}
-PROBE_PARTS, PROBE_BLOCK_SIZE = (0, 9, 15, 16), 4
-# Share of the largest logit by which two orders of the same sums may differ.
-TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.02}
-DEFAULT_TOLERANCE = 1e-3
+PROBE_BLOCK_SIZE = 4
 
 
-@torch.inference_mode()
 def layer_shapes(decoder: Decoder, max_prompt_slots: int) -> list[LayerShape]:
-    """Return what each layer keeps in the KV cache, or raise CheckpointError if the engine cannot run the decoder."""
-    config = decoder.backbone.config
-    if reason := _known_obstacle(config, max_prompt_slots):
-        raise CheckpointError(f"decoder of type {config.model_type!r} is not supported: {reason}")
-    recorder, row = ShapeRecorder(), decoder.token_embeddings.weight[:1]
-    try:
-        decoder.read_with(PAGED_ATTENTION, row, torch.zeros(1, dtype=torch.long, device=row.device), step=recorder)
-    except Exception as error:
-        raise CheckpointError(
-            f"decoder of type {config.model_type!r} is not supported: reading one token with the engine's attention "
-            f"failed: {error}"
-        ) from error
-    layers = range(config.num_hidden_layers)
-    if missing := [layer for layer in layers if layer not in recorder.shapes]:
-        raise CheckpointError(
-            f"decoder of type {config.model_type!r} is not supported: layers {missing} do not compute attention "
-            "through transformers' interface, so that the engine cannot keep their state"
-        )
-    if blind := [layer for layer in layers if recorder.windows[layer] != _window(config, layer)]:
-        raise CheckpointError(
-            f"decoder of type {config.model_type!r} is not supported: layers {blind} are to see "
-            f"{_window(config, blind[0]) or 'all'} positions, but ask the attention for "
-            f"{recorder.windows[blind[0]] or 'all'}"
-        )
-    shapes = [recorder.shapes[layer] for layer in layers]
-    probe(Runner(decoder, _probe_cache(decoder, shapes)), PROBE_BLOCK_SIZE)
+    """Return what each layer keeps in the KV cache, or raise CheckpointError if the engine cannot run the decoder.
+
+    A decoder that may be asked for more than it was trained on is warned of in the log.
+    """
+    fault = known_fault(decoder, max_prompt_slots) or _config_fault(decoder.config, max_prompt_slots)
+    if fault is not None:
+        raise _unsupported(decoder, fault)
+    if warning := beyond_training(decoder.config, max_prompt_slots):
+        log.warning(warning)
+    _let_experts_compute(decoder)
+    recorder = _record(decoder, max_prompt_slots)
+    if fault := _recorded_fault(decoder, recorder):
+        raise _unsupported(decoder, fault)
+    shapes = [recorder.shapes[layer] for layer in range(decoder.config.num_hidden_layers)]
+    _try(decoder, shapes)
     return shapes
 
 
@@ -79,15 +65,10 @@ def separable_last_layer(decoder: Decoder, shapes: Sequence[LayerShape]) -> nn.M
     return layer
 
 
-def _probe_cache(decoder: Decoder, shapes: Sequence[LayerShape]) -> KVCache:
-    weight = decoder.token_embeddings.weight
-    return KVCache(shapes, PROBE_PARTS[-1], weight.dtype, weight.device)
-
-
-def _known_obstacle(config: PreTrainedConfig, max_prompt_slots: int) -> str | None:
+def _config_fault(config: Any, max_prompt_slots: int) -> str | None:
     if others := sorted(set(getattr(config, "layer_types", None) or []) - LAYER_TYPES):
         return f"it has layers of type {', '.join(others)}; the engine supports only {', '.join(sorted(LAYER_TYPES))}"
-    for rope in _ropes(config):
+    for rope in ropes(config):
         trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         if rope.get("rope_type") in LENGTH_DEPENDENT_ROPES and max_prompt_slots > trained:
             return (
@@ -98,39 +79,114 @@ def _known_obstacle(config: PreTrainedConfig, max_prompt_slots: int) -> str | No
     return None
 
 
-def _window(config: PreTrainedConfig, layer: int) -> int | None:
+def _let_experts_compute(decoder: Decoder) -> None:
+    """Let a mixture of experts compute them one by one in double precision, for which torch has no grouped product."""
+    if decoder.token_embeddings.weight.dtype == torch.float64 and decoder.backbone._can_set_experts_implementation():
+        decoder.backbone.set_experts_implementation("eager")
+
+
+def _record(decoder: Decoder, max_prompt_slots: int) -> Recorder:
+    """Record one chunk embedding read at the window's last position, or raise CheckpointError if it cannot be."""
+    recorder = Recorder()
+    try:
+        record(decoder, recorder, max_prompt_slots - 1)
+    except Exception as error:
+        raise _unsupported(decoder, _unreadable(decoder, recorder, max_prompt_slots, error)) from error
+    return recorder
+
+
+def _unreadable(decoder: Decoder, recorder: Recorder, max_prompt_slots: int, error: Exception) -> str:
+    if not recorder.calls and not decoder.backbone._supports_attention_backend:
+        return _own_attention(decoder, range(decoder.config.num_hidden_layers))
+    if _can_read(decoder, 0):
+        return too_short(_count_positions(decoder, max_prompt_slots), max_prompt_slots)
+    return tried_fault(decoder) or f"reading one row with the engine's attention failed: {error}"
+
+
+def _count_positions(decoder: Decoder, limit: int) -> int:
+    """Return how many positions can be read, of which there is one and fewer than `limit`."""
+    first_unread, last_read = limit - 1, 0
+    while first_unread - last_read > 1:
+        middle = (first_unread + last_read) // 2
+        if _can_read(decoder, middle):
+            last_read = middle
+        else:
+            first_unread = middle
+    return first_unread
+
+
+def _can_read(decoder: Decoder, position: int) -> bool:
+    try:
+        record(decoder, Recorder(), position)
+    except Exception:
+        return False
+    return True
+
+
+def _recorded_fault(decoder: Decoder, recorder: Recorder) -> str | None:
+    layers = range(decoder.config.num_hidden_layers)
+    if recorder.inputs:
+        return (
+            f"its attention is computed with {', '.join(sorted(recorder.inputs))} besides queries, keys and values, "
+            "which the engine's is not"
+        )
+    if beyond := sorted(set(recorder.calls) - set(layers)):
+        return (
+            f"its config gives it {len(layers)} layers (num_hidden_layers), but layers {beyond} compute attention too"
+        )
+    if repeated := sorted(layer for layer, count in recorder.calls.items() if count > 1):
+        return f"layers {repeated} compute attention more than once for a slot, and the engine keeps one state of each"
+    if missing := [layer for layer in layers if layer not in recorder.shapes]:
+        return _own_attention(decoder, missing)
+    if blind := [layer for layer in layers if recorder.windows[layer] != _window(decoder.config, layer)]:
+        return (
+            f"layers {blind} are to see {_window(decoder.config, blind[0]) or 'all'} positions, but ask the attention "
+            f"for {recorder.windows[blind[0]] or 'all'}"
+        )
+    return None
+
+
+def _own_attention(decoder: Decoder, layers: Iterable[int]) -> str:
+    base = decoder.backbone.base_model
+    # BLOOM's config does not say so.
+    has_alibi = uses_alibi(decoder.config) or hasattr(base, "build_alibi_tensor")
+    names = {type(module).__name__ for module in base.modules()}
+    classes = sorted(name for name in names if "Attention" in name) or [type(base).__name__]
+    return (
+        f"layers {list(layers)} compute attention in code of their own ({', '.join(classes)}"
+        f"{', with an ALiBi bias' if has_alibi else ''}) and not through transformers' attention interface, so that "
+        "the engine cannot keep their state"
+    )
+
+
+def _window(config: Any, layer: int) -> int | None:
     """Return how many positions the config lets the layer see; None for all."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     layer_types = getattr(config, "layer_types", None)
     return window if layer_types is None or layer_types[layer] == "sliding_attention" else None
 
 
-def _ropes(config: PreTrainedConfig) -> list[dict]:
-    """Return the RoPE parameters: one dict for the whole model or, as in Gemma 3, one for each type of layer."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
-    return by_layer_type or [parameters]
+def _try(decoder: Decoder, shapes: Sequence[LayerShape]) -> None:
+    """Probe the decoder, or raise CheckpointError, which names the property that it lacks if that can be found."""
+    try:
+        probe(Runner(decoder, _probe_cache(decoder, shapes)), PROBE_BLOCK_SIZE)
+        fault = ids_fault(decoder)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if fault := tried_fault(decoder):
+            raise _unsupported(decoder, fault) from error
+        if isinstance(error, CheckpointError):
+            raise
+        raise _unsupported(decoder, f"reading a prompt in parts failed: {error}") from error
+    if fault is not None:
+        raise _unsupported(decoder, fault)
 
 
-def probe(runner: Runner, block_size: int) -> None:
-    """Raise CheckpointError unless a prompt read in parts by the runner gets the logits of the prompt read at once.
+def _probe_cache(decoder: Decoder, shapes: Sequence[LayerShape]) -> KVCache:
+    weight = decoder.token_embeddings.weight
+    return KVCache(shapes, PROBE_SLOTS, weight.dtype, weight.device)
 
-    The prompt is short, and its blocks are scattered over the runner's cache.
-    """
-    decoder, num_slots = runner.decoder, PROBE_PARTS[-1]
-    num_blocks, weight = -(-num_slots // block_size), decoder.token_embeddings.weight
-    input_ids = torch.arange(1, num_slots + 1) * 7919 % decoder.vocab_size
-    prompt = MixedPrompt(input_ids, torch.zeros(0, decoder.width))
-    runs = slot_runs([*range(1, num_blocks), 0], block_size)
-    inputs_embeds = decoder.embed_prompt(input_ids.to(weight.device), prompt.chunk_embeddings.to(weight.device))
-    for start, stop in pairwise(PROBE_PARTS):
-        logits = runner.run([Segment(prompt, [], runs, start, stop)])[0]
-        expected = decoder.prefill(inputs_embeds[:stop])[0]
-        difference = float((logits - expected).abs().max() / expected.abs().max())
-        tolerance = TOLERANCES.get(weight.dtype, DEFAULT_TOLERANCE)
-        if not difference <= tolerance:
-            raise CheckpointError(
-                f"decoder of type {decoder.backbone.config.model_type!r} is not supported: read in parts, a prompt "
-                f"gets other logits than read at once; they differ by {difference:.1%} of the largest logit, the limit "
-                f"is {tolerance:.1%}"
-            )
+
+def _unsupported(decoder: Decoder, fault: str) -> CheckpointError:
+    return CheckpointError(f"decoder of type {decoder.config.model_type!r} is not supported: {fault}")

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from refrag.errors import CheckpointError
+from refrag.model.logits import LogitScale
+
 # S slots, R rows of chunk embeddings, D decoder width, V vocabulary size
 
 
@@ -15,10 +18,17 @@ class Decoder(nn.Module):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
         self.backbone = backbone
+        self.logit_scale = LogitScale.of(self.config)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's config; that of its text model, if it reads images too."""
+        return self.backbone.config.get_text_config()
 
     @property
     def width(self) -> int:
-        return self.backbone.config.hidden_size
+        """Width of token embeddings, D. A few families, like OPT, have other widths between their layers."""
+        return self.token_embeddings.embedding_dim
 
     @property
     def vocab_size(self) -> int:
@@ -34,7 +44,11 @@ class Decoder(nn.Module):
     @property
     def token_embeddings(self) -> nn.Embedding:
         embeddings = self.backbone.get_input_embeddings()
-        assert isinstance(embeddings, nn.Embedding)
+        if not isinstance(embeddings, nn.Embedding):
+            raise CheckpointError(
+                f"the decoder embeds tokens with a {type(embeddings).__name__}; it must be an Embedding, a matrix with "
+                "one row for each token; name another decoder"
+            )
         return embeddings
 
     def embed_prompt(self, input_ids: Tensor, chunk_embeddings: Tensor) -> Tensor:
@@ -55,20 +69,17 @@ class Decoder(nn.Module):
             inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False
         ).last_hidden_state
 
-    def read_with(self, attention: str, inputs_embeds: Tensor, position_ids: Tensor, **arguments: Any) -> Tensor:
+    def read_with(self, attention: str, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Return the last hidden states, with another attention than the backbone's.  (S, D), (S,) -> (S, D)
 
-        attention: name under which its function is registered in transformers. arguments: passed on to that function.
+        attention: name under which its function is registered in transformers.
         """
-        config = self.backbone.config
+        config = self.config
         usual = config._attn_implementation
         config._attn_implementation = attention
         try:
             output = self.backbone.base_model(
-                inputs_embeds=inputs_embeds.unsqueeze(0),
-                position_ids=position_ids.unsqueeze(0),
-                use_cache=False,
-                **arguments,
+                inputs_embeds=inputs_embeds.unsqueeze(0), position_ids=position_ids.unsqueeze(0), use_cache=False
             )
         finally:
             config._attn_implementation = usual
@@ -76,9 +87,7 @@ class Decoder(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits after these last hidden states.  (…, D) -> (…, V)"""
-        logits = self.backbone.get_output_embeddings()(states)
-        cap = getattr(self.backbone.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return self.logit_scale.apply(self.backbone.get_output_embeddings()(states))
 
     @property
     def eos_ids(self) -> set[int]:
