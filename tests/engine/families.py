@@ -43,6 +43,13 @@ SHAPE = {
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
 LATENT |= {"num_key_value_heads": 4}
 GLOBAL = {"global_head_dim": 8, "num_global_key_value_heads": 2, "hidden_size_per_layer_input": 0}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+}
 SEQ2SEQ = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "d_model": 32}
 SEQ2SEQ |= {"encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
 

@@ -10,6 +10,9 @@ from engine_helpers import (
     BLOCK_SIZE,
     GREEDY,
     SAMPLED,
+    VOCAB_SIZE,
+    WIDTH,
+    WINDOW,
     answer_alone,
     make_engine,
     make_prompt,
@@ -18,6 +21,7 @@ from engine_helpers import (
     run_unchecked,
     scatter_blocks,
 )
+from families import LATENT, make_family
 
 from refrag.engine.block_pool import BlockPool
 from refrag.engine.decode_graphs import DecodeGraphs
@@ -43,6 +47,15 @@ def requests_of(lengths, **options):
 def test_answers_are_those_without_graphs(decoder, tokenizer):
     """Seven requests of many lengths share five places, so rows change hands and steps have every size."""
     requests = requests_of([40, 3, 75, 1, 22, 60, 9])
+    answers = run(make_engine_with_graphs(decoder, tokenizer), requests, per_step=1)
+    assert answers == [answer_alone(decoder, tokenizer, request) for request in requests]
+
+
+def test_values_may_be_narrower_than_keys(tokenizer):
+    decoder = make_family(
+        "deepseek_v3", **LATENT, vocab_size=VOCAB_SIZE, hidden_size=WIDTH, max_position_embeddings=512
+    )
+    requests = requests_of([40, 3, 75])
     answers = run(make_engine_with_graphs(decoder, tokenizer), requests, per_step=1)
     assert answers == [answer_alone(decoder, tokenizer, request) for request in requests]
 

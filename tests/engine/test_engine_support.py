@@ -5,7 +5,8 @@ import logging
 import pytest
 import torch
 from engine_helpers import ARCHITECTURES, LLAMA3_ROPE, SHAPE, make_decoder
-from families import LATENT, WINDOW, make_family
+from families import LATENT, VISION, WINDOW, make_family
+from families import SHAPE as TINY_SHAPE
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -95,6 +96,11 @@ def test_others_are_refused_by_name(config, reason):
 def test_a_scaling_that_the_window_never_reaches_is_no_obstacle():
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert layer_shapes(make(LlamaConfig(**SHAPE, rope_parameters=rope)), max_prompt_slots=4096)
+
+
+def test_a_decoder_that_sees_images_too_is_its_text_model():
+    decoder = make_family("gemma3", text_config=TINY_SHAPE, vision_config=VISION)
+    assert layer_shapes(decoder, WINDOW) == [LayerShape(2, 8, 8)] * 2
 
 
 def test_state_that_is_neither_key_nor_value_is_found_out():
