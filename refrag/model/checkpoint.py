@@ -24,6 +24,8 @@ from refrag.model.backbones import load_pretrained, save_whole
 from refrag.model.bases import BaseRecord, find_base, model_folder, record_base, refuse_other_base
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder, OrderedPooling
+from refrag.model.encoder_faults import encoder_fault
+from refrag.model.faults import known_fault
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.policy_file import POLICY, load_policy, save_policy
 from refrag.model.projector import Projector
@@ -135,12 +137,15 @@ def load_checkpoint(directory: Path | str, merge_adapters: bool = True) -> Check
     """
     directory = Path(directory)
     config = RefragConfig.load(directory)
+    decoder = load_decoder(directory, merge_adapter=merge_adapters)
+    if fault := known_fault(decoder, config.max_prompt_slots):
+        raise CheckpointError(f"{directory / DECODER} cannot be the decoder: {fault}")
     return Checkpoint(
         config=config,
         encoder=load_encoder(directory, config, merge_adapters),
         projector=load_projector(directory),
         policy=load_policy(directory, config),
-        decoder=load_decoder(directory, merge_adapter=merge_adapters),
+        decoder=decoder,
         decoder_tokenizer=load_decoder_tokenizer(directory),
         encoder_tokenizer=load_encoder_tokenizer(directory),
     )
@@ -151,7 +156,10 @@ def load_encoder(directory: Path, config: RefragConfig, merge_adapter: bool = Tr
     ordered = load_ordered_pooling(directory / ENCODER / POOLING) if config.pooling == "ordered" else None
     _refuse_long_chunks(ordered, config.chunk_size)
     encoder = ChunkEncoder(backbone, config.pooling, ordered)
-    return _with_difference(encoder, directory, ENCODER, merge_adapter).eval()
+    encoder = _with_difference(encoder, directory, ENCODER, merge_adapter).eval()
+    if fault := encoder_fault(encoder, config.encoder_length):
+        raise CheckpointError(f"{directory / ENCODER} cannot be the encoder: {fault}")
+    return encoder
 
 
 def load_ordered_pooling(path: Path) -> OrderedPooling:

@@ -28,9 +28,10 @@ class ChunkEncoder(nn.Module):
     def __init__(self, backbone: PreTrainedModel, pooling: Pooling, ordered: "OrderedPooling | None" = None) -> None:
         super().__init__()
         assert (ordered is not None) == (pooling == "ordered")
-        # Never used here. It would get no gradients in training, and processes that train together wait for all.
+        # Never used here. It would get no gradients in training, and processes that train together wait for all. Not
+        # None, since some families call it unasked.
         if getattr(backbone, "pooler", None) is not None:
-            setattr(backbone, "pooler", None)  # noqa: B010  (typed as a module)
+            backbone.pooler = nn.Identity()
         self.backbone = backbone
         self.pooling = pooling
         self.ordered = ordered

@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from refrag.context.chunking import Chunk, Chunker
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
+from refrag.model.encoder_faults import encoder_fault
+from refrag.model.faults import known_fault, tried_fault
 
-# A few tokens are enough to try a decoder: what its family does to embeddings or logits shows with any of them.
-NUM_TRIED_TOKENS = 8
-TOLERANCE = 1e-3
 # Chunks are measured with room for this many times `encoder_length` tokens.
 AMPLE = 16
 
@@ -19,9 +16,9 @@ AMPLE = 16
 def refuse_misfits(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
     """Try tokenizers, decoder and encoder on `chunks`; raise TrainingError unless every stage can use them."""
     _refuse_tokenizer(checkpoint)
-    _refuse_decoder(checkpoint, chunks)
+    _refuse_decoder(checkpoint)
+    _refuse_encoder(checkpoint)
     _refuse_truncation(checkpoint, chunks)
-    _refuse_encoder(checkpoint, chunks)
 
 
 def _refuse_tokenizer(checkpoint: Checkpoint) -> None:
@@ -40,19 +37,12 @@ def _refuse_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
-@torch.no_grad()
-def _refuse_decoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
-    """Refuse a decoder whose own forward gives other logits: training calls its parts one by one instead."""
+def _refuse_decoder(checkpoint: Checkpoint) -> None:
+    """Refuse a decoder whose parts are not all of it: training calls them one by one, at positions of its own."""
     decoder = checkpoint.decoder
-    input_ids = torch.tensor([[token for chunk in chunks for token in chunk.token_ids][:NUM_TRIED_TOKENS]])
-    embedded = decoder.embed_prompt(input_ids, torch.zeros(0, decoder.width))
-    ours, own = decoder.logits(decoder.read(embedded)), decoder.backbone(input_ids=input_ids).logits
-    if not torch.allclose(ours, own, atol=TOLERANCE, rtol=TOLERANCE):
-        raise TrainingError(
-            f"{type(decoder.backbone).__name__} does more than embeddings, layers, head and soft-capping: its own "
-            f"logits are up to {float((ours - own).abs().max()):.3g} away from ours; add what it does to "
-            "refrag.model.decoder, or name another decoder"
-        )
+    fault = known_fault(decoder, checkpoint.config.max_prompt_slots) or tried_fault(decoder)
+    if fault is not None:
+        raise TrainingError(f"{type(decoder.backbone).__name__} cannot be the decoder: {fault}")
 
 
 def _refuse_truncation(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
@@ -67,18 +57,6 @@ def _refuse_truncation(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
         )
 
 
-@torch.no_grad()
-def _refuse_encoder(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
-    """Refuse an encoder that has no positions for `encoder_length` tokens; max_position_embeddings may promise more."""
-    length, backbone = checkpoint.config.encoder_length, checkpoint.encoder.backbone
-    ids, _ = checkpoint.chunker.encoder_inputs(chunks[:1])
-    # Any token but padding, which RoBERTa does not count as a position.
-    input_ids = torch.full((1, length), int(ids[0, 0]))
-    try:
-        checkpoint.encoder(input_ids, torch.ones_like(input_ids))
-    except (IndexError, RuntimeError) as error:
-        raise TrainingError(
-            f"the encoder cannot read encoder_length = {length} tokens: {error}; its max_position_embeddings is "
-            f"{getattr(backbone.config, 'max_position_embeddings', None)}, of which families like RoBERTa leave out "
-            "pad_token_id + 1; lower pair.encoder_length, and with it the chunk sizes"
-        ) from None
+def _refuse_encoder(checkpoint: Checkpoint) -> None:
+    if fault := encoder_fault(checkpoint.encoder, checkpoint.config.encoder_length):
+        raise TrainingError(f"{type(checkpoint.encoder.backbone).__name__} cannot be the encoder: {fault}")

@@ -12,7 +12,6 @@ from engine_helpers import (
     SAMPLED,
     VOCAB_SIZE,
     WIDTH,
-    WINDOW,
     answer_alone,
     make_engine,
     make_prompt,

@@ -335,7 +335,7 @@ def test_a_projector_starts_at_the_scale_of_the_token_embeddings(family, folders
 def test_an_encoder_reads_the_text_of_each_chunk_whole_in_its_own_tokens(family, folders):
     checkpoint = make_pair(pair(folders("llama"), folders(family)))
     assert checkpoint.config.encoder_length == 2 * 8 + 2
-    assert getattr(checkpoint.encoder.backbone, "pooler", None) is None
+    assert not any("pooler" in name for name, _ in checkpoint.encoder.named_parameters())
     chunks = sample_chunks(checkpoint, 8, seed=2)
     batch = encoder_batch(checkpoint.chunker, chunks)
     tokenizer = checkpoint.encoder_tokenizer
@@ -367,11 +367,34 @@ def test_positions_that_an_encoder_lacks_are_refused(folders):
         make_pair(pair(folders("llama"), folders("roberta"), encoder_length=65))
 
 
-def test_a_model_that_does_more_than_its_parts_say_is_refused(folders, tmp_path):
+def test_a_decoder_that_scales_embeddings_and_logits_is_trained_with_both(folders, tmp_path):
     config = AutoConfig.for_model("granite", **{**DECODER_SHAPE, "logits_scaling": 8.0, "embedding_multiplier": 12.0})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     decoder_tokenizer("mistral").save_pretrained(tmp_path)
-    with pytest.raises(TrainingError, match="GraniteForCausalLM does more than embeddings, layers, head"):
+    decoder = make_pair(pair(str(tmp_path), folders("roberta"))).decoder
+    input_ids = torch.arange(3, 20).unsqueeze(0)
+    own = decoder.backbone(input_ids=input_ids).logits
+    torch.testing.assert_close(decoder.logits(decoder.read(decoder.token_embeddings(input_ids))), own)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "reason"),
+    [
+        (
+            "gpt2",
+            {"max_position_embeddings": 64},
+            "GPT2LMHeadModel .*: it has positions for 64 slots",
+        ),
+        ("bert", {}, "BertLMHeadModel cannot be the decoder: it is not causal"),
+        ("bert", {"is_decoder": True}, r"BertLMHeadModel .* its logits are not its last hidden states .* cls also"),
+        ("bart", {"d_model": 32}, "BartForCausalLM cannot be the decoder: it counts positions by itself"),
+    ],
+)
+def test_a_decoder_whose_parts_are_not_all_of_it_is_refused_by_what_it_lacks(family, shape, reason, folders, tmp_path):
+    config = AutoConfig.for_model(family, **{**DECODER_SHAPE, **shape})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    decoder_tokenizer("mistral").save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match=reason):
         make_pair(pair(str(tmp_path), folders("roberta")))
 
 
