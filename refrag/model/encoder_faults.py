@@ -40,10 +40,11 @@ def _unreadable(encoder: ChunkEncoder, chunk: Tensor, error: Exception) -> str:
         encoder(chunk[:, :1], _whole(chunk[:, :1]))
     except Exception:
         return f"it cannot read tokens without more input than input_ids and attention_mask: {error}"
+    length, limit = chunk.shape[1], getattr(encoder.backbone.config, "max_position_embeddings", None)
     return (
-        f"it cannot read encoder_length = {chunk.shape[1]} tokens: {error}; its max_position_embeddings is "
-        f"{getattr(encoder.backbone.config, 'max_position_embeddings', None)}, of which families like RoBERTa leave out "
-        "pad_token_id + 1; lower encoder_length, and with it the chunk sizes, or name another encoder"
+        f"it cannot read encoder_length = {length} tokens: {error}; its max_position_embeddings is {limit}, "
+        "of which families like RoBERTa leave out pad_token_id + 1; lower encoder_length, and with it the chunk sizes, "
+        "or name another encoder"
     )
 
 
