@@ -43,7 +43,9 @@ def widen(checkpoint: Path, target: Path, window: int, chunk_size: int | None = 
 def serve(repository: Path, **store: object) -> Iterator[EmbeddedServer]:
     """Serve on free ports; `store` holds variables of refrag.store.settings by name, without their prefix."""
     variables = {f"REFRAG_STORE_{name.upper()}": str(value) for name, value in store.items()}
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, environment=variables) as server:
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    # Without probes, which would be measured too.
+    with EmbeddedServer(repository, **ports, probe_seconds=0, environment=variables) as server:
         yield server
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from examples.demo import markdown_table as demo_table
-from perf import engine, load, peers, scale, sizing, source_map, store, ttft
+from perf import engine, leaving, load, peers, scale, sizing, source_map, store, ttft
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.questions.summary import render_briefly
@@ -133,6 +133,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "scale": (RESULTS / "scale.json", scale.markdown),
     "engine": (RESULTS / "engine.json", engine_results),
     "store": (RESULTS / "store.json", store.markdown),
+    "leaving": (RESULTS / "leaving.json", with_source(leaving.markdown)),
     "sizing": (RESULTS / "sizing.json", sizing.markdown),
     "xquad": (PAIR / "questions" / "xquad.json", questions),
     "answers": (WORLD / "evaluation.json", partial(evaluation_table, table_name="answers")),

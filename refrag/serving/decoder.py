@@ -74,7 +74,7 @@ class DecoderService:
         # Copied, as the prompt is: a tensor's memory belongs to its request, which is gone once execute() has returned.
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
-        sink = sink_type(stream, Statistics(passed_through, len(request.prompt.input_ids)))
+        sink = sink_type(stream, Statistics(passed_through, len(request.prompt.input_ids)), self.metrics.count_unread)
         self.backend.submit(request, sink)
 
 

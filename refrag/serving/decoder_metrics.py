@@ -25,6 +25,9 @@ class DecoderMetrics:
             "num_blocks": Metric("GAUGE", "refrag_kv_blocks", "KV cache blocks in total"),
         }
         self.num_tokens = Metric("COUNTER", "refrag_generated_tokens", "Tokens generated")
+        self.num_unread_tokens = Metric(
+            "COUNTER", "refrag_unread_tokens", "Tokens of answers ended before their end: stopped, left, or too late"
+        )
         self.counters = {
             "num_computed_slots": Metric("COUNTER", "refrag_computed_slots", "Prompt and answer slots computed"),
             "num_reused_slots": Metric(
@@ -63,6 +66,11 @@ class DecoderMetrics:
         if stats.num_tokens:
             self.num_tokens.add(stats.num_tokens)
         self.gathered.append(stats)
+
+    def count_unread(self, num_tokens: int) -> None:
+        """Count the tokens of an answer that ended before its end; called by the decoder's thread."""
+        if num_tokens:
+            self.num_unread_tokens.add(num_tokens)
 
     def close(self) -> None:
         self.flush.close()

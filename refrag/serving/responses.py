@@ -1,5 +1,7 @@
 """Responses of the model `decoder`: the deltas of one request, each with the request's statistics."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from refrag.decoders.base import Delta, join_deltas
@@ -28,14 +30,20 @@ class Statistics:
 
 
 class StreamingSink:
-    """A sink that sends one response for each delta."""
+    """A sink that sends one response for each delta.
 
-    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
-        self.stream, self.statistics = stream, statistics
+    count_unread: told how many tokens an answer had that ended before its end.
+    """
+
+    def __init__(self, stream: ResponseStream, statistics: Statistics, count_unread: Callable[[int], None]) -> None:
+        self.stream, self.statistics, self.count_unread = stream, statistics, count_unread
         self.index, self.num_tokens = 0, 0
 
     def send(self, delta: Delta) -> None:
         self.num_tokens += len(delta.token_ids)
+        self.respond(delta)
+
+    def respond(self, delta: Delta) -> None:
         response = {
             "text_output": strings(delta.text),
             "token_ids": int32(*delta.token_ids),
@@ -52,6 +60,7 @@ class StreamingSink:
             self.stream.finish(response)
 
     def fail(self, error: RefragError) -> None:
+        self.count_unread(self.num_tokens)
         self.stream.fail(error)
 
     def is_abandoned(self) -> bool:
@@ -61,11 +70,11 @@ class StreamingSink:
 class CollectingSink(StreamingSink):
     """A sink that sends one response with the whole answer, for callers that cannot stream."""
 
-    def __init__(self, stream: ResponseStream, statistics: Statistics) -> None:
-        super().__init__(stream, statistics)
+    def __init__(self, stream: ResponseStream, statistics: Statistics, count_unread: Callable[[int], None]) -> None:
+        super().__init__(stream, statistics, count_unread)
         self.deltas: list[Delta] = []
 
-    def send(self, delta: Delta) -> None:
+    def respond(self, delta: Delta) -> None:
         self.deltas.append(delta)
         if delta.finish_reason is not None:
-            super().send(join_deltas(self.deltas))
+            super().respond(join_deltas(self.deltas))

@@ -56,6 +56,38 @@ def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarra
     return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
 
 
+def send_stop(decoder: str, request_id: str) -> None:
+    """Tell the decoder to end the request of that id."""
+    stop = pb_utils.Tensor("stop", np.array([True]))
+    request = pb_utils.InferenceRequest(
+        model_name=decoder, requested_output_names=[], inputs=[stop], request_id=request_id
+    )
+    for _ in request.exec(decoupled=True):
+        pass
+
+
+class Relay:
+    """A request to a streaming model of this server, made of a request to another with the same inputs and outputs."""
+
+    def __init__(self, request: Any, model: str, request_id: str) -> None:
+        self.request_id = request_id
+        # Copied: a tensor's memory belongs to its request, which is gone once execute() has returned.
+        inputs = [pb_utils.Tensor(name, np.array(value)) for name, value in tensors_of(request).items()]
+        self._request = pb_utils.InferenceRequest(
+            model_name=model,
+            requested_output_names=list(request.requested_output_names()),
+            inputs=inputs,
+            request_id=request_id,
+            parameters=json.loads(request.parameters() or "{}"),
+        )
+
+    def run(self, stream: "ResponseStream") -> None:
+        """Send the request, and every response and error on, as it comes; returns when the stream is closed."""
+        for response in self._request.exec(decoupled=True):
+            stream.pass_on(response)
+        stream.close()
+
+
 def error_response(error: Exception) -> Any:
     """Return the error in the form that clients parse; log an unforeseen one with its traceback."""
     if not isinstance(error, RefragError):
@@ -86,6 +118,15 @@ class ResponseStream:
 
     def fail(self, error: Exception) -> None:
         self._send_final(error_response(error))
+
+    def pass_on(self, response: Any) -> None:
+        """Send another model's response on; its error ends the stream, and its empty last one is left to `close`."""
+        if response.has_error():
+            error = response.error()
+            copy = pb_utils.TritonError(error.message(), error.code())
+            self._send_final(pb_utils.InferenceResponse(error=copy))
+        elif response.output_tensors():
+            self.sender.send(pb_utils.InferenceResponse(response.output_tensors()))
 
     def close(self) -> None:
         """End the stream without a further response."""

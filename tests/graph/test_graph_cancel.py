@@ -52,9 +52,13 @@ def wait_until(condition, seconds):
 
 
 def count_generated_tokens(server):
+    return read_counter(server, "refrag_generated_tokens")
+
+
+def read_counter(server, name):
     """The decoder's own count, from Triton's metrics."""
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=30) as response:
-        (value,) = re.findall(r"^refrag_generated_tokens(?:\{.*\})? (\S+)$", response.read().decode(), re.MULTILINE)
+        (value,) = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", response.read().decode(), re.MULTILINE)
     return float(value)
 
 
@@ -96,6 +100,14 @@ def test_leaving_a_stream_stops_the_decoder_within_two_tokens(client, server):
     wait_until_free(client, "left", seconds=10)
     assert count_generated_tokens(server) - count_at_exit <= 2 + 1  # and one token of the request that took the id
     assert count_at_exit > 0
+
+
+def test_tokens_of_an_answer_that_was_left_are_counted_as_unread(client, server):
+    before = read_counter(server, "refrag_unread_tokens")
+    with client.stream(QUESTION, PASSAGES, request_id="unread", **ENDLESS) as stream:
+        next(stream)
+    wait_until_free(client, "unread", seconds=10)
+    wait_until(lambda: read_counter(server, "refrag_unread_tokens") > before, seconds=30)
 
 
 def test_a_deadline_ends_the_answer(client):

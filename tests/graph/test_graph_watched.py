@@ -1,0 +1,53 @@
+"""`refrag_watched` answers as the ensemble does, and notices gRPC callers who left without a word."""
+
+import grpc
+import pytest
+from test_graph_cancel import ENDLESS, PASSAGES, QUESTION, wait_until_free
+from tritonclient.grpc import service_pb2_grpc
+
+from refrag_client import DeadlineExceeded, GenerateRequest, InvalidRequest, RefragClient
+from refrag_client.tensors import encode_request
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def watched(server):
+    with RefragClient(server.grpc_address, model="refrag_watched") as client:
+        yield client
+
+
+def test_answers_and_statistics_are_the_ensembles(client, watched, heldout):
+    for context in heldout[:10]:
+        question, options = context.questions[0].text, {"max_tokens": 12, "log_probs": True}
+        own = client.generate(question, context.passages, **options)
+        passed_on = watched.generate(question, context.passages, **options)
+        assert (passed_on.text, passed_on.token_ids) == (own.text, own.token_ids)
+        assert passed_on.finish_reason == own.finish_reason
+        # The second one finds its prompt in the KV cache, and sums in another order.
+        assert passed_on.log_probs == pytest.approx(own.log_probs, abs=1e-4)
+        assert passed_on.statistics.expanded_chunks == own.statistics.expanded_chunks
+
+
+def test_every_piece_comes_as_the_ensemble_sends_it(client, watched):
+    pieces = [list(each.stream(QUESTION, PASSAGES, max_tokens=8, min_tokens=8)) for each in (client, watched)]
+    assert [piece.text for piece in pieces[0]] == [piece.text for piece in pieces[1]]
+
+
+def test_errors_keep_their_types(watched):
+    with pytest.raises(InvalidRequest, match="max_tokens"):
+        watched.generate(QUESTION, PASSAGES, max_tokens=0)
+    with pytest.raises(DeadlineExceeded):
+        watched.generate(QUESTION, PASSAGES, deadline_ms=150, **ENDLESS)
+
+
+@pytest.mark.parametrize("leave", ["cancel", "close"])
+def test_a_caller_who_leaves_without_a_word_is_noticed(server, client, leave):
+    request = GenerateRequest(QUESTION, PASSAGES, request_id=f"left-by-{leave}", **ENDLESS)
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        call = stub.ModelStreamInfer(iter([encode_request(request, "refrag_watched")]))
+        next(call)
+        call.cancel() if leave == "cancel" else channel.close()
+        # Far sooner than the deadline, which is a minute.
+        wait_until_free(client, request.request_id, seconds=30)
