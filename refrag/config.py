@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from refrag.errors import CheckpointError
+from refrag.spelling import suggestion
 
 if TYPE_CHECKING:
     from refrag.base_models.reference import BaseModel
@@ -134,9 +135,10 @@ def _bases(values: dict[str, Any], source: Path) -> dict[str, "BaseModel"]:
 
 
 def _from_dict(cls: type[T], values: dict[str, Any], source: Path) -> T:
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise CheckpointError(f"{source} has unknown settings {unknown}; known are {sorted(known)}; remove the others")
+    known = sorted(f.name for f in fields(cls))  # type: ignore[arg-type]
+    if unknown := sorted(set(values).difference(known)):
+        near = suggestion(unknown, known)
+        raise CheckpointError(f"{source} has unknown settings {unknown}; known are {known}; remove the others{near}")
     try:
         return cls(**values)
     except TypeError as error:

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from refrag.errors import RefragError, SetupError
+from refrag.spelling import suggestion
 
 T = TypeVar("T")
 
@@ -36,7 +37,9 @@ class Table(Generic[T]):
     def check(self, name: str) -> None:
         """Raise the table's error, with all names, unless the name is in it; load nothing."""
         if name not in self._entries:
-            raise self.unknown(f"{self.kind} is {name!r}; allowed: {', '.join(self.names)}")
+            raise self.unknown(
+                f"{self.kind} is {name!r}; allowed: {', '.join(self.names)}{suggestion([name], self.names)}"
+            )
 
     def find(self, name: str) -> T:
         """Return the entry of this name; raise as `check` does, or SetupError if the entry cannot be loaded."""

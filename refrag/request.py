@@ -29,7 +29,7 @@ class ExpansionOptions:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.expand_fraction) and 0 <= self.expand_fraction <= 1):
             raise InvalidRequest(
-                f"expand_fraction is {self.expand_fraction:g}; "
+                f"expand_fraction is {self.expand_fraction}; "
                 "allowed is 0 (compress every chunk) to 1 (expand every chunk)"
             )
 
@@ -76,15 +76,15 @@ class SamplingParams:
             raise InvalidRequest(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if self.temperature != 0 and not (math.isfinite(self.temperature) and self.temperature >= MIN_TEMPERATURE):
             raise InvalidRequest(
-                f"temperature is {self.temperature:g}; it must be 0 (greedy) or at least {MIN_TEMPERATURE:g}"
+                f"temperature is {self.temperature}; it must be 0 (greedy) or at least {MIN_TEMPERATURE:g}"
             )
         if self.top_k is not None and self.top_k < 1:
             raise InvalidRequest(f"top_k is {self.top_k}; it must be at least 1; leave it out for no limit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InvalidRequest(f"top_p is {self.top_p:g}; allowed is more than 0, up to 1; leave it out for no limit")
+            raise InvalidRequest(f"top_p is {self.top_p}; allowed is more than 0, up to 1; leave it out for no limit")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise InvalidRequest(
-                f"repetition_penalty is {self.repetition_penalty:g}; it must be more than 0; 1 changes nothing"
+                f"repetition_penalty is {self.repetition_penalty}; it must be more than 0; 1 changes nothing"
             )
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise InvalidRequest(

@@ -39,7 +39,7 @@ def test_every_option_has_the_type_of_the_server():
     assert inputs["passages"].tolist() == [b"a", b"b"]
     assert inputs["seed"].dtype == np.uint64 and inputs["seed"].tolist() == [2**64 - 1]
     assert {inputs[name].dtype for name in ("max_tokens", "top_k", "min_tokens", "priority", "deadline_ms")} == {
-        np.dtype(np.int32)
+        np.dtype(np.int64)
     }
     reals = ("expand_fraction", "temperature", "top_p", "repetition_penalty")
     assert {inputs[name].dtype for name in reals} == {np.dtype(np.float32)}
@@ -62,12 +62,15 @@ def test_limits_are_left_to_the_server(option):
         ({"passages": "one text"}, "passages is a single str"),
         ({"passages": ["a", None]}, "passages holds a NoneType"),
         ({"passages": ["\ud800"]}, "lone surrogate at character 0"),
-        ({"max_tokens": 2**31}, "max_tokens is 2147483648, allowed is"),
+        ({"max_tokens": 2**63}, "max_tokens is 9223372036854775808, allowed is"),
         ({"max_tokens": True}, "max_tokens is True; give an int"),
         ({"max_tokens": 1.5}, "give an int"),
         ({"seed": -1}, "seed is -1, allowed is 0 to"),
         ({"temperature": "hot"}, "give a number"),
         ({"temperature": 1e300}, "allowed is up to"),
+        ({"temperature": 1e-50}, "temperature is 1e-50, and FP32 can only hold 0 there"),
+        ({"expand_fraction": 1.00000001}, "expand_fraction is 1.00000001, and FP32 can only hold 1 there"),
+        ({"top_p": 0.999999999}, "FP32 can only hold 1 there; give that, or fewer digits"),
         ({"stream": "false"}, "give True or False"),
         ({"request_id": ""}, "give a unique, non-empty str"),
     ],

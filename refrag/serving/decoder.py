@@ -1,6 +1,6 @@
 """Last step of the ensemble: mixed prompt → streamed answer, by the decoder that the model's parameters name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from refrag.serving.decoder_request import RequestDefaults, read_request
 from refrag.serving.parameters import parse_parameters, refuse_unknown, split_parameters
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
 from refrag.serving.stopping import StopFile
-from refrag.serving.tensors import Tensors, flag
-from refrag.serving.triton import ResponseStream, tensors_of
+from refrag.serving.tensors import Tensors, flag, integer
+from refrag.serving.triton import ResponseStream, check_parameters, tensors_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class DecoderSettings(RequestDefaults):
 class DecoderService:
     """The service behind the model `decoder`, whose config.pbtxt lists the tensors."""
 
-    def __init__(self, checkpoint: Path, parameters: Mapping[str, str]) -> None:
+    def __init__(self, checkpoint: Path, parameters: Mapping[str, str], inputs: Sequence[str]) -> None:
+        self.inputs = inputs
         keep_freed_memory()
         self.metrics = DecoderMetrics()
         self.settings, self.backend = open_decoder(checkpoint, parameters, self.metrics.observe)
@@ -47,6 +48,7 @@ class DecoderService:
         """
         stream = ResponseStream(request)
         try:
+            check_parameters(request, self.inputs)
             request_id, inputs = request.request_id(), tensors_of(request)
             if flag(inputs, "stop", default=False):
                 self.backend.stop(request_id)
@@ -70,7 +72,7 @@ class DecoderService:
 
     def _submit(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
         request = read_request(request_id, inputs, self.settings)
-        check_prompt(request.prompt, request.sampling, self.backend.limits)
+        check_prompt(request.prompt, request.sampling, self.backend.limits, bool(integer(inputs, "num_chunks")))
         # Copied, as the prompt is: a tensor's memory belongs to its request, which is gone once execute() has returned.
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink

@@ -11,6 +11,9 @@ from refrag.errors import InvalidRequest
 from refrag.request import SamplingParams
 from refrag.serving.tensors import Tensors, flag, integer, scalar, texts
 
+# What other servers take for "no limit", beside leaving top_k out: Hugging Face and TensorRT-LLM 0, vLLM -1 too.
+NO_TOP_K = (0, -1)
+
 
 @dataclass(frozen=True)
 class RequestDefaults:
@@ -50,18 +53,24 @@ def read_prompt(inputs: Tensors) -> MixedPrompt:
 
 def _read_sampling(inputs: Tensors, defaults: RequestDefaults) -> SamplingParams:
     max_tokens, repetition_penalty = integer(inputs, "request_output_len"), scalar(inputs, "repetition_penalty")
+    top_k = integer(inputs, "runtime_top_k")
     return SamplingParams(
         max_tokens=defaults.default_max_tokens if max_tokens is None else max_tokens,
-        # Rounded, since FP32 cannot hold 0.01 exactly, which is the lowest temperature allowed.
-        temperature=round(scalar(inputs, "temperature") or 0.0, 6),
-        top_k=integer(inputs, "runtime_top_k"),
+        temperature=scalar(inputs, "temperature") or 0.0,
+        top_k=None if top_k in NO_TOP_K else top_k,
         top_p=scalar(inputs, "runtime_top_p"),
         seed=integer(inputs, "random_seed"),
         repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
         min_tokens=integer(inputs, "min_tokens") or 0,
-        stop_words=tuple(texts(inputs, "stop_words")),
+        stop_words=_read_stop_words(inputs),
         log_probabilities=flag(inputs, "return_log_probs", default=False),
     )
+
+
+def _read_stop_words(inputs: Tensors) -> tuple[str, ...]:
+    """Return the stop words; a single empty one, with which other servers' clients say that there are none, is none."""
+    words = tuple(texts(inputs, "stop_words"))
+    return () if words == ("",) else words
 
 
 def _read_arrival(inputs: Tensors) -> float:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from refrag.errors import SetupError
+from refrag.spelling import suggestion
 
 Settings = TypeVar("Settings")
 
@@ -35,8 +36,11 @@ def split_parameters(parameters: Mapping[str, str], cls: type[Any]) -> tuple[dic
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     """Raise SetupError if a given name is neither known nor a parameter of Triton's Python backend."""
+    known = sorted(known)
     if unknown := sorted(set(given) - set(known) - OF_TRITON):
-        raise SetupError(f"config.pbtxt has unknown parameters {unknown}; known are {sorted(known)}")
+        raise SetupError(
+            f"config.pbtxt has unknown parameters {unknown}; known are {known}{suggestion(unknown, known)}"
+        )
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

@@ -100,7 +100,7 @@ class Preprocessing:
         self._check_bytes(inputs)
         expand_fraction, policy = scalar(inputs, "expand_fraction"), text(inputs, "policy")
         expansion = ExpansionOptions(
-            expand_fraction=self.config.expand_fraction if expand_fraction is None else round(expand_fraction, 6),
+            expand_fraction=self.config.expand_fraction if expand_fraction is None else expand_fraction,
             policy=self.config.policy if policy is None else policy,
             seed=integer(inputs, "seed") or 0,
         )
@@ -108,14 +108,16 @@ class Preprocessing:
         return Request(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)
 
     def _check_bytes(self, inputs: Tensors) -> None:
-        sent: list[bytes] = [value for name in TEXT_INPUTS if name in inputs for value in inputs[name].reshape(-1)]
-        size, limit = sum(map(len, sent)), self.settings.max_text_bytes
-        if size > limit:
+        question, passages = (_count_bytes(inputs, name) for name in TEXT_INPUTS)
+        limit = self.settings.max_text_bytes
+        if question + passages > limit:
+            remedy = "shorten the question" if question > limit else "send fewer or shorter passages"
             raise InvalidRequest(
-                f"text_input and passages hold {size} bytes, the limit is {limit}; send fewer or shorter passages"
+                f"text_input and passages hold {question + passages} bytes, the limit is {limit}; {remedy}"
             )
 
     def _check_size(self, context: PreparedContext) -> None:
+        self._check_question(context)
         count, limit = len(context.chunks) + len(context.question_chunks), self.settings.max_chunks
         if count > limit:
             raise InvalidRequest(
@@ -123,3 +125,18 @@ class Preprocessing:
                 f"{self.config.chunk_size}; with the question's {len(context.question_chunks)} that is over "
                 f"the limit of {limit}; send fewer or shorter passages"
             )
+
+    def _check_question(self, context: PreparedContext) -> None:
+        """Raise InvalidRequest for a question that would not fit without any passage either."""
+        num_slots, window = len(self.chunker.frame.head_ids) + len(context.question_ids), self.config.max_prompt_slots
+        if num_slots >= window:
+            raise InvalidRequest(
+                f"text_input takes {num_slots} slots by itself, the decoder's window is {window}; shorten the question"
+            )
+        num_chunks, limit = len(context.question_chunks), self.settings.max_chunks
+        if num_chunks > limit:
+            raise InvalidRequest(f"text_input holds {num_chunks} chunks, the limit is {limit}; shorten the question")
+
+
+def _count_bytes(inputs: Tensors, name: str) -> int:
+    return sum(len(value) for value in inputs[name].reshape(-1)) if name in inputs else 0

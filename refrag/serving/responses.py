@@ -27,6 +27,8 @@ class Statistics:
             "num_expanded_chunks": int32(passed_through["expanded_chunks"].size),
             "prompt_slots": int32(prompt_slots),
         }
+        # The one list among them, which may be long, goes with the first response and the last alone.
+        self.tensors_between = {**self.tensors, "expanded_chunks": int32()}
 
 
 class StreamingSink:
@@ -44,6 +46,7 @@ class StreamingSink:
         self.respond(delta)
 
     def respond(self, delta: Delta) -> None:
+        is_between = self.index > 0 and delta.finish_reason is None
         response = {
             "text_output": strings(delta.text),
             "token_ids": int32(*delta.token_ids),
@@ -51,7 +54,7 @@ class StreamingSink:
             "index": int32(self.index),
             "finish_reason": strings(delta.finish_reason or ""),
             "num_output_tokens": int32(self.num_tokens),
-            **self.statistics.tensors,
+            **(self.statistics.tensors_between if is_between else self.statistics.tensors),
         }
         self.index += 1
         if delta.finish_reason is None:

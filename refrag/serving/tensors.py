@@ -10,10 +10,14 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def scalar(tensors: Tensors, name: str) -> int | float | bool | None:
-    """Return the one element of an optional tensor, None if absent; raise InvalidRequest unless there is just one."""
+    """Return the one element of an optional tensor, None if absent; raise InvalidRequest unless there is just one.
+
+    Of FP32 the shortest number that it stands for: what was sent as 0.01, and not 0.00999999977648258.
+    """
     if name not in tensors:
         return None
-    return _only_element(tensors[name], name).item()
+    element = _only_element(tensors[name], name)
+    return float(str(element)) if element.dtype == np.float32 else element.item()
 
 
 def integer(tensors: Tensors, name: str) -> int | None:

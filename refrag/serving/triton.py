@@ -3,7 +3,7 @@
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,9 @@ import triton_python_backend_utils as pb_utils
 
 from refrag.errors import RefragError
 from refrag.serving.parameters import Settings, parse_parameters
+from refrag.serving.request_parameters import refuse_unknown
 from refrag.serving.tensors import Tensors
+from refrag.variables import refuse_misspelt
 
 MetricKind = Literal["COUNTER", "GAUGE", "HISTOGRAM"]
 
@@ -33,6 +35,22 @@ def parameters_from(args: Mapping[str, str]) -> dict[str, str]:
 def settings_from(args: Mapping[str, str], cls: type[Settings]) -> Settings:
     """Return the frozen dataclass `cls` filled from the model's parameters; raise SetupError for one that it lacks."""
     return parse_parameters(parameters_from(args), cls)
+
+
+def check_environment() -> None:
+    """Raise SetupError for a misspelt variable of ours; tell the log of those that nothing reads."""
+    if unread := refuse_misspelt():
+        pb_utils.Logger.log_warn(f"nothing reads the environment variables {', '.join(unread)}")
+
+
+def input_names(args: Mapping[str, str]) -> list[str]:
+    """Return the inputs that the model's config.pbtxt declares."""
+    return [tensor["name"] for tensor in json.loads(args["model_config"])["input"]]
+
+
+def check_parameters(request: Any, inputs: Iterable[str]) -> None:
+    """Raise InvalidRequest if the request carries a parameter that nothing reads; `inputs` are the names to suggest."""
+    refuse_unknown(json.loads(request.parameters() or "{}"), inputs)
 
 
 def tensors_of(request: Any) -> dict[str, np.ndarray]:
@@ -97,9 +115,12 @@ def error_response(error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_wire(), code))
 
 
-def reply_to_each(requests: Sequence[Any], handle: Callable[[Tensors], Tensors]) -> list[Any]:
-    """Return one response per request; a bad request never disturbs its neighbours."""
-    return [_reply(request, handle) for request in requests]
+def reply_to_each(requests: Sequence[Any], handle: Callable[[Tensors], Tensors], inputs: Iterable[str]) -> list[Any]:
+    """Return one response per request; a bad request never disturbs its neighbours.
+
+    inputs: what callers can send; a request that carries anything else beside its tensors is refused.
+    """
+    return [_reply(request, handle, inputs) for request in requests]
 
 
 class ResponseStream:
@@ -175,8 +196,9 @@ class Metric:
         self.metric.observe(value)
 
 
-def _reply(request: Any, handle: Callable[[Tensors], Tensors]) -> Any:
+def _reply(request: Any, handle: Callable[[Tensors], Tensors], inputs: Iterable[str]) -> Any:
     try:
+        check_parameters(request, inputs)
         return response_of(handle(tensors_of(request)))
     except Exception as error:
         return error_response(error)

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
+from raw_requests import as_bytes, raw_request
 
 from refrag.embedded import EmbeddedServer
 from refrag.errors import SetupError
@@ -21,24 +21,6 @@ def the_server_is_alive_and_right_afterwards(client):
     before = client.generate(*GOOD, max_tokens=4).token_ids
     yield
     assert client.generate(*GOOD, max_tokens=4).token_ids == before
-
-
-def raw_request(server, inputs):
-    """Responses or the error message of hand-made inputs, as {name: array}."""
-    results = []
-    with triton.InferenceServerClient(server.grpc_address) as raw:
-        tensors = []
-        for name, (array, datatype) in inputs.items():
-            tensors.append(triton.InferInput(name, list(array.shape), datatype))
-            tensors[-1].set_data_from_numpy(array)
-        raw.start_stream(lambda result, error: results.append(error.message() if error else result))
-        raw.async_stream_infer("refrag", tensors)
-        raw.stop_stream()
-    return results
-
-
-def as_bytes(*values):
-    return np.array(values, dtype=np.object_), "BYTES"
 
 
 @pytest.mark.parametrize("question", ["", "   "])
@@ -99,6 +81,16 @@ def test_more_tokens_than_the_window_are_refused(client):
         client.generate(*GOOD, max_tokens=2_000_000_000)
 
 
+def test_a_question_over_the_window_is_to_be_shortened_whatever_the_passages(client):
+    with pytest.raises(InvalidRequest, match=r"text_input takes \d+ slots by itself, .* is 4096; shorten the question"):
+        client.generate("Who keeps a cat? " * 2000, GOOD[1])
+
+
+def test_without_passages_nobody_is_told_to_send_fewer(client):
+    with pytest.raises(InvalidRequest, match=r"window is 4096; shorten the question or lower max_tokens"):
+        client.generate(GOOD[0], max_tokens=4090)
+
+
 def test_a_prompt_over_the_window_is_refused(client):
     with pytest.raises(InvalidRequest, match=r"slots .* window is 4096; send fewer passages"):
         client.generate(GOOD[0], ["Mara keeps a cat and a dog. " * 800], expand_fraction=1)
@@ -118,10 +110,14 @@ def test_an_unknown_policy_is_refused_with_the_known_ones(client, policy, named)
     [
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": -2}, "top_k is -2"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"deadline_ms": 0}, "deadline_ms is 0; it must be at least 1"),
         ({"temperature": 1e-3}, "temperature is 0.001; it must be 0"),
+        ({"temperature": 4e-7}, "temperature is 4e-07; it must be 0"),
+        ({"temperature": -1e-7}, "temperature is -1e-07; it must be 0"),
+        ({"expand_fraction": 1.0000002}, "expand_fraction is 1.0000002"),
+        ({"max_tokens": 2**40}, "max_tokens 1099511627776 more, the decoder's window is 4096; lower max_tokens"),
         ({"stop_words": ["a"] * 17}, "17 words"),
         ({"stop_words": ["a", ""]}, "empty word"),
         ({"exclude_input_in_output": False}, "exclude_input_in_output is false"),
@@ -141,7 +137,7 @@ def test_a_wrong_type_is_refused(server):
 
 
 def test_a_wrong_rank_is_refused(server):
-    inputs = {"text_input": as_bytes(b"Who?"), "max_tokens": (np.array([[4]], np.int32), "INT32")}
+    inputs = {"text_input": as_bytes(b"Who?"), "max_tokens": (np.array([[4]], np.int64), "INT64")}
     error = error_from_message(*raw_request(server, inputs))
     assert isinstance(error, InvalidRequest)
     assert "max_tokens" in str(error)

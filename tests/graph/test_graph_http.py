@@ -2,26 +2,13 @@
 
 import json
 import urllib.error
-import urllib.request
 
 import pytest
+from raw_requests import events, post
 
 pytestmark = pytest.mark.server
 
 REQUEST = {"text_input": "What does Mara Tolen keep?", "passages": ["Mara Tolen keeps a parrot.", "Odo naps."]}
-
-
-def post(server, endpoint, body):
-    request = urllib.request.Request(
-        f"http://{server.http_address}/v2/models/refrag/{endpoint}",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    return urllib.request.urlopen(request, timeout=60)
-
-
-def events(response):
-    return [json.loads(line[len(b"data: ") :]) for line in response if line.startswith(b"data: ")]
 
 
 def test_generate_stream_sends_the_same_text_as_grpc(server, client):

@@ -22,7 +22,7 @@ def test_values_have_the_types_of_the_settings():
 
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones():
-    known = "known are ['count', 'is_quiet', 'name', 'share']"
+    known = "known are ['count', 'is_quiet', 'name', 'share']; is count meant?"
     with pytest.raises(SetupError, match=re.escape(f"unknown parameters ['cuont']; {known}")):
         parse_parameters({"cuont": "12"}, Settings)
 

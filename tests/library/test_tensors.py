@@ -22,6 +22,11 @@ def test_present_tensors_are_plain_python_values():
     assert texts({"a": as_bytes(b"x", "é".encode())}, "a") == ["x", "é"]
 
 
+@pytest.mark.parametrize("value", [0.01, 0.7, 1e-7, 1.0000002, -0.0, 3e38])
+def test_a_number_in_fp32_is_the_shortest_one_that_it_stands_for(value):
+    assert scalar({"a": np.array([value], np.float32)}, "a") == value
+
+
 @pytest.mark.parametrize("shape", [(0,), (2,)])
 def test_a_scalar_of_several_elements_is_refused_by_name(shape):
     with pytest.raises(InvalidRequest, match="max_tokens has shape"):

@@ -14,6 +14,7 @@ class Statistics:
 
     A compressed chunk takes one prompt slot, an expanded chunk takes one slot for each of its tokens.
     `num_stored_chunks` counts the chunks whose vectors came from the store; the others were encoded.
+    `expanded_chunks` are their numbers, which come with an answer's first piece and its last, and are () in between.
     """
 
     context_tokens: int

@@ -124,4 +124,4 @@ def _with_deadline(request: GenerateRequest, timeout_seconds: float | None) -> G
     """Set the client's timeout as the deadline if there is none, so that the server ends the work of a lost client."""
     if request.deadline_ms is not None or timeout_seconds is None:
         return request
-    return replace(request, deadline_ms=min(max(1, int(timeout_seconds * 1000)), 2**31 - 1))
+    return replace(request, deadline_ms=min(max(1, int(timeout_seconds * 1000)), 2**63 - 1))

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from refrag_client.errors import InvalidRequest
 
-Datatype = Literal["BYTES", "INT32", "UINT64", "FP32", "BOOL"]
+Datatype = Literal["BYTES", "INT64", "UINT64", "FP32", "BOOL"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GenerateRequest:
 
     question: str = field(metadata=_sent_as("BYTES", "what to ask", name="text_input"))
     passages: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "the retrieved passages, best first"))
-    max_tokens: int | None = field(default=None, metadata=_sent_as("INT32", "tokens to generate at most"))
+    max_tokens: int | None = field(default=None, metadata=_sent_as("INT64", "tokens to generate at most"))
     expand_fraction: float | None = field(
         default=None, metadata=_sent_as("FP32", "share of chunks to expand: 0 compresses all, 1 is the plain decoder")
     )
@@ -44,17 +44,17 @@ class GenerateRequest:
         default=None, metadata=_sent_as("BYTES", f"what picks them: {', '.join(POLICIES)}, or another of the server's")
     )
     temperature: float | None = field(default=None, metadata=_sent_as("FP32", "0 is greedy, more is more random"))
-    top_k: int | None = field(default=None, metadata=_sent_as("INT32", "sample from this many likeliest tokens"))
+    top_k: int | None = field(default=None, metadata=_sent_as("INT64", "sample from this many likeliest tokens"))
     top_p: float | None = field(default=None, metadata=_sent_as("FP32", "sample from this much probability mass"))
     seed: int | None = field(default=None, metadata=_sent_as("UINT64", "makes sampling repeatable"))
     repetition_penalty: float | None = field(
         default=None, metadata=_sent_as("FP32", "more than 1 makes tokens of the answer less likely to come again")
     )
-    min_tokens: int | None = field(default=None, metadata=_sent_as("INT32", "tokens to generate at least"))
+    min_tokens: int | None = field(default=None, metadata=_sent_as("INT64", "tokens to generate at least"))
     stop_words: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "texts that end the answer"))
     log_probs: bool | None = field(default=None, metadata=_sent_as("BOOL", "tell each token's log-probability"))
-    priority: int | None = field(default=None, metadata=_sent_as("INT32", "lower goes first, 0 unless given"))
-    deadline_ms: int | None = field(default=None, metadata=_sent_as("INT32", "the server gives up after this time"))
+    priority: int | None = field(default=None, metadata=_sent_as("INT64", "lower goes first, 0 unless given"))
+    deadline_ms: int | None = field(default=None, metadata=_sent_as("INT64", "the server gives up after this time"))
     stream: bool = field(default=True, metadata=_sent_as("BOOL", "answer token by token, not all at once"))
     exclude_input_in_output: bool | None = field(
         default=None, metadata=_sent_as("BOOL", "leave the question out of the answer")

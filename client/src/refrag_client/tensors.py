@@ -105,8 +105,8 @@ def _to_int(option: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
-def _to_int32(option: str, value: Any) -> int:
-    return _to_int(option, value, -(2**31), 2**31 - 1)
+def _to_int64(option: str, value: Any) -> int:
+    return _to_int(option, value, -(2**63), 2**63 - 1)
 
 
 def _to_uint64(option: str, value: Any) -> int:
@@ -119,6 +119,12 @@ def _to_float32(option: str, value: Any) -> float:
     number, limit = float(value), float(np.finfo(np.float32).max)
     if math.isfinite(number) and abs(number) > limit:
         raise InvalidRequest(f"{option} is {value}, allowed is up to ±{limit:.3g}; give a number within")
+    sent = float(np.float32(number))
+    # Next to 0 and 1, where limits are, rounding would change what is asked for: greedy instead of hardly random.
+    if sent != number and sent.is_integer() and abs(number) < 2:
+        raise InvalidRequest(
+            f"{option} is {value!r}, and FP32 can only hold {sent:g} there; give that, or fewer digits"
+        )
     return number
 
 
@@ -130,7 +136,7 @@ def _to_bool(option: str, value: Any) -> bool:
 
 _ITEMS: dict[str, tuple[Callable[[str, Any], Any], Any]] = {
     "BYTES": (_to_utf8, np.object_),
-    "INT32": (_to_int32, np.int32),
+    "INT64": (_to_int64, np.int64),
     "UINT64": (_to_uint64, np.uint64),
     "FP32": (_to_float32, np.float32),
     "BOOL": (_to_bool, np.bool_),

@@ -1,6 +1,6 @@
 """Triton model `decoder`: mixed prompt → streamed answer. Decoupled: execute() queues and returns at once."""
 
-from refrag.serving.triton import parameters_from, version_folder
+from refrag.serving.triton import input_names, parameters_from, version_folder
 
 
 class TritonPythonModel:
@@ -8,7 +8,7 @@ class TritonPythonModel:
         # Imported here, since Triton loads this file once more to complete its config.
         from refrag.serving.decoder import DecoderService
 
-        self.service = DecoderService(version_folder(args) / "checkpoint", parameters_from(args))
+        self.service = DecoderService(version_folder(args) / "checkpoint", parameters_from(args), input_names(args))
 
     def execute(self, requests):
         for request in requests:

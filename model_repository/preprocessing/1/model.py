@@ -1,6 +1,7 @@
 """Triton model `preprocessing`: text → chunks and token ids."""
 
-from refrag.serving.triton import reply_to_each, settings_from, version_folder
+from refrag.serving.request_parameters import ENSEMBLE_INPUTS
+from refrag.serving.triton import check_environment, reply_to_each, settings_from, version_folder
 
 
 class TritonPythonModel:
@@ -8,11 +9,13 @@ class TritonPythonModel:
         # Imported here, since Triton loads this file once more to complete its config.
         from refrag.serving.preprocessing import Preprocessing, PreprocessingSettings
 
+        # Here alone: all models have the same environment.
+        check_environment()
         settings = settings_from(args, PreprocessingSettings)
         self.preprocessing = Preprocessing(version_folder(args) / "checkpoint", settings)
 
     def execute(self, requests):
-        return reply_to_each(requests, self.preprocessing.run)
+        return reply_to_each(requests, self.preprocessing.run, ENSEMBLE_INPUTS)
 
     def finalize(self):
         self.preprocessing.close()

@@ -18,7 +18,7 @@ OPTIONS = (
     "deadline_ms",
 )
 
-_TYPES = {"BYTES": str, "INT32": int, "UINT64": int, "FP32": float}
+_TYPES = {"BYTES": str, "INT64": int, "UINT64": int, "FP32": float}
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ and, on NVIDIA's library, in the official container. Of that backend's settings 
     parameters { key: "intra_op_thread_count" value: { string_value: "2" } }    default: cores / instances
     parameters { key: "max_rows_per_run"      value: { string_value: "256" } }  our own: rows per run
 
-Accelerator blocks (TensorRT, CUDA graphs) are ignored. Tensors are never converted: where config.pbtxt and
+Of other parameters, which may be the official backend's, the log says that they are not read. Accelerator blocks
+(TensorRT, CUDA graphs) are ignored. Tensors are never converted: where config.pbtxt and
 the ONNX model disagree on a type, the load fails.
 
     R requests of a dynamic batch, N rows in all of them together
@@ -24,9 +25,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from refrag.machine.allocator import keep_freed_memory
+from refrag.spelling import suggestion
 
 Tensors = dict[str, np.ndarray]
 
+NUM_THREADS, MAX_ROWS = "intra_op_thread_count", "max_rows_per_run"
 DEFAULT_MAX_ROWS_PER_RUN = 256
 # What the official backend sets for a model that can be batched when the config does not say.
 DEFAULT_MAX_BATCH_SIZE = 4
@@ -55,12 +58,13 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], file_name(config))
         session = open_session(path, config, args)
         check_config(config, session)
+        warn_of_unread(config)
         self.input_names = [tensor["name"] for tensor in config["input"]]
         self.model = BatchedModel(
             session,
             output_names=[tensor["name"] for tensor in config["output"]],
             has_batches=config["max_batch_size"] > 0,
-            max_rows_per_run=int_parameter(config, "max_rows_per_run", DEFAULT_MAX_ROWS_PER_RUN),
+            max_rows_per_run=int_parameter(config, MAX_ROWS, DEFAULT_MAX_ROWS_PER_RUN),
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -154,7 +158,7 @@ def open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> An
     if not path.is_file():
         raise pb_utils.TritonModelException(f"{path} does not exist; export the model into its version folder")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int_parameter(config, "intra_op_thread_count", default_num_threads(config))
+    options.intra_op_num_threads = int_parameter(config, NUM_THREADS, default_num_threads(config))
     # Threads that went on spinning after a run would take the cores from the models that come next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     wants_gpu = args["model_instance_kind"] == "GPU"
@@ -185,6 +189,12 @@ def int_parameter(config: dict[str, Any], name: str, default: int) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise pb_utils.TritonModelException(f"parameter {name} is {text!r}; it must be a whole number above 0")
     return int(text)
+
+
+def warn_of_unread(config: dict[str, Any]) -> None:
+    if unread := sorted(set(config["parameters"]) - {NUM_THREADS, MAX_ROWS}):
+        near = suggestion(unread, (NUM_THREADS, MAX_ROWS))
+        pb_utils.Logger.log_warn(f"{config['name']}: the parameters {unread} are not read on this machine{near}")
 
 
 def file_name(config: dict[str, Any]) -> str:

@@ -1,0 +1,38 @@
+"""Requests made by hand, as other people's tools send them: over HTTP as JSON, over gRPC tensor by tensor."""
+
+import json
+import urllib.request
+
+import numpy as np
+import tritonclient.grpc as triton
+
+
+def post(server, endpoint, body, model="refrag"):
+    request = urllib.request.Request(
+        f"http://{server.http_address}/v2/models/{model}/{endpoint}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    return urllib.request.urlopen(request, timeout=600)
+
+
+def events(response):
+    return [json.loads(line[len(b"data: ") :]) for line in response if line.startswith(b"data: ")]
+
+
+def raw_request(server, inputs, model="refrag", **options):
+    """Responses or the error message of hand-made inputs, as {name: (array, datatype)}."""
+    results = []
+    with triton.InferenceServerClient(server.grpc_address) as raw:
+        tensors = []
+        for name, (array, datatype) in inputs.items():
+            tensors.append(triton.InferInput(name, list(array.shape), datatype))
+            tensors[-1].set_data_from_numpy(array)
+        raw.start_stream(lambda result, error: results.append(error.message() if error else result))
+        raw.async_stream_infer(model, tensors, **options)
+        raw.stop_stream()
+    return results
+
+
+def as_bytes(*values):
+    return np.array(values, dtype=np.object_), "BYTES"
