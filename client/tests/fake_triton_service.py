@@ -64,6 +64,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request, context):
         """Answer for the model `chunk_store` by calling `store`: (operation, inputs) → result and further outputs."""
         inputs = read_inputs(request)
+        self.metadata = dict(context.invocation_metadata())
         try:
             result, outputs = self.store(inputs["operation"][0].decode(), inputs)
         except StoreError as error:

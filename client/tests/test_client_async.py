@@ -64,6 +64,31 @@ def test_leaving_the_block_stops_the_same_request(url, fake):
     assert fake.stopped_ids == [fake.requests[0].id] == ["mine"]
 
 
+def test_an_async_stream_goes_on_until_it_is_closed(url, fake):
+    async def use(client):
+        stream = client.stream("who?")
+        pieces = [await anext(aiter(stream))]
+        async for piece in stream:
+            pieces.append(piece)
+            break
+        return [*pieces, *[piece async for piece in stream]]
+
+    assert [piece.text for piece in run(url, use)] == list(service.WORDS)
+    assert fake.stopped_ids == []
+
+
+def test_break_stops_the_request_of_an_async_stream_that_nobody_holds(url, fake):
+    fake.reply = service.answer_until_stopped
+
+    async def use(client):
+        async for _ in client.stream("who?", request_id="mine"):
+            break
+        await asyncio.to_thread(fake.wait_for_stop, "mine")
+
+    run(url, use)
+    assert fake.stopped_ids == ["mine"]
+
+
 def test_a_cancelled_task_stops_the_request(url, fake):
     fake.reply = service.answer_until_stopped
 

@@ -40,7 +40,42 @@ def test_a_dash_is_stdin(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [('"a"\nb', "line 2: not JSON"), ('{"title": "a"}', "line 1: no passage"), ("[1]", "no passage")]
+    "text",
+    [
+        '["a", "b"]',
+        '[\n  {"contents": "a"},\n  {"page_content": "b", "metadata": {"source": "x"}}\n]',
+        '{"documents": [{"content": "a"}, {"body": "b"}]}',
+        '{\n "query": "q",\n "results": [\n {"text": "a", "content": "a"},\n "b"]}',
+    ],
+)
+@pytest.mark.parametrize("name", ["p.json", "p.txt", "p.jsonl"])
+def test_other_common_layouts_are_read_as_they_are_meant(tmp_path, text, name):
+    assert read_passages(write(tmp_path, name, text)) == ["a", "b"]
+
+
+def test_plain_text_may_begin_with_a_bracket(tmp_path):
+    assert read_passages(write(tmp_path, "p.txt", "[1] Ada built it.\n\n{sic}")) == ["[1] Ada built it.", "{sic}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("p.json", '["a", {"title": "b"}]', "element 2: no passage among the keys title; give a string or an object"),
+        ("p.json", '{"documents": ["a"], "docs": ["b"]}', "the lists documents and docs; leave one"),
+        ("p.json", '{"documents": [["a"]]}', "documents, element 1: no passage but an array"),
+        ("p.json", '["a",', "p.json is not JSON"),
+        ("p.jsonl", '{"text": "a", "body": "b"}\n"c"', "line 1: several texts, text and body"),
+        ("p.jsonl", '"c"\n{"text": null}', "line 2: no passage, since text is null"),
+        ("p.csv", "id,text\n1,a", "is a .csv file; convert it"),
+    ],
+)
+def test_what_could_be_misread_is_refused_by_place_and_key(tmp_path, name, text, what):
+    with pytest.raises(InvalidRequest, match=what):
+        read_passages(write(tmp_path, name, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [('"a"\nb', "line 2: not JSON"), ('{"title": "a"}', "no passage"), ("[1]", "no passage")]
 )
 def test_bad_lines_are_named(tmp_path, text, what):
     with pytest.raises(InvalidRequest, match=what):
@@ -77,7 +112,7 @@ def test_ask_searches_a_folder_for_passages(ask, fake, tmp_path):
 
 def test_a_corpus_that_is_no_folder_ends_with_the_code_of_a_wrong_request(ask, capsys, tmp_path):
     assert ask("--corpus", str(tmp_path / "nowhere")) == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "is not a folder to read (No such file or directory)" in capsys.readouterr().err
 
 
 def test_a_corpus_without_a_hit_is_not_asked_without_passages(ask, capsys, fake, tmp_path):

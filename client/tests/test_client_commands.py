@@ -1,5 +1,7 @@
 """Commands of other packages: found by their entry points, loaded when they are asked for, and kept apart."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,9 +99,32 @@ def test_a_missing_module_is_told_with_the_extra_that_brings_it(greet, capsys):
     assert capsys.readouterr().err == told
 
 
-def test_a_module_that_its_own_package_lacks_is_a_fault(greet):
-    with pytest.raises(ModuleNotFoundError):
-        greet("fault")
+def test_a_module_that_its_own_package_lacks_is_a_fault_whose_traceback_is_kept(greet, capsys):
+    assert greet("fault") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("refrag: ModuleNotFoundError: No module named 'acme_greet.no_such_module'; this is a fault")
+    assert told.count("\n") == 1
+    kept = Path(told.split()[-1])
+    assert "Traceback" in kept.read_text() and "import acme_greet.no_such_module" in kept.read_text()
+    kept.unlink()
+
+
+def run_help(redirect):
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    shell = f"{sys.executable} -m refrag_client.cli.main --help {redirect}"
+    return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=environment)
+
+
+def test_a_full_disk_is_told_in_one_line():
+    done = run_help("> /dev/full")
+    assert (done.returncode, done.stderr) == (1, "refrag: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("redirect", ["| true", "> /dev/full 2> /dev/full", ">&-", ">&- 2>&-"])
+def test_an_output_that_takes_nothing_brings_no_traceback(redirect):
+    assert not {"Traceback", "Exception ignored"}.intersection(
+        re.findall(r"Traceback|Exception ignored", run_help(redirect).stderr)
+    )
 
 
 @pytest.mark.parametrize(

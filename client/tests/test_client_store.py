@@ -131,7 +131,7 @@ def test_a_store_that_stays_full_fails_with_what_it_said(run, store, corpus, mon
 
 def test_a_corpus_that_is_not_there_is_named(run, tmp_path):
     code, _, err = run("index", tmp_path / "none.jsonl")
-    assert code == 2 and "none.jsonl is no file" in err
+    assert code == 2 and "none.jsonl is no file to read (No such file or directory)" in err
 
 
 def test_the_summary_is_for_people(run, corpus):

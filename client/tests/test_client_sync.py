@@ -52,13 +52,31 @@ def test_the_deadline_follows_the_timeout_unless_given(client, fake):
     assert deadlines == [1000 * service.WAIT_SECONDS, 5]
 
 
-def test_break_stops_the_same_request(client, fake):
+def test_break_stops_the_request_of_a_stream_that_nobody_holds(client, fake):
     fake.reply = service.answer_until_stopped
-    stream = client.stream("who?", request_id="mine")
-    for piece in stream:
+    for piece in client.stream("who?", request_id="mine"):
         assert piece.text == "Ada"
         break
     assert fake.stopped_ids == [fake.requests[0].id] == ["mine"]
+
+
+def test_a_stream_goes_on_until_it_is_closed(client, fake):
+    stream = client.stream("who?")
+    pieces = [next(iter(stream))]
+    for piece in stream:
+        pieces.append(piece)
+        break
+    pieces += stream
+    assert [piece.text for piece in pieces] == list(service.WORDS)
+    assert fake.stopped_ids == []
+    assert list(stream) == []
+
+
+def test_a_closed_stream_is_not_read_on(client, fake):
+    fake.reply = service.answer_until_stopped
+    with client.stream("who?") as stream:
+        next(iter(stream))
+    assert fake.stopped_ids == [stream.request_id]
     with pytest.raises(Cancelled):
         next(stream)
 
@@ -191,10 +209,31 @@ def test_headers_go_with_the_call(url, fake):
     assert fake.metadata["authorization"] == "Bearer x"
 
 
-@pytest.mark.parametrize("settings", [{"url": "http://127.0.0.1:8001"}, {"timeout_seconds": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"url": "http://127.0.0.1:8001"},
+        {"url": "triton"},
+        {"timeout_seconds": 0},
+        {"timeout_seconds": float("inf")},
+        {"keepalive_seconds": -1},
+        {"max_message_bytes": 0},
+        {"headers": {"not a name": "x"}},
+        {"headers": {"trace-bin": "x"}},
+        {"headers": {"authorization": "Bearer \u20ac"}},
+    ],
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InvalidRequest):
         RefragClient(**settings)
+
+
+def test_a_limit_of_messages_is_the_clients(url, fake):
+    fake.reply = service.answer_with_question
+    with RefragClient(url, max_message_bytes=1000) as client:
+        assert client.generate("who?").text == "who?"
+        with pytest.raises(RefragError, match="1000"):
+            client.generate("x" * 2000)
 
 
 def test_32_threads_share_one_client(client, fake):

@@ -18,8 +18,8 @@ from refrag_client.errors import (
     ServerUnavailable,
 )
 from refrag_client.request import GenerateOptions, GenerateRequest
-from refrag_client.settings import Tls
 from refrag_client.store import Deletions, IndexReport, StoreClient, StoreReport, TierReport
+from refrag_client.tls import Tls
 
 __all__ = [
     "Answer",

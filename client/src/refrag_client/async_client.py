@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import grpc
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from refrag_client.answer import Answer, Piece
 from refrag_client.base_client import (
@@ -20,7 +20,7 @@ from refrag_client.base_client import (
 )
 from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions
-from refrag_client.settings import CHANNEL_OPTIONS, ClientSettings
+from refrag_client.settings import ClientSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -74,6 +74,7 @@ class AsyncRefragClient(BaseClient):
         await self.close()
 
     def _prepare(self) -> None:
+        self._credentials = self.settings.credentials
         self._streams: WeakSet[AsyncStream] = WeakSet()
 
     async def _poll_until_ready(self) -> None:
@@ -83,9 +84,10 @@ class AsyncRefragClient(BaseClient):
     # Made on first use, because a channel belongs to the event loop that runs at that moment.
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
-        if self.settings.tls is None:
-            return grpc.aio.insecure_channel(self.settings.url, options=CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.settings.url, self.settings.tls.credentials(), options=CHANNEL_OPTIONS)
+        options = self.settings.channel_options
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.settings.url, options=options)
+        return grpc.aio.secure_channel(self.settings.url, self._credentials, options=options)
 
     @cached_property
     def _stub(self) -> Any:
@@ -95,8 +97,8 @@ class AsyncRefragClient(BaseClient):
 class AsyncStream(BaseStream):
     """An answer that is still arriving: iterate over its pieces, in an `async with` block or to the end.
 
-    Leaving early, by an exception, the task's cancellation or `cancel()`, makes the server stop generating.
-    After a bare `break` the server stops only when Python collects the iterator: use `async with`.
+    A loop may end and another one go on. The end of the block, the task's cancellation or `cancel()` makes the server
+    stop generating; so does Python, later, when it collects a stream that nobody holds.
     """
 
     def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
@@ -112,14 +114,21 @@ class AsyncStream(BaseStream):
         self._is_cancelled = True
         # Cancel the call first, so that no further step of the ensemble starts; then stop the step that runs already.
         self._call.cancel()
-        await self._send_stop()
+        await _send_stop(self._stub, self._exchange.stop_message, self._metadata)
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        try:
-            while (piece := await self._receive()) is not None:
-                yield piece
-        finally:
-            await self.cancel()
+    def __del__(self) -> None:
+        # A stream that nobody can read any more; without a running loop nothing can be sent.
+        with contextlib.suppress(AttributeError, RuntimeError):
+            if self._is_cancelled or self._exchange.is_over:
+                return
+            stopping = asyncio.get_running_loop().create_task(
+                _send_stop(self._stub, self._exchange.stop_message, self._metadata)
+            )
+            _STOPPING.add(stopping)
+            stopping.add_done_callback(_STOPPING.discard)
+
+    def __aiter__(self) -> "Self":
+        return self
 
     async def __anext__(self) -> Piece:
         piece = await self._receive()
@@ -162,9 +171,13 @@ class AsyncStream(BaseStream):
             await self.cancel()
             raise
 
-    async def _send_stop(self) -> None:
-        """Tell the decoder to stop; return once it has heard, or after STOP_TIMEOUT_SECONDS."""
-        with contextlib.suppress(Exception):
-            messages = iter([self._exchange.stop_message])
-            async for _ in self._stub.ModelStreamInfer(messages, timeout=STOP_TIMEOUT_SECONDS, metadata=self._metadata):
-                pass
+
+# The loop itself holds its tasks weakly.
+_STOPPING: set["asyncio.Task[None]"] = set()
+
+
+async def _send_stop(stub: Any, message: service_pb2.ModelInferRequest, metadata: Any) -> None:
+    """Tell the decoder to stop; return once it has heard, or after STOP_TIMEOUT_SECONDS."""
+    with contextlib.suppress(Exception):
+        async for _ in stub.ModelStreamInfer(iter([message]), timeout=STOP_TIMEOUT_SECONDS, metadata=metadata):
+            pass

@@ -9,7 +9,8 @@ from refrag_client.answer import Answer
 from refrag_client.errors import RefragError, ServerUnavailable
 from refrag_client.exchange import Exchange
 from refrag_client.request import GenerateOptions, GenerateRequest
-from refrag_client.settings import ClientSettings, Tls
+from refrag_client.settings import ClientSettings
+from refrag_client.tls import Tls
 
 # A caller who leaves a stream waits at most this long for the server to hear of it.
 STOP_TIMEOUT_SECONDS = 2.0
@@ -26,6 +27,8 @@ class BaseClient:
         timeout_seconds: float | None = 60.0,
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
+        keepalive_seconds: float | None = None,
+        max_message_bytes: int | None = None,
         decoder_model: str = "decoder",
     ) -> None:
         self.settings = ClientSettings(
@@ -34,7 +37,9 @@ class BaseClient:
             decoder_model=decoder_model,
             timeout_seconds=timeout_seconds,
             tls=tls,
-            headers=headers or {},
+            headers=headers,
+            keepalive_seconds=keepalive_seconds,
+            max_message_bytes=max_message_bytes,
         )
         self._prepare()
 
@@ -49,7 +54,7 @@ class BaseClient:
 
     def _never_ready(self, timeout_seconds: float) -> RefragError:
         return ServerUnavailable(
-            f"model {self.settings.model!r} at {self.settings.url} is not ready after {timeout_seconds} s; "
+            f"model {self.settings.model!r} at {self.settings.place} is not ready after {timeout_seconds} s; "
             "is the server running there, and did all its models load?"
         )
 

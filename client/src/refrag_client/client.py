@@ -1,8 +1,9 @@
 """The blocking client: one channel carries any number of requests from any number of threads."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -89,12 +90,15 @@ class RefragClient(BaseClient):
 class Stream(BaseStream):
     """An answer that is still arriving: iterate over its pieces, in a `with` block or to the end.
 
-    Leaving early, by `break`, an exception or `cancel()`, makes the server stop generating.
+    A loop may end and another one go on. The end of the block or `cancel()` makes the server stop generating; so does
+    Python when it collects a stream that nobody holds, such as that of `for piece in client.stream(…)` after a `break`.
     """
 
     def __init__(self, stub: Any, exchange: Exchange, settings: ClientSettings) -> None:
         super().__init__(stub, exchange, settings)
-        self._reader = Reader(lambda: self._open_call(exchange.message, settings.timeout_seconds))
+        metadata, timeout_seconds = self._metadata, settings.timeout_seconds
+        # Without `self`: the thread that reads must not keep alive a stream that nobody else holds.
+        self._reader = Reader(lambda: _open_call(stub, exchange.message, timeout_seconds, metadata))
 
     def cancel(self) -> None:
         """Make the server stop; a pending or later read raises Cancelled. A stream that is over is left alone."""
@@ -103,13 +107,13 @@ class Stream(BaseStream):
         self._is_cancelled = True
         run_in_background(self._stop, STOP_TIMEOUT_SECONDS)
 
-    def __iter__(self) -> Iterator[Piece]:
-        # A generator, because `break` closes it, and a stream learns of a `break` in no other way.
-        try:
-            while (piece := self._receive()) is not None:
-                yield piece
-        finally:
+    def __del__(self) -> None:
+        # Half made, or at the interpreter's end, a stream has lost what it needs to stop anything.
+        with contextlib.suppress(Exception):
             self.cancel()
+
+    def __iter__(self) -> "Self":
+        return self
 
     def __next__(self) -> Piece:
         piece = self._receive()
@@ -156,7 +160,8 @@ class Stream(BaseStream):
     def _stop(self) -> None:
         # Cancel the call first, so that no further step of the ensemble starts; then stop the step that runs already.
         self._reader.cancel()
-        list(self._open_call(self._exchange.stop_message, STOP_TIMEOUT_SECONDS))
+        list(_open_call(self._stub, self._exchange.stop_message, STOP_TIMEOUT_SECONDS, self._metadata))
 
-    def _open_call(self, message: service_pb2.ModelInferRequest, timeout_seconds: float | None) -> Any:
-        return self._stub.ModelStreamInfer(iter([message]), timeout=timeout_seconds, metadata=self._metadata)
+
+def _open_call(stub: Any, message: service_pb2.ModelInferRequest, timeout_seconds: float | None, metadata: Any) -> Any:
+    return stub.ModelStreamInfer(iter([message]), timeout=timeout_seconds, metadata=metadata)

@@ -55,8 +55,12 @@ def read_folder(folder: Path | str) -> list[str]:
     Raises InvalidRequest if the folder is none, holds no such file, or holds one that is not UTF-8.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InvalidRequest(f"{folder} is not a folder; name one that holds {', '.join(SUFFIXES)} files")
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise InvalidRequest(
+            f"{folder} is not a folder to read ({error.strerror}); name one that holds {', '.join(SUFFIXES)} files"
+        ) from None
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     passages = [f"{file.relative_to(folder)}\n{text}" for file in files for text in cut_text(_read_text(file))]
     if not passages:

@@ -96,10 +96,10 @@ class Exchange:
 
     def _unreachable(self, details: str) -> ServerUnavailable:
         if _NEVER_CONNECTED.search(details):
-            return ServerUnavailable(f"no server answers at {self._settings.url}: {details}; is it running there?")
+            return ServerUnavailable(f"no server answers at {self._settings.place}: {details}; is it running there?")
         num_tokens = sum(len(piece.token_ids) for piece in self._pieces)
         lost = ConnectionLost(
-            f"the connection to {self._settings.url} was lost after {num_tokens} tokens of the answer: {details}; "
+            f"the connection to {self._settings.place} was lost after {num_tokens} tokens of the answer: {details}; "
             "ask again once the server is back"
         )
         lost.num_tokens = num_tokens

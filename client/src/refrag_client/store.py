@@ -10,8 +10,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
 from refrag_client.errors import ServerUnavailable, error_from_rpc
-from refrag_client.settings import ConnectionSettings, Tls
+from refrag_client.settings import ConnectionSettings
 from refrag_client.tensors import Response, encode_inputs
+from refrag_client.tls import Tls
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,8 +72,10 @@ class StoreClient:
         timeout_seconds: float | None = 600.0,
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
+        keepalive_seconds: float | None = None,
+        max_message_bytes: int | None = None,
     ) -> None:
-        self.settings = ConnectionSettings(url=url, timeout_seconds=timeout_seconds, tls=tls, headers=headers or {})
+        self.settings = ConnectionSettings(url, timeout_seconds, tls, headers, keepalive_seconds, max_message_bytes)
         self.model = model
         self._channel = self.settings.open_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -125,7 +128,7 @@ class StoreClient:
         except grpc.RpcError as error:
             failure = error_from_rpc(error)
             if isinstance(failure, ServerUnavailable):
-                failure = ServerUnavailable(f"no answer from {self.settings.url}: {failure}; is the server running?")
+                failure = ServerUnavailable(f"no answer from {self.settings.place}: {failure}; is the server running?")
             raise failure from None
         response = Response(answer)
         return json.loads(response.text("result")), response

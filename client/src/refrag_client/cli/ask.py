@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refrag_client.answer import Answer
-from refrag_client.cli.options import add_connection_options, add_request_options, request_options
+from refrag_client.cli.options import add_connection_options, add_request_options, connection_options, request_options
 from refrag_client.client import RefragClient
 from refrag_client.corpus import DEFAULT_NUM_PASSAGES, SUFFIXES, Corpus
 from refrag_client.errors import InvalidRequest
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"passages to take from --corpus (default: {DEFAULT_NUM_PASSAGES})",
     )
     parser.add_argument("--model", default="refrag", help="name of the model (default: %(default)s)")
+    parser.add_argument("--decoder-model", default="decoder", help="name of the model to stop (default: %(default)s)")
     add_connection_options(parser)
     add_request_options(parser)
     parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     passages = _find_passages(arguments)
     options = request_options(arguments)
-    with RefragClient(arguments.url, model=arguments.model, timeout_seconds=arguments.timeout_seconds) as client:
+    models = {"model": arguments.model, "decoder_model": arguments.decoder_model}
+    with RefragClient(**models, **connection_options(arguments)) as client:
         if arguments.compare:
             _compare(client, arguments, passages, options)
         else:

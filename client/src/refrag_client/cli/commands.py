@@ -7,7 +7,7 @@
     EXTRA                     optional: the extra of the package that installs what the two functions import
 
 `refrag --help` imports every command's module, so heavy imports belong inside the two functions. An exception that has
-an `exit_code` is shown in one line; any other is a fault, and is shown with its traceback.
+an `exit_code` is shown in one line, and so is one of the system; any other is a fault, whose traceback goes to a file.
 """
 
 import argparse

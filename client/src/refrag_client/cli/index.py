@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from refrag_client.cli.batches import Batch, Mark, load_mark, read_batches, save_mark
-from refrag_client.cli.options import add_connection_options
+from refrag_client.cli.options import add_connection_options, connection_options
 from refrag_client.errors import InvalidRequest, Overloaded, ServerUnavailable
 from refrag_client.store import IndexReport, StoreClient
 
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-bytes", type=int, default=1 << 17, help="of a request (default: %(default)s)")
     parser.add_argument("--in-flight", type=int, default=4, help="requests at a time (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument("--model", default="chunk_store", help="name of the store's model (default: %(default)s)")
     add_connection_options(parser, timeout_seconds=600.0)
 
 
@@ -53,7 +54,7 @@ class Totals:
 
 def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
-    with StoreClient(arguments.url, timeout_seconds=arguments.timeout_seconds) as client:
+    with StoreClient(model=arguments.model, **connection_options(arguments)) as client:
         fingerprint = client.stats().fingerprint
         start = Mark(0, 0, "") if arguments.fresh else load_mark(arguments.corpus, fingerprint)
         totals, began = Totals(), time.perf_counter()
@@ -69,8 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if not arguments.corpus.is_file():
-        raise InvalidRequest(f"{arguments.corpus} is no file; give one of JSON lines")
+    try:
+        arguments.corpus.open("rb").close()
+    except OSError as error:
+        raise InvalidRequest(
+            f"{arguments.corpus} is no file to read ({error.strerror}); give one of JSON lines"
+        ) from None
     for name in ("batch_bytes", "in_flight"):
         if getattr(arguments, name) < 1:
             raise InvalidRequest(f"{name} is {getattr(arguments, name)}; give at least 1")

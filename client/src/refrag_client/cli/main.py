@@ -4,8 +4,11 @@
 """
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -18,19 +21,58 @@ DESCRIPTION = "Serve compressed-context RAG on NVIDIA Triton, ask it, and make w
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        try:
+            return _run(arguments)
+        finally:
+            # Here and not at the interpreter's end, where it is too late to tell that the disk is full.
+            _flush()
     except KeyboardInterrupt as stop:
         return _fail(130, str(stop) or "interrupted")
     except BrokenPipeError:
-        # The reader left, as `head` does. Python flushes stdout once more at exit, so give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader left, as `head` does.
+        _give_up_output()
         return 1
     except Exception as error:
-        # Exceptions of other packages that are meant for the user have an exit_code too; any other is a fault.
-        code = getattr(error, "exit_code", None)
-        if not isinstance(code, int):
-            raise
-        return _fail(code, str(error))
+        return _fail(*_explain(error))
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Return the exit code of an error and what to tell about it, which is never a traceback."""
+    # Exceptions of other packages that are meant for the user have an exit_code too.
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return code, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return 1, ": ".join([*places, error.strerror])
+    return 1, f"{type(error).__name__}: {error}; this is a fault of the command{_keep_traceback(error)}"
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Write the traceback to a file of its own, and return where it is; nothing if it cannot be written."""
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", prefix="refrag-fault-", suffix=".log", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        return f", please report it with {file.name}"
+    return ""
+
+
+def _flush() -> None:
+    if sys.stdout is None:  # closed by the caller, as with `>&-`
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _give_up_output()
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def _give_up_output() -> None:
+    # Python flushes it once more at its end, so give it somewhere to go.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -85,7 +127,8 @@ def _describe_commands() -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"refrag: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"refrag: {message}", file=sys.stderr)
     return code
 
 

@@ -1,8 +1,10 @@
 """Command-line options of a request, with names and help taken from GenerateRequest, and of a connection."""
 
 import argparse
+from typing import Any
 
 from refrag_client.request import GenerateOptions, tensors_by_option
+from refrag_client.tls import Tls
 
 OPTIONS = (
     "expand_fraction",
@@ -17,6 +19,12 @@ OPTIONS = (
     "priority",
     "deadline_ms",
 )
+
+TLS_FILES = {
+    "root_certificates": "certificates to trust instead of the system's",
+    "private_key": "key of this client, for --certificate-chain",
+    "certificate_chain": "certificate of this client, for servers that ask who calls",
+}
 
 _TYPES = {"BYTES": str, "INT64": int, "UINT64": int, "FP32": float}
 
@@ -33,10 +41,49 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_connection_options(parser: argparse.ArgumentParser, timeout_seconds: float = 60.0) -> None:
-    parser.add_argument("--url", default="127.0.0.1:8001", help="Triton's gRPC endpoint (default: %(default)s)")
-    parser.add_argument(
+    """Add all options of a connection, which `connection_options` reads."""
+    group = parser.add_argument_group("connection")
+    group.add_argument("--url", default="127.0.0.1:8001", help="Triton's gRPC endpoint (default: %(default)s)")
+    group.add_argument(
         "--timeout-seconds", type=float, default=timeout_seconds, help="give up after (default: %(default)s)"
     )
+    group.add_argument("--tls", action="store_true", help="encrypt, and trust the system's certificates")
+    for name, text in TLS_FILES.items():
+        group.add_argument("--" + name.replace("_", "-"), metavar="FILE", help=f"{text}; encrypts (PEM)")
+    group.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        type=_parse_header,
+        dest="headers",
+        metavar="NAME=VALUE",
+        help="sent with every call; may be repeated",
+    )
+    group.add_argument(
+        "--keepalive-seconds", type=float, help="probe a quiet connection so often; Triton allows 300 or more"
+    )
+    group.add_argument("--max-message-bytes", type=int, help="of one message, either way (default: no limit)")
+
+
+def connection_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the connection in parsed `arguments` as keyword arguments of a client."""
+    files = {name: getattr(arguments, name) for name in TLS_FILES}
+    is_encrypted = arguments.tls or any(file is not None for file in files.values())
+    return {
+        "url": arguments.url,
+        "timeout_seconds": arguments.timeout_seconds,
+        "tls": Tls(**files) if is_encrypted else None,
+        "headers": dict(arguments.headers),
+        "keepalive_seconds": arguments.keepalive_seconds,
+        "max_message_bytes": arguments.max_message_bytes,
+    }
+
+
+def _parse_header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError("a header has the form NAME=VALUE")
+    return name, value
 
 
 def request_options(arguments: argparse.Namespace) -> GenerateOptions:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from refrag_client.cli.options import add_connection_options
+from refrag_client.cli.options import add_connection_options, connection_options
 from refrag_client.errors import InvalidRequest
 from refrag_client.store import Deletions, StoreClient, StoreReport
 
@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--tier", help="disk or shared (default: each that there is)")
         if name == "prune":
             sub.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="may be repeated")
+        sub.add_argument("--model", default="chunk_store", help="name of the store's model (default: %(default)s)")
         add_connection_options(sub, timeout_seconds=600.0)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    with StoreClient(arguments.url, timeout_seconds=arguments.timeout_seconds) as client:
+    with StoreClient(model=arguments.model, **connection_options(arguments)) as client:
         print(json.dumps(arguments.action(client, arguments)))
 
 
