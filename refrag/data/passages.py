@@ -1,50 +1,106 @@
-"""Passages from a file in the forms that `refrag ask` takes: JSON lines, or text with blank lines between them."""
+"""Passages from a file in the forms that `refrag ask` takes: JSON lines, one JSON array, or text with blank lines."""
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from refrag.errors import InvalidRequest
 
-TEXT_KEYS = ("text", "passage", "content")
+# Where the libraries of this field keep a passage's text, and where a file keeps its list of passages.
+TEXT_KEYS = ("text", "passage", "content", "contents", "page_content", "body")
+LIST_KEYS = ("passages", "documents", "docs", "data", "results", "chunks", "contexts")
+# Tables and the like, which would be taken for plain text.
+OTHER_FORMS = (".csv", ".tsv", ".parquet", ".xlsx", ".pdf", ".docx")
 
 
 def read_passages(path: Path) -> list[str]:
-    """Return the passages of the file; raise InvalidRequest if it cannot be read or a line holds no passage."""
+    """Return the passages of the file; raise InvalidRequest if it cannot be read or holds something else."""
+    source, text = str(path), _read_text(path)
+    whole = _as_whole_json(source, text)
+    if whole is not None:
+        return _from_whole_json(source, whole)
+    return _from_json_lines(source, text) if _is_json_lines(source, text) else _from_paragraphs(text)
+
+
+def _read_text(path: Path) -> str:
+    if path.suffix.lower() in OTHER_FORMS:
+        raise InvalidRequest(
+            f"{path} is a {path.suffix} file; convert it to JSON lines with one passage each, or to text"
+        )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise InvalidRequest(f"cannot read passages from {path}: {error}; name a file in UTF-8") from None
-    if _is_json_lines(path, text):
-        return list(_read_json_lines(path, text))
-    return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
 
-def _is_json_lines(path: Path, text: str) -> bool:
-    """Return whether the name ends in .jsonl or the whole first line is JSON: plain text may begin with a brace too."""
-    if path.suffix == ".jsonl":
-        return True
+def _as_whole_json(source: str, text: str) -> list[Any] | dict[str, Any] | None:
+    """Return the array or object that the whole file is, or None; plain text may begin with a bracket too."""
     try:
-        return isinstance(json.loads(text.lstrip().partition("\n")[0]), str | dict)
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if source.endswith(".json") and not _is_json_lines(source, text):
+            raise InvalidRequest(f"{source} is not JSON: {error}") from None
+        return None
+    return value if isinstance(value, list | dict) else None
+
+
+def _from_whole_json(source: str, value: list[Any] | dict[str, Any]) -> list[str]:
+    if isinstance(value, dict):
+        lists = [key for key in LIST_KEYS if isinstance(value.get(key), list)]
+        if not lists or any(key in value for key in TEXT_KEYS):
+            return [_text_of(source, value)]
+        if len(lists) > 1:
+            raise InvalidRequest(f"{source} holds the lists {' and '.join(lists)}; leave one of them")
+        source, value = f"{source}, {lists[0]}", value[lists[0]]
+    return [_text_of(f"{source}, element {number}", each) for number, each in enumerate(value, start=1)]
+
+
+def _is_json_lines(source: str, text: str) -> bool:
+    """Return whether the name ends in .jsonl or the whole first line is JSON: plain text may begin with a brace too."""
+    if source.endswith(".jsonl"):
+        return True
+    first_line = text.lstrip().partition("\n")[0]
+    try:
+        return isinstance(json.loads(first_line), str | dict)
     except json.JSONDecodeError:
         return False
 
 
-def _read_json_lines(path: Path, text: str) -> Iterator[str]:
+def _from_json_lines(source: str, text: str) -> list[str]:
     # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _read_json(line, f"{path}, line {number}")
+    lines = enumerate(text.split("\n"), start=1)
+    return [_read_json_line(f"{source}, line {number}", line) for number, line in lines if line.strip()]
 
 
-def _read_json(line: str, place: str) -> str:
+def _read_json_line(place: str, line: str) -> str:
+    """Return the passage in one line of JSON; raise InvalidRequest, which names `place`, if there is none."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"{place}: not JSON ({error}); give one JSON value per line") from None
-    if isinstance(value, dict):
-        value = next((value[key] for key in TEXT_KEYS if key in value), None)
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{place}: no passage; give a string or an object with {' or '.join(TEXT_KEYS)}")
-    return value
+    return _text_of(place, value)
+
+
+def _text_of(place: str, value: Any) -> str:
+    """Return the passage that a JSON value is or holds; raise InvalidRequest for none, and for several."""
+    if isinstance(value, str):
+        return value
+    needed = f"give a string or an object with {' or '.join(TEXT_KEYS)}"
+    if not isinstance(value, dict):
+        kind = "an array" if isinstance(value, list) else json.dumps(value)
+        raise InvalidRequest(f"{place}: no passage but {kind}; {needed}")
+    found = {key: value[key] for key in TEXT_KEYS if key in value}
+    if not found:
+        raise InvalidRequest(f"{place}: no passage among the keys {', '.join(value) or '(none)'}; {needed}")
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise InvalidRequest(f"{place}: no passage, since {key} is {json.dumps(text)[:40]}; give text there")
+    if len(set(found.values())) > 1:
+        raise InvalidRequest(f"{place}: several texts, {' and '.join(found)}; leave the one that is the passage")
+    return str(next(iter(found.values())))
+
+
+def _from_paragraphs(text: str) -> list[str]:
+    paragraphs = re.split(r"\n\s*\n", text.replace("\r\n", "\n"))
+    return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]

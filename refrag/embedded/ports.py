@@ -10,15 +10,20 @@ PICKED_PORTS = range(20000, 32000)
 _NUM_ATTEMPTS = 200
 
 
-def is_port_free(host: str, port: int) -> bool:
+def why_not_free(host: str, port: int) -> str | None:
+    """Return the system's reason why the port cannot be opened, None if it can: not every one is taken."""
     with socket.socket() as probe:
         # The server sets it too, so a port whose last connection lingers in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def is_port_free(host: str, port: int) -> bool:
+    return why_not_free(host, port) is None
 
 
 def pick_free_port(host: str, taken: Collection[int] = ()) -> int:

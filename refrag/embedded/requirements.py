@@ -10,12 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from refrag.embedded.leftovers import SHARED_MEMORY
-from refrag.embedded.ports import is_port_free
+from refrag.embedded.ports import why_not_free
 from refrag.embedded.runtime import (
     Wheel,
     build_environment,
@@ -45,7 +45,8 @@ class Machine:
     stub_versions: tuple[str, ...]
     missing_libraries: tuple[str, ...]
     searched_directories: tuple[Path, ...]
-    busy_ports: frozenset[int]
+    # With the system's reason.
+    busy_ports: Mapping[int, str]
     shared_memory_free_bytes: int | None
     is_shared_memory_writable: bool
     num_models: int | None
@@ -63,7 +64,7 @@ class Machine:
             stub_versions=wheel.stub_versions if wheel else (),
             missing_libraries=_find_missing_libraries(wheel) if wheel else (),
             searched_directories=tuple(python_library_directories()),
-            busy_ports=frozenset(p for p in settings.ports.values() if p and not is_port_free(settings.host, p)),
+            busy_ports=_find_busy_ports(settings),
             shared_memory_free_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
             is_shared_memory_writable=os.access(SHARED_MEMORY, os.W_OK),
             num_models=_count_models(settings.model_repository),
@@ -204,10 +205,10 @@ def _check_port(machine: Machine, host: str, name: str, port: int) -> Finding:
     if port not in machine.busy_ports:
         return Finding(label, f"{port} is free")
     problem = (
-        f"{name} port {port} cannot be opened on {host}, most likely because another server has it: "
+        f"{name} port {port} cannot be opened on {host} ({machine.busy_ports[port]}): "
         f"choose another with --{name}-port ({name}_port=… in Python), 0 picks a free one"
     )
-    return Finding(label, f"{port} is in use", problem)
+    return Finding(label, f"{port} cannot be opened", problem)
 
 
 def _check_model_repository(machine: Machine, model_repository: Path) -> Finding:
@@ -246,6 +247,11 @@ def _find_missing_libraries(wheel: Wheel) -> tuple[str, ...]:
             continue
         missing += re.findall(r"^\s*(\S+) => not found", trace.stdout, re.MULTILINE)
     return tuple(dict.fromkeys(missing))
+
+
+def _find_busy_ports(settings: ServerSettings) -> dict[int, str]:
+    reasons = {port: why_not_free(settings.host, port) for port in settings.ports.values() if port}
+    return {port: reason for port, reason in reasons.items() if reason}
 
 
 def _count_models(model_repository: Path) -> int | None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from refrag.errors import TrainingError
+from refrag.settings import Settings
+from refrag.spelling import suggestion
 from refrag.training.settings import Preset
 
 PRESETS = Path(__file__).parent / "presets"
@@ -22,10 +24,7 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     that names the place where the preset or an override does not fit.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-        raise TrainingError(f"no preset {name!r}; known are {known}, or give the path of a YAML file")
-    values = _unshared(_read_yaml(path.read_text(), str(path)))
+    values = _unshared(_read_yaml(_read_text(name, path), str(path)))
     if not isinstance(values, dict):
         raise TrainingError(f"{path} holds a {type(values).__name__}; a preset is a mapping of names to values")
     for override in overrides or []:
@@ -33,8 +32,20 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}{_meant(fault)}" for fault in error.errors())
         raise TrainingError(f"{path} does not fit: {faults}") from None
+
+
+def _read_text(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TrainingError(
+            f"no preset {name!r}; known are {known}, or give the path of a YAML file (here: {reason})"
+            f"{suggestion([name], known)}"
+        ) from None
 
 
 def _read_yaml(text: str, source: str) -> Any:
@@ -77,6 +88,17 @@ def _number(key: str, values: Any, override: str) -> int:
             f"override is {override!r}; {key!r} must be the number of one of {len(values)} entries, counted from 0"
         )
     return int(key)
+
+
+def _meant(fault: Any) -> str:
+    """Return the name that an unknown one is nearest to, among those of all settings."""
+    if fault["type"] != "extra_forbidden":
+        return ""
+    return suggestion([str(fault["loc"][-1])], sorted(_names_below(Settings)))
+
+
+def _names_below(settings: type[BaseModel]) -> set[str]:
+    return set(settings.model_fields).union(*map(_names_below, settings.__subclasses__()))
 
 
 def _place(location: tuple[int | str, ...]) -> str:

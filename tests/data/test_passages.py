@@ -13,6 +13,9 @@ FILES = {
     "prose.txt": '"Hello," he said,\nand left.\n \n\nThe end.\n',
     "windows.txt": "One.\r\n\r\nTwo,\r\nand more.\r\n",
     "empty.txt": "\n",
+    "array.json": '[\n "a",\n {"contents": "b"},\n {"page_content": "c", "metadata": {}},\n {"body": "d"}\n]',
+    "wrapped.json": '{"documents": [{"content": "a"}, "b"]}',
+    "bracket.txt": "[1] Ada built it.\n\n{sic}",
 }
 BAD_FILES = {
     "json.jsonl": b'"a"\nb',
@@ -20,6 +23,11 @@ BAD_FILES = {
     "list.jsonl": b"[1]",
     "bytes.txt": b"caf\xe9",
     "nowhere.txt": None,
+    "several.jsonl": b'{"text": "a", "body": "b"}',
+    "null.jsonl": b'{"text": null}',
+    "half.json": b'["a",',
+    "lists.json": b'{"docs": ["a"], "documents": ["b"]}',
+    "table.csv": b"id,text\n1,a",
 }
 
 

@@ -35,7 +35,12 @@ def test_picking_ports_keeps_the_fixed_ones_and_never_takes_one_twice():
 
 def test_inspecting_reports_only_the_busy_port(busy_port):
     machine = Machine.inspect(ServerSettings(http_port=busy_port, grpc_port=0, metrics_port=0))
-    assert machine.busy_ports == {busy_port}
+    assert machine.busy_ports == {busy_port: "Address already in use"}
+
+
+def test_an_address_that_is_not_this_machines_is_told_as_the_system_does():
+    machine = Machine.inspect(ServerSettings(host="192.0.2.1", http_port=8000, grpc_port=0, metrics_port=0))
+    assert machine.busy_ports == {8000: "Cannot assign requested address"}
 
 
 def test_starting_on_a_busy_port_says_which_and_launches_nothing(busy_port, repository):

@@ -22,7 +22,7 @@ HEALTHY = Machine(
     stub_versions=("3.10", "3.11"),
     missing_libraries=(),
     searched_directories=(Path("/opt/python/lib"),),
-    busy_ports=frozenset(),
+    busy_ports={},
     shared_memory_free_bytes=2**30,
     is_shared_memory_writable=True,
     num_models=2,
@@ -55,9 +55,9 @@ def test_a_healthy_machine_has_no_problem():
         ({"shared_memory_free_bytes": None}, "/dev/shm is absent", "--shm-size=1g"),
         ({"is_shared_memory_writable": False}, "not writable", "chmod 1777"),
         ({"shared_memory_free_bytes": 64 * 2**20}, "64 MiB free", "2 model(s) need 128 MiB: in Docker with --shm-size"),
-        ({"busy_ports": frozenset({8000})}, "http port 8000", "--http-port"),
-        ({"busy_ports": frozenset({8001})}, "grpc port 8001", "--grpc-port"),
-        ({"busy_ports": frozenset({8002})}, "metrics port 8002", "--metrics-port"),
+        ({"busy_ports": {8000: "Address already in use"}}, "http port 8000", "--http-port"),
+        ({"busy_ports": {8001: "Address already in use"}}, "grpc port 8001", "--grpc-port"),
+        ({"busy_ports": {8002: "Address already in use"}}, "metrics port 8002", "--metrics-port"),
         ({"num_models": None}, "no folder models", "--model-repository"),
         ({"num_models": 0}, "no models in models", "--model-repository"),
     ],
@@ -69,14 +69,14 @@ def test_a_missing_requirement_is_named_with_its_remedy(facts, found, remedy):
 
 
 def test_all_problems_are_reported_in_one_error():
-    machine = replace(HEALTHY, glibc_version=(2, 31), busy_ports=frozenset({8000}), num_models=0)
-    with pytest.raises(SetupError, match=r"(?s)3 problem\(s\).*glibc 2\.31.*port 8000.*no models"):
+    machine = replace(HEALTHY, glibc_version=(2, 31), busy_ports={8000: "Permission denied"}, num_models=0)
+    with pytest.raises(SetupError, match=r"(?s)3 problem\(s\).*glibc 2\.31.*port 8000 .*Permission denied.*no models"):
         require_machine(machine, SETTINGS)
 
 
 def test_a_port_to_be_picked_is_never_in_use():
     settings = replace(SETTINGS, http_port=0)
-    assert problems_of(settings, busy_ports=frozenset({0})) == []
+    assert problems_of(settings, busy_ports={0: ""}) == []
 
 
 def test_inspecting_this_machine_finds_its_models_and_its_python(tmp_path):

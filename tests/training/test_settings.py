@@ -53,8 +53,8 @@ def test_every_preset_loads_and_ends_with_its_result(name):
     ("place", "value", "fault"),
     [
         ("colour", "red", "colour: Extra inputs"),
-        ("pair.chunksize", 16, r"pair\.chunksize: Extra inputs"),
-        ("runs.second.max_passage", 3, r"runs\.second\.max_passage: Extra inputs"),
+        ("pair.chunksize", 16, r"pair\.chunksize: Extra inputs are not permitted; is chunk_size meant\?"),
+        ("runs.second.max_passage", 3, r"runs\.second\.max_passage: Extra inputs .*; is max_passages meant\?"),
         ("runs.second.optimisation.steps", 3, r"runs\.second\.optimisation\.steps: Extra inputs"),
         ("runs.second.optimisation.num_steps", "many", r"runs\.second\.optimisation\.num_steps: .* valid integer"),
         ("runs.second.optimisation.num_steps", 1.5, r"runs\.second\.optimisation\.num_steps: .* valid integer"),
