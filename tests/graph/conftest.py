@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from raw_requests import PATIENCE_SECONDS
 from repository_edits import set_parameter
 
 from refrag.data.contexts import ContextMaker, TokenisedContext
@@ -46,7 +47,7 @@ def server(repository):
 
 @pytest.fixture(scope="session")
 def client(server):
-    with RefragClient(server.grpc_address) as client:
+    with RefragClient(server.grpc_address, timeout_seconds=PATIENCE_SECONDS) as client:
         yield client
 
 

@@ -6,6 +6,9 @@ import urllib.request
 import numpy as np
 import tritonclient.grpc as triton
 
+# Far beyond what a busy machine needs: tests wait for events, and this only ends one that waits for ever.
+PATIENCE_SECONDS = 600.0
+
 
 def post(server, endpoint, body, model="refrag"):
     request = urllib.request.Request(
@@ -13,7 +16,7 @@ def post(server, endpoint, body, model="refrag"):
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
-    return urllib.request.urlopen(request, timeout=600)
+    return urllib.request.urlopen(request, timeout=PATIENCE_SECONDS)
 
 
 def events(response):

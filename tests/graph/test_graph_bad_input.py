@@ -145,8 +145,8 @@ def test_a_wrong_rank_is_refused(server):
 
 
 def test_an_id_in_flight_is_refused_and_its_owner_finishes(client):
-    # So hot that no end token is likely before the second request has come and gone.
-    options = {"max_tokens": 400, "temperature": 50.0, "seed": 1}
+    # Tokens enough to be in flight when the other request comes, and so hot that no end token is likely before.
+    options = {"max_tokens": 1000, "temperature": 50.0, "seed": 1}
     with client.stream(*GOOD, request_id="twice", **options) as first:
         received = list(next(first).token_ids)
         with pytest.raises(InvalidRequest, match="in flight already"):

@@ -10,6 +10,7 @@ import urllib.request
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from raw_requests import PATIENCE_SECONDS
 
 from refrag_client import Cancelled, DeadlineExceeded, InvalidRequest, RefragClient
 
@@ -23,7 +24,7 @@ ENDLESS = {"max_tokens": 4000, "temperature": 50.0, "seed": 1}
 @pytest.fixture
 def busy_decoder(server):
     """Other streams, so that a decoding step takes much longer than a message."""
-    with RefragClient(server.grpc_address) as client:
+    with RefragClient(server.grpc_address, timeout_seconds=PATIENCE_SECONDS) as client:
         streams = [client.stream(QUESTION, PASSAGES, **ENDLESS) for _ in range(12)]
         for stream in streams:
             next(stream)
@@ -40,7 +41,7 @@ def send_stop(server, request_id):
         stop.set_data_from_numpy(np.array([True]))
         raw.start_stream(lambda result, error: heard.set())
         raw.async_stream_infer("decoder", [stop], request_id=request_id, enable_empty_final_response=True)
-        assert heard.wait(30)
+        assert heard.wait(PATIENCE_SECONDS)
         raw.stop_stream()
 
 
@@ -85,10 +86,10 @@ def test_a_stopped_stream_gets_at_most_two_more_tokens(client, server, busy_deco
         ended.set()
 
     threading.Thread(target=read, daemon=True).start()
-    wait_until(lambda: len(received) >= 3, seconds=30)
+    wait_until(lambda: len(received) >= 3, seconds=PATIENCE_SECONDS)
     send_stop(server, "stop-me")
     count_at_stop = len(received)
-    assert ended.wait(30)
+    assert ended.wait(PATIENCE_SECONDS)
     assert len(received) - count_at_stop <= 2
     assert len(received) < ENDLESS["max_tokens"]
 

@@ -30,3 +30,11 @@ def test_an_error_over_http_has_the_same_typed_message(server):
         pass
     assert caught.value.code == 400
     assert "text_input is empty" in caught.value.read().decode()
+
+
+def test_the_list_of_expanded_chunks_comes_with_the_first_response_and_the_last_alone(server):
+    with post(server, "generate_stream", {**REQUEST, "expand_fraction": 1, "max_tokens": 8}) as response:
+        pieces = events(response)
+    assert len(pieces) > 2
+    assert [piece["expanded_chunks"] for piece in pieces] == [[0, 1], *[[]] * (len(pieces) - 2), [0, 1]]
+    assert {piece["num_expanded_chunks"] for piece in pieces} == {2}
