@@ -1,5 +1,7 @@
 """`refrag_watched` answers as the ensemble does, and notices gRPC callers who left without a word."""
 
+import re
+
 import grpc
 import pytest
 from test_graph_cancel import ENDLESS, PASSAGES, QUESTION, wait_until_free
@@ -15,6 +17,12 @@ pytestmark = pytest.mark.server
 def watched(server):
     with RefragClient(server.grpc_address, model="refrag_watched") as client:
         yield client
+
+
+def test_its_inputs_and_outputs_are_the_ensembles(repository):
+    configs = [(repository / name / "config.pbtxt").read_text() for name in ("refrag", "refrag_watched")]
+    declared = [re.findall(r"^  \{ name: .*$", config, re.MULTILINE) for config in configs]
+    assert declared[0] == declared[1] != []
 
 
 def test_answers_and_statistics_are_the_ensembles(client, watched, heldout):
