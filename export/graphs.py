@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnxscript import ir
@@ -19,6 +20,7 @@ from refrag.errors import CheckpointError
 from refrag.export.precision import TracedPrecision
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
+from refrag.store.signing import TAG_LENGTH
 
 # C chunks, L encoder tokens per chunk, E encoder width, D decoder width
 
@@ -30,12 +32,16 @@ TRACED_NUM_CHUNKS, TRACED_LENGTH = 3, 8
 
 @dataclass(frozen=True)
 class Graph:
-    """Names and axes of one ONNX model's inputs and output; config.pbtxt repeats them."""
+    """Names and axes of one ONNX model's inputs and output; config.pbtxt repeats them.
+
+    tags: name of another output, of zeros, which a server that signs what it computes replaces by a tag for each row.
+    """
 
     name: str
     inputs: dict[str, tuple[str, str]]
     output: str
     output_axes: tuple[str, str]
+    tags: str | None = None
 
 
 CHUNK_ENCODER = Graph(
@@ -43,6 +49,7 @@ CHUNK_ENCODER = Graph(
     inputs={"input_ids": (BATCH, LENGTH), "attention_mask": (BATCH, LENGTH)},
     output="chunk_vectors",
     output_axes=(BATCH, ENCODER_WIDTH),
+    tags="vector_tags",
 )
 PROJECTOR = Graph(
     name="projector",
@@ -53,7 +60,7 @@ PROJECTOR = Graph(
 
 
 def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: TracedPrecision) -> None:
-    """Write the encoder: INT64 `input_ids`, `attention_mask` (C, L) -> FP32 `chunk_vectors` (C, E).
+    """Write the encoder: INT64 `input_ids`, `attention_mask` (C, L) -> FP32 `chunk_vectors` (C, E), and zeros as tags.
 
     Raises CheckpointError if it cannot be exported.
     """
@@ -112,6 +119,8 @@ def _export(graph: Graph, module: nn.Module, example: tuple[Tensor, ...], path: 
     program = _trace(graph, module.eval(), example)
     GELU_RULES.apply_to_model(program.model)
     _open_widths(program.model, graph)
+    if graph.tags:
+        _add_tags(program.model, graph.tags)
     # It becomes one file, unless that would exceed the 2 GB that one protobuf message can hold.
     program.save(path)
     onnx.checker.check_model(str(path), full_check=True)
@@ -172,6 +181,18 @@ def _open_widths(model: ir.Model, graph: Graph) -> None:
     opened = reshape.outputs[0]
     opened.name, opened.dtype, opened.shape = graph.output, ir.DataType.FLOAT, ir.Shape(graph.output_axes)
     model.graph.outputs[0] = opened
+
+
+def _add_tags(model: ir.Model, name: str) -> None:
+    """Add the output `name`, INT32 (C, TAG_LENGTH), of zeros."""
+    num_rows = ir.node("Shape", [model.graph.outputs[0]], {"start": 0, "end": 1})
+    length = ir.node("Constant", [], {"value_ints": [TAG_LENGTH]})
+    sizes = ir.node("Concat", [num_rows.outputs[0], length.outputs[0]], {"axis": 0})
+    zeros = ir.node("ConstantOfShape", [sizes.outputs[0]], {"value": ir.tensor(np.zeros(1, np.int32))})
+    model.graph.extend([num_rows, length, sizes, zeros])
+    tags = zeros.outputs[0]
+    tags.name, tags.dtype, tags.shape = name, ir.DataType.INT32, ir.Shape((BATCH, TAG_LENGTH))
+    model.graph.outputs.append(tags)
 
 
 @contextmanager

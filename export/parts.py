@@ -1,8 +1,8 @@
 """The parts of a checkpoint that each Python model of the repository reads, copied into its version folder.
 
-preprocessing      refrag.json, encoder.fingerprint, the tokenizers
+preprocessing      refrag.json, encoder.json, the tokenizers
 chunk_store        the same
-expansion_policy   refrag.json, encoder.fingerprint, policy.safetensors if there is one, decoder/ without weights
+expansion_policy   refrag.json, encoder.json, policy.safetensors if there is one, decoder/ without weights
 decoder            refrag.json, decoder/
 """
 
@@ -15,7 +15,7 @@ from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
 from refrag.model.policy_file import POLICY
 from refrag.model.tokenizers import DECODER, ENCODER, has_tokenizer
-from refrag.store.keys import fingerprint_encoder, save_fingerprint
+from refrag.store.keys import EncoderIdentity, fingerprint_encoder
 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
 
@@ -44,17 +44,17 @@ def fingerprint_of(checkpoint: Path, config: RefragConfig, arithmetic: str) -> b
     return fingerprint_encoder(encoder_files, tokenizer_files, config, arithmetic)
 
 
-def build_preprocessing(checkpoint: Path, config: RefragConfig, fingerprint: bytes, target: Path) -> None:
+def build_preprocessing(checkpoint: Path, config: RefragConfig, encoder: EncoderIdentity, target: Path) -> None:
     _start(config, target)
-    save_fingerprint(fingerprint, target)
+    encoder.save(target)
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)
     if has_tokenizer(checkpoint / ENCODER):
         _copy(_non_weights(checkpoint / ENCODER), target / ENCODER)
 
 
-def build_expansion_policy(checkpoint: Path, config: RefragConfig, fingerprint: bytes, target: Path) -> None:
+def build_expansion_policy(checkpoint: Path, config: RefragConfig, encoder: EncoderIdentity, target: Path) -> None:
     _start(config, target)
-    save_fingerprint(fingerprint, target)
+    encoder.save(target)
     if (checkpoint / POLICY).is_file():
         shutil.copyfile(checkpoint / POLICY, target / POLICY)
     # The policy lays out prompts, so it needs the decoder's vocabulary size and special tokens, but no weights.

@@ -35,6 +35,7 @@ from refrag.model.projector import Projector
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.model.whole import whole_checkpoint
 from refrag.policies.select import open_trained_policy
+from refrag.store.keys import EncoderIdentity
 
 # The hand-written files of the models: package data in a wheel, a link in the checkout.
 TEMPLATES = Path(str(files("refrag"))) / "model_repository"
@@ -128,13 +129,14 @@ def build_graphs(source: Source, built: Path, precision: Precision, chunks: Cali
 
 def build_parts(source: Source, built: Path, arithmetic: str) -> None:
     fingerprint = fingerprint_of(source.directory, source.config, arithmetic)
+    encoder = EncoderIdentity(fingerprint, source.encoder.width)
     users_of_the_store = {
         "preprocessing": build_preprocessing,
         "chunk_store": build_preprocessing,
         "expansion_policy": build_expansion_policy,
     }
     for model, build in users_of_the_store.items():
-        build(source.directory, source.config, fingerprint, _version_folder(built, model) / "checkpoint")
+        build(source.directory, source.config, encoder, _version_folder(built, model) / "checkpoint")
     build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
 
 

@@ -14,6 +14,7 @@ from refrag.embedded.process import ServerProcess
 from refrag.embedded.runtime import Wheel, assemble_runtime, build_environment
 from refrag.embedded.settings import ServerSettings
 from refrag.errors import SetupError
+from refrag.store.signing import GRAPH_KEY
 
 # 16 MiB per model instance, so that ordinary requests never wait for the region to grow.
 _SHARED_MEMORY_BYTES_PER_INSTANCE = 16 * 2**20
@@ -43,10 +44,13 @@ class ServerRun:
         self._stop_file = self._runtime / "stopping"
         # Unique, so that cleaning up can never touch the memory of another server.
         shared_memory_prefix = f"refrag-{os.getpid()}-{secrets.token_hex(4)}-"
-        overrides = {_STOP_FILE_VARIABLE: str(self._stop_file), **settings.environment}
+        environment = build_environment(wheel, os.environ, settings.environment)
+        environment[_STOP_FILE_VARIABLE] = str(self._stop_file)
+        # Each run has its own, unless the user has set one.
+        environment[GRAPH_KEY] = environment.get(GRAPH_KEY) or secrets.token_hex(32)
         self.process = ServerProcess(
             build_command(wheel, settings, self._runtime, shared_memory_prefix),
-            build_environment(wheel, os.environ, overrides),
+            environment,
             log_path,
             shared_memory_prefix,
             self._runtime,

@@ -17,12 +17,12 @@ import numpy as np
 from refrag.config import RefragConfig
 from refrag.context.chunking import PackedChunks
 from refrag.errors import InvalidRequest, Overloaded
-from refrag.serving.passages import open_chunker, open_tokens
+from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, strings, text, texts
 from refrag.serving.triton import infer
-from refrag.store.keys import FINGERPRINT_BYTES, load_fingerprint
-from refrag.store.lookup import look_up, storable
+from refrag.store.keys import FINGERPRINT_BYTES, EncoderIdentity
+from refrag.store.lookup import look_up, values_by_digest
 from refrag.store.settings import StoreSettings, open_store
 from refrag.store.store import GuardedTier
 from refrag.store.tiers.tier import TierError
@@ -49,9 +49,9 @@ class ChunkStore:
     def __init__(self, checkpoint: Path, settings: ChunkStoreSettings) -> None:
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
-        self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
-        self.tokens = open_tokens(checkpoint, self.config, self.store)
-        self.chunker = open_chunker(checkpoint, self.config, self.tokens)
+        self.encoder = EncoderIdentity.load(checkpoint)
+        self.store = open_store(settings, self.encoder, has_memory=False)
+        self.chunker, self.tokens = open_chunker(checkpoint, self.config, self.store)
         self.metrics = StoreMetrics(self.store, "chunk_store")
         self.operations: dict[str, Callable[[Tensors], Tensors]] = {
             "index": self._index,
@@ -84,7 +84,7 @@ class ChunkStore:
         parts = [part for part in (lookup.stored, *encoded) if len(part)]
         # Another tier may lack what one tier had, so all vectors go to all tiers.
         vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
-        are_written = self.store.put(storable(lookup.digests, vectors)), self.tokens.put(new_tokens)
+        are_written = self.store.put(values_by_digest(lookup.digests, vectors)), self.tokens.put(new_tokens)
         if not all(are_written):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
         return _answer(

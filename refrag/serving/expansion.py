@@ -7,32 +7,28 @@ import numpy as np
 import torch
 
 from refrag.config import RefragConfig
-from refrag.context.chunking import PackedChunks
+from refrag.context.chunking import NO_TOKEN, PackedChunks
 from refrag.context.frame import open_frame
-from refrag.errors import RefragError
+from refrag.errors import InvalidRequest
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.policy_file import load_policy
 from refrag.model.tokenizers import load_decoder_tokenizer, load_decoder_vocab_size
 from refrag.policies.base import Candidates
+from refrag.policies.budget import expands_all
 from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.request import ExpansionOptions
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, int32, integer, scalar, text
-from refrag.store.keys import load_fingerprint
-from refrag.store.lookup import new_vectors
+from refrag.serving.vectors import NewVectors, check_range, read_vectors
+from refrag.store.keys import EncoderIdentity
 from refrag.store.settings import StoreSettings, open_store
-from refrag.store.values import round_to_stored
+from refrag.store.signing import load_graph_key
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width
-# H different chunks of the context that the store had, M that were encoded
 
 
-# An export never overwrites a config.pbtxt.
-OLD_CONFIG = (
-    "the tensor chunk_digests is missing, since the repository's config.pbtxt files come from an older release; delete "
-    "those of preprocessing, expansion_policy and refrag, run the export again, and restart the server"
-)
+MOST_PASSAGES = 2**31
 
 
 @dataclass(frozen=True)
@@ -40,9 +36,15 @@ class ExpansionSettings(StoreSettings):
     """Settings of the store, and
 
     num_threads: CPU threads of the policy network, which is small, while the decoder needs the cores.
+    max_chunks: limit for context and question chunks of one request together, also of one that does not come through
+    preprocessing.
+    keep_unsigned_vectors: whether new vectors are stored without proof that this server's encoder made them, for
+    servers whose encoder cannot sign and whose inner models nobody can reach.
     """
 
     num_threads: int = 1
+    max_chunks: int = 4096
+    keep_unsigned_vectors: bool = False
 
 
 class Expansion:
@@ -51,52 +53,79 @@ class Expansion:
     def __init__(self, checkpoint: Path, settings: ExpansionSettings) -> None:
         keep_freed_memory()
         torch.set_num_threads(settings.num_threads)
+        self.settings = settings
         self.config = RefragConfig.load(checkpoint)
+        self.encoder = EncoderIdentity.load(checkpoint)
         self.trained = open_trained_policy(self.config, load_policy(checkpoint, self.config))
         self.vocab_size = load_decoder_vocab_size(checkpoint)
         self.head_ids = open_frame(self.config.template, load_decoder_tokenizer(checkpoint)).head_ids
+        self.key = load_graph_key()
         # Only written to: preprocessing has looked up what a request needs.
-        self.store = open_store(settings, load_fingerprint(checkpoint), has_memory=False)
+        self.store = open_store(settings, self.encoder, has_memory=False)
         self.metrics = StoreMetrics(self.store, "expansion_policy")
 
     def run(self, inputs: Tensors) -> Tensors:
-        chunks = PackedChunks(inputs["chunk_token_ids"], inputs["chunk_passages"])
-        if "chunk_digests" not in inputs:
-            raise RefragError(OLD_CONFIG)
-        digests, rows = inputs["chunk_digests"], inputs["vector_rows"]  # (C, 16), (C,)
-        stored = inputs["stored_vectors"]  # (H, E)
-        encoded = round_to_stored(inputs["chunk_vectors"])  # (M + Q, E)
-        num_encoded = max(0, int(rows.max(initial=-1)) + 1 - len(stored))
-        table = np.concatenate([stored.reshape(len(stored), encoded.shape[1]), encoded])  # (H + M + Q, E)
+        chunks, options = self._read_chunks(inputs), _read_options(inputs)
+        num_needed = 0 if expands_all(options, len(chunks)) else len(chunks)
+        found = read_vectors(inputs, self.encoder.width, num_needed)
+        self._check_size(len(chunks), len(found.encoded) - found.num_new)
+        table, num_context_rows = found.table(), len(found.stored) + found.num_new
         # Gathered before they are widened: with a large context, memory traffic is what takes this step's time.
-        vectors = torch.from_numpy(table[rows].astype(np.float32))  # (C, E)
-        question_vectors = torch.from_numpy(table[len(stored) + num_encoded :].astype(np.float32))  # (Q, E)
-        options = ExpansionOptions(
-            expand_fraction=round(scalar(inputs, "resolved_expand_fraction") or 0.0, 6),
-            policy=text(inputs, "resolved_policy") or "",
-            seed=integer(inputs, "selection_seed") or 0,
-        )
+        vectors = torch.from_numpy(table[found.rows].astype(np.float32))  # (C, E)
+        question_vectors = torch.from_numpy(table[num_context_rows:].astype(np.float32))  # (Q, E)
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
         expanded = select_chunks(options, candidates)
-        if num_encoded:
-            self._keep(np.array(digests), np.array(rows), encoded[:num_encoded], len(stored))
+        if found.num_new:
+            self._keep(found.take_new())
         prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.head_ids)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy() if expanded else vectors.numpy()),
             "prompt_ids": prompt.input_ids,
-            "prompt_table_extra_ids": table_extra_ids(prompt, self.vocab_size, digests),
+            "prompt_table_extra_ids": table_extra_ids(prompt, self.vocab_size, found.digests),
             "expanded_chunks": int32(*expanded),
             "context_tokens": int32(chunks.num_tokens),
             "num_chunks": int32(len(chunks)),
         }
 
-    def _keep(self, digests: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> None:
-        """Queue the new vectors to be stored. Arrays must be copies: a request's memory is gone once it is answered."""
-        self.store.put_later(lambda: new_vectors(digests, rows, encoded, num_stored))
+    def _read_chunks(self, inputs: Tensors) -> PackedChunks:
+        token_ids, passages = inputs["chunk_token_ids"], inputs["chunk_passages"]
+        if len(passages) != len(token_ids):
+            raise InvalidRequest(
+                f"chunk_passages has {len(passages)} numbers for {len(token_ids)} chunks; send as many"
+            )
+        check_range("chunk_passages", passages, MOST_PASSAGES, "numbers of passages")
+        vocabulary = "the decoder's vocabulary"
+        check_range("chunk_token_ids", token_ids, self.vocab_size, f"{vocabulary}, {NO_TOKEN} for none", NO_TOKEN)
+        check_range("question_ids", inputs["question_ids"], self.vocab_size, vocabulary)
+        return PackedChunks(token_ids, passages)
+
+    def _check_size(self, num_chunks: int, num_question_chunks: int) -> None:
+        if num_chunks + num_question_chunks > self.settings.max_chunks:
+            raise InvalidRequest(
+                f"chunk_token_ids holds {num_chunks} chunks, and chunk_vectors {num_question_chunks} of the question; "
+                f"the limit is {self.settings.max_chunks}; send fewer"
+            )
+
+    def _keep(self, new: NewVectors) -> None:
+        """Queue the new vectors to be stored."""
+        self.store.put_later(lambda: self._storable(new))
+
+    def _storable(self, new: NewVectors) -> dict[bytes, bytes]:
+        are_signed = new.are_signed(self.key)
+        self.metrics.count_unsigned(int((~are_signed).sum()))
+        return new.values(are_signed | self.settings.keep_unsigned_vectors)
 
     def close(self) -> None:
         self.metrics.close()
         self.store.close()
+
+
+def _read_options(inputs: Tensors) -> ExpansionOptions:
+    return ExpansionOptions(
+        expand_fraction=round(scalar(inputs, "resolved_expand_fraction") or 0.0, 6),
+        policy=text(inputs, "resolved_policy") or "",
+        seed=integer(inputs, "selection_seed") or 0,
+    )
 
 
 def at_least_one_row(vectors: np.ndarray) -> np.ndarray:

@@ -5,17 +5,16 @@ from pathlib import Path
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.store.forms import TokenForm
 from refrag.store.store import Store
 from refrag.store.tokens import StoredTokens, fingerprint_tokenizer
 
 
-def open_tokens(checkpoint: Path, config: RefragConfig, store: Store) -> StoredTokens:
-    """Return the store of passages' tokens, which lies beside the vectors in `store`."""
+def open_chunker(checkpoint: Path, config: RefragConfig, store: Store) -> tuple[Chunker, StoredTokens]:
+    """Return the chunker with the checkpoint's tokenizers, and its cache: passages' tokens beside the vectors."""
+    tokenizer = load_decoder_tokenizer(checkpoint)
     # Here the decoder's folder holds no weights, but every file that its tokenizer may be made of.
     files = sorted(path for path in (checkpoint / DECODER).iterdir() if path.is_file())
-    return StoredTokens(store.beside(fingerprint_tokenizer(files, config.template)))
-
-
-def open_chunker(checkpoint: Path, config: RefragConfig, tokens: StoredTokens) -> Chunker:
-    """Return the chunker with the checkpoint's tokenizers, and `tokens` as its cache."""
-    return Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint), tokens)
+    form = TokenForm(max(tokenizer.get_vocab().values()) + 1)
+    tokens = StoredTokens(store.beside(fingerprint_tokenizer(files, config.template), form))
+    return Chunker(config, tokenizer, load_encoder_tokenizer(checkpoint), tokens), tokens

@@ -14,12 +14,13 @@ from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
 from refrag.policies.budget import expands_all
 from refrag.request import ExpansionOptions, Request
-from refrag.serving.passages import open_chunker, open_tokens
+from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
-from refrag.store.keys import DIGEST_BYTES, load_fingerprint
+from refrag.store.keys import DIGEST_BYTES, EncoderIdentity
 from refrag.store.lookup import NOTHING_NEEDED, Lookup, look_up
 from refrag.store.settings import StoreSettings, open_store
+from refrag.store.signing import CHUNK, load_graph_key, sign_rows
 
 # C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
 
@@ -45,9 +46,9 @@ class Preprocessing:
         keep_freed_memory()
         self.settings = settings
         self.config = RefragConfig.load(checkpoint)
-        self.store = open_store(settings, load_fingerprint(checkpoint))
-        self.tokens = open_tokens(checkpoint, self.config, self.store)
-        self.chunker = open_chunker(checkpoint, self.config, self.tokens)
+        self.store = open_store(settings, EncoderIdentity.load(checkpoint))
+        self.chunker, self.tokens = open_chunker(checkpoint, self.config, self.store)
+        self.key = load_graph_key()
         self.metrics = StoreMetrics(self.store, "preprocessing")
 
     def run(self, inputs: Tensors) -> Tensors:
@@ -61,6 +62,9 @@ class Preprocessing:
         lookup = NOTHING_NEEDED if expands_all(request.expansion, len(chunks)) else self._look_up(chunks)
         to_encode = PackedChunks.of(chunks[lookup.lacking], context.question_chunks)
         ids, mask = self.chunker.encoder_inputs(to_encode)
+        digests = np.frombuffer(b"".join(lookup.digests), np.uint8).reshape(-1, DIGEST_BYTES)  # (C, 16)
+        num_lacking = len(lookup.lacking)
+        signed = (digests[lookup.lacking], ids[:num_lacking], mask[:num_lacking])
         return {
             "input_ids": ids,
             "attention_mask": mask,
@@ -69,7 +73,8 @@ class Preprocessing:
             "num_stored_chunks": int32(int((lookup.rows < len(lookup.stored)).sum())),
             "chunk_token_ids": chunks.token_ids,
             "chunk_passages": chunks.passages,
-            "chunk_digests": np.frombuffer(b"".join(lookup.digests), np.uint8).reshape(-1, DIGEST_BYTES),
+            "chunk_digests": digests,
+            "chunk_tags": sign_rows(self.key, CHUNK, signed),
             "question_ids": np.array(context.question_ids, np.int32),
             "resolved_expand_fraction": np.array([request.expansion.expand_fraction], np.float32),
             "resolved_policy": strings(request.expansion.policy),

@@ -40,6 +40,10 @@ class StoreMetrics:
         self.refused = Metric(
             "COUNTER", "refrag_store_refused", "Background writes dropped because the queue was full", labels=labels
         )
+        self.unsigned = Metric(
+            "COUNTER", "refrag_store_unsigned", "New vectors without proof that this server made them", labels=labels
+        )
+        self.num_unsigned = self.num_told_unsigned = 0
         self.num_told_refused = 0
         self.lookup_seconds: deque[float] = deque()
         self.flush = Periodic("store-metrics", FLUSH_SECONDS, self._flush)
@@ -52,6 +56,9 @@ class StoreMetrics:
         yield
         self.lookup_seconds.append(time.perf_counter() - start)
 
+    def count_unsigned(self, count: int) -> None:
+        self.num_unsigned += count
+
     def close(self) -> None:
         self.heartbeat.close()
         self.flush.close()
@@ -63,6 +70,9 @@ class StoreMetrics:
         if num_refused > self.num_told_refused:
             self.refused.add(num_refused - self.num_told_refused)
             self.num_told_refused = num_refused
+        if self.num_unsigned > self.num_told_unsigned:
+            self.unsigned.add(self.num_unsigned - self.num_told_unsigned)
+            self.num_told_unsigned = self.num_unsigned
         for _ in range(len(self.lookup_seconds)):
             self.lookup.observe(self.lookup_seconds.popleft())
 

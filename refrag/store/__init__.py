@@ -4,7 +4,9 @@
                Store.put  ─► all of them
 
 keys.py      key = encoder's fingerprint + hash of the chunk's tokens
-values.py    the stored form of a value, with its checksum
+values.py    a value as it is stored, with its checksum
+forms.py     what a value must look like to be served
+signing.py   proof that a vector comes from this server's encoder
 tiers/       the places where values lie; each may fail at any time
 tokens.py    passages' tokens, beside the vectors
 lookup.py    splits a request's chunks into those found and those to encode

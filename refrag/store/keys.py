@@ -9,6 +9,7 @@ its changed chunks have new keys; after a change to the encoder all chunks have.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from refrag.errors import CheckpointError
 # C chunks, K tokens per chunk
 
 FINGERPRINT_BYTES = DIGEST_BYTES = 16
-FINGERPRINT_NAME = "encoder.fingerprint"
+IDENTITY_FILE = "encoder.json"
 
 
 def fingerprint_encoder(
@@ -45,19 +46,29 @@ def fingerprint_encoder(
     return digest.digest()
 
 
-def save_fingerprint(fingerprint: bytes, folder: Path) -> None:
-    (folder / FINGERPRINT_NAME).write_text(fingerprint.hex() + "\n")
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What the store knows of an encoder: the fingerprint of its vectors' keys, and the numbers in a vector."""
 
+    fingerprint: bytes
+    width: int
 
-def load_fingerprint(folder: Path) -> bytes:
-    """Return the fingerprint of the encoder that the folder's model belongs to.
+    def save(self, folder: Path) -> None:
+        text = json.dumps({"fingerprint": self.fingerprint.hex(), "width": self.width})
+        (folder / IDENTITY_FILE).write_text(text + "\n")
 
-    Raises CheckpointError if the file is missing, as after the export of an older release, or cannot be read.
-    """
-    try:
-        return bytes.fromhex((folder / FINGERPRINT_NAME).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / FINGERPRINT_NAME} cannot be read: {error}; run the export again") from None
+    @classmethod
+    def load(cls, folder: Path) -> "EncoderIdentity":
+        """Return the identity of the encoder that the folder's model belongs to.
+
+        Raises CheckpointError if the file is missing, as after the export of an older release, or cannot be read.
+        """
+        path = folder / IDENTITY_FILE
+        try:
+            found = json.loads(path.read_text())
+            return cls(bytes.fromhex(found["fingerprint"]), int(found["width"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; run the export again") from None
 
 
 def digest_chunks(token_ids: np.ndarray) -> list[bytes]:

@@ -5,14 +5,13 @@ stored vectors           A C                row of each chunk, stored vectors fi
 encoded vectors          B D
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from refrag.store.keys import digest_chunks
 from refrag.store.store import Store
-from refrag.store.values import are_storable
 
 # C context chunks, K tokens per chunk, E encoder width
 # H different chunks that the store has, M that it lacks
@@ -54,18 +53,16 @@ def look_up(store: Store, packed: np.ndarray) -> Lookup:
     return Lookup(stored, [firsts[digest] for digest in lacking], rows, digests)
 
 
-def new_vectors(digests: np.ndarray, rows: np.ndarray, encoded: np.ndarray, num_stored: int) -> dict[bytes, bytes]:
-    """Return the storable ones of the encoded vectors, as bytes by digest.
+def new_rows(rows: np.ndarray, num_stored: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which encoded vectors the chunks need, by number, and for each of them the first chunk that needs it.
 
-    digests UINT8 (C, 16), rows INT32 (C,) as in `Lookup`, encoded FP16 (M, E)
+    rows: INT32 (C,) as in `Lookup`, of which the first `num_stored` are of stored vectors.
     """
     _, firsts = np.unique(rows, return_index=True)
-    new = firsts[rows[firsts] >= num_stored]
-    vectors = encoded[rows[new] - num_stored]
-    return storable([digest.tobytes() for digest in digests[new]], vectors)
+    chunks = firsts[rows[firsts] >= num_stored]
+    return rows[chunks] - num_stored, chunks
 
 
-def storable(digests: Sequence[bytes], vectors: np.ndarray) -> dict[bytes, bytes]:
-    """Return the vectors' bytes by digest, without those that hold NaN or infinity.  M digests, FP16 (M, E)"""
-    rows = zip(digests, vectors, are_storable(vectors), strict=True)
-    return {digest: vector.tobytes() for digest, vector, is_storable in rows if is_storable}
+def values_by_digest(digests: Iterable[bytes], vectors: np.ndarray) -> dict[bytes, bytes]:
+    """Return the vectors' bytes as the store takes them.  M digests, FP16 (M, E)"""
+    return {digest: vector.tobytes() for digest, vector in zip(digests, vectors, strict=True)}

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from refrag.errors import SetupError
+from refrag.store.forms import VectorForm
+from refrag.store.keys import EncoderIdentity
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tiers.tier import Tier
@@ -38,8 +40,8 @@ class StoreSettings:
 DEFAULTS = StoreSettings("64", "", "4096", OFF, "50")
 
 
-def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = True) -> Store:
-    """Return the store of one process, or raise SetupError for a setting that is not valid.
+def open_store(settings: StoreSettings, encoder: EncoderIdentity, has_memory: bool = True) -> Store:
+    """Return one process's store of the encoder's vectors, or raise SetupError for a setting that is not valid.
 
     A tier that cannot be reached is no error. has_memory: whether values are kept in the process too.
     """
@@ -53,7 +55,7 @@ def open_store(settings: StoreSettings, fingerprint: bytes, has_memory: bool = T
     if resolved.store_redis_url != OFF:
         timeout_seconds = _number("store_redis_timeout_ms", resolved.store_redis_timeout_ms, 1) / 1e3
         tiers.append(_shared_tier(resolved.store_redis_url, timeout_seconds))
-    return Store(fingerprint, memory, tiers)
+    return Store(encoder.fingerprint, VectorForm(encoder.width), memory, tiers)
 
 
 def _resolve(settings: StoreSettings) -> StoreSettings:

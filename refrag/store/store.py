@@ -3,11 +3,13 @@
 import copy
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from refrag.store.forms import Form
 from refrag.store.keys import owner_of
 from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tiers.tier import Tier, TierError, TierReplaced
@@ -82,16 +84,19 @@ class Store:
 
     For an encoder's fingerprint these are chunk vectors by the chunk's tokens. A store `beside` it, in the same tiers,
     has a tokenizer's fingerprint and holds passages' tokens by the passage.
+
+    form: of every value; one that is found in another form counts as damaged.
     """
 
     def __init__(
         self,
         fingerprint: bytes,
+        form: Form,
         memory: MemoryTier | None,
         tiers: Sequence[Tier],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.fingerprint, self.memory = fingerprint, memory
+        self.fingerprint, self.form, self.memory = fingerprint, form, memory
         self.memory_counts = Counts()
         self.tiers = [GuardedTier(tier, clock) for tier in tiers]
         self.others: list[Store] = []
@@ -99,10 +104,10 @@ class Store:
         self.num_refused = 0
         self._writer = BackgroundWriter(MAX_PENDING_WRITES)
 
-    def beside(self, fingerprint: bytes) -> "Store":
+    def beside(self, fingerprint: bytes, form: Form) -> "Store":
         """Return a store of another fingerprint in the same tiers, with its own counts; close this one to close it."""
         other = copy.copy(self)
-        other.fingerprint, other.others = fingerprint, []
+        other.fingerprint, other.form, other.others = fingerprint, form, []
         other.memory_counts, other.num_refused = Counts(), 0
         other.tiers = [GuardedTier(guarded.tier, guarded.clock, guarded.rest) for guarded in self.tiers]
         self.others.append(other)
@@ -123,8 +128,16 @@ class Store:
         return found
 
     def put(self, vectors: Mapping[bytes, bytes]) -> bool:
-        """Store the vectors by digest, and return whether every tier has them now."""
-        items = {self.fingerprint + digest: vector for digest, vector in vectors.items()}
+        """Store the vectors by digest, and return whether every tier has them now.
+
+        Those that have not the store's form, such as a vector that overflowed, are left out.
+        """
+        fit = self.form.fit(list(vectors.values()))
+        items = {
+            self.fingerprint + digest: vector
+            for (digest, vector), fits in zip(vectors.items(), fit, strict=True)
+            if fits
+        }
         if self.memory is not None:
             self.memory.put(items)
         return _write(self.tiers, items)
@@ -136,10 +149,12 @@ class Store:
     def verify(self, tier: GuardedTier, cursor: bytes, count: int) -> tuple[int, int, bytes]:
         """Check about `count` values from the cursor on, and delete the damaged ones.
 
+        Values of other fingerprints than ours, whose form is not known, are judged by their checksum alone.
         Returns how many were checked, how many deleted, and the next cursor; raises TierError.
         """
+        forms = {store.fingerprint: store.form for store in (self, *self.others)}
         entries, following = tier.insist(lambda: tier.tier.scan(cursor, count))
-        damaged = [key for key, value in entries if open_sealed(key, value) is None]
+        damaged = [key for owner, values in _by_owner(entries).items() for key in _damaged(values, forms.get(owner))]
         tier.insist(lambda: tier.tier.delete(damaged))
         tier.counts.corrupted += len(damaged)
         return len(entries), len(damaged), following
@@ -185,14 +200,13 @@ class Store:
         if values is None:
             return {}
         found = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
-        opened = {key: open_sealed(key, value) for key, value in found.items()}
-        intact = {key: vector for key, vector in opened.items() if vector is not None}
+        intact = _open_intact(found, self.form)
         guarded.counts.hits += len(intact)
         guarded.counts.misses += len(keys) - len(found)
         if len(intact) < len(found):
             guarded.counts.corrupted += len(found) - len(intact)
             damaged = [key for key in found if key not in intact]
-            self._write_later(lambda: _delete_damaged(guarded, damaged))
+            self._write_later(lambda: _delete_damaged(guarded, damaged, self.form))
         return intact
 
     def _remember(self, items: Mapping[bytes, bytes], faster: Sequence[GuardedTier]) -> None:
@@ -227,11 +241,34 @@ def _write_to(guarded: GuardedTier, sealed: Mapping[bytes, bytes]) -> bool:
     return is_written
 
 
-def _delete_damaged(guarded: GuardedTier, keys: Sequence[bytes]) -> None:
+def _open_intact(entries: Mapping[bytes, bytes], form: Form | None) -> dict[bytes, bytes]:
+    """Return the opened values of those entries that are what was sealed and, where a form is given, have it."""
+    opened = {key: open_sealed(key, value) for key, value in entries.items()}
+    intact = {key: value for key, value in opened.items() if value is not None}
+    if form is None:
+        return intact
+    fit = form.fit(list(intact.values()))
+    return {key: value for (key, value), fits in zip(intact.items(), fit, strict=True) if fits}
+
+
+def _damaged(entries: Mapping[bytes, bytes], form: Form | None) -> list[bytes]:
+    intact = _open_intact(entries, form)
+    return [key for key in entries if key not in intact]
+
+
+def _by_owner(entries: Iterable[tuple[bytes, bytes]]) -> dict[bytes, dict[bytes, bytes]]:
+    """Return the entries of each fingerprint by their keys."""
+    owned: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+    for key, value in entries:
+        owned[owner_of(key)][key] = value
+    return owned
+
+
+def _delete_damaged(guarded: GuardedTier, keys: Sequence[bytes], form: Form) -> None:
     """Delete the values, unless another process has put intact ones in their place by now."""
 
     def delete() -> None:
-        values = zip(keys, guarded.tier.get(keys), strict=True)
-        guarded.tier.delete([key for key, value in values if value and open_sealed(key, value) is None])
+        found = {key: value for key, value in zip(keys, guarded.tier.get(keys), strict=True) if value is not None}
+        guarded.tier.delete(_damaged(found, form))
 
     guarded.ask(delete)

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from refrag.config import PromptTemplate
+from refrag.store.forms import STORED_TOKEN
 from refrag.store.keys import DIGEST_BYTES, FINGERPRINT_BYTES
 from refrag.store.store import Store
-
-STORED_TYPE = np.dtype("<i4")
 
 
 class StoredTokens:
@@ -30,7 +29,7 @@ class StoredTokens:
     def find(self, passages: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the token ids, INT32, by passage; unknown passages are left out."""
         values = zip(passages, self.store.find(digest_texts(passages)), strict=True)
-        return {passage: np.frombuffer(value, STORED_TYPE) for passage, value in values if value is not None}
+        return {passage: np.frombuffer(value, STORED_TOKEN) for passage, value in values if value is not None}
 
     def put(self, token_ids: Mapping[str, Sequence[int]]) -> bool:
         """Store the token ids, and return whether every tier has them now. Passages without tokens are skipped."""
@@ -66,5 +65,5 @@ def digest_texts(texts: Iterable[str]) -> list[bytes]:
 
 def _as_values(token_ids: Mapping[str, Sequence[int]]) -> dict[bytes, bytes]:
     passages = [passage for passage, ids in token_ids.items() if ids]
-    values = (np.array(token_ids[passage], STORED_TYPE).tobytes() for passage in passages)
+    values = (np.array(token_ids[passage], STORED_TOKEN).tobytes() for passage in passages)
     return dict(zip(digest_texts(passages), values, strict=True))

@@ -1,4 +1,4 @@
-"""The stored form of a value: a checksum over key and value, then the value. A chunk vector is stored in FP16.
+"""A value as it is stored: a checksum over key and value, then the value. A chunk vector is stored in FP16.
 
 All vectors of a request are rounded to FP16, stored or not, so that no answer depends on what the store holds.
 """
@@ -16,12 +16,6 @@ LARGEST = float(np.finfo(np.float16).max)
 def round_to_stored(vectors: np.ndarray) -> np.ndarray:
     """Round vectors to FP16; what is beyond its range becomes its largest number.  FP32 (C, E) -> FP16 (C, E)"""
     return np.clip(vectors, -LARGEST, LARGEST).astype(np.float16)
-
-
-def are_storable(vectors: np.ndarray) -> np.ndarray:
-    """Return which vectors are finite; one that came out as NaN once may not the next time.  (C, E) -> BOOL (C,)"""
-    storable: np.ndarray = np.isfinite(vectors).all(-1)
-    return storable
 
 
 def seal(key: bytes, vector: bytes) -> bytes:

@@ -15,10 +15,11 @@ from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, export_chunk_encoder,
 from refrag.export.parity import check_chunk_encoder, check_projector
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
+from refrag.store.signing import TAG_LENGTH
 
 GRAPHS = pytest.mark.parametrize("graph", [CHUNK_ENCODER, PROJECTOR], ids=lambda graph: graph.name)
 VARIANTS = pytest.mark.parametrize("variant", ["config.pbtxt", "configs/tensorrt.pbtxt"])
-TRITON_TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
+TRITON_TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -87,7 +88,8 @@ def test_an_empty_row_becomes_zeros_even_where_half_precision_overflows(tmp_path
 def test_onnx_runtime_itself_sees_every_size_as_open(graph, exported):
     session = open_session(exported / graph.name / "1" / "model.onnx")
     shapes = {tensor.name: tuple(tensor.shape) for tensor in [*session.get_inputs(), *session.get_outputs()]}
-    assert shapes == {**graph.inputs, graph.output: graph.output_axes}
+    tags = {graph.tags: ("batch", TAG_LENGTH)} if graph.tags else {}
+    assert shapes == {**graph.inputs, graph.output: graph.output_axes, **tags}
 
 
 @GRAPHS
@@ -98,7 +100,17 @@ def test_config_names_and_types_are_the_graphs(graph, variant, exported):
     for written, served in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
         types = {tensor.name: TRITON_TYPES[tensor.type] for tensor in served}
         assert {tensor.name: type_name(tensor) for tensor in written} == types
-        assert all(list(tensor.dims) == [-1] for tensor in written)
+        for tensor in written:
+            assert list(tensor.dims) == [TAG_LENGTH if tensor.name == graph.tags else -1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_tags_are_zeros_which_a_server_replaces(precision, tmp_path):
+    export_chunk_encoder(make_encoder("bert"), tmp_path / "model.onnx", precision)
+    ids = np.ones((3, 8), np.int64)
+    vectors, tags = open_session(tmp_path / "model.onnx").run(None, {"input_ids": ids, "attention_mask": ids})
+    assert vectors.shape[0] == 3
+    assert np.array_equal(tags, np.zeros((3, TAG_LENGTH), np.int32))
 
 
 def type_name(tensor) -> str:

@@ -22,7 +22,7 @@ from refrag.export.parity import check_chunk_encoder
 from refrag.export.quantisation import SCHEME, activation_scale, quantise_chunk_encoder, quantise_weight
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
-from refrag.store.keys import load_fingerprint
+from refrag.store.keys import EncoderIdentity
 from refrag_client.cli.main import main
 
 LENGTH, VOCAB = 8, 100
@@ -230,13 +230,13 @@ def test_the_command_exports_integers_and_stores_their_vectors_apart(
 ):
     """Their fingerprint differs from that of float vectors, and from that of integers with other scales."""
     part = Path("preprocessing", "1", "checkpoint")
-    fingerprints = {load_fingerprint(exported / part)}
+    fingerprints = {EncoderIdentity.load(exported / part).fingerprint}
     for text in (passages.read_text(), passages.read_text() + "\n\nOne passage more, with other words in it."):
         passages.write_text(text)
         options = ["--precision", "int8", "--calibration", str(passages)]
         assert main(["export", "--checkpoint", str(checkpoint), "--repository", str(repository), *options]) == 0
         assert "(allowed 5e-02)" in capsys.readouterr().out
-        fingerprints.add(load_fingerprint(repository / part))
+        fingerprints.add(EncoderIdentity.load(repository / part).fingerprint)
     assert len(fingerprints) == 3
 
 

@@ -17,6 +17,7 @@ from refrag.model.checkpoint import load_decoder
 from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector
 from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.store.keys import EncoderIdentity
 from refrag_client.cli.main import main
 
 MODELS = sorted(path.parent.name for path in TEMPLATES.glob("*/config.pbtxt"))
@@ -75,7 +76,8 @@ def test_preprocessing_gets_no_weights(exported):
 
 def test_an_encoders_own_tokenizer_travels_without_its_weights(changed_checkpoint, tmp_path):
     load_decoder_tokenizer(changed_checkpoint).save_pretrained(changed_checkpoint / "encoder")
-    build_preprocessing(changed_checkpoint, RefragConfig.load(changed_checkpoint), b"fingerprint", tmp_path / "built")
+    encoder = EncoderIdentity(b"fingerprint", width=16)
+    build_preprocessing(changed_checkpoint, RefragConfig.load(changed_checkpoint), encoder, tmp_path / "built")
     assert load_encoder_tokenizer(tmp_path / "built") is not None
     assert not list((tmp_path / "built").rglob("*.safetensors"))
 

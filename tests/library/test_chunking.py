@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.data.tokenizer import train_tokenizer
+from refrag.store.forms import TokenForm
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tokens import StoredTokens
@@ -42,7 +43,7 @@ def test_a_passage_has_the_same_chunks_under_any_neighbours(tiny_checkpoint):
 
 @given(rounds=st.lists(st.lists(st.sampled_from(PASSAGES), max_size=6), max_size=5), limit_bytes=st.integers(0, 3000))
 def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, limit_bytes):
-    plain, store = tiny_checkpoint.chunker, Store(b"f" * 16, MemoryTier(limit_bytes), [])
+    plain, store = tiny_checkpoint.chunker, Store(b"f" * 16, TokenForm(2**31), MemoryTier(limit_bytes), [])
     cached = Chunker(plain.config, plain.decoder_tokenizer, cache=StoredTokens(store))
     for passages in rounds:
         chunks, new = cached.read_passages(passages)
@@ -53,7 +54,7 @@ def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, li
 
 def test_a_passage_is_tokenised_once(tiny_checkpoint, monkeypatch):
     plain = tiny_checkpoint.chunker
-    store = Store(b"f" * 16, MemoryTier(2**20), [])
+    store = Store(b"f" * 16, TokenForm(2**31), MemoryTier(2**20), [])
     cached = Chunker(plain.config, plain.decoder_tokenizer, cache=StoredTokens(store))
     asked = []
     monkeypatch.setattr(cached, "passages_ids", lambda passages: asked.append(passages) or plain.passages_ids(passages))

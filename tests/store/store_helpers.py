@@ -4,10 +4,13 @@ import hashlib
 
 import numpy as np
 
+from refrag.store.forms import VectorForm
+from refrag.store.keys import EncoderIdentity
 from refrag.store.tiers.tier import TierError, Usage
 
 FINGERPRINT, OTHER = b"f" * 16, b"g" * 16
 WIDTH = 24
+FORM, ENCODER = VectorForm(WIDTH), EncoderIdentity(FINGERPRINT, WIDTH)
 
 
 def digest(number):

@@ -4,7 +4,7 @@ import random
 import threading
 
 import pytest
-from store_helpers import FINGERPRINT, OTHER, FakeTier, digest, vector, vectors
+from store_helpers import FINGERPRINT, FORM, OTHER, FakeTier, digest, vector, vectors
 
 from refrag.store.store import MAX_PENDING_WRITES, RETRY_SECONDS, Store
 from refrag.store.tiers.memory import MemoryTier
@@ -31,7 +31,7 @@ def tiers():
 
 @pytest.fixture
 def store(tiers, clock):
-    store = Store(FINGERPRINT, MemoryTier(2**20), tiers, clock)
+    store = Store(FINGERPRINT, FORM, MemoryTier(2**20), tiers, clock)
     yield store
     store.close()
 
@@ -85,7 +85,7 @@ def test_a_value_that_was_mended_meanwhile_stays(store, tiers):
 
 
 def test_vectors_of_another_encoder_are_not_found(tiers, store):
-    other = Store(OTHER, None, tiers)
+    other = Store(OTHER, FORM, None, tiers)
     other.put(vectors([1]))
     assert find(store, 1) == [None]
     other.close()
@@ -164,7 +164,7 @@ def test_verify_deletes_what_is_damaged(store, tiers):
 def test_prune_deletes_what_no_live_encoder_owns(store, tiers):
     owners = {name: name.encode() * 16 for name in "abc"}
     for owner in (FINGERPRINT, *owners.values()):
-        other = Store(owner, None, tiers)
+        other = Store(owner, FORM, None, tiers)
         other.put(vectors(range(5)))
         other.close()
     tiers[0].mark_live(owners["a"], now=2e9, seconds=1e9)
@@ -174,7 +174,7 @@ def test_prune_deletes_what_no_live_encoder_owns(store, tiers):
 
 
 def test_a_store_without_tiers_finds_nothing_and_fails_nothing():
-    store = Store(FINGERPRINT, None, [])
+    store = Store(FINGERPRINT, FORM, None, [])
     assert store.put(vectors([1]))
     assert find(store, 1) == [None]
     store.close()
@@ -183,7 +183,7 @@ def test_a_store_without_tiers_finds_nothing_and_fails_nothing():
 def test_whatever_happens_no_vector_is_wrong(tiers, clock):
     """Random puts and lookups while tiers fail, come back and are damaged."""
     rng = random.Random(0)
-    store = Store(FINGERPRINT, MemoryTier(20_000), tiers, clock)
+    store = Store(FINGERPRINT, FORM, MemoryTier(20_000), tiers, clock)
     num_found = 0
     for _ in range(3000):
         clock.now += rng.random()

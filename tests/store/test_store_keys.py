@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError
-from refrag.store.keys import digest_chunks, fingerprint_encoder, load_fingerprint, save_fingerprint
+from refrag.store.keys import EncoderIdentity, digest_chunks, fingerprint_encoder
 
 CONFIG = RefragConfig(chunk_size=16, trained_chunk_sizes=[16], max_prompt_slots=512, encoder_length=16)
 
@@ -51,13 +51,14 @@ def test_what_does_not_change_the_vectors_does_not_either(encoder):
 
 
 def test_a_fingerprint_is_read_as_it_was_written(tmp_path):
-    save_fingerprint(b"0123456789abcdef", tmp_path)
-    assert load_fingerprint(tmp_path) == b"0123456789abcdef"
+    encoder = EncoderIdentity(b"0123456789abcdef", width=24)
+    encoder.save(tmp_path)
+    assert EncoderIdentity.load(tmp_path) == encoder
 
 
 def test_an_export_without_one_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match="run the export again"):
-        load_fingerprint(tmp_path)
+        EncoderIdentity.load(tmp_path)
 
 
 @given(arrays(np.int32, st.tuples(st.integers(0, 6), st.just(4)), elements=st.integers(-1, 3)))

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_helpers import FINGERPRINT
 
+from refrag.store.forms import VectorForm
 from refrag.store.keys import DIGEST_BYTES, digest_chunks
-from refrag.store.lookup import look_up, new_vectors, storable
+from refrag.store.lookup import look_up, new_rows, values_by_digest
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
 
@@ -28,9 +29,9 @@ def _no_vectors():
 
 
 def store_with(kinds):
-    store = Store(FINGERPRINT, MemoryTier(2**20), [])
+    store = Store(FINGERPRINT, VectorForm(WIDTH), MemoryTier(2**20), [])
     packed = pack(kinds)
-    store.put(storable(digest_chunks(packed), encode(packed)))
+    store.put(values_by_digest(digest_chunks(packed), encode(packed)))
     return store
 
 
@@ -54,9 +55,10 @@ def test_exactly_what_was_lacking_is_new(kinds, stored):
     lookup = look_up(store_with(stored), packed)
     encoded = encode(packed[lookup.lacking])
     digests = np.frombuffer(b"".join(lookup.digests), np.uint8).reshape(-1, DIGEST_BYTES)
-    new = new_vectors(digests, lookup.rows, encoded, len(lookup.stored))
+    numbers, chunks = new_rows(lookup.rows, len(lookup.stored))
+    new = values_by_digest([digest.tobytes() for digest in digests[chunks]], encoded[numbers])
     expected = pack(sorted(set(kinds) - set(stored)))
-    assert new == storable(digest_chunks(expected), encode(expected))
+    assert new == values_by_digest(digest_chunks(expected), encode(expected))
 
 
 def test_a_vector_that_overflowed_is_not_kept():
@@ -64,4 +66,6 @@ def test_a_vector_that_overflowed_is_not_kept():
     vectors = encode(packed)
     vectors[1, 3] = np.inf
     vectors[2, 0] = np.nan
-    assert list(storable(digest_chunks(packed), vectors)) == digest_chunks(packed[:1])
+    store = store_with([])
+    store.put(values_by_digest(digest_chunks(packed), vectors))
+    assert store.find(digest_chunks(packed)) == [vectors[0].tobytes(), None, None]

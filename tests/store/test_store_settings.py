@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_helpers import FINGERPRINT, digest, vector, vectors
+from store_helpers import ENCODER, digest, vector, vectors
 
 from refrag.errors import SetupError
 from refrag.store.settings import MIB, StoreSettings, open_store
@@ -18,7 +18,7 @@ def settings(tmp_path):
 
 def opened(settings, **options):
     """Open a store; return the names of its memory and its tiers."""
-    store = open_store(replace(settings, **options), FINGERPRINT)
+    store = open_store(replace(settings, **options), ENCODER)
     store.close()
     return store.memory, {guarded.tier.name: guarded.tier for guarded in store.tiers}
 
@@ -65,11 +65,11 @@ def test_a_home_folder_is_found(settings, tmp_path, monkeypatch):
 def test_a_setting_that_means_nothing_is_told(settings, name, value, message):
     options = {"store_redis_url": "redis://cache:6379/0", name: value}
     with pytest.raises(SetupError, match=f"{name} is '{value}'.*{message}"):
-        open_store(replace(settings, **options), FINGERPRINT)
+        open_store(replace(settings, **options), ENCODER)
 
 
 def test_two_stores_of_one_folder_see_the_same_vectors(settings):
-    first, second = (open_store(settings, FINGERPRINT, has_memory=False) for _ in range(2))
+    first, second = (open_store(settings, ENCODER, has_memory=False) for _ in range(2))
     first.put(vectors([1]))
     first.close()
     assert second.find([digest(1), digest(2)]) == [vector(1), None]
@@ -87,7 +87,7 @@ def test_a_tier_that_lacks_its_library_names_the_extra(monkeypatch, settings, mo
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, f"refrag.store.tiers.{tier}", raising=False)
     with pytest.raises(SetupError, match=rf"needs {module}: pip install 'refrag\[{extra}\]', or set store_.* to off"):
-        open_store(settings, FINGERPRINT)
+        open_store(settings, ENCODER)
 
 
 def test_a_store_in_memory_alone_needs_neither(monkeypatch):

@@ -3,13 +3,16 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_helpers import FINGERPRINT, OTHER, FakeTier, digest, vectors
+from store_helpers import FINGERPRINT, FORM, OTHER, FakeTier, digest, vectors
 
 from refrag.config import PromptTemplate
+from refrag.store.forms import TokenForm
 from refrag.store.store import Store
 from refrag.store.tokens import StoredTokens, digest_texts, fingerprint_tokenizer
 
 PASSAGES = {"Mara keeps a parrot.": [5, 7, 70_000], "Odo plays the harp. 🎵": [1]}
+
+VOCAB_SIZE = 100_000
 
 
 @pytest.fixture
@@ -19,14 +22,14 @@ def tier():
 
 @pytest.fixture
 def store(tier):
-    store = Store(FINGERPRINT, None, [tier])
+    store = Store(FINGERPRINT, FORM, None, [tier])
     yield store
     store.close()
 
 
 @pytest.fixture
 def tokens(store):
-    return StoredTokens(store.beside(OTHER))
+    return StoredTokens(store.beside(OTHER, TokenForm(VOCAB_SIZE)))
 
 
 def found(tokens, passages):
@@ -41,7 +44,7 @@ def test_what_was_kept_is_found(store, tokens):
 
 @given(st.dictionaries(st.text(), st.lists(st.integers(0, 2**31 - 1))))
 def test_any_tokens_of_any_text_are_found_but_none_of_empty_ones(token_ids):
-    store = Store(FINGERPRINT, None, [FakeTier()])
+    store = Store(FINGERPRINT, TokenForm(2**31), None, [FakeTier()])
     tokens = StoredTokens(store)
     tokens.keep(token_ids)
     store.close()
@@ -89,7 +92,7 @@ def test_prune_leaves_the_tokens_alone(store, tokens):
     num_checked, num_deleted, _ = store.prune(store.tiers[0], [], b"", 10)
     assert (num_checked, num_deleted) == (2, 0)
     store.mark_live()
-    other_server = Store(b"o" * 16, None, [store.tiers[0].tier])
+    other_server = Store(b"o" * 16, FORM, None, [store.tiers[0].tier])
     assert other_server.prune(other_server.tiers[0], [], b"", 10)[1] == 0
     other_server.close()
 

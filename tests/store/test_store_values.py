@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag.store.values import are_storable, open_sealed, round_to_stored, seal
+from refrag.store.values import open_sealed, round_to_stored, seal
 
 KEYS, VECTORS = st.binary(min_size=32, max_size=32), st.binary(min_size=2, max_size=64)
 
@@ -37,5 +37,4 @@ def test_a_value_under_another_key_does_not(key, other, vector):
 def test_numbers_beyond_half_precision_are_cut_and_others_rounded():
     rounded = round_to_stored(np.array([[1e9, -1e9, 0.1]], np.float32))
     assert rounded.tolist() == [[65504.0, -65504.0, float(np.float16(0.1))]]
-    assert are_storable(rounded).all()
-    assert not are_storable(round_to_stored(np.array([[np.nan]], np.float32))).any()
+    assert np.isnan(round_to_stored(np.array([[np.nan]], np.float32))).all()

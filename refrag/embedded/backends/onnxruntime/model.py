@@ -5,6 +5,8 @@ and, on NVIDIA's library, in the official container. Of that backend's settings 
 
     parameters { key: "intra_op_thread_count" value: { string_value: "2" } }    default: cores / instances
     parameters { key: "max_rows_per_run"      value: { string_value: "256" } }  our own: rows per run
+    parameters { key: "signature_output"      value: { string_value: "tags" } } our own: an output to be filled with
+                                                                                 signatures (refrag/store/signing.py)
 
 Of other parameters, which may be the official backend's, the log says that they are not read. Accelerator blocks
 (TensorRT, CUDA graphs) are ignored. Tensors are never converted: where config.pbtxt and
@@ -17,6 +19,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ import triton_python_backend_utils as pb_utils
 
 from refrag.machine.allocator import keep_freed_memory
 from refrag.spelling import suggestion
+from refrag.store.signing import MODEL_OUTPUT, load_graph_key, sign_rows
 
 Tensors = dict[str, np.ndarray]
 
@@ -59,6 +63,7 @@ class TritonPythonModel:
         session = open_session(path, config, args)
         check_config(config, session)
         warn_of_unread(config)
+        self.signer = Signer.of(config)
         self.input_names = [tensor["name"] for tensor in config["input"]]
         self.model = BatchedModel(
             session,
@@ -69,10 +74,38 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         feeds = [self._read_inputs(request) for request in requests]
-        return [to_response(result) for result in self.model.run_each(feeds)]
+        results = zip(feeds, self.model.run_each(feeds), strict=True)
+        return [to_response(self.signer.sign(feed, result)) for feed, result in results]
 
     def _read_inputs(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names}
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Replaces one output by a tag for each row, which binds the row's other outputs to its inputs.
+
+    output: its name, or None if no output is signed. key: of this server, or None if it has none; zeros stay then.
+    """
+
+    output: str | None
+    key: bytes | None
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Signer":
+        output = config["parameters"].get("signature_output", {}).get("string_value")
+        names = [tensor["name"] for tensor in config["output"]]
+        if output is not None and (output not in names or config["max_batch_size"] == 0):
+            raise pb_utils.TritonModelException(
+                f"parameter signature_output is {output!r}; it must name one of {names}, and the model needs batches"
+            )
+        return cls(output, load_graph_key())
+
+    def sign(self, feed: Tensors, result: Tensors | Exception) -> Tensors | Exception:
+        if isinstance(result, Exception) or self.output is None or self.key is None:
+            return result
+        outputs = [array for name, array in result.items() if name != self.output]
+        return {**result, self.output: sign_rows(self.key, MODEL_OUTPUT, [*feed.values(), *outputs])}
 
 
 class BatchedModel:

@@ -1,0 +1,60 @@
+"""Forms that the values of one fingerprint have. A value of another form is damaged, even if its checksum is right.
+
+Whoever can write to a tier can write a checksum too: another release, another program, or somebody who means harm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+# C chunks, E encoder width
+
+STORED_VECTOR, STORED_TOKEN = np.dtype("<f2"), np.dtype("<i4")
+# All ones in NaN and infinity alone.
+FP16_EXPONENT = np.uint16(0x7C00)
+
+
+class Form(Protocol):
+    """What a value must look like."""
+
+    def fit(self, values: Sequence[bytes]) -> list[bool]:
+        """Return of each value whether it has this form."""
+
+
+@dataclass(frozen=True)
+class VectorForm:
+    """Vectors of one encoder: `width` finite numbers in FP16."""
+
+    width: int
+
+    def fit(self, values: Sequence[bytes]) -> list[bool]:
+        num_bytes = self.width * STORED_VECTOR.itemsize
+        are_whole = [len(value) == num_bytes for value in values]
+        whole = b"".join(value for value in values if len(value) == num_bytes)
+        finite = iter(are_finite(np.frombuffer(whole, STORED_VECTOR).reshape(-1, self.width)).tolist())
+        return [is_whole and next(finite) for is_whole in are_whole]
+
+
+@dataclass(frozen=True)
+class TokenForm:
+    """Tokens of one tokenizer: any number of ids from 0 to `vocab_size` - 1 in INT32."""
+
+    vocab_size: int
+
+    def fit(self, values: Sequence[bytes]) -> list[bool]:
+        return [self._fits(value) for value in values]
+
+    def _fits(self, value: bytes) -> bool:
+        if not value or len(value) % STORED_TOKEN.itemsize:
+            return False
+        token_ids = np.frombuffer(value, STORED_TOKEN)
+        return bool(token_ids.min() >= 0 and token_ids.max() < self.vocab_size)
+
+
+def are_finite(vectors: np.ndarray) -> np.ndarray:
+    """Return which vectors hold neither NaN nor infinity.  FP16 (C, E) -> BOOL (C,)"""
+    # numpy converts each FP16 number to look at it, which takes five times as long as looking at its exponent.
+    finite: np.ndarray = ((vectors.view(np.uint16) & FP16_EXPONENT) != FP16_EXPONENT).all(-1)
+    return finite
