@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from raw_requests import PATIENCE_SECONDS
 from repository_edits import set_parameter
+from store_server import MAX_TOKENS
 
 from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.data.tasks import TASKS
@@ -13,6 +14,7 @@ from refrag.embedded import EmbeddedServer
 from refrag.export.repository import export_repository
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.pipeline import Pipeline
+from refrag.request import Request, SamplingParams
 from refrag_client import RefragClient
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "world"
@@ -57,3 +59,19 @@ def heldout(demo_checkpoint) -> list[TokenisedContext]:
     rng = random.Random("graph tests")
     maker = ContextMaker.draw(rng, demo_checkpoint.chunker, "heldout")
     return [maker.ask_one(rng, TASKS[index % len(TASKS)], 1 + index % 12) for index in range(50)]
+
+
+@pytest.fixture(scope="session")
+def contexts(heldout):
+    """Contexts of at least four passages; some passages are in several contexts."""
+    return [context for context in heldout if len(context.passages) >= 4][:6]
+
+
+@pytest.fixture(scope="session")
+def expected(contexts, reference):
+    """The answers of the in-process reference, which has no store."""
+    sampling = SamplingParams(max_tokens=MAX_TOKENS)
+    return [
+        tuple(reference.answer(Request(context.questions[0].text, context.passages), sampling).token_ids)
+        for context in contexts
+    ]
