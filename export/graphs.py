@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from refrag.store.signing import TAG_LENGTH
 OPSET = 18
 BATCH, LENGTH, ENCODER_WIDTH, DECODER_WIDTH = "batch", "length", "encoder_width", "decoder_width"
 TRACED_NUM_CHUNKS, TRACED_LENGTH = 3, 8
+# A note in the file, which the embedded server reads.
+MAX_ROW_LENGTH = "max_row_length"
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,19 @@ PROJECTOR = Graph(
 )
 
 
-def export_chunk_encoder(encoder: ChunkEncoder, path: Path, precision: TracedPrecision) -> None:
+def export_chunk_encoder(
+    encoder: ChunkEncoder, path: Path, precision: TracedPrecision, max_length: int | None = None
+) -> None:
     """Write the encoder: INT64 `input_ids`, `attention_mask` (C, L) -> FP32 `chunk_vectors` (C, E), and zeros as tags.
 
+    max_length: the longest row that a server lets through, noted in the file; None for any.
     Raises CheckpointError if it cannot be exported.
     """
     ids = torch.zeros(TRACED_NUM_CHUNKS, TRACED_LENGTH, dtype=torch.int64)
     with _attention(encoder, precision):
         served = ServedEncoder(_in_precision(encoder, precision))
-        _export(CHUNK_ENCODER, served, (ids, torch.ones_like(ids)), path)
+        notes = {} if max_length is None else {MAX_ROW_LENGTH: str(max_length)}
+        _export(CHUNK_ENCODER, served, (ids, torch.ones_like(ids)), path, notes)
 
 
 def export_projector(projector: Projector, path: Path, precision: TracedPrecision) -> None:
@@ -76,7 +82,7 @@ def export_projector(projector: Projector, path: Path, precision: TracedPrecisio
     Raises CheckpointError if it cannot be exported.
     """
     vectors = torch.zeros(TRACED_NUM_CHUNKS, projector.up.in_features)
-    _export(PROJECTOR, ServedProjector(_in_precision(projector, precision)), (vectors,), path)
+    _export(PROJECTOR, ServedProjector(_in_precision(projector, precision)), (vectors,), path, {})
 
 
 class ServedEncoder(nn.Module):
@@ -115,8 +121,9 @@ def _in_precision(module: nn.Module, precision: TracedPrecision) -> nn.Module:
     return copy.deepcopy(module).half()
 
 
-def _export(graph: Graph, module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+def _export(graph: Graph, module: nn.Module, example: tuple[Tensor, ...], path: Path, notes: Mapping[str, str]) -> None:
     program = _trace(graph, module.eval(), example)
+    program.model.metadata_props.update(notes)
     GELU_RULES.apply_to_model(program.model)
     _open_widths(program.model, graph)
     if graph.tags:

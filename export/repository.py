@@ -114,7 +114,7 @@ def build_graphs(source: Source, built: Path, precision: Precision, chunks: Cali
     traced: TracedPrecision = "fp32" if precision == "int8" else precision
     encoder_path = _version_folder(built, CHUNK_ENCODER.name) / "model.onnx"
     projector_path = _version_folder(built, PROJECTOR.name) / "model.onnx"
-    export_chunk_encoder(source.encoder, encoder_path, traced)
+    export_chunk_encoder(source.encoder, encoder_path, traced, source.config.encoder_length)
     export_projector(source.projector, projector_path, traced)
     length = source.config.encoder_length
     parities = [

@@ -19,7 +19,7 @@ from refrag.context.chunking import PackedChunks
 from refrag.errors import InvalidRequest, Overloaded
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
-from refrag.serving.tensors import Tensors, strings, text, texts
+from refrag.serving.tensors import Tensors, check_bytes, strings, text, texts
 from refrag.serving.triton import infer
 from refrag.store.keys import FINGERPRINT_BYTES, EncoderIdentity
 from refrag.store.lookup import look_up, values_by_digest
@@ -37,10 +37,12 @@ PAGE = 4096
 class ChunkStoreSettings(StoreSettings):
     """Settings of the store, and
 
-    encoder_batch: chunks per request to the encoder.
+    encoder_batch: chunks per request to the encoder, between which others have their turn.
+    max_text_bytes: limit for the passages of one request, checked before anything is tokenised.
     """
 
-    encoder_batch: int = 1024
+    encoder_batch: int = 256
+    max_text_bytes: int = 4 * 1024 * 1024
 
 
 class ChunkStore:
@@ -78,6 +80,7 @@ class ChunkStore:
             raise InvalidRequest(
                 "the store has no tier that outlives the server; set store_disk_path or store_redis_url"
             )
+        check_bytes(inputs, ["passages"], self.settings.max_text_bytes)
         chunks, new_tokens = self.chunker.read_passages(texts(inputs, "passages"))
         lookup = look_up(self.store, chunks.token_ids)
         encoded = self._encode(chunks[lookup.lacking])

@@ -42,10 +42,15 @@ def read_request(request_id: str, inputs: Tensors, defaults: RequestDefaults) ->
 
 
 def read_prompt(inputs: Tensors) -> MixedPrompt:
-    """Return ids with placeholders, and the table they point into; raise InvalidRequest if input_ids is missing."""
+    """Return ids with placeholders, and the table they point into; raise InvalidRequest if input_ids does not fit."""
     if "input_ids" not in inputs:
         raise InvalidRequest("input_ids is missing; send a prompt, or stop=true with the id of the request to stop")
     input_ids = torch.from_numpy(inputs["input_ids"].reshape(-1).astype(np.int64))
+    if "prompt_table_extra_ids" in inputs and inputs["prompt_table_extra_ids"].size != len(input_ids):
+        raise InvalidRequest(
+            f"prompt_table_extra_ids has {inputs['prompt_table_extra_ids'].size} ids for the {len(input_ids)} slots of "
+            "input_ids; send one for each slot, 0 for a token, or leave it out"
+        )
     if "prompt_embedding_table" not in inputs:
         return MixedPrompt(input_ids, torch.zeros(0, 0))
     return MixedPrompt(input_ids, torch.tensor(inputs["prompt_embedding_table"]))

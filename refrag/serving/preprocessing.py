@@ -16,7 +16,7 @@ from refrag.policies.budget import expands_all
 from refrag.request import ExpansionOptions, Request
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
-from refrag.serving.tensors import Tensors, flag, int32, integer, scalar, strings, text, texts
+from refrag.serving.tensors import Tensors, check_bytes, flag, int32, integer, scalar, strings, text, texts
 from refrag.store.keys import DIGEST_BYTES, EncoderIdentity
 from refrag.store.lookup import NOTHING_NEEDED, Lookup, look_up
 from refrag.store.settings import StoreSettings, open_store
@@ -102,7 +102,7 @@ class Preprocessing:
             )
 
     def _read_request(self, inputs: Tensors) -> Request:
-        self._check_bytes(inputs)
+        check_bytes(inputs, TEXT_INPUTS, self.settings.max_text_bytes)
         expand_fraction, policy = scalar(inputs, "expand_fraction"), text(inputs, "policy")
         expansion = ExpansionOptions(
             expand_fraction=self.config.expand_fraction if expand_fraction is None else expand_fraction,
@@ -111,15 +111,6 @@ class Preprocessing:
         )
         POLICIES.check(expansion.policy)
         return Request(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)
-
-    def _check_bytes(self, inputs: Tensors) -> None:
-        question, passages = (_count_bytes(inputs, name) for name in TEXT_INPUTS)
-        limit = self.settings.max_text_bytes
-        if question + passages > limit:
-            remedy = "shorten the question" if question > limit else "send fewer or shorter passages"
-            raise InvalidRequest(
-                f"text_input and passages hold {question + passages} bytes, the limit is {limit}; {remedy}"
-            )
 
     def _check_size(self, context: PreparedContext) -> None:
         self._check_question(context)
@@ -141,7 +132,3 @@ class Preprocessing:
         num_chunks, limit = len(context.question_chunks), self.settings.max_chunks
         if num_chunks > limit:
             raise InvalidRequest(f"text_input holds {num_chunks} chunks, the limit is {limit}; shorten the question")
-
-
-def _count_bytes(inputs: Tensors, name: str) -> int:
-    return sum(len(value) for value in inputs[name].reshape(-1)) if name in inputs else 0

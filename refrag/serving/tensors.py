@@ -1,6 +1,6 @@
 """Numpy tensors as they cross the wire → plain Python values, with errors that name the tensor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,14 @@ def texts(tensors: Tensors, name: str) -> list[str]:
     if name not in tensors:
         return []
     return [_decode(value, f"{name}[{index}]") for index, value in enumerate(tensors[name].reshape(-1))]
+
+
+def check_bytes(tensors: Tensors, names: Sequence[str], limit: int) -> None:
+    """Raise InvalidRequest if the named BYTES tensors hold more than `limit` bytes together."""
+    sizes = {name: sum(map(len, tensors[name].reshape(-1))) if name in tensors else 0 for name in names}
+    if (size := sum(sizes.values())) > limit:
+        remedy = "shorten the question" if sizes.get("text_input", 0) > limit else "send fewer or shorter passages"
+        raise InvalidRequest(f"{' and '.join(names)} hold {size} bytes, the limit is {limit}; {remedy}")
 
 
 def _only_element(tensor: np.ndarray, name: str):  # type: ignore[no-untyped-def]

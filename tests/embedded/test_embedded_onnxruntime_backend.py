@@ -57,6 +57,14 @@ def test_a_large_batch_runs_in_slices(backend, session):
     np.testing.assert_array_equal(result["y"], rows(2, 4, 6, 8, 10)["x"])
 
 
+def test_a_long_request_is_cut_into_pieces_of_one_run_each(backend, session):
+    model = backend.BatchedModel(session, ["y"], True, max_rows_per_run=2)
+    assert [model.is_short(rows(*range(count))) for count in (1, 2, 3)] == [True, True, False]
+    pieces = list(model.cut(rows(1, 2, 3, 4, 5)))
+    assert [piece["x"][:, 0].tolist() for piece in pieces] == [[1, 2], [3, 4], [5]]
+    assert all(map(model.is_short, pieces))
+
+
 def test_requests_of_different_widths_run_apart(backend, session):
     feeds = [rows(1), rows(2, width=3), rows(3)]
     results = backend.BatchedModel(session, ["y"], True, 100).run_each(feeds)

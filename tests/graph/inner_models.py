@@ -2,7 +2,7 @@
 
 import numpy as np
 import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import np_to_triton_dtype
 
 from refrag_client.errors import error_from_message
 
@@ -23,11 +23,15 @@ def call(server, model, inputs):
         datatype = "BYTES" if array.dtype == np.object_ else np_to_triton_dtype(array.dtype)
         tensors.append(triton.InferInput(name, list(array.shape), datatype))
         tensors[-1].set_data_from_numpy(np.ascontiguousarray(array))
+    responses = []
     with triton.InferenceServerClient(server.grpc_address) as client:
-        try:
-            result = client.infer(model, tensors)
-        except InferenceServerException as error:
-            raise error_from_message(error.message()) from None
+        # A stream, which every model can be called by; the decoder by nothing else.
+        client.start_stream(lambda result, error: responses.append((result, error)))
+        client.async_stream_infer(model, tensors)
+        client.stop_stream()
+    result, error = responses[-1]
+    if error is not None:
+        raise error_from_message(error.message())
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 

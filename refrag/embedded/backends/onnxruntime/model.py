@@ -12,28 +12,29 @@ Of other parameters, which may be the official backend's, the log says that they
 (TensorRT, CUDA graphs) are ignored. Tensors are never converted: where config.pbtxt and
 the ONNX model disagree on a type, the load fails.
 
-    R requests of a dynamic batch, N rows in all of them together
+A request of more rows than one run takes is computed in the background, piece by piece; between the pieces others have
+their turn. So nobody waits for the longest request that the config allows, only for one run of it.
 """
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from refrag.embedded.batched_model import BatchedModel, Tensors
+from refrag.embedded.turns import Turns
+from refrag.errors import InvalidRequest
 from refrag.machine.allocator import keep_freed_memory
 from refrag.spelling import suggestion
 from refrag.store.signing import MODEL_OUTPUT, load_graph_key, sign_rows
 
-Tensors = dict[str, np.ndarray]
-
-NUM_THREADS, MAX_ROWS = "intra_op_thread_count", "max_rows_per_run"
+PARAMETERS = NUM_THREADS, MAX_ROWS, SIGNATURES = "intra_op_thread_count", "max_rows_per_run", "signature_output"
 DEFAULT_MAX_ROWS_PER_RUN = 256
 # What the official backend sets for a model that can be batched when the config does not say.
 DEFAULT_MAX_BATCH_SIZE = 4
@@ -65,6 +66,11 @@ class TritonPythonModel:
         warn_of_unread(config)
         self.signer = Signer.of(config)
         self.input_names = [tensor["name"] for tensor in config["input"]]
+        self.name = args["model_name"]
+        self.max_row_length = read_max_row_length(session)
+        self.turns = Turns(f"{self.name}-long-batches")
+        # The family must live as long as its metric.
+        self.metrics, self.background_seconds = open_counter(self.name)
         self.model = BatchedModel(
             session,
             output_names=[tensor["name"] for tensor in config["output"]],
@@ -72,13 +78,51 @@ class TritonPythonModel:
             max_rows_per_run=int_parameter(config, MAX_ROWS, DEFAULT_MAX_ROWS_PER_RUN),
         )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        feeds = [self._read_inputs(request) for request in requests]
-        results = zip(feeds, self.model.run_each(feeds), strict=True)
-        return [to_response(self.signer.sign(feed, result)) for feed, result in results]
+    def execute(self, requests: list[Any]) -> None:
+        short = []
+        for request in requests:
+            feed, sender = self._read_inputs(request), request.get_response_sender()
+            if error := self._find_fault(feed):
+                reply(sender, error)
+            elif self.model.is_short(feed):
+                short.append((feed, sender))
+            else:
+                # Copied: a tensor's memory belongs to its request, which may be gone once execute() has returned.
+                self.turns.submit(self._run_long({name: array.copy() for name, array in feed.items()}, sender))
+        if short:
+            with self.turns.lock:
+                results = self.model.run_each([feed for feed, _ in short])
+            for (feed, sender), result in zip(short, results, strict=True):
+                reply(sender, self.signer.sign(feed, result))
+
+    def finalize(self) -> None:
+        self.turns.close()
 
     def _read_inputs(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names}
+
+    def _find_fault(self, feed: Tensors) -> InvalidRequest | None:
+        length = max(array.shape[-1] for array in feed.values())
+        if self.max_row_length is None or length <= self.max_row_length:
+            return None
+        return InvalidRequest(
+            f"{self.name} got rows of {length} values; the model was exported for {self.max_row_length}"
+        )
+
+    def _run_long(self, feed: Tensors, sender: Any) -> Iterator[None]:
+        """Run the feed piece by piece, and reply after the last one."""
+        parts: list[Tensors] = []
+        for piece in self.model.cut(feed):
+            began = time.monotonic()
+            [part] = self.model.run_each([piece])
+            self.background_seconds.increment(time.monotonic() - began)
+            if isinstance(part, Exception):
+                reply(sender, part)
+                return
+            parts.append(part)
+            yield
+        result = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        reply(sender, self.signer.sign(feed, result))
 
 
 @dataclass(frozen=True)
@@ -93,11 +137,11 @@ class Signer:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Signer":
-        output = config["parameters"].get("signature_output", {}).get("string_value")
+        output = config["parameters"].get(SIGNATURES, {}).get("string_value")
         names = [tensor["name"] for tensor in config["output"]]
         if output is not None and (output not in names or config["max_batch_size"] == 0):
             raise pb_utils.TritonModelException(
-                f"parameter signature_output is {output!r}; it must name one of {names}, and the model needs batches"
+                f"parameter {SIGNATURES} is {output!r}; it must name one of {names}, and the model needs batches"
             )
         return cls(output, load_graph_key())
 
@@ -108,81 +152,34 @@ class Signer:
         return {**result, self.output: sign_rows(self.key, MODEL_OUTPUT, [*feed.values(), *outputs])}
 
 
-class BatchedModel:
-    """An ONNX model that runs many requests in few calls of its ONNX Runtime session."""
-
-    def __init__(self, session: Any, output_names: list[str], has_batches: bool, max_rows_per_run: int) -> None:
-        self.session = session
-        self.output_names = output_names
-        self.has_batches = has_batches
-        self.max_rows_per_run = max_rows_per_run
-
-    def run_each(self, feeds: list[Tensors]) -> list[Tensors | Exception]:
-        """Return one result per feed, in order: its outputs by name, or the exception that it alone caused."""
-        results: dict[int, Tensors | Exception] = {}
-        for indices in self._group(feeds):
-            results.update(zip(indices, self._run_group([feeds[index] for index in indices]), strict=True))
-        return [results[index] for index in range(len(feeds))]
-
-    def _group(self, feeds: list[Tensors]) -> list[list[int]]:
-        """Return groups of feeds, by index, that can share a run: equal in everything but their number of rows."""
-        if not self.has_batches:
-            return [[index] for index in range(len(feeds))]
-        groups: defaultdict[Any, list[int]] = defaultdict(list)
-        for index, feed in enumerate(feeds):
-            groups[tuple((name, array.shape[1:]) for name, array in feed.items())].append(index)
-        return list(groups.values())
-
-    def _run_group(self, feeds: list[Tensors]) -> Sequence[Tensors | Exception]:
-        try:
-            return self._run_together(feeds)
-        except Exception as error:  # ONNX Runtime's exceptions share no other base
-            if len(feeds) == 1:
-                return [error]
-            # One of them is at fault; alone, it fails alone.
-            return [self._run_group([feed])[0] for feed in feeds]
-
-    def _run_together(self, feeds: list[Tensors]) -> list[Tensors]:
-        if not self.has_batches:
-            return [dict(zip(self.output_names, self._run(feed), strict=True)) for feed in feeds]
-        nums_rows = [len(next(iter(feed.values()))) for feed in feeds]  # (R,)
-        batch = feeds[0] if len(feeds) == 1 else {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
-        outputs = self._run_in_slices(batch, sum(nums_rows))  # each (N, …)
-        edges = np.cumsum([0, *nums_rows])  # (R + 1,)
-        return [
-            {name: output[start:stop] for name, output in zip(self.output_names, outputs, strict=True)}
-            for start, stop in pairwise(edges)
-        ]
-
-    def _run_in_slices(self, batch: Tensors, num_rows: int) -> list[np.ndarray]:
-        """Run at most `max_rows_per_run` rows at a time, which bounds the memory of activations."""
-        runs = []
-        for start in range(0, num_rows, self.max_rows_per_run):
-            rows = slice(start, min(start + self.max_rows_per_run, num_rows))
-            runs.append(self._run({name: array[rows] for name, array in batch.items()}))
-            self._check_rows(runs[-1], rows.stop - rows.start)
-        return runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
-
-    def _run(self, feed: Tensors) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = self.session.run(self.output_names, feed)
-        return outputs
-
-    def _check_rows(self, outputs: list[np.ndarray], num_rows: int) -> None:
-        for name, output in zip(self.output_names, outputs, strict=True):
-            if output.ndim == 0 or len(output) != num_rows:
-                raise ValueError(
-                    f"output {name!r} has shape {list(output.shape)} for {num_rows} input rows; "
-                    "a model without one output row per input row needs max_batch_size: 0"
-                )
+def reply(sender: Any, result: Tensors | Exception) -> None:
+    sender.send(to_response(result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def to_response(result: Tensors | Exception) -> Any:
     if isinstance(result, Exception):
-        is_callers_fault = type(result).__name__ == "InvalidArgument"
+        is_callers_fault = isinstance(result, InvalidRequest) or type(result).__name__ == "InvalidArgument"
         code = pb_utils.TritonError.INVALID_ARG if is_callers_fault else pb_utils.TritonError.INTERNAL
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
+        message = result.to_wire() if isinstance(result, InvalidRequest) else str(result)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
     tensors = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in result.items()]
     return pb_utils.InferenceResponse(tensors)
+
+
+def open_counter(model_name: str) -> Any:
+    """Return the metric for work that Triton's statistics leave out, since they end when execute() returns."""
+    family = pb_utils.MetricFamily(
+        name="refrag_long_batch_seconds",
+        description="Seconds of computing batches that are cut into pieces",
+        kind=pb_utils.MetricFamily.COUNTER,
+    )
+    return family, family.Metric(labels={"model": model_name})
+
+
+def read_max_row_length(session: Any) -> int | None:
+    """Return the longest row that the model was exported for, or None if its file does not say."""
+    text = session.get_modelmeta().custom_metadata_map.get("max_row_length")
+    return None if text is None else int(text)
 
 
 def open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> Any:
@@ -225,8 +222,8 @@ def int_parameter(config: dict[str, Any], name: str, default: int) -> int:
 
 
 def warn_of_unread(config: dict[str, Any]) -> None:
-    if unread := sorted(set(config["parameters"]) - {NUM_THREADS, MAX_ROWS}):
-        near = suggestion(unread, (NUM_THREADS, MAX_ROWS))
+    if unread := sorted(set(config["parameters"]) - set(PARAMETERS)):
+        near = suggestion(unread, PARAMETERS)
         pb_utils.Logger.log_warn(f"{config['name']}: the parameters {unread} are not read on this machine{near}")
 
 
