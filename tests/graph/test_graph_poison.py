@@ -1,5 +1,7 @@
 """Attacks on the store by callers of single models, and by whoever writes to a tier: answers and store stay right."""
 
+import re
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ from inner_models import call, prepare
 from redis_server import RedisServer, needs_redis
 from store_server import Served, check_answers
 
-from refrag_client import InvalidRequest
+from refrag_client import InvalidRequest, RefragError
 
 pytestmark = pytest.mark.server
 
@@ -108,6 +110,21 @@ def test_a_key_of_another_server_signs_nothing_here(repository, tmp_path, contex
         call(second.server, "expansion_policy", stranger)
         second.wait_for_metric("refrag_store_unsigned", len(stranger["chunk_tags"]))
         assert second.metric("refrag_store_written", model="expansion_policy") == 0
+
+
+NEW_TENSORS = re.compile(r'(name|key): "(chunk_tags|vector_tags|encoder_ids|encoder_mask|signature_output)"')
+
+
+def test_a_repository_of_an_older_release_says_what_to_do(repository, tmp_path, contexts):
+    older = shutil.copytree(repository, tmp_path / "older")
+    for config in older.glob("*/config.pbtxt"):
+        lines = [line for line in config.read_text().splitlines() if not NEW_TENSORS.search(line)]
+        config.write_text("\n".join(lines).replace("},\n]", "}\n]"))
+    with (
+        Served(older, tmp_path / "store") as served,
+        pytest.raises(RefragError, match=r"tensor encoder_ids is missing.*delete those of .* run the export again"),
+    ):
+        served.ask(contexts[0])
 
 
 # Of a prepared request, what makes it contradict itself; and the tensor that the refusal names.
