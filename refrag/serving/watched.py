@@ -2,8 +2,7 @@
 
 Triton tells a model that its own caller is gone, but not the steps of an ensemble. This model passes each request on to
 the ensemble, its responses back, and asks Triton now and then whether the caller still listens; if not, it stops the
-decoder. Its inputs and outputs are the ensemble's. Callers over HTTP cannot be noticed even so: Triton's HTTP does not
-tell.
+decoder. Its inputs and outputs are the ensemble's.
 """
 
 import threading

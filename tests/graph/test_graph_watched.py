@@ -1,6 +1,9 @@
-"""`refrag_watched` answers as the ensemble does, and notices gRPC callers who left without a word."""
+"""`refrag_watched` answers as the ensemble does, and notices callers who left without a word."""
 
+import http.client
+import json
 import re
+from contextlib import closing
 
 import grpc
 import pytest
@@ -59,3 +62,11 @@ def test_a_caller_who_leaves_without_a_word_is_noticed(server, client, leave):
         call.cancel() if leave == "cancel" else channel.close()
         # Far sooner than the deadline, which is a minute.
         wait_until_free(client, request.request_id, seconds=30)
+
+
+def test_a_caller_over_http_who_leaves_is_noticed_too(server, client):
+    with closing(http.client.HTTPConnection(server.http_address, timeout=60)) as connection:
+        body = {"id": "left-over-http", "text_input": QUESTION, **ENDLESS}
+        connection.request("POST", "/v2/models/refrag_watched/generate_stream", json.dumps(body))
+        assert connection.getresponse().readline().startswith(b"data: ")
+    wait_until_free(client, "left-over-http", seconds=30)
