@@ -17,6 +17,7 @@ SETTINGS = {
     "expansion_policy": ["ExpansionSettings"],
     "decoder": ["DecoderSettings", "TorchSettings"],
     "chunk_store": ["ChunkStoreSettings"],
+    "refrag_watched": ["WatchedSettings"],
 }
 CONFIGURATION = "docs/configuration.md"
 
