@@ -165,7 +165,7 @@ def test_a_missing_file_exits_2(ask, capsys):
 
 def test_no_server_exits_1(capsys):
     assert main(["ask", "who?", "--url", "127.0.0.1:1"]) == 1
-    assert capsys.readouterr().err.startswith("refrag: no answer from 127.0.0.1:1")
+    assert capsys.readouterr().err.startswith("refrag: no server answers at 127.0.0.1:1")
 
 
 def test_control_c_stops_the_request_and_exits_130(ask, capsys, fake):

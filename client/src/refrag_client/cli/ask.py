@@ -3,10 +3,11 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from refrag_client.answer import Answer
+from refrag_client.answer import Answer, Piece
 from refrag_client.cli.options import add_connection_options, add_request_options, connection_options, request_options
 from refrag_client.client import RefragClient
 from refrag_client.corpus import DEFAULT_NUM_PASSAGES, SUFFIXES, Corpus
@@ -90,16 +91,27 @@ def _stream_answer(
 ) -> Answer:
     """Ask, print the text as it comes (unless JSON is asked for), and print the summary on stderr."""
     with client.stream(arguments.question, passages, **options) as stream:
-        try:
-            for piece in stream:
-                if not arguments.json:
-                    print(piece.text, end="", flush=True)
-        finally:
-            # After an error too, which is then told on a line of its own.
-            if not arguments.json:
-                print(flush=True)
+        if not arguments.json:
+            _print_pieces(stream)
+        else:
+            for _ in stream:
+                pass
     print(_summary(stream.answer), file=sys.stderr)
     return stream.answer
+
+
+def _print_pieces(pieces: Iterable[Piece]) -> None:
+    """Print the text as it comes, and end the line; after some text an error stands on a line of its own too."""
+    has_text = False
+    try:
+        for piece in pieces:
+            print(piece.text, end="", flush=True)
+            has_text = has_text or bool(piece.text)
+    except BaseException:
+        if has_text:
+            print(flush=True)
+        raise
+    print(flush=True)
 
 
 def _summary(answer: Answer) -> str:
