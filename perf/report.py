@@ -18,7 +18,7 @@ from typing import Any
 
 import markdown as markdown_library
 
-from perf import engine, load, peers, plots, prefill, scale, sizing, store, ttft
+from perf import engine, leaving, load, peers, plots, prefill, scale, sizing, store, ttft
 from perf.results import Report
 from refrag.reporting import table
 
@@ -36,6 +36,8 @@ IDENTITY = (
     "batch",
     "tier",
     "computed_share",
+    "way",
+    "model",
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1e21 }
@@ -66,6 +68,7 @@ SECTIONS = (
     Section("scale", "Idle cost and growth", scale.markdown, (plots.passages, plots.callers)),
     Section("prefill", "The decoder in process", prefill.markdown, (plots.prefill,)),
     Section("engine", "The engine against other ways to run the decoder", engine.render, (plots.engine,)),
+    Section("leaving", "Callers who leave", leaving.markdown),
     Section("store", "The store of chunk vectors", store.markdown),
     Section("sizing", "How large a store is", sizing.markdown),
 )

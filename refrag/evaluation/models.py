@@ -78,7 +78,8 @@ class OnnxEncoder(ChunkEncoder):
         self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        [vectors] = self.session.run(None, {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        [vectors] = self.session.run(["chunk_vectors"], inputs)
         return torch.from_numpy(vectors)  # (C, L) -> (C, E)
 
 
