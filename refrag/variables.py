@@ -9,10 +9,18 @@ from refrag.spelling import nearest_name
 
 PREFIX = "REFRAG_"
 CACHE = "REFRAG_CACHE"
+# The key by which the models of one server know each other's work (refrag/store/signing.py).
+GRAPH_KEY = "REFRAG_GRAPH_KEY"
+# The file whose appearance tells the decoder that the server stops (refrag/serving/stopping.py).
+STOP_FILE = "REFRAG_STOP_FILE"
+# Ends the name of the file beside it, in which the decoder tells how many answers it has cut.
+CUT_ANSWERS_SUFFIX = ".cut"
 # Names of HTTP headers, separated by commas, that --http-header-forward-pattern makes parameters of each request.
 FORWARDED_HEADERS = "REFRAG_FORWARDED_HEADERS"
 KNOWN = (
     CACHE,
+    GRAPH_KEY,
+    STOP_FILE,
     FORWARDED_HEADERS,
     # One for each setting of the store; a test holds them to refrag/store/settings.py.
     "REFRAG_STORE_MEMORY_MIB",

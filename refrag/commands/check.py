@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="127.0.0.1:8000",
         metavar="HOST:PORT",
-        help="ask the server at this HTTP address (default: %(const)s) instead of looking at the machine",
+        help="ask the server at this HTTP address (default: %(const)s); the other options then count for nothing",
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refrag.training.settings import Preset
+    from refrag.training.preset import Preset
 
 Action = Callable[[argparse.Namespace, "Preset", Path], None]
 

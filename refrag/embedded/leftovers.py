@@ -37,7 +37,6 @@ def remove_leftovers() -> None:
     """Remove what runs have left whose processes are all gone; those of other users are theirs to remove."""
     for path in SHARED_MEMORY.glob(f"{_PREFIX}*-{_LOCK}"):
         with suppress(OSError), _if_free(path) as folder:
-            # The content of a file that anybody may have put there decides nothing but the name of a folder of ours.
             if folder.name.startswith(FOLDER_PREFIX):
                 shutil.rmtree(folder, ignore_errors=True)
             remove_run(path.name.removesuffix(_LOCK))
@@ -45,9 +44,11 @@ def remove_leftovers() -> None:
 
 @contextmanager
 def _if_free(path: Path) -> Iterator[Path]:
-    """Hold the lock meanwhile, and yield the folder in its file; raise OSError if a process still holds it."""
-    handle = os.open(path, os.O_RDWR)
+    """Hold the lock meanwhile, and yield the folder in its file; raise OSError if a process or a user still owns it."""
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
+        if os.fstat(handle).st_uid != os.geteuid():
+            raise PermissionError(f"{path} belongs to another user")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield Path(os.read(handle, 4096).decode(errors="replace"))
     finally:

@@ -37,8 +37,21 @@ def ask_server(http_address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> N
         raise ProbeFailed(f"no answer from {http_address} within {timeout_seconds:g} s") from None
     except (OSError, http.client.HTTPException) as error:
         raise ProbeFailed(f"{http_address} cannot be asked: {error or type(error).__name__}") from None
-    if status != 200 and not any(f'\\"type\\": \\"{kind}\\"' in body for kind in _BUSY):
-        raise ProbeFailed(f"{http_address} answered with HTTP status {status}: {body.strip()}")
+    if status != 200 and not _is_busy(message := _error_in(body)):
+        raise ProbeFailed(f"{http_address} answered with HTTP status {status}: {message}")
+
+
+def _is_busy(message: str) -> bool:
+    # The server's own errors are JSON objects, behind what Triton puts before them.
+    return any(f'"type": "{kind}"' in message for kind in _BUSY)
+
+
+def _error_in(body: str) -> str:
+    """Return Triton's error message in a response, or all of it where there is none, as from a proxy."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return body.strip()
 
 
 def _post(address: str, path: str, body: str, timeout_seconds: float) -> tuple[int, str]:

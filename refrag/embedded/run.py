@@ -14,7 +14,7 @@ from refrag.embedded.process import ServerProcess
 from refrag.embedded.runtime import Wheel, assemble_runtime, build_environment
 from refrag.embedded.settings import ServerSettings
 from refrag.errors import SetupError
-from refrag.store.signing import GRAPH_KEY
+from refrag.variables import CUT_ANSWERS_SUFFIX, GRAPH_KEY, STOP_FILE
 
 # 16 MiB per model instance, so that ordinary requests never wait for the region to grow.
 _SHARED_MEMORY_BYTES_PER_INSTANCE = 16 * 2**20
@@ -29,9 +29,6 @@ _NO_METRICS = "--allow-metrics=false"
 # server's shared memory, silencing its log, unloading its models.
 _CLOSED_PROTOCOLS = "shared-memory,logging,trace,model-repository"
 _RESTRICTIONS = ("--http-restricted-api", "--grpc-restricted-protocol")
-# See refrag/serving/stopping.py, whose imports this process may lack.
-_STOP_FILE_VARIABLE = "REFRAG_STOP_FILE"
-_CUT_ANSWERS_SUFFIX = ".cut"
 
 
 class ServerRun:
@@ -45,7 +42,7 @@ class ServerRun:
         # Unique, so that cleaning up can never touch the memory of another server.
         shared_memory_prefix = f"refrag-{os.getpid()}-{secrets.token_hex(4)}-"
         environment = build_environment(wheel, os.environ, settings.environment)
-        environment[_STOP_FILE_VARIABLE] = str(self._stop_file)
+        environment[STOP_FILE] = str(self._stop_file)
         # Each run has its own, unless the user has set one.
         environment[GRAPH_KEY] = environment.get(GRAPH_KEY) or secrets.token_hex(32)
         self.process = ServerProcess(
@@ -112,7 +109,7 @@ class ServerRun:
 
     def _clean_up(self) -> int:
         self.process.kill()
-        cut = self._stop_file.with_suffix(_CUT_ANSWERS_SUFFIX)
+        cut = self._stop_file.with_suffix(CUT_ANSWERS_SUFFIX)
         num_cut = int(cut.read_text()) if cut.exists() else 0
         shutil.rmtree(self._runtime, ignore_errors=True)
         return num_cut

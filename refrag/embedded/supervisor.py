@@ -61,6 +61,15 @@ class Supervisor:
         return num_cut
 
     def _supervise(self) -> None:
+        try:
+            self._watch_runs()
+        except Exception as error:
+            # Whoever waits for the server must not take this for an ordinary end.
+            self.failure = f"the supervisor failed, and with it the server: {type(error).__name__}: {error}"
+            log.exception("the supervisor failed")
+            self._run.kill()
+
+    def _watch_runs(self) -> None:
         while (finding := self._watch.wait()) is not None:
             self._watch.close()
             # At once: no request that waits for what is gone would ever end.
@@ -73,33 +82,42 @@ class Supervisor:
     def _restart(self, report: str) -> bool:
         """Return whether the next run is ready; if not, the server has been stopped or has given up."""
         began = time.monotonic()
-        while self._may_restart(report):
-            run = self._new_run()
-            with self._changing:
-                if self._closing.is_set():
-                    run.kill()
-                    return False
-                self._run = run
+        self._note_failure(report)
+        while self.failure is None and not self._closing.is_set():
             try:
-                run.start()
+                self._start_next_run()
             except (SetupError, OSError) as error:
-                run.kill()
-                report = str(error)
-                log.error("the server could not be started again: %s", report)
-                self._closing.wait(_PAUSE_SECONDS)
+                # A stop ends a run that is starting, which is no failure.
+                if not self._closing.is_set():
+                    log.error("the server could not be started again: %s", error)
+                    self._note_failure(str(error))
+                    self._closing.wait(_PAUSE_SECONDS)
                 continue
-            with self._changing:
-                if self._closing.is_set():
-                    run.kill()
-                    return False
-                self._watch = self._make_watch(run)
             log.warning("the server answers again after %.1f s", time.monotonic() - began)
             return True
         return False
 
-    def _may_restart(self, report: str) -> bool:
+    def _start_next_run(self) -> None:
+        """Start a run and watch it; leave nothing of one that fails, or that a stop has overtaken."""
+        run = self._new_run()
+        try:
+            with self._changing:
+                self._refuse_if_closing()
+                self._run = run
+            run.start()
+            with self._changing:
+                self._refuse_if_closing()
+                self._watch = self._make_watch(run)
+        except BaseException:
+            run.kill()
+            raise
+
+    def _refuse_if_closing(self) -> None:
         if self._closing.is_set():
-            return False
+            raise SetupError("the server has been stopped")
+
+    def _note_failure(self, report: str) -> None:
+        """Count a failure, and give up if it was one too many."""
         now = time.monotonic()
         self._failures.append(now)
         while self._failures[0] < now - RESTART_WINDOW_SECONDS:
@@ -109,4 +127,3 @@ class Supervisor:
         elif len(self._failures) > self._settings.max_restarts:
             times = f"{len(self._failures)} times within ten minutes"
             self.failure = f"{report}\nThe server has failed {times} and gives up"
-        return self.failure is None

@@ -1,7 +1,7 @@
 """Ends the answers in flight with a typed error before a server that stops cuts their connections.
 
 Triton tells a model that the server stops only once no request is running. So whoever stops the server creates a file
-that the decoder looks for; the embedded server does so at the end of its drain.
+that the decoder looks for: the embedded server does so at the end of its drain, elsewhere a hook may.
 """
 
 import os
@@ -9,10 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from refrag.serving.periodic import Periodic
+from refrag.variables import CUT_ANSWERS_SUFFIX, STOP_FILE
 
-# Names the file. refrag/embedded/run.py sets it; in a container, so can a hook that runs before the server is stopped.
-VARIABLE = "REFRAG_STOP_FILE"
-CUT_ANSWERS_SUFFIX = ".cut"
 _POLL_SECONDS = 0.1
 
 
@@ -23,7 +21,7 @@ class StopFile:
     """
 
     def __init__(self, stop: Callable[[], int]) -> None:
-        name = os.environ.get(VARIABLE)
+        name = os.environ.get(STOP_FILE)
         self._stop, self._path = stop, Path(name) if name else None
         self._is_done = False
         self._periodic = Periodic("stop-file", _POLL_SECONDS, self._look) if self._path else None

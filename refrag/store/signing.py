@@ -17,10 +17,10 @@ from hashlib import blake2b
 import numpy as np
 
 from refrag.errors import SetupError
+from refrag.variables import GRAPH_KEY
 
 # N rows
 
-GRAPH_KEY = "REFRAG_GRAPH_KEY"
 SHORTEST_KEY_BYTES, LONGEST_KEY_BYTES = 16, blake2b.MAX_KEY_SIZE
 TAG_TYPE, TAG_LENGTH = np.dtype("<i4"), 4
 # Whose rows a tag stands for, so that no tag of one kind passes for another's.

@@ -30,8 +30,9 @@ from refrag.training.objective import Objective
 from refrag.training.optimizer import make_optimizer
 from refrag.training.pair import add_adapters, join_parts, make_config
 from refrag.training.pair_settings import Backbone, Pair
+from refrag.training.preset import Preset
 from refrag.training.recipe import make_objective
-from refrag.training.settings import AnyRun, Optimisation, Preset
+from refrag.training.settings import AnyRun, Optimisation
 from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
 
 GIB, FLOAT32_BYTES = 2**30, 4

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from refrag.errors import TrainingError
 from refrag.settings import Settings
 from refrag.spelling import suggestion
-from refrag.training.settings import Preset
+from refrag.training.preset import Preset
 
 PRESETS = Path(__file__).parent / "presets"
 

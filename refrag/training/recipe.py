@@ -25,6 +25,7 @@ from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
 from refrag.training.pair import fit_projector, make_pair, match_projector, start_encoder_from_decoder
+from refrag.training.preset import Preset
 from refrag.training.settings import (
     AnyRun,
     Continue,
@@ -32,7 +33,6 @@ from refrag.training.settings import (
     Gains,
     Policy,
     PolicyRun,
-    Preset,
     Pretrain,
     Reconstruct,
     Recover,

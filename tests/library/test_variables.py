@@ -1,6 +1,8 @@
 """Misspelt environment variables are refused with the name that was meant."""
 
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,14 @@ from refrag.base_models.cache import cache_folder
 from refrag.errors import SetupError
 from refrag.store.settings import StoreSettings
 from refrag.variables import KNOWN, refuse_misspelt
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_variable_that_the_code_names_is_known():
+    sources = [path.read_text() for folder in ("refrag", "export") for path in (ROOT / folder).rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r'"(REFRAG_[A-Z_]+[A-Z])"', source)}
+    assert named == set(KNOWN)
 
 
 def test_every_setting_of_the_store_has_its_variable():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refrag.errors import SetupError
-from refrag.store.signing import CHUNK, GRAPH_KEY, MODEL_OUTPUT, are_signed, load_graph_key, sign_rows, unsigned
+from refrag.store.signing import CHUNK, MODEL_OUTPUT, are_signed, load_graph_key, sign_rows, unsigned
+from refrag.variables import GRAPH_KEY
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 COLUMNS = st.integers(0, 4).flatmap(

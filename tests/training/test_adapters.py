@@ -10,8 +10,8 @@ from refrag.errors import TrainingError
 from refrag.model.adapters import adapter_state
 from refrag.model.backbones import has_adapter, is_of_adapter
 from refrag.model.checkpoint import load_checkpoint
+from refrag.training.preset import Preset
 from refrag.training.recipe import CHECKPOINT, load_run, summarise_runs, train_all
-from refrag.training.settings import Preset
 
 pytestmark = pytest.mark.usefixtures("accelerator_of_module")
 

@@ -27,8 +27,8 @@ from refrag.teacher_forcing.batches import MixedExample, Segment, collate_mixed
 from refrag.teacher_forcing.predict import encode, predict
 from refrag.training.pair import encoder_batch, make_decoder, make_encoder, make_pair, sample_chunks
 from refrag.training.pair_settings import Backbone, Pair
+from refrag.training.preset import Preset
 from refrag.training.recipe import load_run, train_run
-from refrag.training.settings import Preset
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 VOCAB_SIZE, ENCODER_VOCAB_SIZE = 400, 700

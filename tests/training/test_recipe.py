@@ -10,9 +10,9 @@ from tiny import tiny_pair
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import load_checkpoint
 from refrag.training import recipe
+from refrag.training.preset import Preset
 from refrag.training.preset_file import load_preset
 from refrag.training.recipe import load_run, train_all, train_run
-from refrag.training.settings import Preset
 from refrag_client.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("accelerator_of_module")
