@@ -60,9 +60,10 @@ def post(address, path, body):
         return response.status, response.read().decode(errors="replace")
 
 
-def test_an_answer_through_the_proxy_is_the_servers_own(proxy, server):
+@pytest.mark.parametrize("path", [GENERATE, GENERATE.replace("refrag", "refrag_watched")])
+def test_an_answer_through_the_proxy_is_the_servers_own(proxy, server, path):
     question = {**QUESTION, "stream": False}
-    answers = [post(address, GENERATE, question) for address in (proxy, server.http_address)]
+    answers = [post(address, path, question) for address in (proxy, server.http_address)]
     assert [status for status, _ in answers] == [200, 200]
     texts = [json.loads(body)["text_output"] for _, body in answers]
     assert texts[0] == texts[1] != ""
