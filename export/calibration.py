@@ -48,7 +48,7 @@ def read_calibration(passages: Path, checkpoint: Path, config: RefragConfig) -> 
 
     Raises RefragError if the file cannot be read or holds fewer than two chunks.
     """
-    chunker = Chunker(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
+    chunker = Chunker.of(config, load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint))
     chunks = chunker.context_chunks(read_passages(passages))[:MAX_CHUNKS]
     if len(chunks) < 2:
         raise CheckpointError(f"{passages} holds {len(chunks)} chunks; give more passages, with 2 at least")

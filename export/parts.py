@@ -1,8 +1,8 @@
 """The parts of a checkpoint that each Python model of the repository reads, copied into its version folder.
 
-preprocessing      refrag.json, encoder.json, the tokenizers
+preprocessing      refrag.json, encoder.json, text.json, the tokenizers
 chunk_store        the same
-expansion_policy   refrag.json, encoder.json, policy.safetensors if there is one, decoder/ without weights
+expansion_policy   the same, and policy.safetensors if there is one
 decoder            refrag.json, decoder/
 """
 
@@ -12,9 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from refrag.config import RefragConfig
+from refrag.context.deployed import DeployedText
+from refrag.context.frame import open_frame
+from refrag.context.tokenizer import TextTokenizer
 from refrag.errors import CheckpointError
 from refrag.model.policy_file import POLICY
-from refrag.model.tokenizers import DECODER, ENCODER, has_tokenizer
+from refrag.model.tokenizers import (
+    DECODER,
+    ENCODER,
+    has_tokenizer,
+    load_decoder_tokenizer,
+    load_decoder_vocab_size,
+    load_encoder_tokenizer,
+)
 from refrag.store.keys import EncoderIdentity, fingerprint_encoder
 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
@@ -50,15 +60,14 @@ def build_preprocessing(checkpoint: Path, config: RefragConfig, encoder: Encoder
     _copy(_non_weights(checkpoint / DECODER), target / DECODER)
     if has_tokenizer(checkpoint / ENCODER):
         _copy(_non_weights(checkpoint / ENCODER), target / ENCODER)
+    _deployed_text(checkpoint, config).save(target)
 
 
 def build_expansion_policy(checkpoint: Path, config: RefragConfig, encoder: EncoderIdentity, target: Path) -> None:
-    _start(config, target)
-    encoder.save(target)
+    # The policy lays out prompts, so it needs the decoder's frame and the size of its vocabulary.
+    build_preprocessing(checkpoint, config, encoder, target)
     if (checkpoint / POLICY).is_file():
         shutil.copyfile(checkpoint / POLICY, target / POLICY)
-    # The policy lays out prompts, so it needs the decoder's vocabulary size and special tokens, but no weights.
-    _copy(_non_weights(checkpoint / DECODER), target / DECODER)
 
 
 def build_decoder(checkpoint: Path, config: RefragConfig, target: Path) -> None:
@@ -68,6 +77,16 @@ def build_decoder(checkpoint: Path, config: RefragConfig, target: Path) -> None:
     _start(config, target)
     # Copied without file modes, as everywhere here: safetensors files are private, and the server runs as another user.
     shutil.copytree(source, target / DECODER, copy_function=shutil.copyfile)
+
+
+def _deployed_text(checkpoint: Path, config: RefragConfig) -> DeployedText:
+    decoder, encoder = load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint)
+    return DeployedText(
+        open_frame(config.template, decoder),
+        load_decoder_vocab_size(checkpoint),
+        TextTokenizer.of(decoder),
+        None if encoder is None else TextTokenizer.of(encoder),
+    )
 
 
 def _start(config: RefragConfig, target: Path) -> None:

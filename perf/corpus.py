@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunker
-from refrag.model.tokenizers import load_decoder_tokenizer
+from refrag.context.deployed import DeployedText
 from refrag_client.passages import read_passages
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "client" / "examples" / "passages.jsonl"
@@ -22,7 +22,8 @@ class Corpus:
     def __init__(self, repository: Path, seed: int = 0) -> None:
         deployed = repository / "preprocessing" / "1" / "checkpoint"
         self.config = RefragConfig.load(deployed)
-        self.chunker = Chunker(self.config, load_decoder_tokenizer(deployed))
+        text = DeployedText.load(deployed)
+        self.chunker = Chunker(self.config, text.frame, text.decoder, text.encoder)
         self.words = sorted({word for passage in read_passages(str(EXAMPLES)) for word in passage.split()})
         self.rng = random.Random(seed)
 

@@ -23,7 +23,7 @@ class BareDecoder:
     def __init__(self, checkpoint: Path) -> None:
         self.model = load_decoder(checkpoint).backbone.eval()
         self.tokenizer = load_decoder_tokenizer(checkpoint)
-        self.chunker = Chunker(RefragConfig.load(checkpoint), self.tokenizer)
+        self.chunker = Chunker.of(RefragConfig.load(checkpoint), self.tokenizer)
         self.width: int = self.model.get_input_embeddings().embedding_dim
 
     def plain_prompt(self, passages: Sequence[str], question: str) -> list[int]:

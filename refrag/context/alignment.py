@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+
+from refrag.context.tokenizer import TextTokenizer
 
 # C chunks, K decoder tokens per chunk, L encoder tokens of the longest chunk
 
@@ -23,7 +24,7 @@ Offsets = Sequence[tuple[int, int]]
 class Aligner:
     """Finds places in the text that the decoder's tokenizer makes of a chunk's tokens."""
 
-    def __init__(self, decoder_tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, decoder_tokenizer: TextTokenizer) -> None:
         self.decoder_tokenizer = decoder_tokenizer
         self.num_characters = count_characters(decoder_tokenizer)
 
@@ -48,7 +49,7 @@ class Aligner:
             return ends
         # Tokens share a character, or the text has lost the space in front of its first word: this way is exact, and
         # takes several times as long.
-        prefixes = self.decoder_tokenizer.batch_decode([token_ids[: count + 1] for count in range(len(token_ids))])
+        prefixes = self.decoder_tokenizer.decode([token_ids[: count + 1] for count in range(len(token_ids))])
         exact: np.ndarray = np.maximum.accumulate([len(prefix) for prefix in prefixes])
         return exact
 
@@ -58,11 +59,11 @@ def own_places(is_token: np.ndarray) -> np.ndarray:
     return np.where(is_token, FIRST_PLACE + np.arange(is_token.shape[1]), 0)
 
 
-# A table takes a second for a large vocabulary, and chunkers are made for each batch of training.
+# A table takes a tenth of a second for a large vocabulary, and chunkers are made for each batch of training.
 @lru_cache(maxsize=4)
-def count_characters(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+def count_characters(tokenizer: TextTokenizer) -> np.ndarray:
     """Return how many characters each token adds to a text, if it is no part of a character.  INT64 (vocabulary,)"""
-    anchor = tokenizer.encode("a", add_special_tokens=False)[-1]
-    texts = tokenizer.batch_decode([[anchor, token_id] for token_id in range(len(tokenizer))])
+    anchor = tokenizer.encode(["a"])[0][-1]
+    texts = tokenizer.decode([[anchor, token_id] for token_id in range(tokenizer.size)])
     # Behind another token, because some tokenizers drop the space in front of a text's first one.
-    return np.array([len(text) for text in texts]) - len(tokenizer.decode([anchor]))
+    return np.array([len(text) for text in texts]) - len(tokenizer.decode([[anchor]])[0])

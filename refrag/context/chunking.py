@@ -7,14 +7,17 @@ stored and reused next to any other chunks.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from refrag.config import RefragConfig
 from refrag.context.alignment import Aligner, own_places
-from refrag.context.frame import open_frame
+from refrag.context.frame import Frame, open_frame
+from refrag.context.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # C chunks, K tokens per chunk
 
@@ -114,21 +117,36 @@ class TokenCache(Protocol):
 class Chunker:
     """Turns passages and questions into chunks, and chunks into the encoder's input.
 
-    encoder_tokenizer: None if the encoder reads the decoder's tokens. cache: None to tokenise passages every time.
+    frame: tokens around what a request brings. encoder_tokenizer: None if the encoder reads the decoder's tokens.
+    cache: None to tokenise passages every time.
     """
 
     def __init__(
         self,
         config: RefragConfig,
-        decoder_tokenizer: PreTrainedTokenizerFast,
-        encoder_tokenizer: PreTrainedTokenizerFast | None = None,
+        frame: Frame,
+        decoder_tokenizer: TextTokenizer,
+        encoder_tokenizer: TextTokenizer | None = None,
         cache: TokenCache | None = None,
     ) -> None:
         self.config = config
-        self.cache = cache
+        self.frame = frame
         self.decoder_tokenizer = decoder_tokenizer
         self.encoder_tokenizer = encoder_tokenizer
-        self.frame = open_frame(config.template, decoder_tokenizer)
+        self.cache = cache
+
+    @classmethod
+    def of(
+        cls,
+        config: RefragConfig,
+        decoder_tokenizer: "PreTrainedTokenizerFast",
+        encoder_tokenizer: "PreTrainedTokenizerFast | None" = None,
+        cache: TokenCache | None = None,
+    ) -> "Chunker":
+        """Return a chunker with transformers' tokenizers, whose chat template gives the frame."""
+        own = None if encoder_tokenizer is None else TextTokenizer.of(encoder_tokenizer)
+        frame = open_frame(config.template, decoder_tokenizer)
+        return cls(config, frame, TextTokenizer.of(decoder_tokenizer), own, cache)
 
     def context_chunks(self, passages: Sequence[str]) -> PackedChunks:
         """Return the chunks of all passages in order. An empty passage has none."""
@@ -144,7 +162,7 @@ class Chunker:
         prefix, suffix = self.config.template.passage_prefix, self.config.template.passage_suffix
         texts = [prefix + passage + suffix for passage in passages if passage]
         # One call for all, which the tokenizer spreads over the cores.
-        token_ids = iter(self._tokenise(texts) if texts else ())
+        token_ids = iter(self.decoder_tokenizer.encode(texts) if texts else ())
         return [next(token_ids) if passage else [] for passage in passages]
 
     def passage_ids(self, passage: str) -> list[int]:
@@ -153,19 +171,20 @@ class Chunker:
     def question_ids(self, question: str) -> list[int]:
         """Return the decoder tokens of everything after the context: the question inside its template."""
         template = self.config.template
-        return self._tokenise([template.question_prefix + question + template.answer_prefix])[0] + self.frame.tail_ids
+        [token_ids] = self.decoder_tokenizer.encode([template.question_prefix + question + template.answer_prefix])
+        return token_ids + self.frame.tail_ids
 
     def question_chunks(self, question: str) -> PackedChunks:
         """Return the bare question's chunks, which a question-aware policy compares with those of the context."""
-        token_ids = self._tokenise([self.config.template.passage_prefix + question])
+        token_ids = self.decoder_tokenizer.encode([self.config.template.passage_prefix + question])
         return PackedChunks.cut(token_ids, self.config.chunk_size)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the decoder tokens of an answer, as it is trained to follow the question, with EOS."""
         # The question's template ends with a word; a chat template ends with a line of its own.
         text = answer if self.config.template.is_chat else f" {answer}"
-        eos_id = self.decoder_tokenizer.eos_token_id
-        return [*self._tokenise([text])[0], *([] if eos_id is None else [int(eos_id)])]
+        [token_ids], eos_id = self.decoder_tokenizer.encode([text]), self.decoder_tokenizer.eos_id
+        return [*token_ids, *([] if eos_id is None else [eos_id])]
 
     def encoder_inputs(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
         """Return the encoder's padded ids and attention mask for the chunks, both INT64 (C, encoder_length).
@@ -176,7 +195,7 @@ class Chunker:
         read, places = self._as_encoder_reads(chunks)
         rows = PackedChunks.of(read).token_ids[:, : self.config.encoder_length]
         is_token, tokenizer = rows != NO_TOKEN, self.encoder_tokenizer or self.decoder_tokenizer
-        ids = np.full((len(chunks), self.config.encoder_length), tokenizer.pad_token_id or 0, np.int64)
+        ids = np.full((len(chunks), self.config.encoder_length), tokenizer.pad_id or 0, np.int64)
         mask = np.zeros_like(ids)
         np.copyto(ids[:, : rows.shape[1]], rows, where=is_token)
         mask[:, : rows.shape[1]] = is_token if places is None else places[:, : rows.shape[1]]
@@ -194,23 +213,15 @@ class Chunker:
         is_ordered = self.config.pooling == "ordered"
         if self.encoder_tokenizer is None or not chunks:
             return chunks, own_places(PackedChunks.of(chunks).token_ids != NO_TOKEN) if is_ordered else None
-        texts = [str(self.decoder_tokenizer.decode(list(chunk.token_ids))) for chunk in chunks]
+        texts = self.decoder_tokenizer.decode([chunk.token_ids for chunk in chunks])
         # Special tokens are added, as the encoder was pre-trained with them.
-        read = self.encoder_tokenizer(texts, split_special_tokens=True, return_offsets_mapping=is_ordered)
-        rows = [Chunk(tuple(ids), chunk.passage) for ids, chunk in zip(read.input_ids, chunks, strict=True)]
+        read = self.encoder_tokenizer.encode_with_offsets(texts, special_tokens=True)
+        rows = [Chunk(tuple(encoding.ids), chunk.passage) for encoding, chunk in zip(read, chunks, strict=True)]
         if not is_ordered:
             return rows, None
-        return rows, self._aligner.places([chunk.token_ids for chunk in chunks], texts, read.offset_mapping)
+        offsets = [encoding.offsets for encoding in read]
+        return rows, self._aligner.places([chunk.token_ids for chunk in chunks], texts, offsets)
 
     @cached_property
     def _aligner(self) -> Aligner:
         return Aligner(self.decoder_tokenizer)
-
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        # The tokenizer itself would spend a third of the time on masks and offsets that nobody reads.
-        backend = self.decoder_tokenizer.backend_tokenizer
-        # A caller's text may spell a special token. It must stay text, or a passage could end the prompt.
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

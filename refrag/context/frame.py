@@ -7,12 +7,13 @@ For a chat decoder both come from its own chat template, the only place where te
 """
 
 from dataclasses import dataclass
-
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from refrag.config import PromptTemplate
 from refrag.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Stands for passages and question while the chat template is rendered. Templates strip white space, so it has none.
 CONTENT = "REFRAG-CONTENT"
@@ -31,7 +32,7 @@ class Frame:
     tail_ids: list[int]
 
 
-def open_frame(template: PromptTemplate, tokenizer: PreTrainedTokenizerFast) -> Frame:
+def open_frame(template: PromptTemplate, tokenizer: "PreTrainedTokenizerFast") -> Frame:
     """Return the frame of the template's prompts; raise CheckpointError for a chat template that gives none."""
     bos_ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if not template.is_chat:
@@ -44,7 +45,10 @@ def open_frame(template: PromptTemplate, tokenizer: PreTrainedTokenizerFast) -> 
     return Frame(bos_ids, _with_special_tokens(tokenizer, head), _with_special_tokens(tokenizer, tail))
 
 
-def _render(template: PromptTemplate, tokenizer: PreTrainedTokenizerFast) -> str:
+def _render(template: PromptTemplate, tokenizer: "PreTrainedTokenizerFast") -> str:
+    # Comes with transformers, which alone renders chat templates.
+    from jinja2 import TemplateError
+
     system = [] if template.system is None else [{"role": "system", "content": template.system}]
     messages = [*system, {"role": "user", "content": CONTENT}]
     try:
@@ -64,6 +68,6 @@ def _render(template: PromptTemplate, tokenizer: PreTrainedTokenizerFast) -> str
     return rendered
 
 
-def _with_special_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+def _with_special_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
     return ids

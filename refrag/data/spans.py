@@ -33,11 +33,6 @@ class Spans:
     def _encode_anew(self, text: str) -> tuple[list[int], np.ndarray]:
         """Return the token ids, and the characters of each token.  INT (T, 2)"""
         template = self.chunker.config.template
-        encoded = self.chunker.decoder_tokenizer(
-            template.passage_prefix + text + template.passage_suffix,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        return encoded.input_ids, np.array(encoded.offset_mapping, np.int32).reshape(-1, 2)
+        passage = template.passage_prefix + text + template.passage_suffix
+        [encoded] = self.chunker.decoder_tokenizer.encode_with_offsets([passage], special_tokens=False)
+        return encoded.ids, np.array(encoded.offsets, np.int32).reshape(-1, 2)

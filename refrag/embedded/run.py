@@ -10,6 +10,7 @@ from pathlib import Path
 
 from refrag.embedded.leftovers import FOLDER_PREFIX
 from refrag.embedded.log import extract_errors, find_loading_models
+from refrag.embedded.model_configs import are_complete
 from refrag.embedded.process import ServerProcess
 from refrag.embedded.runtime import Wheel, assemble_runtime, build_environment
 from refrag.embedded.settings import ServerSettings
@@ -117,6 +118,7 @@ class ServerRun:
 
 def build_command(wheel: Wheel, settings: ServerSettings, runtime: Path, shared_memory_prefix: str) -> list[str]:
     config_name = [f"--model-config-name={settings.model_config_name}"] if settings.model_config_name else []
+    is_complete = are_complete(settings.model_repository, settings.model_config_name)
     return [
         str(wheel.server_binary),
         f"--model-repository={settings.model_repository.resolve()}",
@@ -135,6 +137,7 @@ def build_command(wheel: Wheel, settings: ServerSettings, runtime: Path, shared_
         "--exit-on-error=true",
         "--log-format=ISO8601",
         *config_name,
+        *(["--disable-auto-complete-config"] if is_complete else []),
         *_restrict(settings),
         *settings.server_arguments,
     ]

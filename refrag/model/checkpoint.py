@@ -52,7 +52,7 @@ class Checkpoint:
 
     @property
     def chunker(self) -> Chunker:
-        return Chunker(self.config, self.decoder_tokenizer, self.encoder_tokenizer)
+        return Chunker.of(self.config, self.decoder_tokenizer, self.encoder_tokenizer)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -20,7 +20,7 @@ def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
 def load_decoder_vocab_size(directory: Path) -> int:
     """Return the rows of the decoder's embedding matrix, from its config alone; raise CheckpointError without one."""
-    # Imports torch, which those who need only tokenizers do without.
+    # Imports torch, which others who read this module do without.
     from transformers import AutoConfig
 
     folder = model_folder(directory, DECODER)

@@ -8,11 +8,10 @@ import torch
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import NO_TOKEN, PackedChunks
-from refrag.context.frame import open_frame
+from refrag.context.deployed import DeployedText
 from refrag.errors import InvalidRequest
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.policy_file import load_policy
-from refrag.model.tokenizers import load_decoder_tokenizer, load_decoder_vocab_size
 from refrag.policies.base import Candidates
 from refrag.policies.budget import expands_all
 from refrag.policies.select import open_trained_policy, select_chunks
@@ -57,8 +56,7 @@ class Expansion:
         self.config = RefragConfig.load(checkpoint)
         self.encoder = EncoderIdentity.load(checkpoint)
         self.trained = open_trained_policy(self.config, load_policy(checkpoint, self.config))
-        self.vocab_size = load_decoder_vocab_size(checkpoint)
-        self.head_ids = open_frame(self.config.template, load_decoder_tokenizer(checkpoint)).head_ids
+        self.text = DeployedText.load(checkpoint)
         self.key = load_graph_key()
         # Only written to: preprocessing has looked up what a request needs.
         self.store = open_store(settings, self.encoder, has_memory=False)
@@ -77,11 +75,12 @@ class Expansion:
         expanded = select_chunks(options, candidates)
         if found.num_new:
             self._keep(found.take_new())
-        prompt = lay_out_prompt(chunks, expanded, inputs["question_ids"].tolist(), self.vocab_size, self.head_ids)
+        question_ids, vocab_size = inputs["question_ids"].tolist(), self.text.vocab_size
+        prompt = lay_out_prompt(chunks, expanded, question_ids, vocab_size, self.text.frame.head_ids)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy() if expanded else vectors.numpy()),
             "prompt_ids": prompt.input_ids,
-            "prompt_table_extra_ids": table_extra_ids(prompt, self.vocab_size, found.digests),
+            "prompt_table_extra_ids": table_extra_ids(prompt, vocab_size, found.digests),
             "expanded_chunks": int32(*expanded),
             "context_tokens": int32(chunks.num_tokens),
             "num_chunks": int32(len(chunks)),
@@ -94,9 +93,9 @@ class Expansion:
                 f"chunk_passages has {len(passages)} numbers for {len(token_ids)} chunks; send as many"
             )
         check_range("chunk_passages", passages, MOST_PASSAGES, "numbers of passages")
-        vocabulary = "the decoder's vocabulary"
-        check_range("chunk_token_ids", token_ids, self.vocab_size, f"{vocabulary}, {NO_TOKEN} for none", NO_TOKEN)
-        check_range("question_ids", inputs["question_ids"], self.vocab_size, vocabulary)
+        vocabulary, vocab_size = "the decoder's vocabulary", self.text.vocab_size
+        check_range("chunk_token_ids", token_ids, vocab_size, f"{vocabulary}, {NO_TOKEN} for none", NO_TOKEN)
+        check_range("question_ids", inputs["question_ids"], vocab_size, vocabulary)
         return PackedChunks(token_ids, passages)
 
     def _check_size(self, num_chunks: int, num_question_chunks: int) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunker
-from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.context.deployed import DeployedText
 from refrag.store.forms import TokenForm
 from refrag.store.store import Store
 from refrag.store.tokens import StoredTokens, fingerprint_tokenizer
@@ -12,9 +12,9 @@ from refrag.store.tokens import StoredTokens, fingerprint_tokenizer
 
 def open_chunker(checkpoint: Path, config: RefragConfig, store: Store) -> tuple[Chunker, StoredTokens]:
     """Return the chunker with the checkpoint's tokenizers, and its cache: passages' tokens beside the vectors."""
-    tokenizer = load_decoder_tokenizer(checkpoint)
+    text = DeployedText.load(checkpoint)
     # Here the decoder's folder holds no weights, but every file that its tokenizer may be made of.
-    files = sorted(path for path in (checkpoint / DECODER).iterdir() if path.is_file())
-    form = TokenForm(max(tokenizer.get_vocab().values()) + 1)
+    files = sorted(path for path in (checkpoint / "decoder").iterdir() if path.is_file())
+    form = TokenForm(max(text.decoder.backend.get_vocab().values()) + 1)
     tokens = StoredTokens(store.beside(fingerprint_tokenizer(files, config.template), form))
-    return Chunker(config, tokenizer, load_encoder_tokenizer(checkpoint), tokens), tokens
+    return Chunker(config, text.frame, text.decoder, text.encoder, tokens), tokens

@@ -48,7 +48,8 @@ def _refuse_decoder(checkpoint: Checkpoint) -> None:
 def _refuse_truncation(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:
     config = checkpoint.config
     ample = replace(config, encoder_length=AMPLE * config.encoder_length)
-    _, mask = Chunker(ample, checkpoint.decoder_tokenizer, checkpoint.encoder_tokenizer).encoder_inputs(chunks)
+    chunker = Chunker.of(ample, checkpoint.decoder_tokenizer, checkpoint.encoder_tokenizer)
+    _, mask = chunker.encoder_inputs(chunks)
     longest = int((mask > 0).sum(1).max())
     if longest > config.encoder_length:
         raise TrainingError(

@@ -64,7 +64,7 @@ def write_targets(
     ]
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / PASSAGES, {each.id: vars(each) for row in rows for each in row.passages}.values())
-    texts = chunker.decoder_tokenizer.batch_decode([each.token_ids for each in targets], skip_special_tokens=True)
+    texts = chunker.decoder_tokenizer.decode([each.token_ids for each in targets], skip_special_tokens=True)
     _write_lines(folder / QUESTIONS, map(_as_record, rows, texts))
     distribution = TopDistribution.joined([each.distribution for each in targets])
     # Last: a folder without it was not finished.

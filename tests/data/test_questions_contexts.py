@@ -30,7 +30,7 @@ def maker(tiny_checkpoint):
 
 
 def text_of(maker, context, numbers):
-    return "".join(maker.chunker.decoder_tokenizer.decode(context.chunks[number].token_ids) for number in numbers)
+    return "".join(maker.chunker.decoder_tokenizer.decode([context.chunks[number].token_ids for number in numbers]))
 
 
 def test_the_chunks_are_those_that_a_server_cuts(maker):
@@ -112,5 +112,5 @@ def test_a_stranger_shares_no_passage_and_holds_no_answer():
 def test_an_answer_ends_with_the_end_of_sequence(maker):
     [question] = maker.make(ROW, 2, seed=0).questions
     tokenizer = maker.chunker.decoder_tokenizer
-    assert question.answer_ids[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(question.answer_ids[:-1]).strip() == "Ana Korvin"
+    assert question.answer_ids[-1] == tokenizer.eos_id
+    assert tokenizer.decode([question.answer_ids[:-1]])[0].strip() == "Ana Korvin"

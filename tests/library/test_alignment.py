@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from refrag.context.alignment import FIRST_PLACE, UNPLACED, Aligner, own_places
+from refrag.context.tokenizer import TextTokenizer
 
 TEXTS = [
     "the keeper of 12 boats",
@@ -40,7 +41,7 @@ def places_of(tokenizer, token_ids):
     """The places of a text cut into single characters, between two special tokens."""
     text = tokenizer.decode(token_ids)
     offsets = [(0, 0), *((place, place + 1) for place in range(len(text))), (0, 0)]
-    [places] = Aligner(tokenizer).places([token_ids], [text], [offsets])
+    [places] = Aligner(TextTokenizer.of(tokenizer)).places([token_ids], [text], [offsets])
     assert places[0] == places[-1] == UNPLACED
     return (places[1:-1] - FIRST_PLACE).tolist()
 
@@ -62,13 +63,15 @@ def test_a_space_that_the_first_word_loses_moves_nothing(spaced):
 
 def test_padding_has_no_place(tokenizer):
     token_ids = tokenizer("boats", add_special_tokens=False).input_ids
-    places = Aligner(tokenizer).places([token_ids, token_ids], ["boats", "boats"], [[(0, 5)], [(0, 2), (2, 5)]])
+    places = Aligner(TextTokenizer.of(tokenizer)).places(
+        [token_ids, token_ids], ["boats", "boats"], [[(0, 5)], [(0, 2), (2, 5)]]
+    )
     assert places.shape == (2, 2) and places[0, 1] == 0
 
 
 def test_nothing_to_align_gives_nothing(tokenizer):
-    assert Aligner(tokenizer).places([], [], []).shape == (0, 0)
-    assert Aligner(tokenizer).places([()], [""], [[(0, 0)]]).tolist() == [[UNPLACED]]
+    assert Aligner(TextTokenizer.of(tokenizer)).places([], [], []).shape == (0, 0)
+    assert Aligner(TextTokenizer.of(tokenizer)).places([()], [""], [[(0, 0)]]).tolist() == [[UNPLACED]]
 
 
 def test_an_encoder_that_reads_the_decoders_tokens_has_their_places():

@@ -44,7 +44,7 @@ def test_a_passage_has_the_same_chunks_under_any_neighbours(tiny_checkpoint):
 @given(rounds=st.lists(st.lists(st.sampled_from(PASSAGES), max_size=6), max_size=5), limit_bytes=st.integers(0, 3000))
 def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, limit_bytes):
     plain, store = tiny_checkpoint.chunker, Store(b"f" * 16, TokenForm(2**31), MemoryTier(limit_bytes), [])
-    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=StoredTokens(store))
+    cached = Chunker(plain.config, plain.frame, plain.decoder_tokenizer, cache=StoredTokens(store))
     for passages in rounds:
         chunks, new = cached.read_passages(passages)
         assert list(chunks) == list(plain.context_chunks(passages))
@@ -55,7 +55,7 @@ def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, li
 def test_a_passage_is_tokenised_once(tiny_checkpoint, monkeypatch):
     plain = tiny_checkpoint.chunker
     store = Store(b"f" * 16, TokenForm(2**31), MemoryTier(2**20), [])
-    cached = Chunker(plain.config, plain.decoder_tokenizer, cache=StoredTokens(store))
+    cached = Chunker(plain.config, plain.frame, plain.decoder_tokenizer, cache=StoredTokens(store))
     asked = []
     monkeypatch.setattr(cached, "passages_ids", lambda passages: asked.append(passages) or plain.passages_ids(passages))
     for passages in (PASSAGES[:2], PASSAGES[1:], PASSAGES * 2):
@@ -98,7 +98,7 @@ def test_encoder_inputs_are_padded_and_masked(tiny_checkpoint):
 
 def test_an_encoder_with_its_own_tokenizer_gets_the_text_of_the_chunk(tiny_checkpoint):
     own: PreTrainedTokenizerFast = train_tokenizer(vocab_size=300, seed=1, num_documents=5)
-    chunker = Chunker(tiny_checkpoint.config, tiny_checkpoint.decoder_tokenizer, own)
+    chunker = Chunker.of(tiny_checkpoint.config, tiny_checkpoint.decoder_tokenizer, own)
     chunk = chunker.context_chunks(["a cat"])[0]
     ids, mask = chunker.encoder_inputs([chunk])
     assert own.decode(ids[0, : mask[0].sum()]) == " a cat\n"

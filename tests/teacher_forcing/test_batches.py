@@ -183,7 +183,7 @@ def test_first_rows_stand_one_behind_another():
 @pytest.mark.parametrize("tokenizer", ["the decoder's", "its own"])
 def test_the_encoder_reads_what_the_chunker_says_and_no_padding_beyond_the_longest(tiny_checkpoint, tokenizer):
     own = tiny_checkpoint.decoder_tokenizer if tokenizer == "its own" else None
-    chunker = Chunker(tiny_checkpoint.config, tiny_checkpoint.decoder_tokenizer, own)
+    chunker = Chunker.of(tiny_checkpoint.config, tiny_checkpoint.decoder_tokenizer, own)
     chunks = PackedChunks.cut([chunker.passage_ids("Mara Tolen lives in Ostmark.")], 5)
     batch = encoder_batch(chunker, chunks)
     ids, mask = map(torch.from_numpy, chunker.encoder_inputs(chunks))

@@ -37,6 +37,7 @@ class BaseEncoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Load it, or raise InvalidRequest if the checkpoint names none."""
         self.chunker = checkpoint.chunker
+        self.tokenizer = checkpoint.encoder_tokenizer or checkpoint.decoder_tokenizer
         self.encoder = ChunkEncoder(load_pretrained(AutoModel, resolve(require_base(checkpoint))), "mean").eval()
 
     @torch.inference_mode()
@@ -48,7 +49,6 @@ class BaseEncoder:
 
     def _read(self, question: str) -> Tensor:
         """Return the vector of the question, read as a whole.  -> (E,)"""
-        tokenizer = self.chunker.encoder_tokenizer or self.chunker.decoder_tokenizer
         longest = self.encoder.backbone.config.max_position_embeddings
-        read = tokenizer([question], return_tensors="pt", truncation=True, max_length=longest)
+        read = self.tokenizer([question], return_tensors="pt", truncation=True, max_length=longest)
         return encode(self.encoder, EncoderBatch(read["input_ids"], read["attention_mask"]))[0]
