@@ -78,22 +78,26 @@ class TritonPythonModel:
             max_rows_per_run=int_parameter(config, MAX_ROWS, DEFAULT_MAX_ROWS_PER_RUN),
         )
 
-    def execute(self, requests: list[Any]) -> None:
-        short = []
-        for request in requests:
-            feed, sender = self._read_inputs(request), request.get_response_sender()
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Return the responses to requests of one run each; None stands for a long one, which is answered later."""
+        responses: list[Any] = [None] * len(requests)
+        short = {}
+        for number, request in enumerate(requests):
+            feed = self._read_inputs(request)
             if error := self._find_fault(feed):
-                reply(sender, error)
+                responses[number] = to_response(error)
             elif self.model.is_short(feed):
-                short.append((feed, sender))
+                short[number] = feed
             else:
                 # Copied: a tensor's memory belongs to its request, which may be gone once execute() has returned.
-                self.turns.submit(self._run_long({name: array.copy() for name, array in feed.items()}, sender))
+                copied = {name: array.copy() for name, array in feed.items()}
+                self.turns.submit(self._run_long(copied, request.get_response_sender()))
         if short:
             with self.turns.lock:
-                results = self.model.run_each([feed for feed, _ in short])
-            for (feed, sender), result in zip(short, results, strict=True):
-                reply(sender, self.signer.sign(feed, result))
+                results = self.model.run_each(list(short.values()))
+            for (number, feed), result in zip(short.items(), results, strict=True):
+                responses[number] = to_response(self.signer.sign(feed, result))
+        return responses
 
     def finalize(self) -> None:
         self.turns.close()
