@@ -13,6 +13,9 @@ EXPORT_OPTIONS ?=
 # Passages like those that will be served, for the encoder in integers.
 CALIBRATION ?= client/examples/passages.jsonl
 RESULTS ?= perf/results
+# Passages to learn from without labels.
+PASSAGES ?= build/documentation.txt
+TEACH_OPTIONS ?=
 # Folder of the question files that the preset smollm2 names, and file of questions to judge it on.
 DATA ?= data/train
 QUESTIONS ?= data/eval/questions.jsonl
@@ -27,7 +30,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 train-world train-smollm2 train-tiny clean
+.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -133,6 +136,14 @@ train-world: install ## train the world's checkpoint and what it is compared wit
 		--reconstruction "with curriculum=runs/world/reconstruct/checkpoint" "without curriculum=runs/world/reconstruct_without_curriculum/checkpoint" \
 		--continuation "after reconstruction=runs/world/continue/checkpoint" "without reconstruction=runs/world/continue_without_reconstruction/checkpoint"
 	$(BIN)/refrag evaluate report $(WORLD)/ablations.json > $(WORLD)/ablations.md
+
+# The documentation of Python, as it is installed.
+build/documentation.txt: | $(INSTALLED)
+	mkdir -p build && $(BIN)/python -c 'from examples.documentation import read_documentation as read; print("\n\n".join("\n".join(filter(str.strip, each.splitlines())) for each in read()))' > $@
+
+teach: $(PASSAGES) ## teach CHECKPOINT the file PASSAGES without labels; resumes → build/taught, $(CHECKPOINT)/taught.json
+	$(BIN)/refrag teach build/taught --checkpoint $(CHECKPOINT) --passages $(PASSAGES) $(TEACH_OPTIONS)
+	cp build/taught/fidelity.json $(CHECKPOINT)/taught.json
 
 train-smollm2: install ## train the real pair on the questions in DATA; resumes
 	$(BIN)/refrag train run smollm2 --set data=$(DATA)

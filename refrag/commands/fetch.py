@@ -37,5 +37,5 @@ def _bases_of(what: str) -> "dict[str, BaseModel | None]":
         return {"decoder": config.decoder_base, "encoder": config.encoder_base}
     from refrag.training.preset_file import load_preset
 
-    pair = load_preset(what).pair
+    pair = load_preset(what).require_pair()
     return {"decoder": pair.decoder.base, "encoder": pair.encoder.base}

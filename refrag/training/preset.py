@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import model_validator
 
+from refrag.config import CONFIG_NAME
+from refrag.errors import TrainingError
 from refrag.settings import Settings
 from refrag.training.pair_settings import Pair
 from refrag.training.settings import AnyRun
@@ -17,14 +19,14 @@ class Preset(Settings):
     """A pair and its recipe.
 
     description: one line on what the preset is for.
-    pair: the models to train.
+    pair: the models to train; may be left out where the first runs start from the folder of a checkpoint.
     data: folder that the relative paths of sources and question files start from; by default the working folder.
     runs: runs by name, in the order in which they are trained; each may start from one above it.
     result: run whose checkpoint the recipe is for.
     """
 
     description: str
-    pair: Pair
+    pair: Pair | None = None
     runs: dict[str, AnyRun]
     result: str
     data: str | None = None
@@ -33,12 +35,23 @@ class Preset(Settings):
     def _runs_exist(self) -> "Preset":
         seen: list[str] = []
         for name, run in self.runs.items():
-            if run.start is not None and run.start not in seen:
-                raise ValueError(f"run {name!r} starts from {run.start!r}; runs above it are {seen}; name one of them")
+            if run.start is None and self.pair is None:
+                raise ValueError(f"run {name!r} starts from nothing; give the preset a pair, or the run a start")
+            if not (run.start is None or run.start in seen or is_checkpoint(run.start)):
+                raise ValueError(
+                    f"run {name!r} starts from {run.start!r}; runs above it are {seen}; name one of them, or "
+                    "the folder of a checkpoint"
+                )
             seen.append(name)
         if self.result not in seen:
             raise ValueError(f"result is {self.result!r}; the runs are {seen}; name one of them")
         return self
+
+    def require_pair(self) -> Pair:
+        """Return the pair; raise TrainingError if the preset leaves it out."""
+        if self.pair is None:
+            raise TrainingError("the preset names no pair, only checkpoints to start from; give it a pair for this")
+        return self.pair
 
     def placed_run(self, name: str) -> AnyRun:
         """Return a run whose paths start from `data`. Saved settings keep the others, which hold on any machine."""
@@ -46,6 +59,10 @@ class Preset(Settings):
         if self.data is None:
             return run
         return type(run).model_validate(_place_paths(run.model_dump(), Path(self.data)))
+
+
+def is_checkpoint(start: str) -> bool:
+    return (Path(start) / CONFIG_NAME).is_file()
 
 
 def _place_paths(value: Any, data: Path) -> Any:

@@ -145,7 +145,12 @@ def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
 
 def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
     """Return the checkpoint that the run starts from, prepared for its stage."""
-    checkpoint = make_pair(preset.pair) if run.start is None else load_run(preset, runs, run.start)
+    if run.start is None:
+        checkpoint = make_pair(preset.require_pair())
+    elif run.start in preset.runs:
+        checkpoint = load_run(preset, runs, run.start)
+    else:
+        checkpoint = load_checkpoint(Path(run.start), merge_adapters=False)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
 
@@ -159,25 +164,26 @@ def _prepare_compression(checkpoint: Checkpoint, run: AnyRun, preset: Preset) ->
     An encoder of random weights gets the embeddings; the projector starts at their scale, which pretraining has
     changed, or before recovery as near to them as a linear map comes.
     """
-    if getattr(run, "form", "mixed") == "plain":
+    starts_elsewhere = run.start is not None and run.start not in preset.runs
+    if starts_elsewhere or getattr(run, "form", "mixed") == "plain":
         return checkpoint
+    pair = preset.require_pair()
     is_first = not any(cost["stage"] != "pretrain" for cost in checkpoint.config.provenance.get("runs", {}).values())
-    if is_first and preset.pair.encoder.pretrained is None:
+    if is_first and pair.encoder.pretrained is None:
         start_encoder_from_decoder(checkpoint)
     if is_first and isinstance(run, Recover):
         fit_projector(checkpoint, first_chunks(checkpoint, run))
     elif is_first:
-        match_projector(checkpoint, preset.pair.seed)
+        match_projector(checkpoint, pair.seed)
     return checkpoint
 
 
 def _prepare_policy(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
     assert isinstance(run, PolicyRun)
     if run.fresh:
+        pair = preset.require_pair()
         torch.manual_seed(run.optimisation.seed)
-        policy = ExpansionPolicy(
-            checkpoint.encoder.width, preset.pair.policy_width, preset.pair.policy_num_heads, run.question_aware
-        )
+        policy = ExpansionPolicy(checkpoint.encoder.width, pair.policy_width, pair.policy_num_heads, run.question_aware)
         config = replace(checkpoint.config, question_aware=run.question_aware)
         return replace(checkpoint, policy=policy, config=config)
     if run.question_aware != checkpoint.config.question_aware:
@@ -243,7 +249,8 @@ def _keep_settings(preset: Preset, name: str, runs: Path) -> None:
 def _settings_of(preset: Preset, name: str) -> dict[str, Any]:
     """Return the settings on which the run's result depends, as plain values."""
     run = preset.runs[name].model_dump(mode="json")
-    return {"pair": preset.pair.model_dump(mode="json"), DATA: preset.data, **run}
+    pair = None if preset.pair is None else preset.pair.model_dump(mode="json")
+    return {"pair": pair, DATA: preset.data, **run}
 
 
 def _different(saved: Any, given: Any, place: str = "") -> Iterator[str]:

@@ -87,7 +87,8 @@ class Curriculum(Settings):
 class Run(Settings):
     """Settings that every run has.
 
-    start: run of the same preset whose checkpoint this one starts from; none starts from the untrained pair.
+    start: run of the same preset whose checkpoint this one starts from, or folder of any checkpoint; none starts from
+        the untrained pair.
     tokens_per_step: about how many tokens one batch on one process has. A batch of text counts all that the encoder
         and the decoder read. A batch of questions counts each context and each question once, although fine-tuning
         mostly repeats the context for every question. A batch of selections counts the decoder's slots.

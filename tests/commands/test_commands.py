@@ -8,7 +8,7 @@ import pytest
 
 from refrag_client.cli.main import main
 
-COMMANDS = ["check", "estimate", "evaluate", "export", "fetch", "serve", "train"]
+COMMANDS = ["check", "estimate", "evaluate", "export", "fetch", "serve", "teach", "train"]
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:

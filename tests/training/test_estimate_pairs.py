@@ -29,7 +29,8 @@ def with_adapters(pair):
     return pair.model_copy(update=parts)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+# Of teach nothing is known before it has a checkpoint to start from.
+@pytest.mark.parametrize("name", sorted({path.stem for path in PRESETS.glob("*.yaml")} - {"teach"}))
 def test_every_shipped_preset_is_estimated(name):
     preset = load_preset(name)
     found = estimate(preset, Hardware())

@@ -79,7 +79,8 @@ def test_what_does_not_fit_is_refused_with_its_place(preset, place, value, fault
 
 def test_an_unknown_preset_is_refused_with_those_known():
     with pytest.raises(
-        TrainingError, match=r"no preset 'demos'; known are \['llama2-7b-roberta-large', 'smollm2', 'tiny', 'world'\]"
+        TrainingError,
+        match=r"no preset 'demos'; known are \['llama2-7b-roberta-large', 'smollm2', 'teach', 'tiny', 'world'\]",
     ):
         load_preset("demos")
 
@@ -107,6 +108,19 @@ def test_overrides_change_values_lists_and_entries_of_lists(preset):
     assert (first.sources[0].kind, first.curriculum.num_stages) == ("stdlib", 3)
     assert first.optimisation.num_steps == 4
     assert loaded.pair.pooling == "cls"
+
+
+def test_without_a_pair_a_run_needs_a_checkpoint_to_start_from(preset, tmp_path):
+    first = {**PRESET["runs"]["first"], "start": str(tmp_path)}
+    values = {"description": "", "runs": {"first": first}, "result": "first"}
+    with pytest.raises(TrainingError, match="name one of them, or the folder of a checkpoint"):
+        load_preset(preset(values))
+    (tmp_path / "refrag.json").write_text("{}")
+    assert load_preset(preset(values)).pair is None
+    with pytest.raises(TrainingError, match="the preset names no pair"):
+        load_preset(preset(values)).require_pair()
+    with pytest.raises(TrainingError, match="starts from nothing; give the preset a pair, or the run a start"):
+        load_preset(preset(values), ["runs.first.start=null"])
 
 
 def test_an_override_changes_one_run_where_an_alias_gives_two_the_same(preset):

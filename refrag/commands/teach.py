@@ -1,0 +1,154 @@
+"""`refrag teach OUTPUT`: teach a checkpoint your own passages, without a single label.
+
+The checkpoint's decoder answers requests made of the passages, which it reads in full; then the checkpoint learns to
+give the same answers, and the same distributions before each of their tokens, from the compressed passages. Passages
+that are held out tell whether that has brought it nearer to its plain self.
+
+    OUTPUT/targets/            requests, the plain decoder's answers and distributions
+    OUTPUT/held-out/           the same for passages that nothing is learned from
+    OUTPUT/runs/               the run, which resumes
+    OUTPUT/checkpoint/         what to export
+    OUTPUT/before.json, OUTPUT/after.json, OUTPUT/fidelity.json
+
+A second call goes on where the first one stopped.
+"""
+
+import argparse
+import json
+import logging
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refrag.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from refrag.data.questions.row import SourcePassage
+
+HELP = "teach a checkpoint your own passages, without labels"
+EXTRA = "train,evaluate"
+
+# Passages that requests are about are few, but their neighbours are to be found among all of the same part.
+FEWEST_PASSAGES = 20
+HELD_OUT_SHARE = 0.2
+NUM_NEIGHBOURS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write to")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint to teach, and its own teacher")
+    parser.add_argument(
+        "--passages",
+        type=Path,
+        required=True,
+        help="file of passages: JSON lines with text and perhaps title, or plain text with blank lines between",
+    )
+    parser.add_argument("--num-rows", type=int, default=400, help="requests to learn from (default: %(default)s)")
+    parser.add_argument("--num-held-out", type=int, default=40, help="requests to judge by (default: %(default)s)")
+    parser.add_argument("--num-passages", type=int, default=3, help="passages read at once (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=32, help="most tokens of an answer (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PLACE=VALUE",
+        help="change a value of the preset teach, such as runs.teach.optimisation.num_steps=500",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws passages and requests (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from refrag.evaluation.questions.comparison import compare_fidelity, render_comparison
+    from refrag.machine.environment import describe_environment
+    from refrag.machine.threads import flush_denormals
+
+    flush_denormals()
+    # bm25s logs every index that it builds.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    output: Path = arguments.output
+    learned, held_out = split_passages(arguments.passages, arguments.seed)
+    write_requests(arguments, learned, arguments.num_rows, output / "targets")
+    write_requests(arguments, held_out, arguments.num_held_out, output / "held-out")
+    train(arguments, output / "checkpoint")
+    before = judge(arguments, arguments.checkpoint, output / "before.json")
+    after = judge(arguments, output / "checkpoint", output / "after.json")
+    conditions = sorted({condition for _, condition in before} & {condition for _, condition in after} - {"plain"})
+    rows = compare_fidelity(before, after, conditions, arguments.seed)
+    report = {"command": " ".join(["refrag", *sys.argv[1:]]), **describe_environment(), "rows": rows}
+    (output / "fidelity.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(render_comparison(report))
+    print(json.dumps({"checkpoint": str(output / "checkpoint"), "fidelity": str(output / "fidelity.json")}))
+
+
+def split_passages(file: Path, seed: int) -> "tuple[list[SourcePassage], list[SourcePassage]]":
+    """Return the passages to learn from, and those held out; raise InvalidRequest for fewer than FEWEST_PASSAGES."""
+    pool = _read(file)
+    if len(pool) < FEWEST_PASSAGES:
+        raise InvalidRequest(
+            f"{file} holds {len(pool)} passages, of which a fifth is held out to judge by; give at least "
+            f"{FEWEST_PASSAGES}"
+        )
+    random.Random(seed).shuffle(pool)
+    count = round(HELD_OUT_SHARE * len(pool))
+    return pool[count:], pool[:count]
+
+
+def _read(file: Path) -> "list[SourcePassage]":
+    from refrag.data.passages import read_passages
+    from refrag.data.questions.passages import read_pool
+    from refrag.data.questions.row import SourcePassage
+
+    if {".jsonl", ".tsv"}.intersection(file.suffixes):
+        return list(read_pool(file).values())
+    return [SourcePassage(str(number), "", text) for number, text in enumerate(read_passages(file), start=1)]
+
+
+def write_requests(arguments: argparse.Namespace, passages: "list[SourcePassage]", num_rows: int, folder: Path) -> None:
+    """Write requests about the passages with the plain decoder's answers, unless an earlier call did."""
+    from refrag.data.questions.unlabelled import ask_unlabelled
+    from refrag.model.checkpoint import load_checkpoint
+    from refrag.training.targets import TARGETS, write_targets
+
+    if (folder / TARGETS).exists():
+        return
+    num_neighbours = min(len(passages), max(NUM_NEIGHBOURS, arguments.num_passages))
+    rows = ask_unlabelled(passages, num_rows, num_neighbours, arguments.seed)
+    teacher = load_checkpoint(arguments.checkpoint)
+    write_targets(teacher.decoder, teacher.chunker, rows, arguments.num_passages, arguments.max_tokens, folder)
+
+
+def train(arguments: argparse.Namespace, checkpoint: Path) -> None:
+    """Train the preset's run from the checkpoint to teach, resuming it, and write what it gave."""
+    import torch
+
+    from refrag.training.preset_file import load_preset
+    from refrag.training.recipe import load_run, train_all
+
+    output: Path = arguments.output
+    places = {
+        "data": str(output / "targets"),
+        "runs.teach.start": str(arguments.checkpoint),
+        "runs.teach.max_passages": arguments.num_passages,
+    }
+    filled_in = [f"{place}={json.dumps(value)}" for place, value in places.items()]
+    preset = load_preset("teach", [*filled_in, *arguments.set])
+    train_all(preset, output / "runs")
+    if not checkpoint.exists():
+        load_run(preset, output / "runs").save(checkpoint, torch.float16)
+
+
+def judge(arguments: argparse.Namespace, checkpoint: Path, report: Path) -> dict[tuple[str, str], dict[str, object]]:
+    """Return the checkpoint's answers to the held-out requests, compared with the teacher's plain ones."""
+    from refrag.config import LEARNED_POLICY, RefragConfig
+    from refrag.evaluation.questions.answers_file import AnswersFile
+    from refrag.evaluation.questions.evaluate import answers_path, evaluate_questions
+    from refrag.evaluation.questions.identity import Inputs, identify
+    from refrag.evaluation.questions.options import QuestionOptions
+    from refrag.training.targets import QUESTIONS
+
+    selection = "learned" if RefragConfig.load(checkpoint).policy == LEARNED_POLICY else "similarity"
+    inputs = Inputs(checkpoint, arguments.checkpoint, arguments.output / "held-out" / QUESTIONS)
+    options = QuestionOptions(num_passages=arguments.num_passages, max_tokens=arguments.max_tokens, seed=arguments.seed)
+    evaluate_questions(inputs, ["none", "plain", "p=0", f"p=0.2:{selection}"], options, report)
+    return dict(AnswersFile(answers_path(report), identify(inputs, options)).answers)

@@ -1,0 +1,89 @@
+"""`refrag teach`: from passages alone to a checkpoint that is nearer to its plain self, in one command that resumes."""
+
+import json
+
+import pytest
+from question_files import write_lines
+
+from refrag.commands.teach import FEWEST_PASSAGES
+from refrag.model.checkpoint import load_checkpoint
+from refrag_client.cli.main import main
+
+NAMES = ["Ana Korvin", "Mara Tolen", "Odo Marsk", "Ilse Brandt", "Pia Holm", "Jon Vesk"]
+
+
+def write_passages(folder, count=FEWEST_PASSAGES):
+    texts = [f"In the year {1900 + n} the keeper {NAMES[n % 6]} mended boat {n} at the quay." for n in range(count)]
+    return write_lines(folder / "pool.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+
+
+def teach(folder, checkpoint, passages, *more):
+    sizes = ["--num-rows", "6", "--num-held-out", "3", "--num-passages", "2", "--max-tokens", "4"]
+    steps = ["--set", "runs.teach.optimisation.num_steps=1", "--set", "runs.teach.tokens_per_step=200"]
+    options = ["--checkpoint", str(checkpoint), "--passages", str(passages)]
+    return main(["teach", str(folder), *options, *sizes, *steps, *more])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start") / "checkpoint"
+    tiny_checkpoint.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(checkpoint, tmp_path_factory, accelerator_of_module):
+    folder = tmp_path_factory.mktemp("taught")
+    assert teach(folder, checkpoint, write_passages(folder)) == 0
+    return folder
+
+
+def passages_of(folder):
+    return {json.loads(line)["text"] for line in (folder / "passages.jsonl").read_text().splitlines()}
+
+
+def test_a_checkpoint_comes_of_it_that_has_learned(taught, checkpoint):
+    before, after = load_checkpoint(checkpoint), load_checkpoint(taught / "checkpoint")
+    changed = {
+        name
+        for name, module in after.modules.items()
+        if any(
+            (weight.half() != before.modules[name].state_dict()[key].half()).any()
+            for key, weight in module.state_dict().items()
+        )
+    }
+    assert changed == {"projector", "decoder"}
+
+
+def test_nothing_is_learned_from_what_it_is_judged_by(taught):
+    assert not passages_of(taught / "targets") & passages_of(taught / "held-out")
+
+
+def test_fidelity_is_compared_on_the_same_rows_with_the_same_teacher(taught):
+    rows = json.loads((taught / "fidelity.json").read_text())["rows"]
+    assert {row["measure"] for row in rows} == {"divergence", "agreement"}
+    assert {"none", "k=16:p=0"} <= {row["condition"] for row in rows}
+    for row in rows:
+        assert row["num_rows"] == 3
+        assert row["difference"]["value"] == pytest.approx(row["after"]["value"] - row["before"]["value"], abs=2e-4)
+
+
+def test_a_second_call_only_prints(taught, checkpoint, capsys):
+    times = {path: path.stat().st_mtime_ns for path in taught.rglob("*.safetensors")}
+    assert teach(taught, checkpoint, taught / "pool.jsonl") == 0
+    assert {path: path.stat().st_mtime_ns for path in taught.rglob("*.safetensors")} == times
+    assert "divergence from plain" in capsys.readouterr().out
+
+
+def test_too_few_passages_are_refused_before_anything_is_written(checkpoint, tmp_path, capsys):
+    passages = write_passages(tmp_path, FEWEST_PASSAGES - 1)
+    assert teach(tmp_path / "new", checkpoint, passages) == 2
+    assert f"holds {FEWEST_PASSAGES - 1} passages" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_setting_that_the_preset_lacks_is_named(checkpoint, tmp_path, capsys):
+    assert (
+        teach(tmp_path / "new", checkpoint, write_passages(tmp_path), "--set", "runs.teach.optimisation.steps=3") == 1
+    )
+    assert "runs.teach.optimisation.steps" in capsys.readouterr().err
