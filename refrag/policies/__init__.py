@@ -14,6 +14,7 @@ POLICIES: Table[Policy] = Table(
     group="refrag.policies",
     built_in={
         LEARNED_POLICY: "refrag.policies.learned:POLICY",
+        "similarity": "refrag.policies.similarity:POLICY",
         "random": "refrag.policies.random:POLICY",
         EXPAND_NOTHING: "refrag.policies.fixed:NONE",
         EXPAND_ALL: "refrag.policies.fixed:ALL",

@@ -44,7 +44,7 @@ def as_request(case, checkpoint, options):
     return Request(question, passages, options)
 
 
-SERVED = {"learned as served": "learned", "random": "random", "none": "none", "all": "all"}
+SERVED = {"learned as served": "learned", "similarity": "similarity", "random": "random", "none": "none", "all": "all"}
 
 
 @pytest.mark.parametrize("selection", SERVED)
@@ -65,7 +65,7 @@ def test_vectors_picks_and_prompts_are_those_of_the_pipeline(cases, models, sele
 
 
 def test_a_selection_that_nobody_has_is_refused_with_the_policies(cases):
-    with pytest.raises(InvalidRequest, match="policy is 'best'; allowed: learned, random, none, all"):
+    with pytest.raises(InvalidRequest, match="policy is 'best'; allowed: learned, similarity, random, none, all"):
         choose_chunks(cases, compressed(8, "best", 0.2))
 
 

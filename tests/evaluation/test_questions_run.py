@@ -16,7 +16,7 @@ from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile
 from refrag.evaluation.questions.base_encoder import BaseEncoder
-from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
+from refrag.evaluation.questions.choices import find_answer_chunks
 from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_condition, parse_conditions, spell
 from refrag.evaluation.questions.contexts import Contexts
 from refrag.evaluation.questions.evaluate import evaluate_questions
@@ -151,11 +151,6 @@ def test_the_likelihood_of_an_answer_is_that_of_one_teacher_forced_pass(plain_mo
     reader.answer(8)
     assert reader.log_perplexity(target) == pytest.approx(reading.losses.mean(), abs=1e-4)
     assert reader.logits(target[:1]).shape == (1, decoder.vocab_size)
-
-
-def test_similarity_ranks_by_the_cosine_with_the_question():
-    vectors = torch.tensor([[0.0, 2.0], [3.0, 0.1], [1.0, 1.0]])
-    assert rank_by_similarity(vectors, torch.tensor([[5.0, 0.0]])) == [1, 2, 0]
 
 
 def test_the_base_encoder_ranks_by_its_own_mean_states_and_not_by_the_checkpoints_vectors(tiny_checkpoint, tmp_path):

@@ -121,7 +121,9 @@ def test_the_toys_answer(toy_client):
 
 
 def test_a_policy_that_nobody_offers_is_refused_with_the_toy_in_the_list(toy_client):
-    with pytest.raises(InvalidRequest, match="policy is 'first'; allowed: learned, random, none, all, last"):
+    with pytest.raises(
+        InvalidRequest, match="policy is 'first'; allowed: learned, similarity, random, none, all, last"
+    ):
         toy_client.generate(QUESTION, PASSAGES, policy="first")
 
 

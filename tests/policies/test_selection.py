@@ -14,6 +14,7 @@ from refrag.policies.base import Candidates, Policy, TrainedPolicy
 from refrag.policies.budget import expands_all, expansion_budget
 from refrag.policies.learned import score_chunks
 from refrag.policies.select import open_trained_policy, select_chunks
+from refrag.policies.similarity import rank_by_similarity
 from refrag.request import ExpansionOptions
 
 PASSAGES = np.array([number // 3 for number in range(12)])
@@ -54,7 +55,14 @@ def test_the_budget_rounds_down(fraction, num_chunks, budget):
     assert expansion_budget(fraction, num_chunks) == budget
 
 
-@pytest.mark.parametrize("policy", ["learned", "random"])
+def test_similarity_takes_the_chunks_nearest_to_the_question_by_angle():
+    vectors = torch.tensor([[0.0, 2.0], [3.0, 0.1], [1.0, 1.0]])
+    assert rank_by_similarity(vectors, torch.tensor([[5.0, 0.0]])) == [1, 2, 0]
+    # Each part of a long question counts alike, however long its vector is.
+    assert rank_by_similarity(vectors, torch.tensor([[50.0, 0.0], [0.0, 1.0]])) == [2, 1, 0]
+
+
+@pytest.mark.parametrize("policy", ["learned", "similarity", "random"])
 @pytest.mark.parametrize("fraction, count", [(0, 0), (0.1, 1), (0.5, 6), (1, 12)])
 def test_a_policy_spends_its_whole_budget_and_no_more(network, policy, fraction, count):
     chosen = select(network, policy=policy, expand_fraction=fraction)
@@ -74,25 +82,29 @@ def test_random_picks_depend_on_the_seed_alone(network):
 
 @pytest.mark.parametrize("name", ["best", "attention", ""])
 def test_an_unknown_policy_is_refused_with_the_list(network, name):
-    with pytest.raises(InvalidRequest, match=f"policy is '{name}'; allowed: learned, random, none, all"):
+    with pytest.raises(InvalidRequest, match=f"policy is '{name}'; allowed: learned, similarity, random, none, all"):
         select(network, policy=name)
 
 
-@pytest.mark.parametrize("policy", ["random", "none", "all"])
+@pytest.mark.parametrize("policy", ["similarity", "random", "none", "all"])
 def test_what_needs_no_training_is_served_without_a_network(network, policy):
     options = {"policy": policy, "expand_fraction": 0.5, "seed": 3}
     assert select(None, **options) == select(network, **options)
 
 
 def test_a_trained_policy_is_refused_where_there_is_no_network():
-    with pytest.raises(InvalidRequest, match=r"'learned' needs a trained network.*allowed: random, none, all"):
+    with pytest.raises(
+        InvalidRequest, match=r"'learned' needs a trained network.*allowed: similarity, random, none, all"
+    ):
         select(None, policy="learned", expand_fraction=0.5)
 
 
 def test_a_checkpoint_without_a_network_must_name_a_default_that_needs_none():
     config = {"chunk_size": 8, "trained_chunk_sizes": [8], "max_prompt_slots": 64, "encoder_length": 8}
     assert open_trained_policy(RefragConfig(**config, policy="random"), None) is None
-    with pytest.raises(CheckpointError, match=r"no policy.safetensors.*'learned' needs.*one of random, none, all"):
+    with pytest.raises(
+        CheckpointError, match=r"no policy.safetensors.*'learned' needs.*one of similarity, random, none, all"
+    ):
         open_trained_policy(RefragConfig(**config), None)
     with pytest.raises(CheckpointError, match="a default policy that nobody offers: policy is 'best'"):
         open_trained_policy(RefragConfig(**config, policy="best"), None)
@@ -191,7 +203,7 @@ def test_neighbours_stop_at_the_border_of_a_passage():
 
 
 @given(
-    policy=st.sampled_from(["learned", "random", "all", "none"]),
+    policy=st.sampled_from(["learned", "similarity", "random", "all", "none"]),
     fraction=st.floats(0, 1),
     num_chunks=st.integers(0, 40),
 )

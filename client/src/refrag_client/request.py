@@ -24,7 +24,7 @@ def _sent_as(datatype: Datatype, help: str, name: str | None = None) -> dict[str
 
 
 # For the help only: a server may have further policies. It refuses an unknown name and lists those that it has.
-POLICIES = ("learned", "random", "none", "all")
+POLICIES = ("learned", "similarity", "random", "none", "all")
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,12 @@
-"""Choices of chunks to expand that no server offers: a baseline by similarity, and an oracle that knows the answer."""
+"""A choice of chunks to expand that no server offers: an oracle that knows the answer."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from refrag.data.questions.evidence import find_answer
 from refrag.data.questions.row import QuestionRow
 from refrag.data.spans import Spans
 
-# C chunks, Q question chunks, E encoder width
-
-
-def rank_by_similarity(vectors: Tensor, question_vectors: Tensor) -> list[int]:
-    """Return the numbers of the chunks, the one nearest to the question by cosine first.  (C, E), (Q, E) -> C"""
-    question = torch.nn.functional.normalize(question_vectors, dim=-1).mean(0)
-    similarities = torch.nn.functional.normalize(vectors, dim=-1) @ question  # (C, E) -> (C,)
-    return similarities.argsort(descending=True, stable=True).tolist()
+# C chunks
 
 
 def find_answer_chunks(row: QuestionRow, spans: Spans, places: np.ndarray) -> list[int]:

@@ -21,7 +21,7 @@ from refrag.evaluation.conditions import Condition
 from refrag.evaluation.models import Models
 from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.base_encoder import BaseEncoder
-from refrag.evaluation.questions.choices import find_answer_chunks, rank_by_similarity
+from refrag.evaluation.questions.choices import find_answer_chunks
 from refrag.pipeline import Pipeline
 from refrag.policies.budget import expansion_budget
 from refrag.request import ExpansionOptions, Request
@@ -144,8 +144,6 @@ class Contexts:
         budget = expansion_budget(fraction, len(kept.context.chunks))
         if selection == base_encoder.NAME:
             return self._base_encoder.rank(kept.context.chunks, self.make_request(kept.row).question)[:budget]
-        if selection == "similarity":
-            return rank_by_similarity(kept.vectors, kept.question_vectors)[:budget]
         if selection == "oracle":
             return find_answer_chunks(kept.row, Spans(pipeline.chunker), kept.places)[:budget]
         policy = LEARNED_POLICY if selection == "learned as served" else selection

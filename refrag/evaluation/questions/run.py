@@ -25,7 +25,7 @@ from refrag.teacher_forcing.distribution import TopDistribution
 from refrag.teacher_forcing.prompt_reader import PromptReader
 
 # Selections that no server offers under this name.
-OWN_SELECTIONS = ("similarity", base_encoder.NAME, "oracle", "learned as served")
+OWN_SELECTIONS = (base_encoder.NAME, "oracle", "learned as served")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,27 @@
+"""Selects the chunks that are most like the question: the cosine of their vectors, which needs no training."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional
+
+from refrag.policies.base import Candidates, Policy
+
+# C context chunks, Q question chunks, E encoder width
+
+
+def select_most_similar(candidates: Candidates, budget: int) -> Sequence[int]:
+    return rank_by_similarity(candidates.chunk_vectors, candidates.question_vectors)[:budget]
+
+
+def rank_by_similarity(chunk_vectors: Tensor, question_vectors: Tensor) -> list[int]:
+    """Return the numbers of the chunks, the one nearest to the question by cosine first.  (C, E), (Q, E) -> C
+
+    A question of several chunks counts as the mean of their directions.
+    """
+    question = functional.normalize(question_vectors, dim=-1).mean(0)
+    similarities = functional.normalize(chunk_vectors, dim=-1) @ question  # (C, E) -> (C,)
+    return similarities.argsort(descending=True, stable=True).tolist()
+
+
+POLICY = Policy("chunks whose vectors are most like the question's", "vectors", select_most_similar)
