@@ -12,13 +12,26 @@ pytestmark = pytest.mark.server
 MAX_TOKENS = 12
 
 
-@pytest.mark.parametrize("expand_fraction", [0, 0.1, 0.5, 1])
-def test_served_tokens_equal_the_reference_on_fifty_heldout_questions(client, reference, heldout, expand_fraction):
+@pytest.mark.parametrize(
+    "policy, expand_fraction",
+    [
+        ("learned", 0),
+        ("learned", 0.1),
+        ("learned", 0.5),
+        ("learned", 1),
+        ("similarity", 0.1),
+        ("none", 0.1),
+        ("all", 0.1),
+    ],
+)
+def test_served_tokens_equal_the_reference_on_fifty_heldout_questions(
+    client, reference, heldout, policy, expand_fraction
+):
     for context in heldout:
-        question = context.questions[0].text
-        request = Request(question, context.passages, ExpansionOptions(expand_fraction))
+        question, options = context.questions[0].text, {"policy": policy, "expand_fraction": expand_fraction}
+        request = Request(question, context.passages, ExpansionOptions(**options))
         expected = reference.answer(request, SamplingParams(MAX_TOKENS))
-        served = client.generate(question, context.passages, expand_fraction=expand_fraction, max_tokens=MAX_TOKENS)
+        served = client.generate(question, context.passages, **options, max_tokens=MAX_TOKENS)
         assert list(served.token_ids) == expected.token_ids
         assert list(served.statistics.expanded_chunks) == expected.expanded
         assert served.statistics.prompt_slots == expected.prompt.num_slots
