@@ -19,6 +19,7 @@ from refrag.engine.generation import generate
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.policies.base import Candidates
+from refrag.policies.budget import budget_of
 from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import Prompt, lay_out_prompt
 from refrag.request import ExpansionOptions, Request, SamplingParams
@@ -72,8 +73,9 @@ class Pipeline:
         self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
     ) -> list[int]:
         """Return the numbers of the chunks to expand, by the policy that the options name."""
-        passages = context.chunks.passages
-        return select_chunks(options, Candidates(passages, vectors, question_vectors, self.trained, options.seed))
+        chunks, num_other_slots = context.chunks, len(self.chunker.frame.head_ids) + len(context.question_ids)
+        candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
+        return select_chunks(options.policy, candidates, budget_of(options, chunks.lengths, num_other_slots))
 
     @torch.inference_mode()
     def build_prompt(

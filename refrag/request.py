@@ -14,10 +14,12 @@ MAX_STOP_WORDS, MAX_STOP_WORD_CHARACTERS = 16, 256
 
 @dataclass(frozen=True)
 class ExpansionOptions:
-    """Options for what the decoder reads in full. Raises InvalidRequest for a fraction that is not allowed.
+    """Options for what the decoder reads in full. Raises InvalidRequest for a value that is not allowed.
 
     expand_fraction: share of the chunks to expand, 0 (none) to 1 (all: the plain decoder); their number is rounded
         down.
+    max_prompt_slots: slots that the whole prompt may take at most; None for no limit but the window. As many chunks are
+        expanded as fit whichever they are, and no more than the fraction.
     policy: what chooses them, a name in `refrag.policies.POLICIES`; "none" and "all" ignore the fraction.
     seed: for policies that draw at random.
     """
@@ -25,8 +27,11 @@ class ExpansionOptions:
     expand_fraction: float = 0.1
     policy: str = "learned"
     seed: int = 0
+    max_prompt_slots: int | None = None
 
     def __post_init__(self) -> None:
+        if self.max_prompt_slots is not None and self.max_prompt_slots < 1:
+            raise InvalidRequest(f"max_prompt_slots is {self.max_prompt_slots}; it must be at least 1")
         if not (math.isfinite(self.expand_fraction) and 0 <= self.expand_fraction <= 1):
             raise InvalidRequest(
                 f"expand_fraction is {self.expand_fraction}; "

@@ -23,6 +23,7 @@ def test_every_option_has_the_type_of_the_server():
         passages=["a", "b"],
         max_tokens=8,
         expand_fraction=0.5,
+        max_prompt_slots=300,
         policy="learned",
         temperature=0,
         top_k=5,
@@ -38,9 +39,8 @@ def test_every_option_has_the_type_of_the_server():
     )
     assert inputs["passages"].tolist() == [b"a", b"b"]
     assert inputs["seed"].dtype == np.uint64 and inputs["seed"].tolist() == [2**64 - 1]
-    assert {inputs[name].dtype for name in ("max_tokens", "top_k", "min_tokens", "priority", "deadline_ms")} == {
-        np.dtype(np.int64)
-    }
+    numbers = ("max_tokens", "max_prompt_slots", "top_k", "min_tokens", "priority", "deadline_ms")
+    assert {inputs[name].dtype for name in numbers} == {np.dtype(np.int64)}
     reals = ("expand_fraction", "temperature", "top_p", "repetition_penalty")
     assert {inputs[name].dtype for name in reals} == {np.dtype(np.float32)}
     assert {inputs[name].dtype for name in ("stream", "log_probs", "exclude_input_in_output")} == {np.dtype(bool)}

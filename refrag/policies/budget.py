@@ -2,7 +2,12 @@
 
 import math
 
+import numpy as np
+
+from refrag.errors import InvalidRequest
 from refrag.request import ExpansionOptions
+
+# C context chunks
 
 # Policies with a fixed budget, whatever expand_fraction the request gives.
 EXPAND_NOTHING, EXPAND_ALL = "none", "all"
@@ -14,13 +19,31 @@ def expansion_budget(expand_fraction: float, num_chunks: int) -> int:
     return math.floor(round(expand_fraction, 6) * num_chunks + 1e-9)
 
 
-def budget_of(options: ExpansionOptions, num_chunks: int) -> int:
-    """Return how many of the request's chunks its policy may expand."""
+def budget_of(options: ExpansionOptions, lengths: np.ndarray, num_other_slots: int) -> int:
+    """Return how many of the request's chunks its policy may expand, whichever it selects.
+
+    lengths: tokens of each chunk (C,). num_other_slots: slots of the prompt besides its context. Raises InvalidRequest
+    if the prompt takes more than `max_prompt_slots` with the fewest chunks expanded that the policy allows.
+    """
+    num_chunks = len(lengths)
     if options.policy == EXPAND_NOTHING:
-        return 0
-    return num_chunks if options.policy == EXPAND_ALL else expansion_budget(options.expand_fraction, num_chunks)
-
-
-def expands_all(options: ExpansionOptions, num_chunks: int) -> bool:
-    """Return whether the prompt is the plain one, with every chunk expanded, for which no vector is needed."""
-    return budget_of(options, num_chunks) == num_chunks
+        budget = 0
+    elif options.policy == EXPAND_ALL:
+        budget = num_chunks
+    else:
+        budget = expansion_budget(options.expand_fraction, num_chunks)
+    if options.max_prompt_slots is None:
+        return budget
+    # Slots with the longest chunk expanded, the two longest, and so on: as each takes a slot anyway, one less.
+    added = np.sort(lengths - 1)[::-1].cumsum()  # (C,)
+    room = options.max_prompt_slots - num_other_slots - num_chunks
+    fitting = int(np.searchsorted(added, room, side="right"))
+    fewest = num_chunks if options.policy == EXPAND_ALL else 0
+    if room < 0 or fitting < fewest:
+        needed = num_other_slots + num_chunks + (int(added[-1]) if fewest else 0)
+        state = "every chunk expanded, as policy all asks" if fewest else "no chunk expanded"
+        raise InvalidRequest(
+            f"max_prompt_slots is {options.max_prompt_slots}; the prompt takes {needed} with {state}; allow more, or "
+            "send fewer passages"
+        )
+    return min(budget, fitting)

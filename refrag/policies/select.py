@@ -1,4 +1,4 @@
-"""Selects the chunks to expand for one request, by the policy that its options name."""
+"""Selects the chunks to expand for one request, by the policy that it names."""
 
 from collections.abc import Sequence
 
@@ -7,26 +7,23 @@ from refrag.errors import CheckpointError, InvalidRequest, RefragError
 from refrag.model.policy import ExpansionPolicy
 from refrag.policies import POLICIES
 from refrag.policies.base import Candidates, Policy, TrainedPolicy
-from refrag.policies.budget import budget_of
-from refrag.request import ExpansionOptions
 
 NEEDS_ATTENTION = "needs the decoder's attention, which no decoder here shows; name another policy"
 
 
-def select_chunks(options: ExpansionOptions, candidates: Candidates) -> list[int]:
-    """Return the numbers of the chunks to expand, in ascending order.
+def select_chunks(name: str, candidates: Candidates, budget: int) -> list[int]:
+    """Return the numbers of the chunks to expand, by the policy of that name, in ascending order.
 
-    Raises InvalidRequest for a policy that is unknown or cannot be served with this checkpoint, and RefragError if the
-    policy selects what it may not.
+    budget: how many it may expand, as `budget_of` has it. Raises InvalidRequest for a policy that is unknown or cannot
+    be served with this checkpoint, and RefragError if the policy selects what it may not.
     """
-    POLICIES.check(options.policy)
+    POLICIES.check(name)
     num_chunks = len(candidates)
-    budget = budget_of(options, num_chunks)
     if budget in (0, num_chunks):  # There is nothing to choose, whatever the policy.
         return list(range(budget))
-    policy = POLICIES.find(options.policy)
-    _refuse_unserved(options.policy, policy, candidates.trained)
-    return _checked(options.policy, policy.select(candidates, budget), budget, num_chunks)
+    policy = POLICIES.find(name)
+    _refuse_unserved(name, policy, candidates.trained)
+    return _checked(name, policy.select(candidates, budget), budget, num_chunks)
 
 
 def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -> TrainedPolicy | None:

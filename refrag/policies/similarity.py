@@ -20,7 +20,8 @@ def rank_by_similarity(chunk_vectors: Tensor, question_vectors: Tensor) -> list[
     A question of several chunks counts as the mean of their directions.
     """
     question = functional.normalize(question_vectors, dim=-1).mean(0)
-    similarities = functional.normalize(chunk_vectors, dim=-1) @ question  # (C, E) -> (C,)
+    # Row by row, so that chunks of the same text tie, and the first is taken: a matrix product may round them apart.
+    similarities = (functional.normalize(chunk_vectors, dim=-1) * question).sum(-1)  # (C, E) -> (C,)
     return similarities.argsort(descending=True, stable=True).tolist()
 
 

@@ -9,17 +9,15 @@ import torch
 from refrag.config import RefragConfig
 from refrag.context.chunking import NO_TOKEN, PackedChunks
 from refrag.context.deployed import DeployedText
-from refrag.errors import InvalidRequest
+from refrag.errors import InvalidRequest, RefragError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.policy_file import load_policy
 from refrag.policies.base import Candidates
-from refrag.policies.budget import expands_all
 from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import lay_out_prompt, table_extra_ids
-from refrag.request import ExpansionOptions
 from refrag.serving.store_metrics import StoreMetrics
-from refrag.serving.tensors import Tensors, int32, integer, scalar, text
-from refrag.serving.vectors import NewVectors, check_range, read_vectors
+from refrag.serving.tensors import Tensors, int32, integer, text
+from refrag.serving.vectors import OLD_CONFIG, NewVectors, check_range, read_vectors
 from refrag.store.keys import EncoderIdentity
 from refrag.store.settings import StoreSettings, open_store
 from refrag.store.signing import load_graph_key
@@ -63,16 +61,18 @@ class Expansion:
         self.metrics = StoreMetrics(self.store, "expansion_policy")
 
     def run(self, inputs: Tensors) -> Tensors:
-        chunks, options = self._read_chunks(inputs), _read_options(inputs)
-        num_needed = 0 if expands_all(options, len(chunks)) else len(chunks)
+        chunks = self._read_chunks(inputs)
+        budget = _read_budget(inputs, len(chunks))
+        num_needed = 0 if budget == len(chunks) else len(chunks)
         found = read_vectors(inputs, self.encoder.width, num_needed)
         self._check_size(len(chunks), len(found.encoded) - found.num_new)
         table, num_context_rows = found.table(), len(found.stored) + found.num_new
         # Gathered before they are widened: with a large context, memory traffic is what takes this step's time.
         vectors = torch.from_numpy(table[found.rows].astype(np.float32))  # (C, E)
         question_vectors = torch.from_numpy(table[num_context_rows:].astype(np.float32))  # (Q, E)
-        candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
-        expanded = select_chunks(options, candidates)
+        seed = integer(inputs, "selection_seed") or 0
+        candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, seed)
+        expanded = select_chunks(text(inputs, "resolved_policy") or "", candidates, budget)
         if found.num_new:
             self._keep(found.take_new())
         question_ids, vocab_size = inputs["question_ids"].tolist(), self.text.vocab_size
@@ -119,12 +119,15 @@ class Expansion:
         self.store.close()
 
 
-def _read_options(inputs: Tensors) -> ExpansionOptions:
-    return ExpansionOptions(
-        expand_fraction=round(scalar(inputs, "resolved_expand_fraction") or 0.0, 6),
-        policy=text(inputs, "resolved_policy") or "",
-        seed=integer(inputs, "selection_seed") or 0,
-    )
+def _read_budget(inputs: Tensors, num_chunks: int) -> int:
+    budget = integer(inputs, "expansion_budget")
+    if budget is None:
+        raise RefragError(OLD_CONFIG.format("expansion_budget"))
+    if not 0 <= budget <= num_chunks:
+        raise InvalidRequest(
+            f"expansion_budget is {budget}; it must lie between 0 and the {num_chunks} chunks there are"
+        )
+    return budget
 
 
 def at_least_one_row(vectors: np.ndarray) -> np.ndarray:

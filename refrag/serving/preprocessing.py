@@ -12,7 +12,7 @@ from refrag.context.prepare import PreparedContext, prepare_context
 from refrag.errors import InvalidRequest
 from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
-from refrag.policies.budget import expands_all
+from refrag.policies.budget import budget_of
 from refrag.request import ExpansionOptions, Request
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
@@ -59,7 +59,9 @@ class Preprocessing:
         self._check_size(context)
         self.tokens.keep(context.new_tokens)
         chunks = context.chunks
-        lookup = NOTHING_NEEDED if expands_all(request.expansion, len(chunks)) else self._look_up(chunks)
+        num_other_slots = len(self.chunker.frame.head_ids) + len(context.question_ids)
+        budget = budget_of(request.expansion, chunks.lengths, num_other_slots)
+        lookup = NOTHING_NEEDED if budget == len(chunks) else self._look_up(chunks)
         to_encode = PackedChunks.of(chunks[lookup.lacking], context.question_chunks)
         ids, mask = self.chunker.encoder_inputs(to_encode)
         digests = np.frombuffer(b"".join(lookup.digests), np.uint8).reshape(-1, DIGEST_BYTES)  # (C, 16)
@@ -76,7 +78,7 @@ class Preprocessing:
             "chunk_digests": digests,
             "chunk_tags": sign_rows(self.key, CHUNK, signed),
             "question_ids": np.array(context.question_ids, np.int32),
-            "resolved_expand_fraction": np.array([request.expansion.expand_fraction], np.float32),
+            "expansion_budget": int32(budget),
             "resolved_policy": strings(request.expansion.policy),
             "selection_seed": np.array([request.expansion.seed], np.uint64),
             "arrival_time_ns": np.array([arrival], np.int64),
@@ -104,8 +106,13 @@ class Preprocessing:
     def _read_request(self, inputs: Tensors) -> Request:
         check_bytes(inputs, TEXT_INPUTS, self.settings.max_text_bytes)
         expand_fraction, policy = scalar(inputs, "expand_fraction"), text(inputs, "policy")
+        max_prompt_slots = integer(inputs, "max_prompt_slots")
+        if expand_fraction is None:
+            # A request that limits the slots alone is to make use of them.
+            expand_fraction = self.config.expand_fraction if max_prompt_slots is None else 1.0
         expansion = ExpansionOptions(
-            expand_fraction=self.config.expand_fraction if expand_fraction is None else expand_fraction,
+            expand_fraction=expand_fraction,
+            max_prompt_slots=max_prompt_slots,
             policy=self.config.policy if policy is None else policy,
             seed=integer(inputs, "seed") or 0,
         )

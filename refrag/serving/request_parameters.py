@@ -17,6 +17,7 @@ ENSEMBLE_INPUTS = (
     "text_input",
     "passages",
     "expand_fraction",
+    "max_prompt_slots",
     "policy",
     "max_tokens",
     "temperature",

@@ -8,7 +8,7 @@ from refrag_client.errors import error_from_message
 
 PREPROCESSED = (
     "input_ids attention_mask stored_vectors vector_rows chunk_token_ids chunk_passages chunk_digests chunk_tags "
-    "question_ids resolved_expand_fraction resolved_policy selection_seed"
+    "question_ids expansion_budget resolved_policy selection_seed"
 ).split()
 
 

@@ -54,6 +54,18 @@ def test_expanding_everything_equals_hugging_face_generate_on_the_plain_text(cli
         assert list(served.token_ids) == expected
 
 
+@pytest.mark.parametrize("expand_fraction", [None, 0.3])
+def test_a_limit_of_slots_holds_and_is_used_where_no_fraction_is_given(client, reference, heldout, expand_fraction):
+    for context in heldout[:10]:
+        question, limit = context.questions[0].text, 200
+        request = Request(question, context.passages, ExpansionOptions(expand_fraction or 1.0, max_prompt_slots=limit))
+        expected = reference.answer(request, SamplingParams(MAX_TOKENS))
+        options = {"expand_fraction": expand_fraction, "max_prompt_slots": limit, "max_tokens": MAX_TOKENS}
+        served = client.generate(question, context.passages, **options)
+        assert served.statistics.prompt_slots == expected.prompt.num_slots <= limit
+        assert list(served.token_ids) == expected.token_ids
+
+
 def test_the_random_policy_picks_by_the_seed_that_was_sent(client, reference, heldout):
     context = heldout[11]
     request = Request(context.questions[0].text, context.passages, ExpansionOptions(0.3, "random", 5))

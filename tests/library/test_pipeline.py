@@ -52,6 +52,13 @@ def test_expanding_nothing_takes_a_slot_for_each_chunk(pipeline):
     assert answer.prompt.num_slots == 1 + len(pipeline.chunker.context_chunks(PASSAGES)) + len(question)
 
 
+def test_a_limit_of_slots_is_made_use_of_and_kept(pipeline):
+    compressed, plain = ask(pipeline, expand_fraction=0), ask(pipeline, expand_fraction=1)
+    limit = (compressed.prompt.num_slots + plain.prompt.num_slots) // 2
+    answer = ask(pipeline, expand_fraction=1.0, max_prompt_slots=limit)
+    assert limit - pipeline.checkpoint.config.chunk_size < answer.prompt.num_slots <= limit
+
+
 def test_no_passages_leave_the_question(pipeline):
     answer = pipeline.answer(Request("Who?", []), SAMPLING)
     assert answer.prompt.num_slots == 1 + len(pipeline.chunker.question_ids("Who?"))

@@ -12,6 +12,7 @@ from refrag.request import ExpansionOptions, Request, SamplingParams
         ({"expand_fraction": -0.1}, "expand_fraction is -0.1"),
         ({"expand_fraction": 1.5}, "expand_fraction is 1.5"),
         ({"expand_fraction": float("nan")}, "expand_fraction is nan"),
+        ({"max_prompt_slots": 0}, "max_prompt_slots is 0; it must be at least 1"),
     ],
 )
 def test_a_bad_request_says_what_was_given(options, named):

@@ -11,13 +11,14 @@ from refrag.errors import CheckpointError, InvalidRequest, RefragError
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
 from refrag.policies import POLICIES
 from refrag.policies.base import Candidates, Policy, TrainedPolicy
-from refrag.policies.budget import expands_all, expansion_budget
+from refrag.policies.budget import budget_of, expansion_budget
 from refrag.policies.learned import score_chunks
 from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.policies.similarity import rank_by_similarity
 from refrag.request import ExpansionOptions
 
 PASSAGES = np.array([number // 3 for number in range(12)])
+LENGTHS = np.array([4, 4, 2] * 4)
 VECTORS, QUESTION = torch.randn(12, 8), torch.randn(2, 8)
 
 
@@ -28,8 +29,9 @@ def network():
 
 
 def select(network, seed=0, **options):
-    trained = None if network is None else TrainedPolicy(network)
-    return select_chunks(ExpansionOptions(**options), Candidates(PASSAGES, VECTORS, QUESTION, trained, seed))
+    trained, chosen = None if network is None else TrainedPolicy(network), ExpansionOptions(**options)
+    budget = budget_of(chosen, LENGTHS, num_other_slots=9)
+    return select_chunks(chosen.policy, Candidates(PASSAGES, VECTORS, QUESTION, trained, seed), budget)
 
 
 @pytest.fixture
@@ -60,6 +62,11 @@ def test_similarity_takes_the_chunks_nearest_to_the_question_by_angle():
     assert rank_by_similarity(vectors, torch.tensor([[5.0, 0.0]])) == [1, 2, 0]
     # Each part of a long question counts alike, however long its vector is.
     assert rank_by_similarity(vectors, torch.tensor([[50.0, 0.0], [0.0, 1.0]])) == [2, 1, 0]
+
+
+def test_of_chunks_with_the_same_text_the_first_is_nearest():
+    vectors = torch.randn(1, 384).expand(41, 384)
+    assert rank_by_similarity(vectors.contiguous(), torch.randn(3, 384)) == list(range(41))
 
 
 @pytest.mark.parametrize("policy", ["learned", "similarity", "random"])
@@ -149,7 +156,7 @@ def test_learned_picks_are_the_highest_logits(network):
 
 def test_no_chunks_need_no_selection(network):
     nothing = Candidates(PASSAGES[:0], VECTORS[:0], QUESTION, TrainedPolicy(network))
-    assert select_chunks(ExpansionOptions(), nothing) == []
+    assert select_chunks("learned", nothing, 0) == []
 
 
 def test_picking_in_turn_never_picks_twice_nor_what_is_absent():
@@ -203,13 +210,34 @@ def test_neighbours_stop_at_the_border_of_a_passage():
 
 
 @given(
-    policy=st.sampled_from(["learned", "similarity", "random", "all", "none"]),
+    lengths=st.lists(st.integers(1, 16), max_size=40).map(np.array),
+    num_other_slots=st.integers(1, 30),
+    max_prompt_slots=st.integers(1, 400),
     fraction=st.floats(0, 1),
-    num_chunks=st.integers(0, 40),
+    seed=st.integers(0, 9),
 )
-def test_a_plain_prompt_is_known_beforehand(policy, fraction, num_chunks):
-    options = ExpansionOptions(expand_fraction=fraction, policy=policy)
-    trained = TrainedPolicy(ExpansionPolicy(encoder_width=8, width=8, num_heads=2).eval())
-    passages, vectors = np.zeros(num_chunks, np.int32), torch.zeros(num_chunks, 8)
-    selected = select_chunks(options, Candidates(passages, vectors, torch.zeros(1, 8), trained))
-    assert expands_all(options, num_chunks) == (len(selected) == num_chunks)
+def test_slots_hold_whichever_chunks_are_selected_and_are_used(
+    lengths, num_other_slots, max_prompt_slots, fraction, seed
+):
+    num_compressed = num_other_slots + len(lengths)
+    options = ExpansionOptions(fraction, "random", seed, max_prompt_slots)
+    if num_compressed > max_prompt_slots:
+        with pytest.raises(InvalidRequest, match=f"prompt takes {num_compressed} with no chunk expanded; allow more"):
+            budget_of(options, lengths, num_other_slots)
+        return
+    budget = budget_of(options, lengths, num_other_slots)
+    longest = sorted((int(length) - 1 for length in lengths), reverse=True)
+    assert num_compressed + sum(longest[:budget]) <= max_prompt_slots
+    one_more_fits = budget < len(lengths) and num_compressed + sum(longest[: budget + 1]) <= max_prompt_slots
+    assert not one_more_fits or budget == expansion_budget(fraction, len(lengths))
+
+
+def test_every_chunk_is_refused_where_the_slots_do_not_hold_them():
+    options = ExpansionOptions(policy="all", max_prompt_slots=48)
+    with pytest.raises(InvalidRequest, match="the prompt takes 49 with every chunk expanded, as policy all asks"):
+        budget_of(options, LENGTHS, num_other_slots=9)
+    assert budget_of(options, LENGTHS, num_other_slots=8) == 12
+
+
+def test_none_expands_nothing_however_many_slots_there_are():
+    assert budget_of(ExpansionOptions(1.0, "none", max_prompt_slots=4000), LENGTHS, 9) == 0

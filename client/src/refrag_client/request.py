@@ -40,6 +40,9 @@ class GenerateRequest:
     expand_fraction: float | None = field(
         default=None, metadata=_sent_as("FP32", "share of chunks to expand: 0 compresses all, 1 is the plain decoder")
     )
+    max_prompt_slots: int | None = field(
+        default=None, metadata=_sent_as("INT64", "slots of the prompt at most: expands as many chunks as fit")
+    )
     policy: str | None = field(
         default=None, metadata=_sent_as("BYTES", f"what picks them: {', '.join(POLICIES)}, or another of the server's")
     )
@@ -73,6 +76,7 @@ class GenerateOptions(TypedDict, total=False):
 
     max_tokens: int | None
     expand_fraction: float | None
+    max_prompt_slots: int | None
     policy: str | None
     temperature: float | None
     top_k: int | None

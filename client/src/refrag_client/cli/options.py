@@ -8,6 +8,7 @@ from refrag_client.tls import Tls
 
 OPTIONS = (
     "expand_fraction",
+    "max_prompt_slots",
     "policy",
     "max_tokens",
     "temperature",
