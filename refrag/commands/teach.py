@@ -1,4 +1,4 @@
-"""`refrag teach OUTPUT`: teach a checkpoint your own passages, without a single label.
+"""`refrag teach`: teach a checkpoint your own passages, without a single label.
 
 The checkpoint's decoder answers requests made of the passages, which it reads in full; then the checkpoint learns to
 give the same answers, and the same distributions before each of their tokens, from the compressed passages. Passages
