@@ -104,13 +104,13 @@ def children_of(process_id: int) -> list[int]:
 
 def test_stopping_while_the_server_starts_again_leaves_nothing(tiny_repository):
     # Other tests' servers may still run in this process.
-    before = shared_memory_of(os.getpid())
+    before = set(shared_memory_of(os.getpid()))
     with EmbeddedServer(tiny_repository, **ANY_PORTS) as server:
         first = server.process_id
         kill_model(server, "doubler")
         assert wait_until(lambda: server.process_id != first)
     assert server.process_id is None
-    assert wait_until(lambda: shared_memory_of(os.getpid()) == before)
+    assert wait_until(lambda: set(shared_memory_of(os.getpid())) == before)
 
 
 def test_an_unloaded_model_is_no_failure(tiny_repository):
