@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from refrag.errors import CheckpointError
-from refrag.model.backbones import has_adapter
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 
@@ -31,7 +30,8 @@ def add_adapter(module: Decoder | ChunkEncoder, rank: int, alpha: int, dropout: 
 
     It starts as zero: the module computes what it computed before. Its output is scaled by `alpha` / `rank`.
     """
-    assert not has_adapter(module), "there is an adapter already"
+    layers = module.backbone.modules()
+    assert not any(isinstance(layer, BaseTunerLayer) for layer in layers), "there is an adapter already"
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
     inject_adapter_in_model(config, module.backbone, NAME)
 
