@@ -139,7 +139,7 @@ train-world: install ## train the world's checkpoint and what it is compared wit
 
 # The documentation of Python, as it is installed.
 build/documentation.txt: | $(INSTALLED)
-	mkdir -p build && $(BIN)/python -c 'from examples.documentation import read_documentation as read; print("\n\n".join("\n".join(filter(str.strip, each.splitlines())) for each in read()))' > $@
+	mkdir -p build && $(BIN)/python -m examples.documentation > $@.new && mv $@.new $@
 
 teach: $(PASSAGES) ## teach CHECKPOINT the file PASSAGES without labels; resumes → build/taught, $(CHECKPOINT)/taught.json
 	$(BIN)/refrag teach build/taught --checkpoint $(CHECKPOINT) --passages $(PASSAGES) $(TEACH_OPTIONS)

@@ -27,13 +27,15 @@ from refrag.errors import RefragError
 from refrag.evaluation.scores import contains_answer, normalise
 from refrag.machine.environment import describe_environment
 from refrag.reporting import table
-from refrag_client import Answer, InvalidRequest, RefragClient, StoreClient
+from refrag_client import Answer, GenerateOptions, InvalidRequest, RefragClient, StoreClient
 from refrag_client import RefragError as ClientError
 from refrag_client.corpus import Corpus, read_folder
 
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 NUM_PASSAGES = 10
 MAX_ANSWER_TOKENS = 24
+# The most that a server allows: a plain prompt takes long on a slow or busy machine.
+LONGEST_ANSWER_SECONDS = 600
 # Passages indexed in one request, whose chunks the encoder reads in batches of its own.
 INDEXED_AT_ONCE = 50
 LABEL_WIDTH = 12
@@ -75,7 +77,7 @@ def run_demo(repository: Path, passages: list[str], questions: Path) -> dict[str
         EmbeddedServer(
             repository, http_port=0, grpc_port=0, metrics_port=0, environment={"REFRAG_STORE_DISK_PATH": store}
         ) as server,
-        RefragClient(server.grpc_address) as client,
+        RefragClient(server.grpc_address, timeout_seconds=LONGEST_ANSWER_SECONDS) as client,
     ):
         print(f"Serving on {server.grpc_address} (gRPC) and {server.http_address} (HTTP).")
         seconds = index(server.grpc_address, passages)
@@ -128,7 +130,8 @@ def warm_up(client: RefragClient, question: Question) -> None:
     Not over the passages of a counted one, whose prompt would then be in the decoder's cache.
     """
     for expand_fraction in (None, 1.0):
-        client.generate(question.text, question.passages, expand_fraction=expand_fraction, max_tokens=2)
+        options = options_of(expand_fraction, max_tokens=2)
+        client.generate(question.text, question.passages, **options)
 
 
 def ask_twice(client: RefragClient, question: Question, number: int) -> Pair:
@@ -142,8 +145,8 @@ def ask_twice(client: RefragClient, question: Question, number: int) -> Pair:
 def show(client: RefragClient, label: str, question: Question, expand_fraction: float | None) -> Answer:
     """Print one answer as it streams, then what it cost."""
     print(f"   {label:{LABEL_WIDTH}} ", end="", flush=True)
-    options = {"expand_fraction": expand_fraction, "max_tokens": MAX_ANSWER_TOKENS}
-    with client.stream(question.text, question.passages, **options) as stream:  # type: ignore[arg-type]
+    options = options_of(expand_fraction, MAX_ANSWER_TOKENS)
+    with client.stream(question.text, question.passages, **options) as stream:
         for piece in stream:
             print(piece.text.replace("\n", " "), end="", flush=True)
     answer = stream.answer
@@ -155,6 +158,14 @@ def show(client: RefragClient, label: str, question: Question, expand_fraction: 
         f"first token after {1000 * (answer.ttft_seconds or 0):.0f} ms]"
     )
     return answer
+
+
+def options_of(expand_fraction: float | None, max_tokens: int) -> GenerateOptions:
+    return {
+        "expand_fraction": expand_fraction,
+        "max_tokens": max_tokens,
+        "deadline_ms": 1000 * LONGEST_ANSWER_SECONDS,
+    }
 
 
 def summarise(pairs: list[Pair], config: RefragConfig) -> dict[str, Any]:

@@ -1,25 +1,22 @@
 """The parts of a checkpoint that each Python model of the repository reads, copied into its version folder.
 
-preprocessing      refrag.json, encoder.json, text.json, the tokenizers
+preprocessing      refrag.json, encoder.json, frame.json, the tokenizers
 chunk_store        the same
-expansion_policy   the same, and policy.safetensors if there is one
+expansion_policy   refrag.json, encoder.json, frame.json, policy.safetensors if there is one
 decoder            refrag.json, decoder/
 """
 
 import shutil
-from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refrag.config import RefragConfig
-from refrag.context.deployed import DeployedText
+from refrag.context.deployed import DECODER, ENCODER, DeployedFrame, DeployedTokenizers
 from refrag.context.frame import open_frame
 from refrag.context.tokenizer import TextTokenizer
 from refrag.errors import CheckpointError
 from refrag.model.policy_file import POLICY
 from refrag.model.tokenizers import (
-    DECODER,
-    ENCODER,
     has_tokenizer,
     load_decoder_tokenizer,
     load_decoder_vocab_size,
@@ -54,18 +51,31 @@ def fingerprint_of(checkpoint: Path, config: RefragConfig, arithmetic: str) -> b
     return fingerprint_encoder(encoder_files, tokenizer_files, config, arithmetic)
 
 
-def build_preprocessing(checkpoint: Path, config: RefragConfig, encoder: EncoderIdentity, target: Path) -> None:
-    _start(config, target)
-    encoder.save(target)
-    _copy(_non_weights(checkpoint / DECODER), target / DECODER)
-    if has_tokenizer(checkpoint / ENCODER):
-        _copy(_non_weights(checkpoint / ENCODER), target / ENCODER)
-    _deployed_text(checkpoint, config).save(target)
+@dataclass(frozen=True)
+class SharedParts:
+    """What several models of the repository get alike."""
+
+    config: RefragConfig
+    encoder: EncoderIdentity
+    frame: DeployedFrame
+    tokenizers: DeployedTokenizers
+
+    @classmethod
+    def of(cls, checkpoint: Path, config: RefragConfig, encoder: EncoderIdentity) -> "SharedParts":
+        decoder_tokenizer, own = load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint)
+        frame = DeployedFrame(open_frame(config.template, decoder_tokenizer), load_decoder_vocab_size(checkpoint))
+        encoder_tokenizer = None if own is None else TextTokenizer.of(own)
+        return cls(config, encoder, frame, DeployedTokenizers(TextTokenizer.of(decoder_tokenizer), encoder_tokenizer))
 
 
-def build_expansion_policy(checkpoint: Path, config: RefragConfig, encoder: EncoderIdentity, target: Path) -> None:
-    # The policy lays out prompts, so it needs the decoder's frame and the size of its vocabulary.
-    build_preprocessing(checkpoint, config, encoder, target)
+def build_preprocessing(shared: SharedParts, target: Path) -> None:
+    _start_shared(shared, target)
+    shared.tokenizers.save(target)
+
+
+def build_expansion_policy(shared: SharedParts, checkpoint: Path, target: Path) -> None:
+    # It lays out prompts of tokens, and reads no text.
+    _start_shared(shared, target)
     if (checkpoint / POLICY).is_file():
         shutil.copyfile(checkpoint / POLICY, target / POLICY)
 
@@ -79,25 +89,15 @@ def build_decoder(checkpoint: Path, config: RefragConfig, target: Path) -> None:
     shutil.copytree(source, target / DECODER, copy_function=shutil.copyfile)
 
 
-def _deployed_text(checkpoint: Path, config: RefragConfig) -> DeployedText:
-    decoder, encoder = load_decoder_tokenizer(checkpoint), load_encoder_tokenizer(checkpoint)
-    return DeployedText(
-        open_frame(config.template, decoder),
-        load_decoder_vocab_size(checkpoint),
-        TextTokenizer.of(decoder),
-        None if encoder is None else TextTokenizer.of(encoder),
-    )
+def _start_shared(shared: SharedParts, target: Path) -> None:
+    _start(shared.config, target)
+    shared.encoder.save(target)
+    shared.frame.save(target)
 
 
 def _start(config: RefragConfig, target: Path) -> None:
     target.mkdir(parents=True)
     config.save(target)
-
-
-def _copy(files: Iterable[Path], target: Path) -> None:
-    target.mkdir()
-    for path in files:
-        shutil.copyfile(path, target / path.name)
 
 
 def _non_weights(directory: Path) -> list[Path]:

@@ -15,11 +15,13 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from refrag.config import RefragConfig
+from refrag.context.deployed import DECODER
 from refrag.errors import CheckpointError
 from refrag.export.calibration import Calibration, read_calibration
 from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
 from refrag.export.parity import Parity, check_chunk_encoder, check_projector
 from refrag.export.parts import (
+    SharedParts,
     build_decoder,
     build_expansion_policy,
     build_preprocessing,
@@ -32,7 +34,7 @@ from refrag.model.checkpoint import load_encoder, load_projector
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector
-from refrag.model.tokenizers import DECODER, load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.model.whole import whole_checkpoint
 from refrag.policies.select import open_trained_policy
 from refrag.store.keys import EncoderIdentity
@@ -130,13 +132,10 @@ def build_graphs(source: Source, built: Path, precision: Precision, chunks: Cali
 def build_parts(source: Source, built: Path, arithmetic: str) -> None:
     fingerprint = fingerprint_of(source.directory, source.config, arithmetic)
     encoder = EncoderIdentity(fingerprint, source.encoder.width)
-    users_of_the_store = {
-        "preprocessing": build_preprocessing,
-        "chunk_store": build_preprocessing,
-        "expansion_policy": build_expansion_policy,
-    }
-    for model, build in users_of_the_store.items():
-        build(source.directory, source.config, encoder, _version_folder(built, model) / "checkpoint")
+    shared = SharedParts.of(source.directory, source.config, encoder)
+    for model in ("preprocessing", "chunk_store"):
+        build_preprocessing(shared, _version_folder(built, model) / "checkpoint")
+    build_expansion_policy(shared, source.directory, _version_folder(built, "expansion_policy") / "checkpoint")
     build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
 
 

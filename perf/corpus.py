@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunker
-from refrag.context.deployed import DeployedText
+from refrag.context.deployed import DeployedFrame, DeployedTokenizers
 from refrag_client.passages import read_passages
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "client" / "examples" / "passages.jsonl"
@@ -22,8 +22,8 @@ class Corpus:
     def __init__(self, repository: Path, seed: int = 0) -> None:
         deployed = repository / "preprocessing" / "1" / "checkpoint"
         self.config = RefragConfig.load(deployed)
-        text = DeployedText.load(deployed)
-        self.chunker = Chunker(self.config, text.frame, text.decoder, text.encoder)
+        frame, tokenizers = DeployedFrame.load(deployed).frame, DeployedTokenizers.load(deployed)
+        self.chunker = Chunker(self.config, frame, tokenizers.decoder, tokenizers.encoder)
         self.words = sorted({word for passage in read_passages(str(EXAMPLES)) for word in passage.split()})
         self.rng = random.Random(seed)
 

@@ -10,9 +10,10 @@ import torch
 from perf.corpus import QUESTION
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunker
+from refrag.context.deployed import DECODER
 from refrag.model.bases import model_folder
 from refrag.model.checkpoint import load_decoder
-from refrag.model.tokenizers import DECODER, load_decoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer
 
 # S prompt slots, D decoder width
 

@@ -73,9 +73,10 @@ class Pipeline:
         self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
     ) -> list[int]:
         """Return the numbers of the chunks to expand, by the policy that the options name."""
-        chunks, num_other_slots = context.chunks, len(self.chunker.frame.head_ids) + len(context.question_ids)
+        chunks, num_other_slots = context.chunks, self.chunker.num_other_slots(context.question_ids)
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
-        return select_chunks(options.policy, candidates, budget_of(options, chunks.lengths, num_other_slots))
+        window = self.checkpoint.config.max_prompt_slots
+        return select_chunks(options.policy, candidates, budget_of(options, chunks.lengths, num_other_slots, window))
 
     @torch.inference_mode()
     def build_prompt(

@@ -9,8 +9,9 @@ that are held out tell whether that has brought it nearer to its plain self.
     OUTPUT/runs/               the run, which resumes
     OUTPUT/checkpoint/         what to export
     OUTPUT/before.json, OUTPUT/after.json, OUTPUT/fidelity.json
+    OUTPUT/settings.json       what all of it depends on
 
-A second call goes on where the first one stopped.
+A second call goes on where the first one stopped; one with other settings is refused.
 """
 
 import argparse
@@ -24,7 +25,10 @@ from typing import TYPE_CHECKING
 from refrag.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from refrag.data.questions.row import SourcePassage
+    from refrag.training.preset import Preset
 
 HELP = "teach a checkpoint your own passages, without labels"
 EXTRA = "train,evaluate"
@@ -33,6 +37,8 @@ EXTRA = "train,evaluate"
 FEWEST_PASSAGES = 20
 HELD_OUT_SHARE = 0.2
 NUM_NEIGHBOURS = 10
+# Options on which everything depends, beside the checkpoint and the passages; the run itself keeps what --set changes.
+SETTINGS = ("num_rows", "num_held_out", "num_passages", "max_tokens", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     output: Path = arguments.output
     learned, held_out = split_passages(arguments.passages, arguments.seed)
-    write_requests(arguments, learned, arguments.num_rows, output / "targets")
-    write_requests(arguments, held_out, arguments.num_held_out, output / "held-out")
-    train(arguments, output / "checkpoint")
+    preset = fill_in_preset(arguments)
+    keep_settings(arguments)
+    parts = {"targets": (learned, arguments.num_rows), "held-out": (held_out, arguments.num_held_out)}
+    write_requests(arguments, parts)
+    train(preset, output)
     before = judge(arguments, arguments.checkpoint, output / "before.json")
     after = judge(arguments, output / "checkpoint", output / "after.json")
     conditions = sorted({condition for _, condition in before} & {condition for _, condition in after} - {"plain"})
@@ -104,38 +112,71 @@ def _read(file: Path) -> "list[SourcePassage]":
     return [SourcePassage(str(number), "", text) for number, text in enumerate(read_passages(file), start=1)]
 
 
-def write_requests(arguments: argparse.Namespace, passages: "list[SourcePassage]", num_rows: int, folder: Path) -> None:
-    """Write requests about the passages with the plain decoder's answers, unless an earlier call did."""
+def fill_in_preset(arguments: argparse.Namespace) -> "Preset":
+    from refrag.training.preset_file import load_preset
+
+    places = {
+        "data": str(arguments.output / "targets"),
+        "runs.teach.start": str(arguments.checkpoint),
+        "runs.teach.max_passages": arguments.num_passages,
+    }
+    return load_preset("teach", [*(f"{place}={json.dumps(value)}" for place, value in places.items()), *arguments.set])
+
+
+def keep_settings(arguments: argparse.Namespace) -> None:
+    """Write what the folder depends on, or raise InvalidRequest if it was begun with something else."""
+    from refrag.evaluation.questions.identity import digest_files, digest_model
+
+    file = arguments.output / "settings.json"
+    settings = {
+        "checkpoint": digest_model(arguments.checkpoint),
+        "passages": digest_files([arguments.passages], arguments.passages.parent),
+        **{name: getattr(arguments, name) for name in SETTINGS},
+    }
+    if not file.exists():
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    begun = json.loads(file.read_text())
+    if changed := [f"{name} was {begun[name]} and is {now}" for name, now in settings.items() if begun[name] != now]:
+        raise InvalidRequest(
+            f"{arguments.output} was begun with other settings: {'; '.join(changed)}; give the same ones, name another "
+            "folder, or remove this one to begin anew"
+        )
+
+
+def write_requests(arguments: argparse.Namespace, parts: "Mapping[str, tuple[list[SourcePassage], int]]") -> None:
+    """Write each part's requests with the plain decoder's answers, so many about these passages, into its folder.
+
+    What an earlier call has written stays.
+    """
     from refrag.data.questions.unlabelled import ask_unlabelled
     from refrag.model.checkpoint import load_checkpoint
     from refrag.training.targets import TARGETS, write_targets
 
-    if (folder / TARGETS).exists():
+    missing = [name for name in parts if not (arguments.output / name / TARGETS).exists()]
+    if not missing:
         return
-    num_neighbours = min(len(passages), max(NUM_NEIGHBOURS, arguments.num_passages))
-    rows = ask_unlabelled(passages, num_rows, num_neighbours, arguments.seed)
     teacher = load_checkpoint(arguments.checkpoint)
-    write_targets(teacher.decoder, teacher.chunker, rows, arguments.num_passages, arguments.max_tokens, folder)
+    for name in missing:
+        passages, num_rows = parts[name]
+        num_neighbours = min(len(passages), max(NUM_NEIGHBOURS, arguments.num_passages))
+        rows = ask_unlabelled(passages, num_rows, num_neighbours, arguments.seed)
+        folder = arguments.output / name
+        write_targets(teacher.decoder, teacher.chunker, rows, arguments.num_passages, arguments.max_tokens, folder)
 
 
-def train(arguments: argparse.Namespace, checkpoint: Path) -> None:
-    """Train the preset's run from the checkpoint to teach, resuming it, and write what it gave."""
+def train(preset: "Preset", output: Path) -> None:
+    """Train the preset's run, resuming it, and write its checkpoint in half precision."""
     import torch
 
-    from refrag.training.preset_file import load_preset
     from refrag.training.recipe import load_run, train_all
 
-    output: Path = arguments.output
-    places = {
-        "data": str(output / "targets"),
-        "runs.teach.start": str(arguments.checkpoint),
-        "runs.teach.max_passages": arguments.num_passages,
-    }
-    filled_in = [f"{place}={json.dumps(value)}" for place, value in places.items()]
-    preset = load_preset("teach", [*filled_in, *arguments.set])
     train_all(preset, output / "runs")
-    if not checkpoint.exists():
-        load_run(preset, output / "runs").save(checkpoint, torch.float16)
+    if not (output / "checkpoint").exists():
+        # Under another name first, so that nothing half-written is ever taken for a checkpoint.
+        load_run(preset, output / "runs").save(output / ".checkpoint", torch.float16)
+        (output / ".checkpoint").rename(output / "checkpoint")
 
 
 def judge(arguments: argparse.Namespace, checkpoint: Path, report: Path) -> dict[tuple[str, str], dict[str, object]]:

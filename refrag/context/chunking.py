@@ -174,6 +174,10 @@ class Chunker:
         [token_ids] = self.decoder_tokenizer.encode([template.question_prefix + question + template.answer_prefix])
         return token_ids + self.frame.tail_ids
 
+    def num_other_slots(self, question_ids: Sequence[int]) -> int:
+        """Return the slots of a prompt besides its context: the frame's, and those of the question as it has it."""
+        return len(self.frame.head_ids) + len(question_ids)
+
     def question_chunks(self, question: str) -> PackedChunks:
         """Return the bare question's chunks, which a question-aware policy compares with those of the context."""
         token_ids = self.decoder_tokenizer.encode([self.config.template.passage_prefix + question])

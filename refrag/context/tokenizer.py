@@ -16,6 +16,8 @@ CLEANED_UP = (
     *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
 )
 
+CLEANS_UP_BYTE_PAIRS = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+
 
 @dataclass(frozen=True)
 class TextTokenizer:
@@ -33,9 +35,9 @@ class TextTokenizer:
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerFast") -> "TextTokenizer":
         backend = tokenizer.backend_tokenizer
-        # transformers never cleans up after byte pairs, where these spaces belong to the text.
-        is_byte_pairs = type(backend.model).__name__ == "BPE"
-        cleans_up = bool(tokenizer.clean_up_tokenization_spaces) and not is_byte_pairs
+        # After byte pairs, where these spaces belong to the text, transformers does so only if asked by this name.
+        is_left = type(backend.model).__name__ == "BPE" and not getattr(tokenizer, CLEANS_UP_BYTE_PAIRS, False)
+        cleans_up = bool(tokenizer.clean_up_tokenization_spaces) and not is_left
         return cls(backend, tokenizer.pad_token_id, tokenizer.eos_token_id, cleans_up)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:

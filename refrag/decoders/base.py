@@ -176,7 +176,7 @@ def _remedy(sampling: SamplingParams, limits: Limits, has_context: bool) -> str:
         return "lower max_tokens"
     if not has_context:
         return "shorten the question or lower max_tokens"
-    return "send fewer passages, or lower expand_fraction or max_tokens"
+    return "send fewer passages, or lower expand_fraction, max_prompt_slots or max_tokens"
 
 
 def join_deltas(deltas: Sequence[Delta]) -> Delta:

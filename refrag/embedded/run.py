@@ -29,6 +29,8 @@ _NO_METRICS = "--allow-metrics=false"
 # Protocols that no request for an answer needs, and that let any client harm the others: reading and writing the
 # server's shared memory, silencing its log, unloading its models.
 _CLOSED_PROTOCOLS = "shared-memory,logging,trace,model-repository"
+# Arguments by which models are served that the repository does not hold when the server starts.
+_OTHER_MODELS = ("--model-control-mode", "--model-repository", "--model-store")
 _RESTRICTIONS = ("--http-restricted-api", "--grpc-restricted-protocol")
 
 
@@ -118,7 +120,9 @@ class ServerRun:
 
 def build_command(wheel: Wheel, settings: ServerSettings, runtime: Path, shared_memory_prefix: str) -> list[str]:
     config_name = [f"--model-config-name={settings.model_config_name}"] if settings.model_config_name else []
-    is_complete = are_complete(settings.model_repository, settings.model_config_name)
+    # Of models that come later, or from elsewhere, nothing is known.
+    is_all = not any(argument.startswith(_OTHER_MODELS) for argument in settings.server_arguments)
+    is_complete = is_all and are_complete(settings.model_repository, settings.model_config_name)
     return [
         str(wheel.server_binary),
         f"--model-repository={settings.model_repository.resolve()}",

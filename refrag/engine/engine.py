@@ -133,7 +133,7 @@ class Engine:
         if request.max_slots > num_slots:
             raise InvalidRequest(
                 f"prompt and max_tokens need {request.max_slots} slots, the KV cache holds {num_slots}; send fewer "
-                "passages, lower expand_fraction or max_tokens, or have kv_cache_mib raised"
+                "passages, lower expand_fraction, max_prompt_slots or max_tokens, or have kv_cache_mib raised"
             )
         num_waiting, limit = self.num_waiting + num_ahead, self.settings.max_waiting
         if num_waiting >= limit:

@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from refrag.context.deployed import DECODER, ENCODER
 from refrag.errors import CheckpointError
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
-from refrag.model.tokenizers import DECODER, ENCODER
 
 
 def load_pretrained(auto_class: type, folder: Path, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 
 from refrag.config import BASES, RefragConfig
 from refrag.context.chunking import Chunker
+from refrag.context.deployed import DECODER, ENCODER
 from refrag.errors import CheckpointError
 from refrag.model.backbones import load_pretrained, save_whole
 from refrag.model.bases import BaseRecord, find_base, model_folder, record_base, refuse_other_base
@@ -29,7 +30,7 @@ from refrag.model.faults import known_fault
 from refrag.model.policy import ExpansionPolicy
 from refrag.model.policy_file import POLICY, load_policy, save_policy
 from refrag.model.projector import Projector
-from refrag.model.tokenizers import DECODER, ENCODER, load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
 from refrag.model.weights import fill, load_metadata, load_weights, matrix_shape, save_weights
 
 Part = Literal["decoder", "policy"]

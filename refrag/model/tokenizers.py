@@ -7,11 +7,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from refrag.context.deployed import DECODER, ENCODER, TOKENIZER_FILE
 from refrag.errors import CheckpointError
 from refrag.model.bases import model_folder
 
-DECODER, ENCODER = "decoder", "encoder"
-CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
 
 
 def load_decoder_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

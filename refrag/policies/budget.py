@@ -19,11 +19,12 @@ def expansion_budget(expand_fraction: float, num_chunks: int) -> int:
     return math.floor(round(expand_fraction, 6) * num_chunks + 1e-9)
 
 
-def budget_of(options: ExpansionOptions, lengths: np.ndarray, num_other_slots: int) -> int:
+def budget_of(options: ExpansionOptions, lengths: np.ndarray, num_other_slots: int, window: int) -> int:
     """Return how many of the request's chunks its policy may expand, whichever it selects.
 
-    lengths: tokens of each chunk (C,). num_other_slots: slots of the prompt besides its context. Raises InvalidRequest
-    if the prompt takes more than `max_prompt_slots` with the fewest chunks expanded that the policy allows.
+    lengths: tokens of each chunk (C,). num_other_slots: slots of the prompt besides its context. window: the decoder's.
+    Raises InvalidRequest if the prompt takes more than `max_prompt_slots` with the fewest chunks expanded that the
+    policy allows, or if that is more than the window.
     """
     num_chunks = len(lengths)
     if options.policy == EXPAND_NOTHING:
@@ -34,6 +35,10 @@ def budget_of(options: ExpansionOptions, lengths: np.ndarray, num_other_slots: i
         budget = expansion_budget(options.expand_fraction, num_chunks)
     if options.max_prompt_slots is None:
         return budget
+    if options.max_prompt_slots > window:
+        raise InvalidRequest(
+            f"max_prompt_slots is {options.max_prompt_slots}; allowed is 1 to {window}, the decoder's window"
+        )
     # Slots with the longest chunk expanded, the two longest, and so on: as each takes a slot anyway, one less.
     added = np.sort(lengths - 1)[::-1].cumsum()  # (C,)
     room = options.max_prompt_slots - num_other_slots - num_chunks

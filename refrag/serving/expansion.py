@@ -8,7 +8,7 @@ import torch
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import NO_TOKEN, PackedChunks
-from refrag.context.deployed import DeployedText
+from refrag.context.deployed import DeployedFrame
 from refrag.errors import InvalidRequest, RefragError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.policy_file import load_policy
@@ -54,7 +54,7 @@ class Expansion:
         self.config = RefragConfig.load(checkpoint)
         self.encoder = EncoderIdentity.load(checkpoint)
         self.trained = open_trained_policy(self.config, load_policy(checkpoint, self.config))
-        self.text = DeployedText.load(checkpoint)
+        self.deployed = DeployedFrame.load(checkpoint)
         self.key = load_graph_key()
         # Only written to: preprocessing has looked up what a request needs.
         self.store = open_store(settings, self.encoder, has_memory=False)
@@ -75,8 +75,8 @@ class Expansion:
         expanded = select_chunks(text(inputs, "resolved_policy") or "", candidates, budget)
         if found.num_new:
             self._keep(found.take_new())
-        question_ids, vocab_size = inputs["question_ids"].tolist(), self.text.vocab_size
-        prompt = lay_out_prompt(chunks, expanded, question_ids, vocab_size, self.text.frame.head_ids)
+        question_ids, vocab_size = inputs["question_ids"].tolist(), self.deployed.vocab_size
+        prompt = lay_out_prompt(chunks, expanded, question_ids, vocab_size, self.deployed.frame.head_ids)
         return {
             "compressed_vectors": at_least_one_row(vectors[prompt.compressed].numpy() if expanded else vectors.numpy()),
             "prompt_ids": prompt.input_ids,
@@ -93,7 +93,7 @@ class Expansion:
                 f"chunk_passages has {len(passages)} numbers for {len(token_ids)} chunks; send as many"
             )
         check_range("chunk_passages", passages, MOST_PASSAGES, "numbers of passages")
-        vocabulary, vocab_size = "the decoder's vocabulary", self.text.vocab_size
+        vocabulary, vocab_size = "the decoder's vocabulary", self.deployed.vocab_size
         check_range("chunk_token_ids", token_ids, vocab_size, f"{vocabulary}, {NO_TOKEN} for none", NO_TOKEN)
         check_range("question_ids", inputs["question_ids"], vocab_size, vocabulary)
         return PackedChunks(token_ids, passages)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import Chunker
-from refrag.context.deployed import DeployedText
+from refrag.context.deployed import DECODER, DeployedFrame, DeployedTokenizers
 from refrag.store.forms import TokenForm
 from refrag.store.store import Store
 from refrag.store.tokens import StoredTokens, fingerprint_tokenizer
@@ -12,9 +12,9 @@ from refrag.store.tokens import StoredTokens, fingerprint_tokenizer
 
 def open_chunker(checkpoint: Path, config: RefragConfig, store: Store) -> tuple[Chunker, StoredTokens]:
     """Return the chunker with the checkpoint's tokenizers, and its cache: passages' tokens beside the vectors."""
-    text = DeployedText.load(checkpoint)
-    # Here the decoder's folder holds no weights, but every file that its tokenizer may be made of.
-    files = sorted(path for path in (checkpoint / "decoder").iterdir() if path.is_file())
-    form = TokenForm(max(text.decoder.backend.get_vocab().values()) + 1)
+    frame, tokenizers = DeployedFrame.load(checkpoint).frame, DeployedTokenizers.load(checkpoint)
+    # Here the decoder's folder holds nothing but its tokenizer.
+    files = sorted((checkpoint / DECODER).iterdir())
+    form = TokenForm(max(tokenizers.decoder.backend.get_vocab().values()) + 1)
     tokens = StoredTokens(store.beside(fingerprint_tokenizer(files, config.template), form))
-    return Chunker(config, text.frame, text.decoder, text.encoder, tokens), tokens
+    return Chunker(config, frame, tokenizers.decoder, tokenizers.encoder, tokens), tokens

@@ -59,8 +59,8 @@ class Preprocessing:
         self._check_size(context)
         self.tokens.keep(context.new_tokens)
         chunks = context.chunks
-        num_other_slots = len(self.chunker.frame.head_ids) + len(context.question_ids)
-        budget = budget_of(request.expansion, chunks.lengths, num_other_slots)
+        num_other_slots, window = self.chunker.num_other_slots(context.question_ids), self.config.max_prompt_slots
+        budget = budget_of(request.expansion, chunks.lengths, num_other_slots, window)
         lookup = NOTHING_NEEDED if budget == len(chunks) else self._look_up(chunks)
         to_encode = PackedChunks.of(chunks[lookup.lacking], context.question_chunks)
         ids, mask = self.chunker.encoder_inputs(to_encode)
@@ -131,7 +131,7 @@ class Preprocessing:
 
     def _check_question(self, context: PreparedContext) -> None:
         """Raise InvalidRequest for a question that would not fit without any passage either."""
-        num_slots, window = len(self.chunker.frame.head_ids) + len(context.question_ids), self.config.max_prompt_slots
+        num_slots, window = self.chunker.num_other_slots(context.question_ids), self.config.max_prompt_slots
         if num_slots >= window:
             raise InvalidRequest(
                 f"text_input takes {num_slots} slots by itself, the decoder's window is {window}; shorten the question"

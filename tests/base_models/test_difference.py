@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from refrag.base_models.reference import BaseModel
 from refrag.config import RefragConfig
+from refrag.context.deployed import DeployedTokenizers
 from refrag.errors import CheckpointError
 from refrag.export.repository import export_repository
 from refrag.model.adapters import adapter_state, add_adapter, merge
@@ -285,7 +286,8 @@ def test_an_export_is_whole_and_needs_no_base(saved, tmp_path):
     merged = load_decoder(saved).state_dict()
     assert all(torch.equal(weight, merged[name]) for name, weight in expected.items())
     preprocessing = tmp_path / "repository" / "preprocessing" / "1" / "checkpoint"
-    assert load_decoder_tokenizer(preprocessing).get_vocab() == load_decoder_tokenizer(saved).get_vocab()
+    served_tokenizer = DeployedTokenizers.load(preprocessing).decoder
+    assert served_tokenizer.backend.get_vocab() == load_decoder_tokenizer(saved).get_vocab()
 
 
 @pytest.mark.parametrize("merge_adapter", [True, False])

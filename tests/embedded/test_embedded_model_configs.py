@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from refrag.embedded.model_configs import are_complete
+from refrag.embedded.run import build_command
+from refrag.embedded.runtime import Wheel
+from refrag.embedded.settings import ServerSettings
 from refrag.export.repository import TEMPLATES
 
 WHOLE = 'name: "m"\nmax_batch_size: 0\ninput [ { name: "a" } ]\noutput {\n  name: "b"\n}\n'
@@ -37,6 +40,23 @@ def test_a_model_without_a_config_is_to_be_completed(tmp_path):
     write(tmp_path, "whole", WHOLE)
     (tmp_path / "bare" / "1").mkdir(parents=True)
     assert not are_complete(tmp_path)
+
+
+def test_a_model_whose_code_completes_its_config_is_asked(tmp_path):
+    write(tmp_path, "python", WHOLE)
+    (tmp_path / "python" / "1").mkdir()
+    (tmp_path / "python" / "1" / "model.py").write_text("class TritonPythonModel: ...")
+    assert are_complete(tmp_path)
+    (tmp_path / "python" / "1" / "model.py").write_text("def auto_complete_config(config): ...")
+    assert not are_complete(tmp_path)
+
+
+@pytest.mark.parametrize("argument", ["--model-control-mode=poll", "--model-repository=more", "--log-verbose=1"])
+def test_models_that_the_repository_does_not_hold_yet_may_be_completed(argument, tmp_path):
+    write(tmp_path, "whole", WHOLE)
+    settings = ServerSettings(tmp_path, server_arguments=(argument,))
+    command = build_command(Wheel("24.10", Path("root"), Path("libraries")), settings, tmp_path, "prefix")
+    assert ("--disable-auto-complete-config" in command) == argument.startswith("--log")
 
 
 def test_a_variant_counts_where_a_model_has_one(tmp_path):

@@ -276,6 +276,8 @@ def test_the_report_has_every_condition_with_its_differences_and_reads_as_markdo
     assert [row["condition"] for row in report["rows"]] == list(map(spell, run.conditions))
     plain = report["rows"][1]
     assert plain["num_questions"] == 4 and plain["refused_rightly"]["value"] in (0, 1)
+    pairs = {(one["condition"], one["against"]) for one in report["differences"]}
+    assert {("k=16:p=0", "k=16:p=0:shuffled"), ("k=16:p=0", "k=16:p=0:zeroed")} <= pairs
     same = next(one for one in report["differences"] if one["condition"] == "k=16:p=1:random")
     assert [row["condition"] for row in report["rows"] if not row["num_questions"]] == []
     assert (same["against"], same["log_perplexity"]["value"]) == ("plain", 0)

@@ -9,14 +9,15 @@ from safetensors.torch import save_file
 
 import refrag.export.repository
 from refrag.config import RefragConfig
+from refrag.context.deployed import DeployedFrame, DeployedTokenizers
 from refrag.errors import CheckpointError
 from refrag.export.graphs import export_projector
-from refrag.export.parts import build_decoder, build_preprocessing, choose_chunk_size
+from refrag.export.parts import SharedParts, build_decoder, build_preprocessing, choose_chunk_size
 from refrag.export.repository import TEMPLATES, export_repository
 from refrag.model.checkpoint import load_decoder
 from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector
-from refrag.model.tokenizers import load_decoder_tokenizer, load_encoder_tokenizer
+from refrag.model.tokenizers import load_decoder_tokenizer, load_decoder_vocab_size
 from refrag.store.keys import EncoderIdentity
 from refrag_client.cli.main import main
 
@@ -57,8 +58,13 @@ def test_every_model_of_a_new_repository_has_what_its_config_needs(model, export
 
 
 def test_each_python_model_finds_its_part_of_the_checkpoint(exported, checkpoint):
-    tokenizer = load_decoder_tokenizer(part(exported, "preprocessing"))
-    assert tokenizer("a test").input_ids == load_decoder_tokenizer(checkpoint)("a test").input_ids
+    tokenizer = DeployedTokenizers.load(part(exported, "preprocessing")).decoder
+    expected = load_decoder_tokenizer(checkpoint)
+    assert tokenizer.encode(["a test"]) == [expected("a test", add_special_tokens=False).input_ids]
+    for model in ("preprocessing", "chunk_store", "expansion_policy"):
+        deployed = DeployedFrame.load(part(exported, model))
+        assert deployed.vocab_size == load_decoder_vocab_size(checkpoint)
+        assert deployed.frame.bos_ids == [expected.bos_token_id]
     decoder = load_decoder(part(exported, "decoder"))
     assert decoder.width == 16
     policy = part(exported, "expansion_policy")
@@ -77,8 +83,10 @@ def test_preprocessing_gets_no_weights(exported):
 def test_an_encoders_own_tokenizer_travels_without_its_weights(changed_checkpoint, tmp_path):
     load_decoder_tokenizer(changed_checkpoint).save_pretrained(changed_checkpoint / "encoder")
     encoder = EncoderIdentity(b"fingerprint", width=16)
-    build_preprocessing(changed_checkpoint, RefragConfig.load(changed_checkpoint), encoder, tmp_path / "built")
-    assert load_encoder_tokenizer(tmp_path / "built") is not None
+    shared = SharedParts.of(changed_checkpoint, RefragConfig.load(changed_checkpoint), encoder)
+    build_preprocessing(shared, tmp_path / "built")
+    own = DeployedTokenizers.load(tmp_path / "built").encoder
+    assert own.encode(["a test"]) == shared.tokenizers.decoder.encode(["a test"])
     assert not list((tmp_path / "built").rglob("*.safetensors"))
 
 

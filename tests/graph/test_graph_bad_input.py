@@ -118,6 +118,7 @@ def test_an_unknown_policy_is_refused_with_the_known_ones(client, policy, named)
         ({"temperature": -1e-7}, "temperature is -1e-07; it must be 0"),
         ({"expand_fraction": 1.0000002}, "expand_fraction is 1.0000002"),
         ({"max_prompt_slots": 0}, "max_prompt_slots is 0"),
+        ({"max_prompt_slots": 4097}, "max_prompt_slots is 4097; allowed is 1 to 4096, the decoder's window"),
         ({"max_prompt_slots": 3}, r"max_prompt_slots is 3; the prompt takes \d+ with no chunk expanded; allow more"),
         ({"max_tokens": 2**40}, "max_tokens 1099511627776 more, the decoder's window is 4096; lower max_tokens"),
         ({"stop_words": ["a"] * 17}, "17 words"),

@@ -1,5 +1,6 @@
 """A server reads text as transformers does, without importing it."""
 
+import copy
 import subprocess
 import sys
 
@@ -9,12 +10,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from refrag.context.deployed import TEXT_FILE, DeployedText
+from refrag.context.deployed import DECODER, FRAME_FILE, TEXT_FILE, DeployedFrame, DeployedTokenizers
 from refrag.context.frame import Frame
-from refrag.context.tokenizer import TextTokenizer
+from refrag.context.tokenizer import CLEANS_UP_BYTE_PAIRS, TextTokenizer
 from refrag.errors import CheckpointError
 
-FRAME = Frame([0], [0, 5], [7])
+FRAME = DeployedFrame(Frame([0], [0, 5], [7]), vocab_size=512)
 WORDS = ["it", "is", "n't", ".", "?", "!", ",", "'", "'s", "we", "'ve", "'re", "'m", "do", "[PAD]", "[UNK]"]
 
 
@@ -32,8 +33,8 @@ def words():
 def deployed(tiny_checkpoint, words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deployed")
     tokenizers = TextTokenizer.of(tiny_checkpoint.decoder_tokenizer), TextTokenizer.of(words)
-    DeployedText(FRAME, 512, *tokenizers).save(folder)
-    return DeployedText.load(folder)
+    DeployedTokenizers(*tokenizers).save(folder)
+    return DeployedTokenizers.load(folder)
 
 
 @given(text=st.text(max_size=80), special=st.sampled_from(["", "<|eos|>", "<|bos|>"]))
@@ -54,22 +55,37 @@ def test_decoded_text_loses_the_spaces_that_transformers_takes_out(words, deploy
 
 def test_ids_and_sizes_stay(tiny_checkpoint, words, deployed):
     theirs = tiny_checkpoint.decoder_tokenizer
-    assert (deployed.frame, deployed.vocab_size) == (FRAME, 512)
     assert (deployed.decoder.eos_id, deployed.decoder.pad_id) == (theirs.eos_token_id, theirs.pad_token_id)
     assert (deployed.encoder.pad_id, deployed.encoder.size) == (words.pad_token_id, len(words))
 
 
+def test_byte_pairs_keep_their_spaces_unless_their_tokenizer_insists(tiny_checkpoint):
+    tokenizer = copy.deepcopy(tiny_checkpoint.decoder_tokenizer)
+    tokenizer.clean_up_tokenization_spaces = True
+    assert not TextTokenizer.of(tokenizer).cleans_up
+    setattr(tokenizer, CLEANS_UP_BYTE_PAIRS, True)
+    ids = tokenizer("it is .", add_special_tokens=False).input_ids
+    assert TextTokenizer.of(tokenizer).decode([ids]) == tokenizer.batch_decode([ids]) == ["it is."]
+
+
 def test_the_encoder_has_none_of_its_own(tiny_checkpoint, tmp_path):
-    DeployedText(FRAME, 512, TextTokenizer.of(tiny_checkpoint.decoder_tokenizer)).save(tmp_path)
-    assert DeployedText.load(tmp_path).encoder is None
+    DeployedTokenizers(TextTokenizer.of(tiny_checkpoint.decoder_tokenizer)).save(tmp_path)
+    assert DeployedTokenizers.load(tmp_path).encoder is None
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"vocab_size": 3}', '{"decoder": {}, "encoder": null}'])
-def test_what_an_export_did_not_write_is_refused(content, tmp_path):
+def test_the_frame_stays(tmp_path):
+    FRAME.save(tmp_path)
+    assert DeployedFrame.load(tmp_path) == FRAME
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"vocab_size": 3}', "[]", '{"vocab_size": 3, "frame": {"other": 1}}'])
+@pytest.mark.parametrize("kind, name", [(DeployedFrame, FRAME_FILE), (DeployedTokenizers, f"{DECODER}/{TEXT_FILE}")])
+def test_what_an_export_did_not_write_is_refused(kind, name, content, tmp_path):
+    (tmp_path / DECODER).mkdir()
     if content is not None:
-        (tmp_path / TEXT_FILE).write_text(content)
-    with pytest.raises(CheckpointError, match=r"text\.json cannot be read: .*; run the export again"):
-        DeployedText.load(tmp_path)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*; run the export again"):
+        kind.load(tmp_path)
 
 
 def test_reading_text_imports_neither_transformers_nor_torch():

@@ -30,7 +30,7 @@ def network():
 
 def select(network, seed=0, **options):
     trained, chosen = None if network is None else TrainedPolicy(network), ExpansionOptions(**options)
-    budget = budget_of(chosen, LENGTHS, num_other_slots=9)
+    budget = budget_of(chosen, LENGTHS, num_other_slots=9, window=4096)
     return select_chunks(chosen.policy, Candidates(PASSAGES, VECTORS, QUESTION, trained, seed), budget)
 
 
@@ -223,9 +223,9 @@ def test_slots_hold_whichever_chunks_are_selected_and_are_used(
     options = ExpansionOptions(fraction, "random", seed, max_prompt_slots)
     if num_compressed > max_prompt_slots:
         with pytest.raises(InvalidRequest, match=f"prompt takes {num_compressed} with no chunk expanded; allow more"):
-            budget_of(options, lengths, num_other_slots)
+            budget_of(options, lengths, num_other_slots, window=400)
         return
-    budget = budget_of(options, lengths, num_other_slots)
+    budget = budget_of(options, lengths, num_other_slots, window=400)
     longest = sorted((int(length) - 1 for length in lengths), reverse=True)
     assert num_compressed + sum(longest[:budget]) <= max_prompt_slots
     one_more_fits = budget < len(lengths) and num_compressed + sum(longest[: budget + 1]) <= max_prompt_slots
@@ -235,9 +235,14 @@ def test_slots_hold_whichever_chunks_are_selected_and_are_used(
 def test_every_chunk_is_refused_where_the_slots_do_not_hold_them():
     options = ExpansionOptions(policy="all", max_prompt_slots=48)
     with pytest.raises(InvalidRequest, match="the prompt takes 49 with every chunk expanded, as policy all asks"):
-        budget_of(options, LENGTHS, num_other_slots=9)
-    assert budget_of(options, LENGTHS, num_other_slots=8) == 12
+        budget_of(options, LENGTHS, num_other_slots=9, window=4096)
+    assert budget_of(options, LENGTHS, num_other_slots=8, window=4096) == 12
 
 
 def test_none_expands_nothing_however_many_slots_there_are():
-    assert budget_of(ExpansionOptions(1.0, "none", max_prompt_slots=4000), LENGTHS, 9) == 0
+    assert budget_of(ExpansionOptions(1.0, "none", max_prompt_slots=4000), LENGTHS, 9, window=4096) == 0
+
+
+def test_more_slots_than_the_window_are_refused():
+    with pytest.raises(InvalidRequest, match="max_prompt_slots is 4097; allowed is 1 to 4096, the decoder's window"):
+        budget_of(ExpansionOptions(max_prompt_slots=4097), LENGTHS, 9, window=4096)

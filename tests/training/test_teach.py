@@ -75,6 +75,15 @@ def test_a_second_call_only_prints(taught, checkpoint, capsys):
     assert "divergence from plain" in capsys.readouterr().out
 
 
+def test_other_settings_are_refused_with_both_values(taught, checkpoint, capsys):
+    before = {path: path.stat().st_mtime_ns for path in taught.rglob("*") if path.is_file()}
+    other = write_passages(taught / "other", FEWEST_PASSAGES + 1)
+    assert teach(taught, checkpoint, other, "--num-rows", "7") == 2
+    told = capsys.readouterr().err
+    assert "num_rows was 6 and is 7" in told and "passages was" in told and "remove this one to begin anew" in told
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_too_few_passages_are_refused_before_anything_is_written(checkpoint, tmp_path, capsys):
     passages = write_passages(tmp_path, FEWEST_PASSAGES - 1)
     assert teach(tmp_path / "new", checkpoint, passages) == 2

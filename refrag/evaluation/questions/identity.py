@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from refrag.config import CONFIG_NAME
+from refrag.context.deployed import DECODER, ENCODER
 from refrag.data.questions.beir import beir_files
 from refrag.data.questions.passages import find_pool
 from refrag.data.questions.read import Form, detect_form
 from refrag.evaluation.questions.options import QuestionOptions
-from refrag.model.tokenizers import DECODER, ENCODER
 
 # Files of a Hugging Face folder: settings, weights with their index, and what makes a fast tokenizer.
 HUGGING_FACE = (

@@ -1,7 +1,7 @@
 """The report of an evaluation on a question set: means, paired differences and recovery, as JSON and as Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,11 +72,18 @@ def summarise(run: "QuestionRun", file: AnswersFile) -> dict[str, Any]:
         ],
         "differences": [
             {"condition": spell(one), "against": spell(other), **_differences(answers[one], answers[other], seed)}
-            for other in (plain, none)
-            for one in answers
-            if one != other
+            for one, other in _pairs(answers, plain, none)
         ],
     }
+
+
+def _pairs(asked: Collection[Condition], plain: Condition, none: Condition) -> list[tuple[Condition, Condition]]:
+    """Return what is compared with what: all with plain and with no context, true embeddings with their controls."""
+    controlled = [(replace(one, embeddings="true"), one) for one in asked if one.embeddings != "true"]
+    return [
+        *((one, other) for other in (plain, none) for one in asked if one != other),
+        *((true, control) for true, control in controlled if true in asked),
+    ]
 
 
 def render(report: Values) -> str:
