@@ -59,7 +59,7 @@ def own_places(is_token: np.ndarray) -> np.ndarray:
     return np.where(is_token, FIRST_PLACE + np.arange(is_token.shape[1]), 0)
 
 
-# A table takes a tenth of a second for a large vocabulary, and chunkers are made for each batch of training.
+# A table takes a third of a second for a large vocabulary, and chunkers are made for each batch of training.
 @lru_cache(maxsize=4)
 def count_characters(tokenizer: TextTokenizer) -> np.ndarray:
     """Return how many characters each token adds to a text, if it is no part of a character.  INT64 (vocabulary,)"""
