@@ -15,6 +15,9 @@ from refrag.export.repository import export_repository
 from refrag.model.whole import whole_checkpoint
 from refrag_client import Answer, RefragClient
 
+# A plain prompt of 8,192 tokens takes a decoder of 135 million parameters about a minute on two cores.
+LONGEST_ANSWER_SECONDS = 600
+
 
 def deploy(
     checkpoint: Path, folder: Path, window: int, chunk_size: int | None = None, precision: Precision = "fp32"
@@ -49,8 +52,18 @@ def serve(repository: Path, **store: object) -> Iterator[EmbeddedServer]:
         yield server
 
 
+def connect(server: EmbeddedServer) -> RefragClient:
+    """Return a client that waits for the longest answers."""
+    return RefragClient(server.grpc_address, timeout_seconds=LONGEST_ANSWER_SECONDS)
+
+
 def ask(client: RefragClient, passages: Sequence[str], expand_fraction: float, max_tokens: int = 1) -> Answer:
     """Ask for an answer of exactly `max_tokens` tokens; one that ended at once would have no first token."""
     return client.generate(
-        QUESTION, passages, expand_fraction=expand_fraction, max_tokens=max_tokens, min_tokens=max_tokens
+        QUESTION,
+        passages,
+        expand_fraction=expand_fraction,
+        max_tokens=max_tokens,
+        min_tokens=max_tokens,
+        deadline_ms=1000 * LONGEST_ANSWER_SECONDS,
     )

@@ -28,10 +28,9 @@ class BareDecoder:
         self.width: int = self.model.get_input_embeddings().embedding_dim
 
     def plain_prompt(self, passages: Sequence[str], question: str) -> list[int]:
-        """Return the ids of all the passages' tokens and the question's, after BOS if the tokenizer has one."""
-        bos = self.tokenizer.bos_token_id
+        """Return the ids of all the passages' tokens and the question's, inside what frames them."""
         context = [token_id for ids in self.chunker.passages_ids(passages) for token_id in ids]
-        return [*([] if bos is None else [bos]), *context, *self.chunker.question_ids(question)]
+        return [*self.chunker.frame.head_ids, *context, *self.chunker.question_ids(question)]
 
     @torch.inference_mode()
     def prefill(self, passages: Sequence[str], num_slots: int) -> float:

@@ -1,8 +1,9 @@
-"""Measures one checkpoint on the same prompts in three ways: Hugging Face's generate, our plain path, compressed.
+"""Measures one checkpoint on the same prompts: Hugging Face's generate, llama.cpp, our plain path, compressed.
 
     make perf-full        or: python -m perf.peers --output perf/results/peers.json
 
     generate      transformers in this process, over all context tokens: tokenise, embed, generate greedily
+    llama.cpp     its own server (perf/llama_cpp.py), over all context tokens, if `--gguf` names a file for it
     plain         the served ensemble with every chunk expanded: the same tokens, through Triton
     compressed    the served ensemble with the store warm and `--expand-fraction` of the chunks expanded
 
@@ -19,6 +20,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,16 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from perf.corpus import QUESTION, Corpus
-from perf.deployment import deploy, serve
+from perf.deployment import ask, connect, deploy, serve
 from perf.in_process import BareDecoder
+from perf.llama_cpp import LlamaCpp
 from perf.results import Report, describe_run, emit, median_ratio, summarise
 from refrag.config import RefragConfig
 from refrag.reporting import table
 from refrag_client import RefragClient, StoreClient
 
 SPARE_SLOTS = 256
+LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,20 @@ class Generate:
         return Timed(tuple(ids[0, prompt.shape[1] :].tolist()), streamer.time - start, end - start)
 
 
+class Quantised:
+    """Answers by llama.cpp, whose rounded weights may give other tokens."""
+
+    def __init__(self, server: LlamaCpp, bare: BareDecoder, num_tokens: int) -> None:
+        self.server, self.bare, self.num_tokens = server, bare, num_tokens
+
+    def __call__(self, passages: Sequence[str]) -> Timed:
+        start = time.perf_counter()
+        prompt = self.bare.plain_prompt(passages, QUESTION)
+        tokenised = time.perf_counter() - start
+        first, last = self.server.answer(prompt, self.num_tokens)
+        return Timed((), tokenised + first, tokenised + last)
+
+
 class Served:
     """Answers through the served ensemble."""
 
@@ -95,29 +113,26 @@ class Served:
         self.client, self.expand_fraction, self.num_tokens = client, expand_fraction, num_tokens
 
     def __call__(self, passages: Sequence[str]) -> Timed:
-        answer = self.client.generate(
-            QUESTION,
-            passages,
-            expand_fraction=self.expand_fraction,
-            max_tokens=self.num_tokens,
-            min_tokens=self.num_tokens,
-        )
+        answer = ask(self.client, passages, self.expand_fraction, self.num_tokens)
         assert answer.ttft_seconds is not None, "the answer has no token"
         return Timed(answer.token_ids, answer.ttft_seconds, answer.total_seconds)
 
 
 def measure(options: argparse.Namespace) -> list[Report]:
     trained_window = RefragConfig.load(options.checkpoint).max_prompt_slots
+    window = max(options.context_tokens) + SPARE_SLOTS
     with tempfile.TemporaryDirectory() as folder:
-        repository = deploy(options.checkpoint, Path(folder), max(options.context_tokens) + SPARE_SLOTS)
+        repository = deploy(options.checkpoint, Path(folder), window)
         corpus, bare = Corpus(repository), BareDecoder(Path(folder, "checkpoint"))
         with (
             serve(repository, disk_path=f"{folder}/store") as server,
-            RefragClient(server.grpc_address) as client,
+            connect(server) as client,
             StoreClient(server.grpc_address) as store,
+            start_llama_cpp(options.gguf, window) as llama_cpp,
         ):
             ways: dict[str, Way] = {
                 "generate": Generate(bare, options.num_tokens),
+                **({} if llama_cpp is None else {LLAMA_CPP: Quantised(llama_cpp, bare, options.num_tokens)}),
                 # Before the plain way, which would leave the passages' tokens in the server's memory.
                 "compressed": Served(client, options.expand_fraction, options.num_tokens),
                 "plain": Served(client, 1.0, options.num_tokens),
@@ -128,6 +143,10 @@ def measure(options: argparse.Namespace) -> list[Report]:
                 )
                 for num_tokens in tqdm(options.context_tokens, desc="peers", disable=None)
             ]
+
+
+def start_llama_cpp(gguf: Path | None, window: int) -> AbstractContextManager[LlamaCpp | None]:
+    return nullcontext() if gguf is None else LlamaCpp(gguf, window, torch.get_num_threads())
 
 
 def measure_length(
@@ -160,15 +179,8 @@ def markdown(report: Report) -> str:
 
 
 def peers_table(report: Report) -> str:
-    header = [
-        "context tokens",
-        "first token of generate",
-        "compressed",
-        "plain",
-        "answer of generate",
-        "compressed",
-        "plain",
-    ]
+    others = list(report["rows"][0]["ttft_against_generate"])
+    header = ["context tokens", "first token of generate", *others, "answer of generate", *others]
     rows = []
     for row in report["rows"]:
         cells = [f"{row['context_tokens']:,}"]
@@ -187,6 +199,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/world"))
     parser.add_argument("--context-tokens", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--expand-fraction", type=float, default=0.1)
+    parser.add_argument(
+        "--gguf", type=Path, help="a file of the same weights, to measure llama.cpp on; needs xllamacpp"
+    )
     parser.add_argument("--num-tokens", type=int, default=32, help="tokens of every answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
@@ -196,6 +211,7 @@ def main() -> None:
         **describe_run("perf.peers"),
         "answer_tokens": options.num_tokens,
         "expand_fraction": options.expand_fraction,
+        "gguf": options.gguf and options.gguf.name,
         "rows": measure(options),
     }
     emit(report, markdown, options.output)

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from perf.analytic import predicted_speedup
 from perf.corpus import Corpus
-from perf.deployment import ask, deploy, serve
+from perf.deployment import ask, connect, deploy, serve
 from perf.in_process import BareDecoder, decoder_width
 from perf.results import Report, describe_run, emit, median_ratio, summarise
 from perf.stages import StageClock, stage_seconds
@@ -192,12 +192,12 @@ def measure(options: argparse.Namespace) -> list[Report]:
 @contextmanager
 def serve_one(chunk_size: int, precision: Precision, options: argparse.Namespace) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
-        window = max(options.context_tokens) + SPARE_SLOTS
+        window = options.window or max(options.context_tokens) + SPARE_SLOTS
         repository = deploy(options.checkpoint, Path(folder), window, chunk_size, precision)
         corpus, bare = Corpus(repository), BareDecoder(Path(folder, "checkpoint"))
         with (
             serve(repository, disk_path=f"{folder}/store") as running,
-            RefragClient(running.grpc_address) as client,
+            connect(running) as client,
             StoreClient(running.grpc_address) as store,
             StageClock(running) as clock,
         ):
@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", choices=get_args(Precision), default=["fp32"])
     parser.add_argument("--expand-fractions", type=float, nargs="+", default=[0.0, 0.1], help="0 must be among them")
     parser.add_argument("--longest-plain", type=int, default=16384, help="context tokens; longer ones take too long")
+    parser.add_argument("--window", type=int, help="the decoder's, in slots; else the longest context and a question")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stage-requests", type=int, default=2)
     parser.add_argument("--output", type=Path)
