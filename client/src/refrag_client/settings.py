@@ -16,7 +16,7 @@ CHANNEL_OPTIONS = (
     # gRPC's default pause between attempts grows to two minutes, too long to notice that a server has started.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 300),
 )
 HEADER_NAME, HEADER_VALUE = re.compile(r"[0-9A-Za-z_.-]+"), re.compile(r"[ -~]*")
 # gRPC takes a header with such a name for bytes.
