@@ -35,13 +35,14 @@ def test_every_option_has_the_type_of_the_server():
         priority=-1,
         stop_words=["."],
         deadline_ms=100,
+        shadow_fraction=0.5,
         exclude_input_in_output=True,
     )
     assert inputs["passages"].tolist() == [b"a", b"b"]
     assert inputs["seed"].dtype == np.uint64 and inputs["seed"].tolist() == [2**64 - 1]
     numbers = ("max_tokens", "max_prompt_slots", "top_k", "min_tokens", "priority", "deadline_ms")
     assert {inputs[name].dtype for name in numbers} == {np.dtype(np.int64)}
-    reals = ("expand_fraction", "temperature", "top_p", "repetition_penalty")
+    reals = ("expand_fraction", "temperature", "top_p", "repetition_penalty", "shadow_fraction")
     assert {inputs[name].dtype for name in reals} == {np.dtype(np.float32)}
     assert {inputs[name].dtype for name in ("stream", "log_probs", "exclude_input_in_output")} == {np.dtype(bool)}
 

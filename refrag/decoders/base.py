@@ -39,6 +39,9 @@ class DecoderRequest:
     request_id: its name for `stop`; "" for none. priority: lower goes first.
     deadline: when the request is ended, finished or not, in seconds of time.monotonic().
     arrival: when the caller began to wait, by the same clock.
+    choose: takes the logits before each token, (V,), and returns the token, in the decoder's thread; None to sample. Of
+        decoders with `lets_choose` alone, as is_background.
+    is_background: whether it is computed only while no other request is there, and counts in no metric.
     """
 
     prompt: MixedPrompt = field(repr=False)
@@ -47,6 +50,8 @@ class DecoderRequest:
     deadline: float = float("inf")
     priority: int = 0
     arrival: float = 0.0
+    choose: "Callable[[Tensor], int] | None" = field(default=None, repr=False)
+    is_background: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,13 @@ class DecoderBackend(Protocol):
     """A decoder with its weights, its memory and its thread.
 
     settings_type: frozen dataclass of its own parameters in the config.pbtxt of the model `decoder`.
+    lets_choose: whether requests may bring a `choose` and may be in the background; False where it is missing.
     checkpoint: folder of the deployed checkpoint. observe: called with the stats of each step as it ends.
     Raises SetupError or CheckpointError if it cannot serve this checkpoint on this machine.
     """
 
     settings_type: ClassVar[type[Any]]
+    lets_choose: ClassVar[bool]
 
     def __init__(self, checkpoint: Path, settings: Any, observe: Observe) -> None: ...
 

@@ -51,6 +51,7 @@ class TorchDecoder:
     """An engine in a thread of its own. See `DecoderBackend`."""
 
     settings_type: ClassVar[type[TorchSettings]] = TorchSettings
+    lets_choose: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Path, settings: TorchSettings, observe: Observe) -> None:
         window = RefragConfig.load(checkpoint).max_prompt_slots
@@ -62,8 +63,10 @@ class TorchDecoder:
         self.limits = Limits(decoder.vocab_size, decoder.width, window)
 
     def submit(self, request: DecoderRequest, sink: Sink) -> None:
-        # Hashed by the thread that submits, since the engine's has answers to compute.
-        keys = block_keys(request.prompt, self.settings.block_size, self.limits.vocab_size)
+        # Hashed by the thread that submits, since the engine's has answers to compute. Of the background nothing is
+        # kept: it would take the place of prompts that callers may send again.
+        block_size, vocab_size = self.settings.block_size, self.limits.vocab_size
+        keys = [] if request.is_background else block_keys(request.prompt, block_size, vocab_size)
         self.worker.submit(EngineRequest(**vars(request), keys=keys), sink)
 
     def stop(self, request_id: str) -> None:

@@ -120,7 +120,8 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.scheduler.waiting)
+        """Requests that wait for a place, without those of the background."""
+        return sum(not task.is_background for task in self.scheduler.waiting)
 
     def check(self, request: EngineRequest, num_ahead: int = 0) -> None:
         """Raise InvalidRequest if the prompt is empty or the KV cache could not hold the request even alone.
@@ -151,8 +152,9 @@ class Engine:
             max_slots=request.max_slots,
             keys=request.keys,
             priority=request.priority,
+            is_background=request.is_background,
             request=request,
-            generation=Generation(self.tokenizer, self.eos_ids, request.sampling),
+            generation=Generation(self.tokenizer, self.eos_ids, request.sampling, request.choose),
         )
         self.scheduler.add(task)
         self.tasks[request] = task
@@ -219,7 +221,7 @@ class Engine:
             if not part.completes:
                 continue
             try:
-                greedy = task.generation.sampler.takes_likeliest
+                greedy = task.generation.takes_likeliest
                 yield self._extend(task, Pick(token_id) if greedy else task.generation.pick(row))
             except Exception as error:
                 log.exception("a token could not be chosen")
@@ -227,7 +229,8 @@ class Engine:
 
     def _extend(self, task: Task, pick: Pick) -> Output:
         delta = task.generation.extend(pick)
-        self._note_token(task, len(delta.token_ids))
+        if not task.is_background:
+            self._note_token(task, len(delta.token_ids))
         if delta.finish_reason is None:
             task.num_slots += 1
         else:
@@ -241,7 +244,7 @@ class Engine:
     def _note_admitted(self) -> None:
         now = self.clock()
         for task in self.scheduler.active:
-            if task.admitted_at is None:
+            if task.admitted_at is None and not task.is_background:
                 task.admitted_at = now
                 self.stats.queue_seconds.append(now - task.request.arrival)
 
@@ -255,7 +258,8 @@ class Engine:
         self.stats.num_tokens += count
 
     def _note_state(self, parts: List[Part[Task]]) -> None:
-        self.stats.num_active, self.stats.num_waiting = len(self.scheduler.active), self.num_waiting
+        self.stats.num_active = sum(not task.is_background for task in self.scheduler.active)
+        self.stats.num_waiting = self.num_waiting
         self.stats.num_held_blocks = self.pool.num_blocks - self.pool.num_available
         self.stats.num_computed_slots = sum(part.stop - part.start for part in parts)
         self.stats.num_preempted, self.scheduler.num_preempted = self.scheduler.num_preempted, 0

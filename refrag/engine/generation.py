@@ -1,6 +1,6 @@
 """Generates one request's answer: mixed prompt in, deltas out."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -16,17 +16,28 @@ from refrag.request import SamplingParams
 
 
 class Generation:
-    """An answer in the making: tokens in, deltas out."""
+    """An answer in the making: tokens in, deltas out. choose: takes logits (V,), returns the token; None to sample."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int], sampling: SamplingParams) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Collection[int],
+        sampling: SamplingParams,
+        choose: Callable[[Tensor], int] | None = None,
+    ) -> None:
         self.eos_ids, self.max_tokens = eos_ids, sampling.max_tokens
-        self.sampler = Sampler(sampling, eos_ids)
+        self.sampler, self.choose = Sampler(sampling, eos_ids), choose
         self.text = TextStream(tokenizer, sampling.stop_words)
         self.token_ids: list[int] = []
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Return whether only the highest logit matters, which can be found for many requests at once."""
+        return self.choose is None and self.sampler.takes_likeliest
+
     def pick(self, logits: Tensor) -> Pick:
         """Choose the token after these logits (V,)."""
-        return self.sampler.pick(logits, self.token_ids)
+        return self.sampler.pick(logits, self.token_ids) if self.choose is None else Pick(self.choose(logits))
 
     def extend(self, pick: Pick) -> Delta:
         """Add the token to the answer and return the delta; one with a finish reason must be the last."""

@@ -42,7 +42,7 @@ class Sampler:
 
     @property
     def takes_likeliest(self) -> bool:
-        """Return whether only the highest logit matters, which can be found for many requests at once."""
+        """Return whether only the highest logit matters."""
         return self.is_greedy and not self.processors and not self.with_log_probability
 
     def pick(self, logits: Tensor, token_ids: Sequence[int]) -> Pick:

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 from refrag.engine.block_pool import BlockPool, Run, slot_runs
 
+# Slots that a sequence in the background gets in one step, for which a request that comes meanwhile has to wait.
+BACKGROUND_STEP_SLOTS = 64
 # A prompt that was passed over so many times in a row goes first, or short ones could starve it.
 MAX_SKIPPED = 4
 
@@ -23,6 +25,7 @@ class Sequence:
     """The lengths and blocks of one request.
 
     number: rises in order of arrival. priority: lower goes first.
+    is_background: computed only while no other sequence is there, and after all of them whatever the priority.
     max_slots: the most slots it can need. From admission on it holds blocks for all of them, until it ends or is
         preempted, so that it never waits half-way.
     keys: hashes of what its prompt's full blocks hold, for reuse. runs: where its blocks lie, in slots of the pool.
@@ -34,6 +37,7 @@ class Sequence:
     max_slots: int
     keys: List[bytes] = ()
     priority: int = 0
+    is_background: bool = False
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
@@ -45,8 +49,12 @@ class Sequence:
         return self.num_slots - self.num_computed
 
     @property
-    def rank(self) -> tuple[int, int]:
-        return self.priority, self.number
+    def urgency(self) -> tuple[bool, int]:
+        return self.is_background, self.priority
+
+    @property
+    def rank(self) -> tuple[tuple[bool, int], int]:
+        return self.urgency, self.number
 
 
 S = TypeVar("S", bound=Sequence)
@@ -96,8 +104,9 @@ class Scheduler(Generic[S]):
     def schedule(self) -> list[Part[S]]:
         """Admit the sequences that there is room for, and return the parts of the next step."""
         self._admit()
-        decoding = [sequence for sequence in self.active if sequence.num_left == 1]
-        prefilling = [sequence for sequence in self.active if sequence.num_left > 1]
+        due = self._due()
+        decoding = [sequence for sequence in due if sequence.num_left == 1]
+        prefilling = [sequence for sequence in due if sequence.num_left > 1]
         parts = [Part(one, one.num_computed, one.num_slots) for one in decoding]
         return parts + self._share_out(prefilling, max(1, self._prefill_slots(prefilling) - len(parts)))
 
@@ -122,6 +131,12 @@ class Scheduler(Generic[S]):
                 f"computed {one.num_computed} < slots {one.num_slots} <= {one.max_slots} <= capacity {capacity}"
             )
 
+    def _due(self) -> list[S]:
+        """Return the active sequences; of the background only while no other is there."""
+        others = [one for one in self.active if not one.is_background]
+        has_others = others or any(not one.is_background for one in self.waiting)
+        return others if has_others else list(self.active)
+
     def _admit(self) -> None:
         """Admit in order of rank. While the first in rank has no room, no other is admitted, however small it is."""
         while self.waiting:
@@ -131,7 +146,7 @@ class Scheduler(Generic[S]):
             self.waiting.remove(first)
 
     def _place(self, sequence: S) -> bool:
-        """Give the sequence its blocks, if need be by preempting lower priorities; return False if there is no room."""
+        """Give the sequence its blocks, if need be by preempting less urgent ones; return False if there is no room."""
         shared, needed = self._find_prefix(sequence), self.pool.blocks_for(sequence.max_slots)
         if len(self.active) >= self.max_active or not self.pool.fits(shared, needed):
             victims = self._choose_victims(sequence, shared, needed)
@@ -153,12 +168,12 @@ class Scheduler(Generic[S]):
         return self.pool.find(sequence.keys[:num_usable])
 
     def _choose_victims(self, sequence: S, shared: List[int], needed: int) -> list[S]:
-        """Return the sequences of lower priority to preempt; none if even all of them would not make room.
+        """Return the less urgent sequences to preempt; none if even all of them would not make room.
 
         From the highest rank down, each is kept if there is still room beside it.
         """
-        kept = [one for one in self.active if one.priority <= sequence.priority]
-        below = sorted((one for one in self.active if one.priority > sequence.priority), key=lambda one: one.rank)
+        kept = [one for one in self.active if one.urgency <= sequence.urgency]
+        below = sorted((one for one in self.active if one.urgency > sequence.urgency), key=lambda one: one.rank)
         if not below or not self._has_room_beside(kept, shared, needed):
             return []
         victims = []
@@ -194,6 +209,8 @@ class Scheduler(Generic[S]):
 
         Cutting a prompt costs time, which pays only if it lets something else go on: an answer, or a shorter prompt.
         """
+        if prefilling and prefilling[0].is_background:
+            return min(self.max_step_slots, BACKGROUND_STEP_SLOTS)
         is_alone = len(prefilling) == len(self.active) == 1
         if is_alone and prefilling[0].num_slots <= self.max_whole_slots:
             return max(self.max_step_slots, self.max_whole_slots)

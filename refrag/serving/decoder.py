@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from refrag.decoders import DECODERS
-from refrag.decoders.base import DecoderBackend, Observe, check_prompt
+from refrag.decoders.base import DecoderBackend, DecoderRequest, MixedPrompt, Observe, Sink, check_prompt
 from refrag.errors import SetupError
 from refrag.machine.allocator import keep_freed_memory
+from refrag.policies import POLICIES
 from refrag.serving.decoder_metrics import DecoderMetrics
 from refrag.serving.decoder_request import RequestDefaults, read_request
 from refrag.serving.parameters import parse_parameters, refuse_unknown, split_parameters
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
+from refrag.serving.shadow_metrics import ShadowMetrics
+from refrag.serving.shadowing import Shadow, Shadowing
 from refrag.serving.stopping import StopFile
-from refrag.serving.tensors import Tensors, flag, integer
+from refrag.serving.tensors import Tensors, flag, int32, integer, text
 from refrag.serving.triton import ResponseStream, check_parameters, tensors_of
 
 
@@ -39,6 +43,8 @@ class DecoderService:
         self.metrics = DecoderMetrics()
         self.settings, self.backend = open_decoder(checkpoint, parameters, self.metrics.observe)
         self.metrics.publish(self.backend.stats)
+        self.shadow_metrics = ShadowMetrics()
+        self.shadowing = Shadowing(self.backend, self.shadow_metrics)
         self.stop_file = StopFile(self._cut_answers)
 
     def accept(self, request: Any) -> None:
@@ -61,12 +67,15 @@ class DecoderService:
     def close(self) -> None:
         # The metrics read the decoder.
         self.metrics.close()
+        self.shadowing.close()
+        self.shadow_metrics.close()
         self.stop_file.close()
         self.backend.close()
 
     def _cut_answers(self) -> int:
         """End every request, and return how many there were."""
         stats = self.backend.stats()
+        self.shadowing.close()
         self.backend.close()
         return stats.num_active + stats.num_waiting
 
@@ -77,7 +86,19 @@ class DecoderService:
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
         sink = sink_type(stream, Statistics(passed_through, len(request.prompt.input_ids)), self.metrics.count_unread)
-        self.backend.submit(request, sink)
+        self.backend.submit(request, self._shadowed(inputs, request, sink))
+
+    def _shadowed(self, inputs: Tensors, request: DecoderRequest, sink: Sink) -> Sink:
+        """Return the sink, watched if the request was drawn to be answered a second time."""
+        plain_ids = inputs.get("plain_prompt_ids", int32())
+        if not plain_ids.size:
+            return sink
+        plain = MixedPrompt(torch.from_numpy(plain_ids.reshape(-1).astype(np.int64)), torch.zeros(0, 0))
+        num_expanded, num_chunks = inputs["expanded_chunks"].size, integer(inputs, "num_chunks") or 1
+        policy = text(inputs, "policy") or ""
+        # A label of the metrics, whose values must stay few.
+        POLICIES.check(policy)
+        return self.shadowing.watch(sink, Shadow(request, plain, policy, min(1.0, num_expanded / num_chunks)))
 
 
 def open_decoder(

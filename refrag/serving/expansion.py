@@ -16,7 +16,7 @@ from refrag.policies.base import Candidates
 from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.serving.store_metrics import StoreMetrics
-from refrag.serving.tensors import Tensors, int32, integer, text
+from refrag.serving.tensors import Tensors, flag, int32, integer, text
 from refrag.serving.vectors import OLD_CONFIG, NewVectors, check_range, read_vectors
 from refrag.store.keys import EncoderIdentity
 from refrag.store.settings import StoreSettings, open_store
@@ -82,9 +82,19 @@ class Expansion:
             "prompt_ids": prompt.input_ids,
             "prompt_table_extra_ids": table_extra_ids(prompt, vocab_size, found.digests),
             "expanded_chunks": int32(*expanded),
+            "plain_prompt_ids": self._plain_ids(inputs, chunks, len(expanded)),
             "context_tokens": int32(chunks.num_tokens),
             "num_chunks": int32(len(chunks)),
         }
+
+    def _plain_ids(self, inputs: Tensors, chunks: PackedChunks, num_expanded: int) -> np.ndarray:
+        """Return the plain prompt of a shadowed request; nothing for others, and where the prompt is plain anyway."""
+        if num_expanded == len(chunks) or not flag(inputs, "is_shadowed", default=False):
+            return int32()
+        question_ids, frame = inputs["question_ids"].tolist(), self.deployed.frame
+        return lay_out_prompt(
+            chunks, range(len(chunks)), question_ids, self.deployed.vocab_size, frame.head_ids
+        ).input_ids
 
     def _read_chunks(self, inputs: Tensors) -> PackedChunks:
         token_ids, passages = inputs["chunk_token_ids"], inputs["chunk_passages"]

@@ -1,5 +1,6 @@
 """First step of the ensemble: checks what the caller sent, and turns text into decoder ids and encoder inputs."""
 
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from refrag.config import RefragConfig
 from refrag.context.chunking import PackedChunks
 from refrag.context.prepare import PreparedContext, prepare_context
-from refrag.errors import InvalidRequest
+from refrag.errors import InvalidRequest, SetupError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
 from refrag.policies.budget import budget_of
@@ -24,6 +25,7 @@ from refrag.store.signing import CHUNK, load_graph_key, sign_rows
 
 # C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
 
+ALLOWED_SHADOWS = "allowed is 0 (no request is answered a second time) to 1 (every request is)"
 TEXT_INPUTS = ("text_input", "passages")
 
 
@@ -33,10 +35,16 @@ class PreprocessingSettings(StoreSettings):
 
     max_chunks: limit for context and question chunks of one request together; at most chunk_encoder's max_batch_size.
     max_text_bytes: limit for question and passages together, checked before anything is tokenised.
+    shadow_fraction: share of the requests to answer a second time from the plain prompt, where a request does not say.
     """
 
     max_chunks: int = 4096
     max_text_bytes: int = 4 * 1024 * 1024
+    shadow_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shadow_fraction <= 1:
+            raise SetupError(f"shadow_fraction is {self.shadow_fraction}; {ALLOWED_SHADOWS}")
 
 
 class Preprocessing:
@@ -54,7 +62,7 @@ class Preprocessing:
     def run(self, inputs: Tensors) -> Tensors:
         arrival = time.monotonic_ns()
         self._refuse_unserved(inputs)
-        request = self._read_request(inputs)
+        request, is_shadowed = self._read_request(inputs), self._draw_shadow(inputs)
         context = prepare_context(request, self.chunker)
         self._check_size(context)
         self.tokens.keep(context.new_tokens)
@@ -80,6 +88,7 @@ class Preprocessing:
             "question_ids": np.array(context.question_ids, np.int32),
             "expansion_budget": int32(budget),
             "resolved_policy": strings(request.expansion.policy),
+            "is_shadowed": np.array([is_shadowed]),
             "selection_seed": np.array([request.expansion.seed], np.uint64),
             "arrival_time_ns": np.array([arrival], np.int64),
         }
@@ -118,6 +127,14 @@ class Preprocessing:
         )
         POLICIES.check(expansion.policy)
         return Request(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)
+
+    def _draw_shadow(self, inputs: Tensors) -> bool:
+        fraction = scalar(inputs, "shadow_fraction")
+        if fraction is None:
+            fraction = self.settings.shadow_fraction
+        if not 0 <= fraction <= 1:
+            raise InvalidRequest(f"shadow_fraction is {fraction}; {ALLOWED_SHADOWS}")
+        return random.random() < fraction
 
     def _check_size(self, context: PreparedContext) -> None:
         self._check_question(context)

@@ -43,6 +43,10 @@ def check_environment() -> None:
         pb_utils.Logger.log_warn(f"nothing reads the environment variables {', '.join(unread)}")
 
 
+def log_info(message: str) -> None:
+    pb_utils.Logger.log_info(message)
+
+
 def input_names(args: Mapping[str, str]) -> list[str]:
     """Return the inputs that the model's config.pbtxt declares."""
     return [tensor["name"] for tensor in json.loads(args["model_config"])["input"]]

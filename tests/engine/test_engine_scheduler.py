@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from refrag.engine.block_pool import BlockPool
-from refrag.engine.scheduler import MAX_SKIPPED, Scheduler, Sequence
+from refrag.engine.scheduler import BACKGROUND_STEP_SLOTS, MAX_SKIPPED, Scheduler, Sequence
 
 NUMBERS = itertools.count()
 
@@ -190,3 +190,22 @@ def test_blocks_half_computed_are_not_shared():
     add(scheduler, 9, keys=keys)
     step(scheduler)
     assert scheduler.pool.find(keys) == [0]
+
+
+def test_the_background_is_computed_only_while_nobody_else_is_there_and_in_small_parts():
+    scheduler = make_scheduler(max_step_slots=200, max_whole_slots=200)
+    background = add(scheduler, 150, is_background=True)
+    assert step(scheduler) == {background: BACKGROUND_STEP_SLOTS}
+    caller = add(scheduler, 10, num_tokens=2)
+    assert step(scheduler) == {caller: 10}
+    assert step(scheduler) == {caller: 1}
+    assert step(scheduler) == {background: BACKGROUND_STEP_SLOTS}
+
+
+def test_the_background_gives_way_to_any_priority_and_never_takes_a_place():
+    scheduler = make_scheduler(num_blocks=4, max_active=1)
+    background = add(scheduler, 8, priority=-9, is_background=True)
+    step(scheduler)
+    caller = add(scheduler, 8, priority=9)
+    assert step(scheduler) == {caller: 8}
+    assert scheduler.waiting == [background] and scheduler.num_preempted == 1

@@ -58,6 +58,10 @@ class GenerateRequest:
     log_probs: bool | None = field(default=None, metadata=_sent_as("BOOL", "tell each token's log-probability"))
     priority: int | None = field(default=None, metadata=_sent_as("INT64", "lower goes first, 0 unless given"))
     deadline_ms: int | None = field(default=None, metadata=_sent_as("INT64", "the server gives up after this time"))
+    shadow_fraction: float | None = field(
+        default=None,
+        metadata=_sent_as("FP32", "chance of a second answer from the plain prompt, for the metrics alone"),
+    )
     stream: bool = field(default=True, metadata=_sent_as("BOOL", "answer token by token, not all at once"))
     exclude_input_in_output: bool | None = field(
         default=None, metadata=_sent_as("BOOL", "leave the question out of the answer")
@@ -88,6 +92,7 @@ class GenerateOptions(TypedDict, total=False):
     log_probs: bool | None
     priority: int | None
     deadline_ms: int | None
+    shadow_fraction: float | None
     stream: bool
     exclude_input_in_output: bool | None
     request_id: str

@@ -11,7 +11,6 @@ from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.data.questions.turns import with_last_turns
 from refrag.errors import InvalidRequest
 from refrag.evaluation.conditions import Condition
-from refrag.evaluation.fidelity import compare_with_plain
 from refrag.evaluation.models import Models
 from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
@@ -22,6 +21,7 @@ from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, r
 from refrag.policies import POLICIES
 from refrag.request import Request
 from refrag.teacher_forcing.distribution import TopDistribution
+from refrag.teacher_forcing.fidelity import compare_with_plain
 from refrag.teacher_forcing.prompt_reader import PromptReader
 
 # Selections that no server offers under this name.

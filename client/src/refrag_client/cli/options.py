@@ -19,6 +19,7 @@ OPTIONS = (
     "min_tokens",
     "priority",
     "deadline_ms",
+    "shadow_fraction",
 )
 
 TLS_FILES = {

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from refrag.evaluation.fidelity import compare_with_plain
 from refrag.teacher_forcing import distribution
 from refrag.teacher_forcing.distribution import TopDistribution
+from refrag.teacher_forcing.fidelity import compare_with_plain
 
 
 def logits(*rows):
