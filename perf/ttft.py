@@ -206,7 +206,8 @@ def serve_one(chunk_size: int, precision: Precision, options: argparse.Namespace
 
 def choose_ways(num_tokens: int, stores: Sequence[str], options: argparse.Namespace) -> list[Way]:
     """Return the ways to ask; plain only up to a given length, since its time grows with the square of the length."""
-    compressed = [Way(store, fraction) for store in stores for fraction in options.expand_fractions]
+    chosen = [store for store in stores if store in options.stores]
+    compressed = [Way(store, fraction) for store in chosen for fraction in options.expand_fractions]
     return ([PLAIN] if num_tokens <= options.longest_plain else []) + compressed
 
 
@@ -283,6 +284,7 @@ def main() -> None:
     parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[16])
     parser.add_argument("--encoders", nargs="+", choices=get_args(Precision), default=["fp32"])
     parser.add_argument("--expand-fractions", type=float, nargs="+", default=[0.0, 0.1], help="0 must be among them")
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES, help="hot only with warm")
     parser.add_argument("--longest-plain", type=int, default=16384, help="context tokens; longer ones take too long")
     parser.add_argument("--window", type=int, help="the decoder's, in slots; else the longest context and a question")
     parser.add_argument("--rounds", type=int, default=3)
