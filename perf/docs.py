@@ -130,6 +130,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "stages": (RESULTS / "ttft.json", ttft.stage_table),
     "load": (RESULTS / "load.json", with_source(load.load_table)),
     "peers": (RESULTS / "peers.json", with_source(peers.peers_table)),
+    "pair-ttft": (RESULTS / "smollm2" / "ttft.json", with_source(ttft.ttft_table)),
     "scale": (RESULTS / "scale.json", scale.markdown),
     "engine": (RESULTS / "engine.json", engine_results),
     "store": (RESULTS / "store.json", store.markdown),
