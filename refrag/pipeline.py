@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from refrag.context.chunking import Chunk, Chunker, PackedChunks
-from refrag.context.prepare import PreparedContext, prepare_context
+from refrag.context.conversation import DEFAULT_TEXT_TOKENS
+from refrag.context.prepare import ContextLimits, PreparedContext, prepare_context
 from refrag.decoders.base import Delta, Limits, MixedPrompt, check_prompt, join_deltas
 from refrag.engine.generation import generate
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
-from refrag.policies.base import Candidates
+from refrag.policies.base import Candidates, Selection
 from refrag.policies.budget import budget_of
 from refrag.policies.select import open_trained_policy, select_chunks
 from refrag.prompt import Prompt, lay_out_prompt
@@ -32,20 +33,32 @@ ENCODER_BATCH = 256
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, the layout of its prompt, and the numbers of the chunks that were expanded in it."""
+    """A whole answer, the layout of its prompt, and the numbers of the chunks that were expanded in it.
+
+    citations: spans of passages that the prompt holds in full, INT32 (N, 3), as `refrag.citations` has them.
+    passage_weights: each passage's share of the policy's weight, FP32 (P,).
+    num_cut_turns: earlier turns that the window had no room for.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None
     prompt: Prompt
     expanded: list[int]
+    citations: np.ndarray
+    passage_weights: np.ndarray
+    num_cut_turns: int
 
 
 class Pipeline:
-    """Answers questions with one checkpoint, by the same steps as the ensemble."""
+    """Answers questions with one checkpoint, by the same steps as the ensemble.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    history_text_tokens: tokens of the newest earlier turns that stay text; `preprocessing` has the same parameter.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, history_text_tokens: int = DEFAULT_TEXT_TOKENS) -> None:
         self.checkpoint = checkpoint
+        self.history_text_tokens = history_text_tokens
         self.chunker = checkpoint.chunker
         self.trained = open_trained_policy(checkpoint.config, checkpoint.policy)
 
@@ -54,12 +67,26 @@ class Pipeline:
 
         Raises InvalidRequest for a request that cannot be served with this checkpoint.
         """
-        context = prepare_context(request, self.chunker)
+        sampling = sampling or SamplingParams()
+        context = self.prepare(request, sampling.max_tokens)
         vectors, question_vectors = self.encode(context)
-        expanded = self.select(request.expansion, context, vectors, question_vectors)
-        prompt, mixed = self.build_prompt(context, expanded, vectors)
-        whole = join_deltas(list(self.generate(mixed, sampling or SamplingParams())))
-        return Answer(whole.text, whole.token_ids, whole.finish_reason, prompt, expanded)
+        selection = self.select(request.expansion, context, vectors, question_vectors)
+        prompt, mixed = self.build_prompt(context, selection.numbers, vectors)
+        whole = join_deltas(list(self.generate(mixed, sampling)))
+        return Answer(
+            text=whole.text,
+            token_ids=whole.token_ids,
+            finish_reason=whole.finish_reason,
+            prompt=prompt,
+            expanded=list(selection.numbers),
+            citations=context.sources.cite(selection.numbers),
+            passage_weights=context.sources.share(selection.weights),
+            num_cut_turns=context.num_cut_turns,
+        )
+
+    def prepare(self, request: Request, max_tokens: int) -> PreparedContext:
+        """Return the request as tokens, with room for an answer of `max_tokens`."""
+        return prepare_context(request, self.chunker, ContextLimits(max_tokens, text_tokens=self.history_text_tokens))
 
     def encode(self, context: PreparedContext) -> tuple[Tensor, Tensor]:
         """Return the vectors of the context's chunks (C, E) and of the question's (Q, E), rounded as the store does."""
@@ -71,12 +98,13 @@ class Pipeline:
 
     def select(
         self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
-    ) -> list[int]:
-        """Return the numbers of the chunks to expand, by the policy that the options name."""
+    ) -> Selection:
+        """Return the chunks to expand, by the policy that the options name."""
         chunks, num_other_slots = context.chunks, self.chunker.num_other_slots(context.question_ids)
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
         window = self.checkpoint.config.max_prompt_slots
-        return select_chunks(options.policy, candidates, budget_of(options, chunks.lengths, num_other_slots, window))
+        budget = budget_of(context.limit(options), chunks.lengths, num_other_slots, window)
+        return select_chunks(options.policy, candidates, budget)
 
     @torch.inference_mode()
     def build_prompt(

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from refrag.errors import InvalidRequest
+from refrag.history import Pair, Turn, pair_turns
 
+# Policies with a fixed budget, whatever expand_fraction the request gives.
+EXPAND_NOTHING, EXPAND_ALL = "none", "all"
 # Below this, dividing by the temperature overflows.
 MIN_TEMPERATURE = 0.01
 # Each token is compared with every stop word, on the one thread that all requests share.
@@ -41,15 +44,27 @@ class ExpansionOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """A question with its retrieved passages, if any. Raises InvalidRequest for an empty question."""
+    """A question with its retrieved passages, if any, and the turns before it.
+
+    history: turns of the user and the assistant, from the first on, which end with the assistant's.
+    whole_history: whether to refuse the request rather than leave out turns for which the window has no room.
+    Raises InvalidRequest for an empty question and for turns that do not alternate.
+    """
 
     question: str
     passages: Sequence[str] = ()
     expansion: ExpansionOptions = field(default_factory=ExpansionOptions)
+    history: Sequence[Turn] = ()
+    whole_history: bool = False
 
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise InvalidRequest("text_input is empty; it must hold the question")
+        pair_turns(self.history)
+
+    @property
+    def earlier_pairs(self) -> list[Pair]:
+        return pair_turns(self.history)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,10 @@ def piece_response(text: str, index: int, finish_reason: str = "") -> Response:
         "num_expanded_chunks": [1],
         "prompt_slots": [27],
         "num_output_tokens": [index + 1],
+        "num_cut_turns": [0],
         "expanded_chunks": [2],
+        "citations": np.array([(1, 4, 9)] if finish_reason else np.zeros((0, 3)), np.int32),
+        "passage_weights": np.array([0.25, 0.75] if finish_reason else [], np.float32),
     }
     for name, values in outputs.items():
         _add_output(response.infer_response, name, values)
@@ -184,9 +187,10 @@ def _read_content(datatype: str, content: bytes) -> np.ndarray:
     return np.frombuffer(content, triton_to_np_dtype(datatype))
 
 
-def _add_output(response: service_pb2.ModelInferResponse, name: str, values: list) -> None:
-    is_text = isinstance(values[0], str)
-    datatype = {str: "BYTES", int: "INT32", float: "FP32"}[type(values[0])]
-    array = np.array([value.encode() if is_text else value for value in values], triton_to_np_dtype(datatype))
+def _add_output(response: service_pb2.ModelInferResponse, name: str, values: list | np.ndarray) -> None:
+    is_text = isinstance(values[0], str) if len(values) else False
+    array = np.array([value.encode() for value in values], np.object_) if is_text else np.asarray(values)
+    array = array.astype({"i": np.int32, "f": np.float32}.get(array.dtype.kind, np.object_))
+    datatype = np_to_triton_dtype(array.dtype)
     response.outputs.add(name=name, datatype=datatype, shape=array.shape)
     response.raw_output_contents.append(serialize_byte_tensor(array).item() if is_text else array.tobytes())

@@ -14,6 +14,7 @@ import numpy as np
 from refrag.config import RefragConfig
 from refrag.context.alignment import Aligner, own_places
 from refrag.context.frame import Frame, open_frame
+from refrag.context.spans import NO_TOKENS, PassageTokens, find_spans
 from refrag.context.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -110,8 +111,21 @@ def _pack(chunks: Sequence[Chunk]) -> PackedChunks:
 class TokenCache(Protocol):
     """A store of the tokens of passages that were read before."""
 
-    def find(self, passages: Sequence[str]) -> Mapping[str, TokenIds]:
-        """Return the token ids of those passages that the cache knows."""
+    def find(self, passages: Sequence[str]) -> Mapping[str, PassageTokens]:
+        """Return the tokens of those passages that the cache knows."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPassages:
+    """Passages as chunks.
+
+    spans: characters of each chunk in its passage, INT32 (C, 2). new_tokens: tokens of the passages that the chunker's
+    cache did not know.
+    """
+
+    chunks: PackedChunks
+    spans: np.ndarray
+    new_tokens: dict[str, PassageTokens]
 
 
 class Chunker:
@@ -150,12 +164,25 @@ class Chunker:
 
     def context_chunks(self, passages: Sequence[str]) -> PackedChunks:
         """Return the chunks of all passages in order. An empty passage has none."""
-        return self.read_passages(passages)[0]
+        return self.read_passages(passages).chunks
 
-    def read_passages(self, passages: Sequence[str]) -> tuple[PackedChunks, dict[str, list[int]]]:
-        """Return the chunks of all passages in order, and the tokens of those that the cache does not know yet."""
-        token_ids, new = self._token_ids({passage: None for passage in passages if passage})
-        return PackedChunks.cut([token_ids.get(passage, ()) for passage in passages], self.config.chunk_size), new
+    def read_passages(self, passages: Sequence[str]) -> ReadPassages:
+        """Return the chunks of all passages in order; the cache tells the tokens of those that it knows."""
+        known, new = self._find_tokens({passage: None for passage in passages if passage})
+        tokens = [known.get(passage) or new.get(passage, NO_TOKENS) for passage in passages]
+        chunks = PackedChunks.cut([each.token_ids for each in tokens], self.config.chunk_size)
+        return ReadPassages(chunks, np.concatenate([NO_TOKENS.spans, *(each.spans for each in tokens)]), new)
+
+    def tokenise(self, passages: Sequence[str]) -> list[PassageTokens]:
+        """Return the tokens of each passage inside its template, with the characters of each chunk."""
+        prefix, suffix = self.config.template.passage_prefix, self.config.template.passage_suffix
+        texts = [prefix + passage + suffix for passage in passages]
+        read = self.decoder_tokenizer.encode_with_offsets(texts, special_tokens=False) if texts else []
+        size, shift = self.config.chunk_size, len(prefix)
+        return [
+            PassageTokens(encoding.ids, find_spans(encoding.offsets, size, shift, len(passage)))
+            for passage, encoding in zip(passages, read, strict=True)
+        ]
 
     def passages_ids(self, passages: Sequence[str]) -> list[list[int]]:
         """Return the decoder tokens of each passage inside its template; none for an empty passage."""
@@ -170,9 +197,13 @@ class Chunker:
 
     def question_ids(self, question: str) -> list[int]:
         """Return the decoder tokens of everything after the context: the question inside its template."""
+        return self.bare_question_ids(question) + self.frame.tail_ids
+
+    def bare_question_ids(self, question: str) -> list[int]:
+        """Return the decoder tokens of the question inside its template, without those of the frame."""
         template = self.config.template
         [token_ids] = self.decoder_tokenizer.encode([template.question_prefix + question + template.answer_prefix])
-        return token_ids + self.frame.tail_ids
+        return token_ids
 
     def num_other_slots(self, question_ids: Sequence[int]) -> int:
         """Return the slots of a prompt besides its context: the frame's, and those of the question as it has it."""
@@ -205,12 +236,11 @@ class Chunker:
         mask[:, : rows.shape[1]] = is_token if places is None else places[:, : rows.shape[1]]
         return ids, mask
 
-    def _token_ids(self, passages: Collection[str]) -> tuple[dict[str, TokenIds], dict[str, list[int]]]:
-        """Return the token ids of each passage, and of those among them that the cache does not know."""
+    def _find_tokens(self, passages: Collection[str]) -> tuple[Mapping[str, PassageTokens], dict[str, PassageTokens]]:
+        """Return the tokens of the passages that the cache knows, and those of the others."""
         known = {} if self.cache is None else self.cache.find(list(passages))
         new = [passage for passage in passages if passage not in known]
-        tokenised = dict(zip(new, self.passages_ids(new), strict=True))
-        return {**known, **tokenised}, tokenised
+        return known, dict(zip(new, self.tokenise(new), strict=True))
 
     def _as_encoder_reads(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], np.ndarray | None]:
         """Return the chunks in the encoder's tokens and, for ordered pooling, the places of these.  (C, L)"""

@@ -1,30 +1,105 @@
-"""Turns a request into tokens: its passages' chunks, and its question for the prompt and for the policy."""
+"""Turns a request into tokens: the chunks of its passages and earlier turns, and its question."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from refrag.citations import NO_SOURCES, Sources, locate
 from refrag.context.chunking import Chunker, PackedChunks
-from refrag.request import Request
+from refrag.context.conversation import DEFAULT_TEXT_TOKENS, Room, lay_out_history
+from refrag.context.spans import PassageTokens
+from refrag.errors import InvalidRequest
+from refrag.request import EXPAND_ALL, ExpansionOptions, Request
+
+
+@dataclass(frozen=True)
+class ContextLimits:
+    """Limits of a request with earlier turns.
+
+    answer_tokens: slots of the window that are left for the answer. num_chunks: of passages, turns and question.
+    text_tokens: tokens of the newest turns that stay text, instead of being cut into chunks.
+    """
+
+    answer_tokens: int
+    num_chunks: int = 2**31
+    text_tokens: int = DEFAULT_TEXT_TOKENS
 
 
 @dataclass(frozen=True)
 class PreparedContext:
     """A request as tokens.
 
-    question_ids: the question as the prompt has it. question_chunks: the question for the encoder, for policies that
-    read it. new_tokens: tokens of the passages that the chunker's cache did not know.
+    chunks: of the passages, then of earlier turns. sources: the places that they come from.
+    question_ids: all that follows the chunks in the prompt: turns that stay text, and the question.
+    question_chunks: the question for the encoder, for policies that read it.
+    new_tokens: tokens of the passages and turns that the chunker's cache did not know.
+    num_cut_turns: earlier turns that are left out, since the window is full.
+    max_prompt_slots: slots that a prompt with earlier turns may take; None without such turns.
     """
 
     chunks: PackedChunks
     question_ids: list[int]
     question_chunks: PackedChunks
-    new_tokens: dict[str, list[int]]
+    new_tokens: dict[str, PassageTokens] = field(default_factory=dict)
+    sources: Sources = NO_SOURCES
+    num_cut_turns: int = 0
+    max_prompt_slots: int | None = None
+
+    def limit(self, options: ExpansionOptions) -> ExpansionOptions:
+        """Return the options with no more slots than the context may take."""
+        limits = [limit for limit in (options.max_prompt_slots, self.max_prompt_slots) if limit is not None]
+        return replace(options, max_prompt_slots=min(limits)) if limits else options
 
 
-def prepare_context(request: Request, chunker: Chunker) -> PreparedContext:
-    chunks, new_tokens = chunker.read_passages(request.passages)
-    return PreparedContext(
-        chunks=chunks,
-        question_ids=chunker.question_ids(request.question),
-        question_chunks=chunker.question_chunks(request.question),
-        new_tokens=new_tokens,
+def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -> PreparedContext:
+    """Return the request as tokens; raise InvalidRequest if turns would be cut that must not be."""
+    question_ids, question_chunks = chunker.question_ids(request.question), chunker.question_chunks(request.question)
+    read = chunker.read_passages(request.passages)
+    context = PreparedContext(
+        chunks=read.chunks,
+        question_ids=question_ids,
+        question_chunks=question_chunks,
+        new_tokens=read.new_tokens,
+        sources=Sources(locate(read.chunks.passages, read.spans), len(request.passages)),
     )
+    return _add_history(context, request, chunker, limits) if request.history else context
+
+
+def _add_history(
+    context: PreparedContext, request: Request, chunker: Chunker, limits: ContextLimits
+) -> PreparedContext:
+    """Return the context with earlier turns behind the passages, and in front of the question."""
+    max_prompt_slots = _most_slots(request, chunker.config.max_prompt_slots, limits)
+    is_plain, num_chunks = request.expansion.policy == EXPAND_ALL, len(context.chunks)
+    num_slots = context.chunks.num_tokens if is_plain else num_chunks
+    room = Room(
+        num_slots=max_prompt_slots - num_slots - chunker.num_other_slots(context.question_ids),
+        num_chunks=limits.num_chunks - num_chunks - len(context.question_chunks),
+        text_tokens=limits.text_tokens,
+        is_plain=is_plain,
+    )
+    history = lay_out_history(request.earlier_pairs, chunker, room)
+    if history.num_cut and request.whole_history:
+        raise InvalidRequest(
+            f"history has {len(request.history)} turns, and the window is full without the first {2 * history.num_cut}, "
+            "even compressed; send fewer turns or passages, or set whole_history to false to have them left out"
+        )
+    turns, num_passages = history.read, context.sources.num_passages
+    places = locate(turns.chunks.passages + num_passages, turns.spans)
+    return replace(
+        context,
+        chunks=PackedChunks.of(context.chunks, PackedChunks(turns.chunks.token_ids, places[:, 0])),
+        question_ids=history.text_ids + context.question_ids,
+        new_tokens={**context.new_tokens, **turns.new_tokens},
+        sources=Sources(np.concatenate([context.sources.spans, places]), num_passages),
+        num_cut_turns=2 * history.num_cut,
+        max_prompt_slots=max_prompt_slots if history.num_cut < len(request.earlier_pairs) else None,
+    )
+
+
+def _most_slots(request: Request, window: int, limits: ContextLimits) -> int:
+    """Return the slots that a prompt with earlier turns may take."""
+    asked = request.expansion.max_prompt_slots
+    left = window - limits.answer_tokens
+    # More than the window is refused where the budget is computed, with or without earlier turns.
+    return left if asked is None else asked if asked > window else min(left, asked)

@@ -66,7 +66,6 @@ class Case:
             chunks=self.chunks(chunk_size),
             question_ids=self.prompt_ids,
             question_chunks=PackedChunks.cut([self.question_ids], chunk_size),
-            new_tokens={},
         )
 
 

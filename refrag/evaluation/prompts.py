@@ -107,7 +107,7 @@ def rank_by_surprise(cases: CaseSet, number: int, chunk_size: int) -> list[int]:
 def _select(cases: CaseSet, number: int, condition: Condition, pipeline: Pipeline, policy: str) -> list[int]:
     one = cases.encoded(condition.chunk_size)[number]
     options = ExpansionOptions(condition.expand_fraction, policy, request_seed(cases, number))
-    return pipeline.select(options, one.context, one.vectors, one.question_vectors)
+    return list(pipeline.select(options, one.context, one.vectors, one.question_vectors).numbers)
 
 
 def _spend_by(network: ExpansionPolicy, cases: CaseSet, number: int, condition: Condition) -> list[int]:

@@ -7,7 +7,7 @@ from refrag.config import LEARNED_POLICY
 from refrag.errors import InvalidRequest
 from refrag.plugins import Table
 from refrag.policies.base import Policy
-from refrag.policies.budget import EXPAND_ALL, EXPAND_NOTHING
+from refrag.request import EXPAND_ALL, EXPAND_NOTHING
 
 POLICIES: Table[Policy] = Table(
     kind="policy",

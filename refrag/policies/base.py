@@ -47,17 +47,28 @@ class Candidates:
         return len(self.passages)
 
 
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The numbers of the chunks to expand, and how much each chunk of the request weighs, FP32 (C,).
+
+    A weight is 0 or more, in any unit: the server tells each passage's share.
+    """
+
+    numbers: Sequence[int]
+    weights: np.ndarray
+
+
 @dataclass(frozen=True)
 class Policy:
     """A policy: a way to choose the chunks to expand.
 
     summary: what it selects, in a few words, for help texts. needs: see `Needs`.
     select: takes the candidates and the budget, which is at least 1 and less than the number of chunks. Returns the
-        numbers of at most that many chunks, each once, in any order.
+        numbers of at most that many chunks, each once, in any order; in a `Selection` if it weighs the chunks.
     is_trained: true if the checkpoint must have a policy.safetensors.
     """
 
     summary: str
     needs: Needs
-    select: Callable[[Candidates, int], Sequence[int]]
+    select: Callable[[Candidates, int], Sequence[int] | Selection]
     is_trained: bool = False

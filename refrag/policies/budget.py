@@ -5,12 +5,9 @@ import math
 import numpy as np
 
 from refrag.errors import InvalidRequest
-from refrag.request import ExpansionOptions
+from refrag.request import EXPAND_ALL, EXPAND_NOTHING, ExpansionOptions
 
 # C context chunks
-
-# Policies with a fixed budget, whatever expand_fraction the request gives.
-EXPAND_NOTHING, EXPAND_ALL = "none", "all"
 
 
 def expansion_budget(expand_fraction: float, num_chunks: int) -> int:

@@ -5,17 +5,20 @@ import torch
 from torch import Tensor
 
 from refrag.model.policy import ExpansionPolicy, pick_in_turn
-from refrag.policies.base import Candidates, Policy
+from refrag.policies.base import Candidates, Policy, Selection
 
 # C context chunks, Q question chunks, E encoder width
 
 
-def select_learned(candidates: Candidates, budget: int) -> list[int]:
-    """Select the likeliest chunks, until the budget is spent or they hold the network's `confidence`."""
+def select_learned(candidates: Candidates, budget: int) -> Selection:
+    """Select the likeliest chunks, until the budget is spent or they hold the network's `confidence`.
+
+    A chunk weighs what the network gives it of all probability.
+    """
     trained = candidates.trained
     assert trained is not None, "select_chunks refuses a request that needs a network if there is none"
     logits = score_chunks(trained.network, candidates.passages, candidates.chunk_vectors, candidates.question_vectors)
-    return pick_in_turn(logits, budget, trained.confidence)
+    return Selection(pick_in_turn(logits, budget, trained.confidence), logits.softmax(0).numpy())
 
 
 @torch.inference_mode()

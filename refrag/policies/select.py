@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, InvalidRequest, RefragError
 from refrag.model.policy import ExpansionPolicy
 from refrag.policies import POLICIES
-from refrag.policies.base import Candidates, Policy, TrainedPolicy
+from refrag.policies.base import Candidates, Policy, Selection, TrainedPolicy
 
 NEEDS_ATTENTION = "needs the decoder's attention, which no decoder here shows; name another policy"
 
 
-def select_chunks(name: str, candidates: Candidates, budget: int) -> list[int]:
-    """Return the numbers of the chunks to expand, by the policy of that name, in ascending order.
+def select_chunks(name: str, candidates: Candidates, budget: int) -> Selection:
+    """Return the chunks to expand, by the policy of that name, in ascending order.
+
+    Where there is nothing to choose, or the policy weighs nothing, all expanded chunks weigh the same.
 
     budget: how many it may expand, as `budget_of` has it. Raises InvalidRequest for a policy that is unknown or cannot
     be served with this checkpoint, and RefragError if the policy selects what it may not.
@@ -20,10 +24,17 @@ def select_chunks(name: str, candidates: Candidates, budget: int) -> list[int]:
     POLICIES.check(name)
     num_chunks = len(candidates)
     if budget in (0, num_chunks):  # There is nothing to choose, whatever the policy.
-        return list(range(budget))
+        return weigh_equally(range(budget), num_chunks)
     policy = POLICIES.find(name)
     _refuse_unserved(name, policy, candidates.trained)
     return _checked(name, policy.select(candidates, budget), budget, num_chunks)
+
+
+def weigh_equally(numbers: Sequence[int], num_chunks: int) -> Selection:
+    """Return the selection of these chunks, in ascending order, with all weight on them."""
+    weights = np.zeros(num_chunks, np.float32)
+    weights[list(numbers)] = 1
+    return Selection(list(numbers), weights)
 
 
 def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -> TrainedPolicy | None:
@@ -62,11 +73,20 @@ def _untrained_names() -> str:
     return ", ".join(name for name in own if not POLICIES.find(name).is_trained)
 
 
-def _checked(name: str, numbers: Sequence[int], budget: int, num_chunks: int) -> list[int]:
-    """Return the selected numbers in ascending order. A policy of another package may select what it must not."""
+def _checked(name: str, selected: Sequence[int] | Selection, budget: int, num_chunks: int) -> Selection:
+    """Return the selection in ascending order. A policy of another package may select what it must not."""
+    numbers = selected.numbers if isinstance(selected, Selection) else selected
     chosen = sorted(set(numbers))
     if not len(chosen) == len(numbers) <= budget or not all(0 <= number < num_chunks for number in chosen):
         raise RefragError(
             f"policy {name!r} selected {list(numbers)}; allowed are up to {budget} different numbers below {num_chunks}"
         )
-    return chosen
+    if not isinstance(selected, Selection):
+        return weigh_equally(chosen, num_chunks)
+    weights = np.asarray(selected.weights, np.float32)
+    if weights.shape != (num_chunks,) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise RefragError(
+            f"policy {name!r} weighed the chunks with shape {list(weights.shape)}, from {weights.min(initial=0)} to "
+            f"{weights.max(initial=0)}; it must give each of the {num_chunks} a finite weight of 0 or more"
+        )
+    return Selection(chosen, weights)

@@ -81,13 +81,14 @@ class ChunkStore:
                 "the store has no tier that outlives the server; set store_disk_path or store_redis_url"
             )
         check_bytes(inputs, ["passages"], self.settings.max_text_bytes)
-        chunks, new_tokens = self.chunker.read_passages(texts(inputs, "passages"))
+        read = self.chunker.read_passages(texts(inputs, "passages"))
+        chunks = read.chunks
         lookup = look_up(self.store, chunks.token_ids)
         encoded = self._encode(chunks[lookup.lacking])
         parts = [part for part in (lookup.stored, *encoded) if len(part)]
         # Another tier may lack what one tier had, so all vectors go to all tiers.
         vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
-        are_written = self.store.put(values_by_digest(lookup.digests, vectors)), self.tokens.put(new_tokens)
+        are_written = self.store.put(values_by_digest(lookup.digests, vectors)), self.tokens.put(read.new_tokens)
         if not all(are_written):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
         return _answer(

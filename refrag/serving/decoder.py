@@ -15,6 +15,7 @@ from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
 from refrag.serving.decoder_metrics import DecoderMetrics
 from refrag.serving.decoder_request import RequestDefaults, read_request
+from refrag.serving.evidence import read_evidence
 from refrag.serving.parameters import parse_parameters, refuse_unknown, split_parameters
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
 from refrag.serving.shadow_metrics import ShadowMetrics
@@ -84,8 +85,10 @@ class DecoderService:
         check_prompt(request.prompt, request.sampling, self.backend.limits, bool(integer(inputs, "num_chunks")))
         # Copied, as the prompt is: a tensor's memory belongs to its request, which is gone once execute() has returned.
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
+        evidence = read_evidence(inputs, passed_through["expanded_chunks"])
+        statistics = Statistics(passed_through, len(request.prompt.input_ids), evidence)
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink
-        sink = sink_type(stream, Statistics(passed_through, len(request.prompt.input_ids)), self.metrics.count_unread)
+        sink = sink_type(stream, statistics, self.metrics.count_unread)
         self.backend.submit(request, self._shadowed(inputs, request, sink))
 
     def _shadowed(self, inputs: Tensors, request: DecoderRequest, sink: Sink) -> Sink:

@@ -72,7 +72,8 @@ class Expansion:
         question_vectors = torch.from_numpy(table[num_context_rows:].astype(np.float32))  # (Q, E)
         seed = integer(inputs, "selection_seed") or 0
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, seed)
-        expanded = select_chunks(text(inputs, "resolved_policy") or "", candidates, budget)
+        selection = select_chunks(text(inputs, "resolved_policy") or "", candidates, budget)
+        expanded = selection.numbers
         if found.num_new:
             self._keep(found.take_new())
         question_ids, vocab_size = inputs["question_ids"].tolist(), self.deployed.vocab_size
@@ -83,6 +84,7 @@ class Expansion:
             "prompt_table_extra_ids": table_extra_ids(prompt, vocab_size, found.digests),
             "expanded_chunks": int32(*expanded),
             "plain_prompt_ids": self._plain_ids(inputs, chunks, len(expanded)),
+            "chunk_weights": selection.weights,
             "context_tokens": int32(chunks.num_tokens),
             "num_chunks": int32(len(chunks)),
         }

@@ -15,6 +15,6 @@ def open_chunker(checkpoint: Path, config: RefragConfig, store: Store) -> tuple[
     frame, tokenizers = DeployedFrame.load(checkpoint).frame, DeployedTokenizers.load(checkpoint)
     # Here the decoder's folder holds nothing but its tokenizer.
     files = sorted((checkpoint / DECODER).iterdir())
-    form = TokenForm(max(tokenizers.decoder.backend.get_vocab().values()) + 1)
-    tokens = StoredTokens(store.beside(fingerprint_tokenizer(files, config.template), form))
+    form = TokenForm(max(tokenizers.decoder.backend.get_vocab().values()) + 1, config.chunk_size)
+    tokens = StoredTokens(store.beside(fingerprint_tokenizer(files, config.template, config.chunk_size), form))
     return Chunker(config, frame, tokenizers.decoder, tokenizers.encoder, tokens), tokens

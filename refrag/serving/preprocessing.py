@@ -9,8 +9,10 @@ import numpy as np
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import PackedChunks
-from refrag.context.prepare import PreparedContext, prepare_context
+from refrag.context.conversation import DEFAULT_TEXT_TOKENS
+from refrag.context.prepare import ContextLimits, PreparedContext, prepare_context
 from refrag.errors import InvalidRequest, SetupError
+from refrag.history import read_turns
 from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
 from refrag.policies.budget import budget_of
@@ -26,7 +28,7 @@ from refrag.store.signing import CHUNK, load_graph_key, sign_rows
 # C context chunks, Q question chunks, K tokens per chunk, L encoder tokens per chunk
 
 ALLOWED_SHADOWS = "allowed is 0 (no request is answered a second time) to 1 (every request is)"
-TEXT_INPUTS = ("text_input", "passages")
+TEXT_INPUTS = ("text_input", "passages", "history")
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,17 @@ class PreprocessingSettings(StoreSettings):
     """Settings of the store, and
 
     max_chunks: limit for context and question chunks of one request together; at most chunk_encoder's max_batch_size.
-    max_text_bytes: limit for question and passages together, checked before anything is tokenised.
+    max_text_bytes: limit for question, passages and history together, checked before anything is tokenised.
     shadow_fraction: share of the requests to answer a second time from the plain prompt, where a request does not say.
+    history_text_tokens: tokens of the newest earlier turns that stay text; older ones become chunks.
+    default_max_tokens: the decoder's, for which a conversation leaves room.
     """
 
     max_chunks: int = 4096
     max_text_bytes: int = 4 * 1024 * 1024
     shadow_fraction: float = 0.0
+    history_text_tokens: int = DEFAULT_TEXT_TOKENS
+    default_max_tokens: int = 64
 
     def __post_init__(self) -> None:
         if not 0 <= self.shadow_fraction <= 1:
@@ -63,12 +69,12 @@ class Preprocessing:
         arrival = time.monotonic_ns()
         self._refuse_unserved(inputs)
         request, is_shadowed = self._read_request(inputs), self._draw_shadow(inputs)
-        context = prepare_context(request, self.chunker)
+        context = prepare_context(request, self.chunker, self._limits(inputs))
         self._check_size(context)
         self.tokens.keep(context.new_tokens)
         chunks = context.chunks
         num_other_slots, window = self.chunker.num_other_slots(context.question_ids), self.config.max_prompt_slots
-        budget = budget_of(request.expansion, chunks.lengths, num_other_slots, window)
+        budget = budget_of(context.limit(request.expansion), chunks.lengths, num_other_slots, window)
         lookup = NOTHING_NEEDED if budget == len(chunks) else self._look_up(chunks)
         to_encode = PackedChunks.of(chunks[lookup.lacking], context.question_chunks)
         ids, mask = self.chunker.encoder_inputs(to_encode)
@@ -83,6 +89,9 @@ class Preprocessing:
             "num_stored_chunks": int32(int((lookup.rows < len(lookup.stored)).sum())),
             "chunk_token_ids": chunks.token_ids,
             "chunk_passages": chunks.passages,
+            "chunk_spans": context.sources.spans,
+            "num_passages": int32(context.sources.num_passages),
+            "num_cut_turns": int32(context.num_cut_turns),
             "chunk_digests": digests,
             "chunk_tags": sign_rows(self.key, CHUNK, signed),
             "question_ids": np.array(context.question_ids, np.int32),
@@ -102,11 +111,6 @@ class Preprocessing:
             return look_up(self.store, chunks.token_ids)
 
     def _refuse_unserved(self, inputs: Tensors) -> None:
-        if "history" in inputs:
-            raise InvalidRequest(
-                "history is an input that only the config.pbtxt of an older release declare; leave it out, and delete "
-                "those of preprocessing and refrag before the next export"
-            )
         if not flag(inputs, "exclude_input_in_output", default=True):
             raise InvalidRequest(
                 "exclude_input_in_output is false; the prompt is never returned, so leave it out or send true"
@@ -126,7 +130,21 @@ class Preprocessing:
             seed=integer(inputs, "seed") or 0,
         )
         POLICIES.check(expansion.policy)
-        return Request(text(inputs, "text_input") or "", texts(inputs, "passages"), expansion)
+        return Request(
+            question=text(inputs, "text_input") or "",
+            passages=texts(inputs, "passages"),
+            expansion=expansion,
+            history=read_turns(texts(inputs, "history")),
+            whole_history=flag(inputs, "whole_history", default=False),
+        )
+
+    def _limits(self, inputs: Tensors) -> ContextLimits:
+        max_tokens = integer(inputs, "max_tokens")
+        return ContextLimits(
+            answer_tokens=self.settings.default_max_tokens if max_tokens is None else max_tokens,
+            num_chunks=self.settings.max_chunks,
+            text_tokens=self.settings.history_text_tokens,
+        )
 
     def _draw_shadow(self, inputs: Tensors) -> bool:
         fraction = scalar(inputs, "shadow_fraction")

@@ -16,6 +16,8 @@ Parameters = Mapping[str, str | int | float | bool]
 ENSEMBLE_INPUTS = (
     "text_input",
     "passages",
+    "history",
+    "whole_history",
     "expand_fraction",
     "max_prompt_slots",
     "policy",
@@ -79,7 +81,7 @@ OTHER_NAMES = {
     "max_completion_tokens": "max_tokens",
     "max_length": "max_tokens",
     "max_output_len": "max_tokens",
-    "messages": "text_input",
+    "messages": "history",
     "min_length": "min_tokens",
     "prompt": "text_input",
     "query": "text_input",

@@ -6,6 +6,7 @@ import numpy as np
 
 from refrag.decoders.base import Delta, join_deltas
 from refrag.errors import RefragError
+from refrag.serving.evidence import NO_CITATIONS, Evidence
 from refrag.serving.tensors import float32, int32, strings
 from refrag.serving.triton import ResponseStream
 
@@ -14,21 +15,28 @@ PASS_THROUGH = {
     "context_tokens": int32(0),
     "num_chunks": int32(0),
     "num_stored_chunks": int32(0),
+    "num_cut_turns": int32(0),
     "expanded_chunks": int32(),
 }
 
 
 class Statistics:
-    """Tensors about the request, which every response carries besides its text."""
+    """Tensors about the request, which every response carries besides its text.
 
-    def __init__(self, passed_through: dict[str, np.ndarray], prompt_slots: int) -> None:
-        self.tensors = {
+    evidence: what the answer rests on. Lists may be long, so it goes with the last response alone, and the expanded
+    chunks with the first and the last.
+    """
+
+    def __init__(self, passed_through: dict[str, np.ndarray], prompt_slots: int, evidence: Evidence) -> None:
+        expanded = passed_through["expanded_chunks"]
+        self.first = {
             **passed_through,
-            "num_expanded_chunks": int32(passed_through["expanded_chunks"].size),
+            "num_expanded_chunks": int32(expanded.size),
             "prompt_slots": int32(prompt_slots),
+            **NO_CITATIONS,
         }
-        # The one list among them, which may be long, goes with the first response and the last alone.
-        self.tensors_between = {**self.tensors, "expanded_chunks": int32()}
+        self.between = {**self.first, "expanded_chunks": int32()}
+        self.last = {**self.first, **evidence.tensors(expanded)}
 
 
 class StreamingSink:
@@ -46,7 +54,9 @@ class StreamingSink:
         self.respond(delta)
 
     def respond(self, delta: Delta) -> None:
-        is_between = self.index > 0 and delta.finish_reason is None
+        statistics = self.statistics.between if self.index else self.statistics.first
+        if delta.finish_reason is not None:
+            statistics = self.statistics.last
         response = {
             "text_output": strings(delta.text),
             "token_ids": int32(*delta.token_ids),
@@ -54,7 +64,7 @@ class StreamingSink:
             "index": int32(self.index),
             "finish_reason": strings(delta.finish_reason or ""),
             "num_output_tokens": int32(self.num_tokens),
-            **(self.statistics.tensors_between if is_between else self.statistics.tensors),
+            **statistics,
         }
         self.index += 1
         if delta.finish_reason is None:

@@ -39,9 +39,12 @@ class VectorForm:
 
 @dataclass(frozen=True)
 class TokenForm:
-    """Tokens of one tokenizer: any number of ids from 0 to `vocab_size` - 1 in INT32."""
+    """Tokens of one tokenizer in INT32: how many there are, their ids from 0 to `vocab_size` - 1, then for each chunk
+    of `chunk_size` of them its first character and the one behind its last.
+    """
 
     vocab_size: int
+    chunk_size: int
 
     def fit(self, values: Sequence[bytes]) -> list[bool]:
         return [self._fits(value) for value in values]
@@ -49,8 +52,20 @@ class TokenForm:
     def _fits(self, value: bytes) -> bool:
         if not value or len(value) % STORED_TOKEN.itemsize:
             return False
-        token_ids = np.frombuffer(value, STORED_TOKEN)
-        return bool(token_ids.min() >= 0 and token_ids.max() < self.vocab_size)
+        numbers = np.frombuffer(value, STORED_TOKEN)
+        num_tokens = int(numbers[0])
+        if num_tokens < 1 or len(numbers) != 1 + num_tokens + 2 * -(-num_tokens // self.chunk_size):
+            return False
+        token_ids, spans = split_tokens(numbers)
+        starts, ends = spans.reshape(-1, 2).T
+        are_tokens = token_ids.min() >= 0 and token_ids.max() < self.vocab_size
+        return bool(are_tokens and starts.min() >= 0 and (starts <= ends).all())
+
+
+def split_tokens(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids, and the two numbers of each chunk, of a value in TokenForm."""
+    num_tokens = int(numbers[0])
+    return numbers[1 : 1 + num_tokens], numbers[1 + num_tokens :]
 
 
 def are_finite(vectors: np.ndarray) -> np.ndarray:

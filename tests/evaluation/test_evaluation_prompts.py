@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from refrag.context.prepare import prepare_context
 from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation.case_set import CaseSet
 from refrag.evaluation.conditions import POLICIES, Condition, compressed
@@ -53,9 +52,9 @@ def test_vectors_picks_and_prompts_are_those_of_the_pipeline(cases, models, sele
     pipeline, chosen, built = Pipeline(checkpoint), choose_chunks(cases, condition), build_prompts(cases, condition)
     for number, case in enumerate(cases.cases):
         options = ExpansionOptions(0.3, SERVED[selection], request_seed(cases, number))
-        context = prepare_context(as_request(case, checkpoint, options), pipeline.chunker)
+        context = pipeline.prepare(as_request(case, checkpoint, options), max_tokens=32)
         vectors, question_vectors = pipeline.encode(context)
-        expanded = pipeline.select(options, context, vectors, question_vectors)
+        expanded = pipeline.select(options, context, vectors, question_vectors).numbers
         _, prompt = pipeline.build_prompt(context, expanded, vectors)
         assert torch.equal(cases.encoded(8)[number].vectors, vectors)
         assert torch.equal(cases.encoded(8)[number].question_vectors, question_vectors)

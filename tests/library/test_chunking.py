@@ -43,23 +43,25 @@ def test_a_passage_has_the_same_chunks_under_any_neighbours(tiny_checkpoint):
 
 @given(rounds=st.lists(st.lists(st.sampled_from(PASSAGES), max_size=6), max_size=5), limit_bytes=st.integers(0, 3000))
 def test_chunks_out_of_a_cache_are_those_without_one(tiny_checkpoint, rounds, limit_bytes):
-    plain, store = tiny_checkpoint.chunker, Store(b"f" * 16, TokenForm(2**31), MemoryTier(limit_bytes), [])
+    plain = tiny_checkpoint.chunker
+    store = Store(b"f" * 16, TokenForm(2**31, plain.config.chunk_size), MemoryTier(limit_bytes), [])
     cached = Chunker(plain.config, plain.frame, plain.decoder_tokenizer, cache=StoredTokens(store))
     for passages in rounds:
-        chunks, new = cached.read_passages(passages)
-        assert list(chunks) == list(plain.context_chunks(passages))
-        cached.cache.put(new)
+        read, uncached = cached.read_passages(passages), plain.read_passages(passages)
+        assert list(read.chunks) == list(uncached.chunks)
+        assert read.spans.tolist() == uncached.spans.tolist()
+        cached.cache.put(read.new_tokens)
     store.close()
 
 
 def test_a_passage_is_tokenised_once(tiny_checkpoint, monkeypatch):
     plain = tiny_checkpoint.chunker
-    store = Store(b"f" * 16, TokenForm(2**31), MemoryTier(2**20), [])
+    store = Store(b"f" * 16, TokenForm(2**31, plain.config.chunk_size), MemoryTier(2**20), [])
     cached = Chunker(plain.config, plain.frame, plain.decoder_tokenizer, cache=StoredTokens(store))
     asked = []
-    monkeypatch.setattr(cached, "passages_ids", lambda passages: asked.append(passages) or plain.passages_ids(passages))
+    monkeypatch.setattr(cached, "tokenise", lambda passages: asked.append(passages) or plain.tokenise(passages))
     for passages in (PASSAGES[:2], PASSAGES[1:], PASSAGES * 2):
-        cached.cache.put(cached.read_passages(passages)[1])
+        cached.cache.put(cached.read_passages(passages).new_tokens)
     store.close()
     assert [passage for passages in asked for passage in passages] == PASSAGES[:-1]
     # Nor is what is empty looked for.

@@ -15,7 +15,7 @@ from refrag.context.frame import Frame
 from refrag.context.tokenizer import CLEANS_UP_BYTE_PAIRS, TextTokenizer
 from refrag.errors import CheckpointError
 
-FRAME = DeployedFrame(Frame([0], [0, 5], [7]), vocab_size=512)
+FRAME = DeployedFrame(Frame([0], [0, 5], [7], [8], None), vocab_size=512)
 WORDS = ["it", "is", "n't", ".", "?", "!", ",", "'", "'s", "we", "'ve", "'re", "'m", "do", "[PAD]", "[UNK]"]
 
 

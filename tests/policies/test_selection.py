@@ -31,7 +31,7 @@ def network():
 def select(network, seed=0, **options):
     trained, chosen = None if network is None else TrainedPolicy(network), ExpansionOptions(**options)
     budget = budget_of(chosen, LENGTHS, num_other_slots=9, window=4096)
-    return select_chunks(chosen.policy, Candidates(PASSAGES, VECTORS, QUESTION, trained, seed), budget)
+    return list(select_chunks(chosen.policy, Candidates(PASSAGES, VECTORS, QUESTION, trained, seed), budget).numbers)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_learned_picks_are_the_highest_logits(network):
 
 def test_no_chunks_need_no_selection(network):
     nothing = Candidates(PASSAGES[:0], VECTORS[:0], QUESTION, TrainedPolicy(network))
-    assert select_chunks("learned", nothing, 0) == []
+    assert select_chunks("learned", nothing, 0).numbers == []
 
 
 def test_picking_in_turn_never_picks_twice_nor_what_is_absent():

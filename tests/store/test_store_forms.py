@@ -25,7 +25,19 @@ BAD_VECTORS = {
     "NaN": numbers(np.nan),
     "infinite": numbers(1.0, -np.inf),
 }
-BAD_TOKENS = {"odd": ids(1, 2) + b"\0", "negative": ids(1, -1), "beyond": ids(1, 100)}
+# Number of tokens, their ids, and a span for each two of them.
+GOOD_TOKENS = ids(3, 0, 99, 7, 0, 4, 4, 4)
+BAD_TOKENS = {
+    "odd": GOOD_TOKENS + b"\0",
+    "negative": ids(2, 1, -1, 0, 4),
+    "beyond": ids(2, 1, 100, 0, 4),
+    "without spans": ids(2, 1, 2),
+    "a span too many": ids(2, 1, 2, 0, 4, 4, 5),
+    "too many tokens": ids(2**31 - 1, 1, 2, 0, 4),
+    "no tokens": ids(0),
+    "a span from behind": ids(2, 1, 2, 4, 0),
+    "a span below 0": ids(2, 1, 2, -1, 4),
+}
 
 
 @pytest.fixture
@@ -51,7 +63,10 @@ def test_values_of_the_form_fit_and_others_do_not_whatever_stands_beside_them():
     mixed = [good[0], *BAD_VECTORS.values(), *good[1:]]
     assert FORM.fit(mixed) == [True, *[False] * len(BAD_VECTORS), True, True]
     assert FORM.fit([]) == []
-    assert TokenForm(100).fit([ids(0, 99), *BAD_TOKENS.values(), b""]) == [True, False, False, False, False]
+    assert TokenForm(100, 2).fit([GOOD_TOKENS, *BAD_TOKENS.values(), b""]) == [
+        True,
+        *[False] * (len(BAD_TOKENS) + 1),
+    ]
 
 
 @pytest.mark.parametrize("value", BAD_VECTORS.values(), ids=BAD_VECTORS)
@@ -67,7 +82,7 @@ def test_a_vector_of_another_form_is_not_found_counted_and_deleted(store, tier, 
 
 @pytest.mark.parametrize("value", BAD_TOKENS.values(), ids=BAD_TOKENS)
 def test_tokens_of_another_form_are_not_found_counted_and_deleted(store, tier, value):
-    tokens = store.beside(OTHER, TokenForm(100))
+    tokens = store.beside(OTHER, TokenForm(100, 2))
     plant(tier, OTHER, value)
     assert tokens.find([digest(1)]) == [None]
     store.wait_until_written()
@@ -83,13 +98,13 @@ def test_a_vector_of_another_form_does_not_enter(store, tier, value):
 
 
 def test_verify_finds_other_forms_of_the_fingerprints_it_knows_and_damage_in_all(store, tier):
-    store.beside(OTHER, TokenForm(100))
+    store.beside(OTHER, TokenForm(100, 2))
     store.put(vectors(range(10, 15)))
     for number, value in enumerate(BAD_VECTORS.values()):
         plant(tier, FINGERPRINT, value, number)
     for number, value in enumerate(BAD_TOKENS.values()):
         plant(tier, OTHER, value, number)
-    plant(tier, OTHER, ids(5), 100)
+    plant(tier, OTHER, GOOD_TOKENS, 100)
     stranger = b"s" * 16
     plant(tier, stranger, b"whatever it is", 1)
     tier.put({stranger + digest(2): b"damaged"})

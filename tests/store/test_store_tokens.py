@@ -1,18 +1,25 @@
 """Tokens of passages that were stored are found again, and none that belong to another tokenizer."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from store_helpers import FINGERPRINT, FORM, OTHER, FakeTier, digest, vectors
 
 from refrag.config import PromptTemplate
+from refrag.context.spans import PassageTokens
 from refrag.store.forms import TokenForm
 from refrag.store.store import Store
 from refrag.store.tokens import StoredTokens, digest_texts, fingerprint_tokenizer
 
-PASSAGES = {"Mara keeps a parrot.": [5, 7, 70_000], "Odo plays the harp. 🎵": [1]}
+SPANS = np.array([(0, 6), (5, 20)], np.int32)
+# With two tokens to a chunk.
+PASSAGES = {
+    "Mara keeps a parrot.": PassageTokens([5, 7, 70_000], SPANS),
+    "Odo plays the harp. 🎵": PassageTokens([1], np.array([(0, 21)], np.int32)),
+}
 
-VOCAB_SIZE = 100_000
+VOCAB_SIZE, CHUNK_SIZE = 100_000, 2
 
 
 @pytest.fixture
@@ -29,26 +36,41 @@ def store(tier):
 
 @pytest.fixture
 def tokens(store):
-    return StoredTokens(store.beside(OTHER, TokenForm(VOCAB_SIZE)))
+    return StoredTokens(store.beside(OTHER, TokenForm(VOCAB_SIZE, CHUNK_SIZE)))
 
 
 def found(tokens, passages):
-    return {passage: token_ids.tolist() for passage, token_ids in tokens.find(passages).items()}
+    return as_lists(tokens.find(passages))
+
+
+def as_lists(tokens):
+    return {passage: (list(each.token_ids), each.spans.tolist()) for passage, each in tokens.items()}
 
 
 def test_what_was_kept_is_found(store, tokens):
     tokens.keep(PASSAGES)
     store.wait_until_written()
-    assert found(tokens, [*PASSAGES, "another"]) == PASSAGES
+    assert found(tokens, [*PASSAGES, "another"]) == as_lists(PASSAGES)
 
 
 @given(st.dictionaries(st.text(), st.lists(st.integers(0, 2**31 - 1))))
 def test_any_tokens_of_any_text_are_found_but_none_of_empty_ones(token_ids):
-    store = Store(FINGERPRINT, TokenForm(2**31), None, [FakeTier()])
+    whole = {text: PassageTokens(ids, whole_spans(text, ids)) for text, ids in token_ids.items()}
+    store = Store(FINGERPRINT, TokenForm(2**31, CHUNK_SIZE), None, [FakeTier()])
     tokens = StoredTokens(store)
-    tokens.keep(token_ids)
+    tokens.keep(whole)
     store.close()
-    assert found(tokens, list(token_ids)) == {text: ids for text, ids in token_ids.items() if ids}
+    assert found(tokens, list(token_ids)) == as_lists({text: each for text, each in whole.items() if each.token_ids})
+
+
+def whole_spans(text, ids):
+    return np.array([(0, len(text))] * -(-len(ids) // CHUNK_SIZE), np.int32).reshape(-1, 2)
+
+
+def test_spans_beyond_the_passage_are_not_believed(store, tokens):
+    passage, beyond = "Mara", PassageTokens([5], np.array([(0, 5)], np.int32))
+    assert tokens.put({passage: beyond})
+    assert tokens.find([passage]) == {}
 
 
 def test_what_a_tier_did_not_take_is_told(tokens, tier):
@@ -97,11 +119,12 @@ def test_prune_leaves_the_tokens_alone(store, tokens):
     other_server.close()
 
 
-def test_another_tokenizer_and_another_template_are_another_owner(tmp_path):
+def test_another_tokenizer_template_or_chunk_size_is_another_owner(tmp_path):
     file, template = tmp_path / "tokenizer.json", PromptTemplate()
     file.write_text("{}")
-    first = fingerprint_tokenizer([file], template)
-    assert fingerprint_tokenizer([file], template) == first
+    first = fingerprint_tokenizer([file], template, 16)
+    assert fingerprint_tokenizer([file], template, 16) == first
+    others = [fingerprint_tokenizer([file], PromptTemplate("- "), 16), fingerprint_tokenizer([file], template, 8)]
     file.write_text("{ }")
-    others = [fingerprint_tokenizer([file], template), fingerprint_tokenizer([file], PromptTemplate("- "))]
-    assert len({first, *others}) == 3
+    others.append(fingerprint_tokenizer([file], template, 16))
+    assert len({first, *others}) == 4

@@ -3,7 +3,7 @@
 `StoreClient` fills and keeps the server's store of chunk vectors. `Corpus` searches a folder for passages.
 """
 
-from refrag_client.answer import Answer, Piece, Statistics
+from refrag_client.answer import Answer, Citation, Piece, Statistics
 from refrag_client.async_client import AsyncRefragClient, AsyncStream
 from refrag_client.client import RefragClient, Stream
 from refrag_client.corpus import Corpus
@@ -26,6 +26,7 @@ __all__ = [
     "AsyncRefragClient",
     "AsyncStream",
     "Cancelled",
+    "Citation",
     "ConnectionLost",
     "Corpus",
     "DeadlineExceeded",

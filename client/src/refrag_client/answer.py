@@ -15,6 +15,7 @@ class Statistics:
     A compressed chunk takes one prompt slot, an expanded chunk takes one slot for each of its tokens.
     `num_stored_chunks` counts the chunks whose vectors came from the store; the others were encoded.
     `expanded_chunks` are their numbers, which come with an answer's first piece and its last, and are () in between.
+    `num_cut_turns` counts the turns of `history` for which the window had no room even compressed.
     """
 
     context_tokens: int
@@ -24,6 +25,19 @@ class Statistics:
     expanded_chunks: tuple[int, ...]
     prompt_slots: int
     num_output_tokens: int
+    num_cut_turns: int
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A stretch of a passage that the decoder read in full: its characters from `start` to before `end`.
+
+    `passage` is its number among the passages of the request, from 0.
+    """
+
+    passage: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Piece:
     """The part of an answer that one response brings; `finish_reason` is "" in all but the last piece.
 
     `log_probs` has one value for each token if the request asked for them, and is empty otherwise.
+    `citations` and `passage_weights` come with the last piece, and are () before.
     """
 
     text: str
@@ -39,6 +54,8 @@ class Piece:
     index: int
     finish_reason: FinishReason
     statistics: Statistics
+    citations: tuple[Citation, ...]
+    passage_weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class Answer:
 
     `ttft_seconds` is the time to the first response that has a token, or None if no response had one.
     `log_probs` has one value for each token if the request asked for them, and is empty otherwise.
+    `citations` are in the order of the passages. `passage_weights` has each passage's share of the policy's weight:
+    together 1, or all 0 where the policy weighs nothing and no chunk was expanded.
     """
 
     text: str
@@ -54,6 +73,8 @@ class Answer:
     log_probs: tuple[float, ...]
     finish_reason: FinishReason
     statistics: Statistics
+    citations: tuple[Citation, ...]
+    passage_weights: tuple[float, ...]
     ttft_seconds: float | None
     total_seconds: float
 
@@ -67,6 +88,8 @@ def read_piece(response: Response) -> Piece:
         index=response.number("index"),
         finish_reason=response.text("finish_reason"),  # type: ignore[arg-type]  # the server's word for it
         statistics=_read_statistics(response),
+        citations=tuple(Citation(*row) for row in response.rows("citations")),
+        passage_weights=response.reals("passage_weights"),
     )
 
 
@@ -79,4 +102,5 @@ def _read_statistics(response: Response) -> Statistics:
         expanded_chunks=response.numbers("expanded_chunks"),
         prompt_slots=response.number("prompt_slots"),
         num_output_tokens=response.number("num_output_tokens"),
+        num_cut_turns=response.number("num_cut_turns"),
     )

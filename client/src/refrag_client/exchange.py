@@ -72,6 +72,8 @@ class Exchange:
             log_probs=tuple(value for piece in self._pieces for value in piece.log_probs),
             finish_reason=self._pieces[-1].finish_reason,
             statistics=self._pieces[-1].statistics,
+            citations=self._pieces[-1].citations,
+            passage_weights=self._pieces[-1].passage_weights,
             ttft_seconds=self._ttft_seconds,
             total_seconds=self._total_seconds,
         )

@@ -1,6 +1,6 @@
 """A request with all its options: each option is written once, here, with its tensor and its help."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypedDict
 from uuid import uuid4
@@ -12,19 +12,28 @@ Datatype = Literal["BYTES", "INT64", "UINT64", "FP32", "BOOL"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """The tensor that carries an option, and its help; `name` is None where the server's name is the option's own."""
+    """The tensor that carries an option, and its help; `name` is None where the server's name is the option's own.
+
+    is_json: whether its elements are JSON in a BYTES tensor.
+    """
 
     datatype: Datatype
     help: str
     name: str | None = None
+    is_json: bool = False
 
 
-def _sent_as(datatype: Datatype, help: str, name: str | None = None) -> dict[str, Tensor]:
-    return {"tensor": Tensor(datatype, help, name)}
+def _sent_as(datatype: Datatype, help: str, name: str | None = None, is_json: bool = False) -> dict[str, Tensor]:
+    return {"tensor": Tensor(datatype, help, name, is_json)}
 
 
 # For the help only: a server may have further policies. It refuses an unknown name and lists those that it has.
 POLICIES = ("learned", "similarity", "random", "none", "all")
+# Of texts in `history`, in turn.
+ROLES = ("user", "assistant")
+
+# A turn of a conversation: {"role": …, "content": …}, or its text alone.
+Turn = Mapping[str, str] | str
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,12 @@ class GenerateRequest:
 
     question: str = field(metadata=_sent_as("BYTES", "what to ask", name="text_input"))
     passages: Iterable[str] = field(default=(), metadata=_sent_as("BYTES", "the retrieved passages, best first"))
+    history: Iterable[Turn] = field(
+        default=(), metadata=_sent_as("BYTES", "the turns before the question, oldest first", is_json=True)
+    )
+    whole_history: bool | None = field(
+        default=None, metadata=_sent_as("BOOL", "refuse what does not fit the window, instead of leaving out old turns")
+    )
     max_tokens: int | None = field(default=None, metadata=_sent_as("INT64", "tokens to generate at most"))
     expand_fraction: float | None = field(
         default=None, metadata=_sent_as("FP32", "share of chunks to expand: 0 compresses all, 1 is the plain decoder")
@@ -71,6 +86,7 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         for name in ("passages", "stop_words"):
             object.__setattr__(self, name, _to_texts(name, getattr(self, name)))
+        object.__setattr__(self, "history", _to_turns(self.history))
         if not isinstance(self.request_id, str) or not self.request_id:
             raise InvalidRequest(f"request_id is {self.request_id!r}; give a unique, non-empty str or leave it out")
 
@@ -78,6 +94,8 @@ class GenerateRequest:
 class GenerateOptions(TypedDict, total=False):
     """The keyword arguments of `generate` and `stream`: the fields of GenerateRequest but question and passages."""
 
+    history: Iterable[Turn]
+    whole_history: bool | None
     max_tokens: int | None
     expand_fraction: float | None
     max_prompt_slots: int | None
@@ -107,3 +125,13 @@ def _to_texts(name: str, texts: Iterable[str] | None) -> tuple[str, ...]:
     if isinstance(texts, (str, bytes)):
         raise InvalidRequest(f"{name} is a single {type(texts).__name__}; give a list of str")
     return tuple(texts or ())
+
+
+def _to_turns(turns: Iterable[Turn] | None) -> tuple[Turn, ...]:
+    """Return the turns as the server takes them: with their roles, which texts have in turn."""
+    if isinstance(turns, (str, bytes, Mapping)):
+        raise InvalidRequest(f"history is a single {type(turns).__name__}; give a list of turns")
+    given = tuple(turns or ())
+    if not all(isinstance(turn, str) for turn in given):
+        return given
+    return tuple({"role": ROLES[number % 2], "content": str(turn)} for number, turn in enumerate(given))

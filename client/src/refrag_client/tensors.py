@@ -1,5 +1,6 @@
 """Conversion of requests to Triton messages, and of response tensors to Python values."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,6 +56,9 @@ class Response:
     def reals(self, name: str) -> tuple[float, ...]:
         return tuple(self.array(name).tolist())
 
+    def rows(self, name: str) -> tuple[tuple[int, ...], ...]:
+        return tuple(map(tuple, self.array(name).tolist()))
+
     def array(self, name: str) -> np.ndarray:
         array: np.ndarray | None = self._result.as_numpy(name)
         if array is None:
@@ -83,6 +87,8 @@ def _to_bytes(datatype: str, array: np.ndarray) -> bytes:
 def _encode(option: str, tensor: Tensor, value: Any) -> np.ndarray:
     values = value if isinstance(value, tuple) else (value,)
     to_item, dtype = _ITEMS[tensor.datatype]
+    if tensor.is_json:
+        values = tuple(_to_json(option, each) for each in values)
     return np.array([to_item(option, each) for each in values], dtype=dtype)
 
 
@@ -95,6 +101,17 @@ def _to_utf8(option: str, value: Any) -> bytes:
         raise InvalidRequest(
             f"{option} has a lone surrogate at character {error.start}, which UTF-8 cannot hold; decode the text again"
         ) from None
+
+
+def _to_json(option: str, value: Any) -> str:
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(
+            f'{option} holds a {type(value).__name__}; give {{"role": …, "content": …}} for each turn, or str for all'
+        )
+    try:
+        return json.dumps(dict(value), ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{option} holds what JSON cannot: {error}; give str for role and content") from None
 
 
 def _to_int(option: str, value: Any, low: int, high: int) -> int:

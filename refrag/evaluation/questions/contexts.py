@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refrag.config import LEARNED_POLICY
 from refrag.context.chunking import PackedChunks
-from refrag.context.prepare import PreparedContext, prepare_context
+from refrag.context.prepare import PreparedContext
 from refrag.data.questions.arrange import only_gold
 from refrag.data.questions.row import QuestionRow
 from refrag.data.spans import Spans
@@ -148,7 +148,7 @@ class Contexts:
             return find_answer_chunks(kept.row, Spans(pipeline.chunker), kept.places)[:budget]
         policy = LEARNED_POLICY if selection == "learned as served" else selection
         options = ExpansionOptions(fraction, policy, self._seed(kept.row))
-        return pipeline.select(options, kept.context, kept.vectors, kept.question_vectors)
+        return list(pipeline.select(options, kept.context, kept.vectors, kept.question_vectors).numbers)
 
     @cached_property
     def _base_encoder(self) -> BaseEncoder:
@@ -186,7 +186,7 @@ class Contexts:
     def _prepare(self, row: QuestionRow, pipeline: Pipeline) -> tuple[PreparedContext, int]:
         """Return the row as tokens, and how many earlier turns stand before its passages."""
         request = self.make_request(row)
-        return prepare_context(request, pipeline.chunker), len(request.passages) - len(row.passages)
+        return pipeline.prepare(request, self.max_tokens), len(request.passages) - len(row.passages)
 
     def _pipeline(self, condition: Condition) -> Pipeline:
         """Return the served pipeline, whose learned policy spends the whole budget unless it is asked as served.
