@@ -22,7 +22,7 @@ from refrag.store.values import seal
 
 NUM_MEASURED, BATCH = 20_000, 1000
 CHUNK_SIZE = 16
-TOKEN_BYTES = 4
+NUMBER_BYTES = 4
 MILLION, PASSAGE_TOKENS = 1_000_000, 128
 # The number of passages that the paper retrieves from.
 PAPER_PASSAGES = 400 * MILLION
@@ -67,6 +67,11 @@ def measure_entry_bytes(value_bytes: int) -> float:
     return num_bytes / NUM_MEASURED
 
 
+def passage_entry_bytes() -> int:
+    """Return the bytes of a passage's tokens as `refrag.store.forms.TokenForm` has them."""
+    return NUMBER_BYTES * (1 + PASSAGE_TOKENS + 2 * PASSAGE_TOKENS // CHUNK_SIZE)
+
+
 def measure() -> Report:
     rows = [
         {
@@ -83,7 +88,7 @@ def measure() -> Report:
         "passage_tokens": PASSAGE_TOKENS,
         "num_measured": NUM_MEASURED,
         "rows": rows,
-        "token_entry_bytes": round(measure_entry_bytes(TOKEN_BYTES * PASSAGE_TOKENS), 1),
+        "token_entry_bytes": round(measure_entry_bytes(passage_entry_bytes()), 1),
     }
 
 
@@ -96,8 +101,9 @@ def markdown(report: Report) -> str:
         "them, keys, checksums and the empty ends of pages included; the rest is arithmetic."
     )
     beside = (
-        f"Beside the vectors lie the tokens of each passage, {TOKEN_BYTES} bytes each: an entry of {tokens:,.0f} B, "
-        f"{tokens / report['passage_tokens']:.0f} B per token, whatever the encoder."
+        f"Beside the vectors lie the tokens of each passage, {NUMBER_BYTES} bytes each, and {2 * NUMBER_BYTES} bytes for "
+        f"the characters of each chunk: an entry of {tokens:,.0f} B, {tokens / report['passage_tokens']:.0f} B per token, "
+        "whatever the encoder."
     )
     source = f"`{report['command']}`, commit {report['commit']}."
     return "\n\n".join([about, _per_token(report), _per_corpus(report), beside, source])

@@ -25,12 +25,15 @@ class ExpansionOptions:
         expanded as fit whichever they are, and no more than the fraction.
     policy: what chooses them, a name in `refrag.policies.POLICIES`; "none" and "all" ignore the fraction.
     seed: for policies that draw at random.
+    gives_way: whether fewer chunks are expanded where the window would not hold as many with the answer, instead of
+        refusing the request; so it is for one that leaves the share to the server.
     """
 
     expand_fraction: float = 0.1
     policy: str = "learned"
     seed: int = 0
     max_prompt_slots: int | None = None
+    gives_way: bool = False
 
     def __post_init__(self) -> None:
         if self.max_prompt_slots is not None and self.max_prompt_slots < 1:

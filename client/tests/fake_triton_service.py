@@ -124,6 +124,14 @@ def answer_with_question(fake, request):
     yield final_response()
 
 
+def answer_with(**outputs: np.ndarray) -> Reply:
+    def reply(fake, request):
+        yield piece_response("Ada.", 0, "stop", **outputs)
+        yield final_response()
+
+    return reply
+
+
 def fail_with(message: str) -> Reply:
     def reply(fake, request):
         yield Response(error_message=message)
@@ -131,7 +139,8 @@ def fail_with(message: str) -> Reply:
     return reply
 
 
-def piece_response(text: str, index: int, finish_reason: str = "") -> Response:
+def piece_response(text: str, index: int, finish_reason: str = "", **others: np.ndarray) -> Response:
+    """Return a piece; `others` are outputs that differ from the usual ones."""
     response = Response()
     outputs = {
         "text_output": [text],
@@ -150,7 +159,7 @@ def piece_response(text: str, index: int, finish_reason: str = "") -> Response:
         "citations": np.array([(1, 4, 9)] if finish_reason else np.zeros((0, 3)), np.int32),
         "passage_weights": np.array([0.25, 0.75] if finish_reason else [], np.float32),
     }
-    for name, values in outputs.items():
+    for name, values in {**outputs, **others}.items():
         _add_output(response.infer_response, name, values)
     return response
 

@@ -34,7 +34,7 @@ class PreparedContext:
     question_chunks: the question for the encoder, for policies that read it.
     new_tokens: tokens of the passages and turns that the chunker's cache did not know.
     num_cut_turns: earlier turns that are left out, since the window is full.
-    max_prompt_slots: slots that a prompt with earlier turns may take; None without such turns.
+    max_prompt_slots: slots that the prompt may take, for one with earlier turns or that gives way; None for others.
     """
 
     chunks: PackedChunks
@@ -62,7 +62,16 @@ def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -
         new_tokens=read.new_tokens,
         sources=Sources(locate(read.chunks.passages, read.spans), len(request.passages)),
     )
-    return _add_history(context, request, chunker, limits) if request.history else context
+    if request.history:
+        return _add_history(context, request, chunker, limits)
+    return _give_way(context, chunker, limits) if request.expansion.gives_way else context
+
+
+def _give_way(context: PreparedContext, chunker: Chunker, limits: ContextLimits) -> PreparedContext:
+    """Return the context with a limit of slots, unless it does not fit the window compressed either."""
+    max_prompt_slots = chunker.config.max_prompt_slots - limits.answer_tokens
+    is_fitting = len(context.chunks) + chunker.num_other_slots(context.question_ids) <= max_prompt_slots
+    return replace(context, max_prompt_slots=max_prompt_slots) if is_fitting else context
 
 
 def _add_history(
@@ -81,8 +90,8 @@ def _add_history(
     history = lay_out_history(request.earlier_pairs, chunker, room)
     if history.num_cut and request.whole_history:
         raise InvalidRequest(
-            f"history has {len(request.history)} turns, and the window is full without the first {2 * history.num_cut}, "
-            "even compressed; send fewer turns or passages, or set whole_history to false to have them left out"
+            f"history has {len(request.history)} turns, and even compressed the window is full without the first "
+            f"{2 * history.num_cut}; send fewer turns or passages, or set whole_history to false to have them left out"
         )
     turns, num_passages = history.read, context.sources.num_passages
     places = locate(turns.chunks.passages + num_passages, turns.spans)

@@ -16,7 +16,7 @@ from refrag.history import read_turns
 from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
 from refrag.policies.budget import budget_of
-from refrag.request import ExpansionOptions, Request
+from refrag.request import EXPAND_ALL, ExpansionOptions, Request
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_bytes, flag, int32, integer, scalar, strings, text, texts
@@ -120,6 +120,7 @@ class Preprocessing:
         check_bytes(inputs, TEXT_INPUTS, self.settings.max_text_bytes)
         expand_fraction, policy = scalar(inputs, "expand_fraction"), text(inputs, "policy")
         max_prompt_slots = integer(inputs, "max_prompt_slots")
+        gives_way = expand_fraction is None and max_prompt_slots is None
         if expand_fraction is None:
             # A request that limits the slots alone is to make use of them.
             expand_fraction = self.config.expand_fraction if max_prompt_slots is None else 1.0
@@ -128,6 +129,7 @@ class Preprocessing:
             max_prompt_slots=max_prompt_slots,
             policy=self.config.policy if policy is None else policy,
             seed=integer(inputs, "seed") or 0,
+            gives_way=gives_way and policy != EXPAND_ALL,
         )
         POLICIES.check(expansion.policy)
         return Request(

@@ -21,7 +21,6 @@ from refrag.store.forms import STORED_TOKEN, split_tokens
 from refrag.store.keys import DIGEST_BYTES, FINGERPRINT_BYTES
 from refrag.store.store import Store
 
-
 # Part of the fingerprint: entries of another form belong to nobody, and `refrag store prune` deletes them.
 FORM_NUMBER = 2
 

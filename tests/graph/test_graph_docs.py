@@ -38,7 +38,7 @@ def checkout(tmp_path, repository):
 
 def at_server(code, server):
     code = code.replace("127.0.0.1:8001", server.grpc_address).replace("127.0.0.1:8000", server.http_address)
-    return re.sub(r"\b(refrag (?:ask|index|store \w+))", rf"\1 --url {server.grpc_address}", code)
+    return re.sub(r"\b(refrag (?:ask|chat|summarize|index|store \w+))", rf"\1 --url {server.grpc_address}", code)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if not SERVE.search(block.code)], ids=lambda b: b.page)

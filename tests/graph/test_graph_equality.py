@@ -36,6 +36,10 @@ def test_served_tokens_equal_the_reference_on_fifty_heldout_questions(
         assert list(served.statistics.expanded_chunks) == expected.expanded
         assert served.statistics.prompt_slots == expected.prompt.num_slots
         assert (served.text, served.finish_reason) == (expected.text, expected.finish_reason)
+        assert [(cited.passage, cited.start, cited.end) for cited in served.citations] == [
+            tuple(row) for row in expected.citations.tolist()
+        ]
+        assert served.passage_weights == pytest.approx(expected.passage_weights.tolist(), abs=1e-5)
 
 
 def test_expanding_everything_equals_hugging_face_generate_on_the_plain_text(client, demo_checkpoint, heldout):

@@ -42,6 +42,17 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the names of the models that `model_options` reads."""
+    parser.add_argument("--model", default="refrag", help="name of the model (default: %(default)s)")
+    parser.add_argument("--decoder-model", default="decoder", help="name of the model to stop (default: %(default)s)")
+
+
+def model_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the models in parsed `arguments` as keyword arguments of a client."""
+    return {"model": arguments.model, "decoder_model": arguments.decoder_model}
+
+
 def add_connection_options(parser: argparse.ArgumentParser, timeout_seconds: float = 60.0) -> None:
     """Add all options of a connection, which `connection_options` reads."""
     group = parser.add_argument_group("connection")
