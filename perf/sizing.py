@@ -101,9 +101,9 @@ def markdown(report: Report) -> str:
         "them, keys, checksums and the empty ends of pages included; the rest is arithmetic."
     )
     beside = (
-        f"Beside the vectors lie the tokens of each passage, {NUMBER_BYTES} bytes each, and {2 * NUMBER_BYTES} bytes for "
-        f"the characters of each chunk: an entry of {tokens:,.0f} B, {tokens / report['passage_tokens']:.0f} B per token, "
-        "whatever the encoder."
+        f"Beside the vectors lie the tokens of each passage, {NUMBER_BYTES} bytes each, and the characters of each "
+        f"chunk in {2 * NUMBER_BYTES} bytes: an entry of {tokens:,.0f} B, "
+        f"{tokens / report['passage_tokens']:.0f} B per token, whatever the encoder."
     )
     source = f"`{report['command']}`, commit {report['commit']}."
     return "\n\n".join([about, _per_token(report), _per_corpus(report), beside, source])

@@ -118,7 +118,8 @@ class Preprocessing:
 
     def _read_request(self, inputs: Tensors) -> Request:
         check_bytes(inputs, TEXT_INPUTS, self.settings.max_text_bytes)
-        expand_fraction, policy = scalar(inputs, "expand_fraction"), text(inputs, "policy")
+        expand_fraction, named = scalar(inputs, "expand_fraction"), text(inputs, "policy")
+        policy = self.config.policy if named is None else named
         max_prompt_slots = integer(inputs, "max_prompt_slots")
         gives_way = expand_fraction is None and max_prompt_slots is None
         if expand_fraction is None:
@@ -127,7 +128,7 @@ class Preprocessing:
         expansion = ExpansionOptions(
             expand_fraction=expand_fraction,
             max_prompt_slots=max_prompt_slots,
-            policy=self.config.policy if policy is None else policy,
+            policy=policy,
             seed=integer(inputs, "seed") or 0,
             gives_way=gives_way and policy != EXPAND_ALL,
         )

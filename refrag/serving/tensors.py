@@ -8,6 +8,13 @@ from refrag.errors import InvalidRequest
 
 Tensors = Mapping[str, np.ndarray]
 
+# By the input that holds most of what is too much.
+REMEDIES = {
+    "text_input": "shorten the question",
+    "passages": "send fewer or shorter passages",
+    "history": "send fewer or shorter turns",
+}
+
 
 def scalar(tensors: Tensors, name: str) -> int | float | bool | None:
     """Return the one element of an optional tensor, None if absent; raise InvalidRequest unless there is just one.
@@ -48,7 +55,7 @@ def check_bytes(tensors: Tensors, names: Sequence[str], limit: int) -> None:
     """Raise InvalidRequest if the named BYTES tensors hold more than `limit` bytes together."""
     sizes = {name: sum(map(len, tensors[name].reshape(-1))) if name in tensors else 0 for name in names}
     if (size := sum(sizes.values())) > limit:
-        remedy = "shorten the question" if sizes.get("text_input", 0) > limit else "send fewer or shorter passages"
+        remedy = REMEDIES[max(sizes, key=lambda name: sizes[name])]
         raise InvalidRequest(f"{' and '.join(names)} hold {size} bytes, the limit is {limit}; {remedy}")
 
 
