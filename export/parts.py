@@ -3,7 +3,7 @@
 preprocessing      refrag.json, encoder.json, frame.json, the tokenizers
 chunk_store        the same
 expansion_policy   refrag.json, encoder.json, frame.json, policy.safetensors if there is one
-decoder            refrag.json, decoder/
+decoder            refrag.json, decoder/, attention_heads.json if there is one
 """
 
 import shutil
@@ -15,6 +15,7 @@ from refrag.context.deployed import DECODER, ENCODER, DeployedFrame, DeployedTok
 from refrag.context.frame import open_frame
 from refrag.context.tokenizer import TextTokenizer
 from refrag.errors import CheckpointError
+from refrag.model.attention_heads import HEADS_FILE
 from refrag.model.policy_file import POLICY
 from refrag.model.tokenizers import (
     has_tokenizer,
@@ -87,6 +88,8 @@ def build_decoder(checkpoint: Path, config: RefragConfig, target: Path) -> None:
     _start(config, target)
     # Copied without file modes, as everywhere here: safetensors files are private, and the server runs as another user.
     shutil.copytree(source, target / DECODER, copy_function=shutil.copyfile)
+    if (checkpoint / HEADS_FILE).is_file():
+        shutil.copyfile(checkpoint / HEADS_FILE, target / HEADS_FILE)
 
 
 def _start_shared(shared: SharedParts, target: Path) -> None:

@@ -6,22 +6,27 @@ Each method is one step; the ensemble's models are built on the same functions.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from refrag.context.chunking import Chunk, Chunker, PackedChunks
+from refrag.context.chunking import NULL_QUESTION, Chunk, Chunker, PackedChunks
 from refrag.context.conversation import DEFAULT_TEXT_TOKENS
 from refrag.context.prepare import ContextLimits, PreparedContext, prepare_context
 from refrag.decoders.base import Delta, Limits, MixedPrompt, check_prompt, join_deltas
 from refrag.engine.generation import generate
+from refrag.model.attention_heads import AttentionHeads
+from refrag.model.attention_weights import read_attention
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
+from refrag.policies.attention import ChunkAttention
 from refrag.policies.base import Candidates, Selection
 from refrag.policies.budget import budget_of
-from refrag.policies.select import open_trained_policy, select_chunks
+from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks
+from refrag.policies.similarity import similarities
 from refrag.prompt import Prompt, lay_out_prompt
 from refrag.request import ExpansionOptions, Request, SamplingParams
 from refrag.store.values import round_to_stored
@@ -104,7 +109,32 @@ class Pipeline:
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
         window = self.checkpoint.config.max_prompt_slots
         budget = budget_of(context.limit(options), chunks.lengths, num_other_slots, window)
+        if is_chosen_by_decoder(options.policy, budget, len(chunks)):
+            attention = self.read_attention(context, vectors, question_vectors, options.sense_tokens)
+            candidates = replace(candidates, attention=attention)
         return select_chunks(options.policy, candidates, budget)
+
+    def read_attention(
+        self, context: PreparedContext, vectors: Tensor, question_vectors: Tensor, num_tokens: int = 0
+    ) -> ChunkAttention:
+        """Return the decoder's attention to the chunks, all of them compressed, as transformers tells it.
+
+        num_tokens: generated tokens whose attention counts besides the question's.
+        """
+        _, prompt = self.build_prompt(context, [], vectors)
+        null_ids = self.chunker.question_ids(NULL_QUESTION)
+        question, null = read_attention(
+            self.checkpoint.decoder, prompt.input_ids, prompt.chunk_embeddings, null_ids, self.heads, num_tokens
+        )
+        found = similarities(vectors, question_vectors).numpy()
+        return ChunkAttention(question, null, np.array(self.heads.weights), found, self.heads.scoring)
+
+    @cached_property
+    def heads(self) -> AttentionHeads:
+        """Return the heads that the policy `attention` reads; raise CheckpointError for those of other weights."""
+        heads = self.checkpoint.heads or AttentionHeads.default(self.checkpoint.decoder)
+        heads.check(self.checkpoint.decoder)
+        return heads
 
     @torch.inference_mode()
     def build_prompt(

@@ -13,6 +13,8 @@ EXPAND_NOTHING, EXPAND_ALL = "none", "all"
 MIN_TEMPERATURE = 0.01
 # Each token is compared with every stop word, on the one thread that all requests share.
 MAX_STOP_WORDS, MAX_STOP_WORD_CHARACTERS = 16, 256
+# Each takes a step of the decoder before the first token that is sent.
+MAX_SENSE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class ExpansionOptions:
     seed: for policies that draw at random.
     gives_way: whether fewer chunks are expanded where the window would not hold as many with the answer, instead of
         refusing the request; so it is for one that leaves the share to the server.
+    sense_tokens: tokens that the policy "attention" lets the decoder generate, and never sends, to see where they look
+        besides the question.
     """
 
     expand_fraction: float = 0.1
@@ -34,8 +38,11 @@ class ExpansionOptions:
     seed: int = 0
     max_prompt_slots: int | None = None
     gives_way: bool = False
+    sense_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.sense_tokens <= MAX_SENSE_TOKENS:
+            raise InvalidRequest(f"sense_tokens is {self.sense_tokens}; allowed is 0 to {MAX_SENSE_TOKENS}")
         if self.max_prompt_slots is not None and self.max_prompt_slots < 1:
             raise InvalidRequest(f"max_prompt_slots is {self.max_prompt_slots}; it must be at least 1")
         if not (math.isfinite(self.expand_fraction) and 0 <= self.expand_fraction <= 1):

@@ -26,6 +26,10 @@ NO_TOKEN = -1
 TokenIds = Sequence[int] | np.ndarray
 
 
+# What a question says that asks nothing.
+NULL_QUESTION = "N/A"
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Up to k decoder tokens of passage number `passage`."""
@@ -259,3 +263,8 @@ class Chunker:
     @cached_property
     def _aligner(self) -> Aligner:
         return Aligner(self.decoder_tokenizer)
+
+
+def null_question_ids(config: RefragConfig, decoder_tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the decoder tokens of a question that asks nothing, inside the template."""
+    return Chunker.of(config, decoder_tokenizer).question_ids(NULL_QUESTION)

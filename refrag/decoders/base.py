@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from refrag.context.chunking import NO_TOKEN
 from refrag.errors import InvalidRequest, RefragError
 from refrag.request import SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-# S slots, R rows of chunk embeddings, D decoder width
+# S slots, R rows of chunk embeddings, D decoder width, C chunks, K tokens per chunk
 
 FinishReason = Literal["stop", "length"]
 
@@ -33,6 +35,48 @@ class MixedPrompt:
 
 
 @dataclass(frozen=True, eq=False)
+class ChunksToSense:
+    """Chunks of which the decoder is to choose those to expand, by its own attention.
+
+    All are compressed in the prompt: row r of its chunk embeddings is chunk r, and has one slot.
+    policy: the name of the policy that chooses. budget: how many chunks, at least one and not all.
+    token_ids (C, K): of each chunk, -1 after the end of a short one. passages (C,): number of each chunk's passage.
+    similarities (C,): cosine of each chunk's vector with the question's.
+    num_tokens: generated tokens whose attention is read besides the question's.
+    """
+
+    policy: str
+    budget: int
+    token_ids: "np.ndarray"
+    passages: "np.ndarray"
+    similarities: "np.ndarray"
+    num_tokens: int = 0
+
+    @property
+    def most_added_slots(self) -> int:
+        """Slots that the prompt may grow by, whichever chunks are expanded."""
+        lengths = sorted((self.token_ids >= 0).sum(1).tolist(), reverse=True)
+        return sum(length - 1 for length in lengths[: self.budget])
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Chunks that the decoder has chosen to expand.
+
+    expanded: their numbers, ascending. weights (C,): each chunk's share of the attention to all.
+    prompt: the one with these chunks in full.
+    """
+
+    expanded: list[int]
+    weights: "np.ndarray"
+    prompt: MixedPrompt
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.prompt.input_ids)
+
+
+@dataclass(frozen=True, eq=False)
 class DecoderRequest:
     """A prompt to answer.
 
@@ -42,6 +86,7 @@ class DecoderRequest:
     choose: takes the logits before each token, (V,), and returns the token, in the decoder's thread; None to sample. Of
         decoders with `lets_choose` alone, as is_background.
     is_background: whether it is computed only while no other request is there, and counts in no metric.
+    to_sense: chunks to choose from first; None if they were chosen already.
     """
 
     prompt: MixedPrompt = field(repr=False)
@@ -52,6 +97,7 @@ class DecoderRequest:
     arrival: float = 0.0
     choose: "Callable[[Tensor], int] | None" = field(default=None, repr=False)
     is_background: bool = False
+    to_sense: ChunksToSense | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +115,12 @@ class Delta:
 
 
 class Sink(Protocol):
-    """Receiver of one request's deltas. The last call is either `fail` or a `send` with a finish reason, never both."""
+    """Receiver of one request's deltas. The last call is either `fail` or a `send` with a finish reason, never both.
+
+    `choose` comes before the first delta, and only where the decoder itself chooses the chunks to expand.
+    """
+
+    def choose(self, choice: Choice) -> None: ...
 
     def send(self, delta: Delta) -> None: ...
 
@@ -107,6 +158,7 @@ class DecoderStats:
     queue_seconds: list[float] = field(default_factory=list)
     ttft_seconds: list[float] = field(default_factory=list)
     inter_token_seconds: list[float] = field(default_factory=list)
+    sensing_seconds: list[float] = field(default_factory=list)
 
 
 Observe = Callable[[DecoderStats], None]
@@ -117,12 +169,14 @@ class DecoderBackend(Protocol):
 
     settings_type: frozen dataclass of its own parameters in the config.pbtxt of the model `decoder`.
     lets_choose: whether requests may bring a `choose` and may be in the background; False where it is missing.
+    shows_attention: whether it takes requests with `to_sense`. Those that do not say so do not.
     checkpoint: folder of the deployed checkpoint. observe: called with the stats of each step as it ends.
     Raises SetupError or CheckpointError if it cannot serve this checkpoint on this machine.
     """
 
     settings_type: ClassVar[type[Any]]
     lets_choose: ClassVar[bool]
+    shows_attention: ClassVar[bool] = False
 
     def __init__(self, checkpoint: Path, settings: Any, observe: Observe) -> None: ...
 
@@ -146,14 +200,17 @@ class DecoderBackend(Protocol):
         """End every request as ServerUnavailable, and free what the decoder holds. May be called twice."""
 
 
-def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits, has_context: bool = True) -> None:
+def check_prompt(
+    prompt: MixedPrompt, sampling: SamplingParams, limits: Limits, has_context: bool = True, num_added_slots: int = 0
+) -> None:
     """Raise InvalidRequest unless the decoder can take the prompt.
 
     Prompt and answer must fit the decoder's window, every id must be a token or have its row, and rows must be finite.
-    has_context: whether the prompt holds passages, which the caller could leave out.
+    has_context: whether the prompt holds passages, which the caller could leave out. num_added_slots: by how many the
+    prompt may grow once the decoder has chosen the chunks to expand.
     """
-    num_slots = len(prompt.input_ids)
-    if num_slots == 0:
+    num_slots = len(prompt.input_ids) + num_added_slots
+    if len(prompt.input_ids) == 0:
         raise InvalidRequest("the prompt has no slots; send at least a question")
     if num_slots + sampling.max_tokens > limits.window:
         raise InvalidRequest(
@@ -175,6 +232,31 @@ def check_prompt(prompt: MixedPrompt, sampling: SamplingParams, limits: Limits, 
         )
     if not _are_finite(prompt.chunk_embeddings):
         raise InvalidRequest("prompt_embedding_table holds NaN or infinity; every value must be finite")
+
+
+def check_sensed(prompt: MixedPrompt, chunks: ChunksToSense, limits: Limits) -> None:
+    """Raise InvalidRequest unless each row has one slot, in order, and each chunk's tokens are the decoder's."""
+    rows = [slot_id for slot_id in prompt.input_ids.tolist() if slot_id >= limits.vocab_size]
+    if rows != list(range(limits.vocab_size, limits.vocab_size + len(prompt.chunk_embeddings))):
+        raise InvalidRequest(
+            f"input_ids name {len(rows)} rows of prompt_embedding_table, which has {len(prompt.chunk_embeddings)}; "
+            "where the decoder chooses the chunks, each row must have one slot, in order"
+        )
+    if int(prompt.input_ids[-1]) >= limits.vocab_size:
+        raise InvalidRequest(
+            "input_ids has no slot after the last chunk, whose attention could be read; send a question"
+        )
+    lowest, highest = chunks.token_ids.min(), chunks.token_ids.max()
+    if lowest < NO_TOKEN or highest >= limits.vocab_size:
+        raise InvalidRequest(
+            f"sense_chunk_ids range from {lowest} to {highest}; allowed is 0 to {limits.vocab_size - 1}, and "
+            f"{NO_TOKEN} after the end of a short chunk"
+        )
+
+
+def shows_attention(decoder: DecoderBackend | type[DecoderBackend]) -> bool:
+    """Return whether the decoder takes requests with chunks to sense; one of another package may not say."""
+    return getattr(decoder, "shows_attention", False)
 
 
 def _remedy(sampling: SamplingParams, limits: Limits, has_context: bool) -> str:

@@ -8,13 +8,16 @@ from typing import ClassVar
 import torch
 
 from refrag.config import RefragConfig
+from refrag.context.chunking import null_question_ids
 from refrag.decoders.base import DecoderRequest, DecoderStats, Limits, Observe, Sink
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
+from refrag.engine.sensing import Senses
 from refrag.engine.worker import EngineWorker
 from refrag.errors import SetupError
 from refrag.machine.threads import compute_alone
+from refrag.model.attention_heads import load_heads
 from refrag.model.checkpoint import load_decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
 
@@ -52,6 +55,7 @@ class TorchDecoder:
 
     settings_type: ClassVar[type[TorchSettings]] = TorchSettings
     lets_choose: ClassVar[bool] = True
+    shows_attention: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Path, settings: TorchSettings, observe: Observe) -> None:
         window = RefragConfig.load(checkpoint).max_prompt_slots
@@ -83,4 +87,7 @@ def open_engine(checkpoint: Path, settings: TorchSettings, window: int, num_thre
     """Load an engine. Call it in the thread that will step the engine: `num_threads` holds for the caller alone."""
     torch.set_num_threads(num_threads)
     decoder = load_decoder(checkpoint, DTYPES[settings.dtype]).to(settings.device)
-    return Engine(decoder, load_decoder_tokenizer(checkpoint), window, settings)
+    tokenizer = load_decoder_tokenizer(checkpoint)
+    # Before the engine, which packs the weights.
+    senses = Senses(load_heads(checkpoint, decoder), null_question_ids(RefragConfig.load(checkpoint), tokenizer))
+    return Engine(decoder, tokenizer, window, settings, senses=senses)

@@ -49,6 +49,13 @@ class Heads:
     softcap: float | None
 
 
+class Watch(Protocol):
+    """A reader of attention weights."""
+
+    def see(self, heads: Heads, span: "Span", pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Look at the span's rows in one layer; the pairs hold the keys of all slots up to the last row's."""
+
+
 class Step(Protocol):
     """The attention of one forward pass, in all of its layers."""
 
@@ -61,11 +68,13 @@ class Span:
     """The rows of one sequence in a step.
 
     num_past: slots of the sequence before them. runs: where its slots lie in the pool, up to the last row's.
+    watch: what is to be read of their attention; None for nothing.
     """
 
     rows: slice
     num_past: int
     runs: Sequence[Run]
+    watch: Watch | None = None
 
     @property
     def num_rows(self) -> int:
@@ -106,6 +115,9 @@ class PagedStep:
 
     def attend(self, heads: Heads) -> Tensor:
         self.write(heads)
+        for span in self.spans:
+            if span.watch is not None:
+                span.watch.see(heads, span, self.cache.read(heads.layer, span.runs))
         if all(_is_whole(span, heads) for span in self.spans):
             outputs = [attend_whole(heads, span.rows) for span in self.spans]
             return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs)
@@ -187,10 +199,10 @@ def attend_one(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], softcap: f
     """Attend one scaled row to all slots of the pairs, which are read in place.  (K, G, W) -> output (K, G, W)"""
     if len(pairs) == 1:
         keys, values = pairs[0]
-        torch.bmm(_softmax(torch.bmm(query, keys.transpose(1, 2)), softcap), values, out=output)
+        torch.bmm(softmax(torch.bmm(query, keys.transpose(1, 2)), softcap), values, out=output)
         return
     scores = [torch.bmm(query, keys.transpose(1, 2)) for keys, _ in pairs]
-    weights = _softmax(torch.cat(scores, -1), softcap).split([part.shape[2] for part in scores], -1)
+    weights = softmax(torch.cat(scores, -1), softcap).split([part.shape[2] for part in scores], -1)
     output.zero_()
     for share, (_, values) in zip(weights, pairs, strict=True):
         output.baddbmm_(share, values)
@@ -202,7 +214,7 @@ def attend_after(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tenso
     Two passes, over the earlier slots without a mask and over the rows' own as a causal square, are weighted by their
     sums of exponentials. A mask over both would cost as much as the products.  (R, K, G, W) -> (R, K, G, W)
     """
-    keys, values = _joined(pairs)
+    keys, values = joined(pairs)
     num_rows, _, group_size, _ = query.shape
     num_past = keys.shape[1] - num_rows
     # The kernel reads rows as if they were contiguous, and does not check.
@@ -228,7 +240,7 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor, is_causal: bool) -> tupl
 
 def attend_many(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor, softcap: float | None) -> Tensor:
     """Attend several scaled rows, each to the slots that the mask (R, L) lets it see.  (R, K, G, W) -> (R, K, G, W)"""
-    keys, values = _joined(pairs)
+    keys, values = joined(pairs)
     num_rows, _, group_size, _ = query.shape
     # A group's heads become further rows, so that its keys and values are read once for all of them.
     rows, mask = query.permute(1, 2, 0, 3).flatten(1, 2), mask.repeat(group_size, 1)  # (K, G R, W), (G R, L)
@@ -237,7 +249,7 @@ def attend_many(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], mask: Ten
             rows.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, scale=1.0
         )[0]
     else:
-        output = torch.bmm(_softmax(torch.bmm(rows, keys.transpose(1, 2)), softcap, mask), values)
+        output = torch.bmm(softmax(torch.bmm(rows, keys.transpose(1, 2)), softcap, mask), values)
     return output.unflatten(1, (group_size, num_rows)).permute(2, 0, 1, 3)
 
 
@@ -263,7 +275,7 @@ def _fits_window(span: Span, sliding_window: int | None) -> bool:
     return sliding_window is None or span.num_past + span.num_rows <= sliding_window
 
 
-def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return keys and values of all runs, copied together if there are several."""
     if len(pairs) == 1:
         return pairs[0]
@@ -281,7 +293,7 @@ def _num_slots(runs: Sequence[Run]) -> int:
     return sum(stop - start for start, stop in runs)
 
 
-def _softmax(scores: Tensor, softcap: float | None, mask: Tensor | None = None) -> Tensor:
+def softmax(scores: Tensor, softcap: float | None, mask: Tensor | None = None) -> Tensor:
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:

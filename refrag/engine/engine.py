@@ -15,18 +15,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from refrag.decoders.base import DecoderStats
+from refrag.decoders.base import DecoderStats, MixedPrompt
 from refrag.engine.block_pool import BlockPool, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs
 from refrag.engine.generation import Generation
 from refrag.engine.kv_cache import KVCache, bytes_per_slot
 from refrag.engine.linear import FEWEST_ROWS, restore_layout, speed_up_linear
+from refrag.engine.prefix import block_keys
 from refrag.engine.probe import probe
 from refrag.engine.request import EngineRequest, Output
-from refrag.engine.runner import Runner, Segment
+from refrag.engine.runner import Runner
 from refrag.engine.sampler import Pick
-from refrag.engine.scheduler import Part, Scheduler, Sequence
+from refrag.engine.scheduler import Part, Scheduler
+from refrag.engine.sensing import Senses, Sensing
 from refrag.engine.support import layer_shapes, separable_last_layer
+from refrag.engine.task import Task
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.model.decoder import Decoder
 
@@ -65,26 +68,11 @@ class EngineSettings:
                 raise SetupError(f"{field.name} is {value}; it must be at least 1")
 
 
-@dataclass(eq=False, kw_only=True)
-class Task(Sequence):
-    """A request on its way through the engine.
-
-    admitted_at, token_at: the clock's seconds at admission and at the latest token; None before.
-    """
-
-    request: EngineRequest
-    generation: Generation
-    admitted_at: float | None = None
-    token_at: float | None = None
-
-    def segment(self, start: int, stop: int) -> Segment:
-        return Segment(self.request.prompt, self.generation.token_ids, self.runs, start, stop)
-
-
 class Engine:
     """Continuous batching over mixed prompts: `add` requests, and `step` while it `has_work`.
 
     max_prompt_slots: the decoder's window. clock: seconds, as deadlines and arrivals are given.
+    senses: for requests whose chunks it chooses itself; None if there are to be none.
     Raises CheckpointError for a decoder that it cannot run, and SetupError if the KV cache is too small for one prompt.
     """
 
@@ -95,8 +83,10 @@ class Engine:
         max_prompt_slots: int,
         settings: EngineSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
+        senses: Senses | None = None,
     ) -> None:
         self.settings = settings = settings or EngineSettings()
+        self.senses = senses
         self.tokenizer, self.eos_ids, self.clock = tokenizer, decoder.eos_ids, clock
         if decoder.backbone.device.type == "cpu":
             _speed_up(decoder)
@@ -104,7 +94,9 @@ class Engine:
         num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
         graphs = _record_graphs(decoder, cache, settings) if weight.is_cuda else None
-        self.runner = Runner(decoder, cache, graphs, separable_last_layer(decoder, shapes))
+        # Heads of the last layer look from rows that it would not be computed for.
+        reads_last = senses is not None and len(shapes) - 1 in senses.heads.by_layer
+        self.runner = Runner(decoder, cache, graphs, None if reads_last else separable_last_layer(decoder, shapes))
         # Recorded passes are padded with rows that use the last block, so no request may have it.
         self.pool = BlockPool(num_blocks if graphs is None else num_blocks - 1, settings.block_size)
         self.scheduler: Scheduler[Task] = Scheduler(
@@ -130,10 +122,10 @@ class Engine:
         """
         if len(request.prompt.input_ids) == 0:
             raise InvalidRequest("the prompt has no slots; send at least a question")
-        num_slots = self.pool.num_blocks * self.pool.block_size
-        if request.max_slots > num_slots:
+        num_needed, num_slots = self._count_slots(request), self.pool.num_blocks * self.pool.block_size
+        if num_needed > num_slots:
             raise InvalidRequest(
-                f"prompt and max_tokens need {request.max_slots} slots, the KV cache holds {num_slots}; send fewer "
+                f"prompt and max_tokens need {num_needed} slots, the KV cache holds {num_slots}; send fewer "
                 "passages, lower expand_fraction, max_prompt_slots or max_tokens, or have kv_cache_mib raised"
             )
         num_waiting, limit = self.num_waiting + num_ahead, self.settings.max_waiting
@@ -146,15 +138,19 @@ class Engine:
         """Queue the request, or raise InvalidRequest or Overloaded as `check` does."""
         self.check(request)
         self.num_added += 1
+        sensing = self._begin_sensing(request)
+        prompt = request.prompt if sensing is None else sensing.current.prompt
         task = Task(
             number=self.num_added,
-            num_slots=len(request.prompt.input_ids),
-            max_slots=request.max_slots,
-            keys=request.keys,
+            num_slots=len(prompt.input_ids),
+            max_slots=self._count_slots(request),
+            keys=request.keys if sensing is None else sensing.keys(self.pool.block_size),
             priority=request.priority,
             is_background=request.is_background,
             request=request,
             generation=Generation(self.tokenizer, self.eos_ids, request.sampling, request.choose),
+            prompt=prompt,
+            sensing=sensing,
         )
         self.scheduler.add(task)
         self.tasks[request] = task
@@ -181,6 +177,19 @@ class Engine:
         known = {*self.scheduler.waiting, *self.scheduler.active}
         assert known == set(self.tasks.values()), f"{len(known)} scheduled != {len(self.tasks)} requests"
         self.scheduler.check_integrity()
+
+    def _count_slots(self, request: EngineRequest) -> int:
+        """Return the most slots that the request can need; raise InvalidRequest if it is one that cannot be sensed."""
+        if request.to_sense is None:
+            return request.max_slots
+        if self.senses is None:
+            raise InvalidRequest(f"policy {request.to_sense.policy!r} needs the attention of a decoder that shows it")
+        return max(request.max_slots, self.senses.max_slots(request))
+
+    def _begin_sensing(self, request: EngineRequest) -> Sensing | None:
+        if request.to_sense is None or self.senses is None:
+            return None
+        return Sensing(request.prompt, request.to_sense, self.senses, self.runner.decoder.vocab_size)
 
     def _end_overdue(self) -> list[Output]:
         now = self.clock()
@@ -218,14 +227,38 @@ class Engine:
                 yield self._fail(task.request, RefragError(NOT_FINITE))
                 continue
             self.scheduler.complete(part)
+            if task.sensing is not None:
+                task.sensing.current.take(part.stop)
             if not part.completes:
                 continue
             try:
+                if task.sensing is not None:
+                    yield from self._sense_on(task, task.sensing, token_id)
+                    continue
                 greedy = task.generation.takes_likeliest
                 yield self._extend(task, Pick(token_id) if greedy else task.generation.pick(row))
             except Exception as error:
                 log.exception("a token could not be chosen")
                 yield self._fail(task.request, RefragError(f"the decoder failed: {error}"))
+
+    def _sense_on(self, task: Task, sensing: Sensing, token_id: int) -> Iterator[Output]:
+        """Set what is to be computed next, before the answer begins; yield the choice of chunks once it is made."""
+        if sensing.reads_on(token_id, self.eos_ids):
+            task.num_slots += 1
+        elif sensing.current is sensing.null:
+            sensing.current = sensing.question
+            self._restart(task, sensing.question.prompt, task.keys)
+        else:
+            choice = sensing.choose()
+            task.sensing = None
+            keys = block_keys(choice.prompt, self.pool.block_size, self.runner.decoder.vocab_size)
+            self._restart(task, choice.prompt, keys)
+            self._note_choice(task)
+            yield Output(task.request, choice=choice)
+
+    def _restart(self, task: Task, prompt: MixedPrompt, keys: List[bytes]) -> None:
+        task.prompt, task.num_slots, task.keys = prompt, len(prompt.input_ids), keys
+        self.scheduler.restart(task)
 
     def _extend(self, task: Task, pick: Pick) -> Output:
         delta = task.generation.extend(pick)
@@ -247,6 +280,10 @@ class Engine:
             if task.admitted_at is None and not task.is_background:
                 task.admitted_at = now
                 self.stats.queue_seconds.append(now - task.request.arrival)
+
+    def _note_choice(self, task: Task) -> None:
+        if task.admitted_at is not None:
+            self.stats.sensing_seconds.append(self.clock() - task.admitted_at)
 
     def _note_token(self, task: Task, count: int) -> None:
         now = self.clock()

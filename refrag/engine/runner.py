@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from refrag.decoders.base import MixedPrompt
-from refrag.engine.attention import PAGED_ATTENTION, PagedStep, Span, attending
+from refrag.engine.attention import PAGED_ATTENTION, PagedStep, Span, Watch, attending
 from refrag.engine.block_pool import Run, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs, Row
 from refrag.engine.kv_cache import KVCache
@@ -23,6 +23,7 @@ class Segment:
     """Slots [start, stop) of one sequence, to be computed in one step.
 
     A sequence's slots are its prompt's, then one for each generated token. runs: where all of them lie in the pool.
+    watch: what is to be read of their attention; None for nothing.
     """
 
     prompt: MixedPrompt
@@ -30,6 +31,12 @@ class Segment:
     runs: Sequence[Run]
     start: int
     stop: int
+    watch: Watch | None = None
+
+    @property
+    def is_recordable(self) -> bool:
+        """Return whether a CUDA graph can compute it."""
+        return self.stop - self.start == 1 and self.watch is None
 
 
 class Runner:
@@ -54,8 +61,8 @@ class Runner:
         """Compute the segments and return the logits after the last slot of each.  S segments -> (S, V)"""
         if self.graphs is None:
             return self._run_packed(segments)
-        single = [index for index, segment in enumerate(segments) if segment.stop - segment.start == 1]
-        longer = [index for index, segment in enumerate(segments) if segment.stop - segment.start > 1]
+        single = [index for index, segment in enumerate(segments) if segment.is_recordable]
+        longer = [index for index, segment in enumerate(segments) if not segment.is_recordable]
         parts = []
         if single:
             parts.append(self._run_single(self.graphs, [segments[index] for index in single]))
@@ -69,7 +76,7 @@ class Runner:
     def _run_packed(self, segments: Sequence[Segment]) -> Tensor:
         stops = list(accumulate(segment.stop - segment.start for segment in segments))
         spans = [
-            Span(slice(first, last), segment.start, clip_runs(segment.runs, 0, segment.stop))
+            Span(slice(first, last), segment.start, clip_runs(segment.runs, 0, segment.stop), segment.watch)
             for segment, (first, last) in zip(segments, pairwise([0, *stops]), strict=True)
         ]
         runs = [run for segment in segments for run in clip_runs(segment.runs, segment.start, segment.stop)]

@@ -110,6 +110,15 @@ class Scheduler(Generic[S]):
         parts = [Part(one, one.num_computed, one.num_slots) for one in decoding]
         return parts + self._share_out(prefilling, max(1, self._prefill_slots(prefilling) - len(parts)))
 
+    def restart(self, sequence: S) -> None:
+        """Let an active sequence be computed anew from the first slot whose content has changed.
+
+        Its `num_slots` and `keys` have been set to those of the new prompt. What this begins with stays computed as far
+        as it fills published blocks; none of these is written to again.
+        """
+        self.pool.free(sequence.blocks)
+        self._give_blocks(sequence, self._find_prefix(sequence))
+
     def complete(self, part: Part[S]) -> None:
         """Record the part as computed, and publish full blocks of the prompt, so that other sequences can find them."""
         one = part.sequence
@@ -154,13 +163,17 @@ class Scheduler(Generic[S]):
                 return False
             for victim in victims:
                 self._preempt(victim)
-        sequence.blocks = self.pool.allocate(shared, needed)
+        self._give_blocks(sequence, shared)
+        self.active.append(sequence)
+        return True
+
+    def _give_blocks(self, sequence: S, shared: List[int]) -> None:
+        """Give the sequence the blocks that hold its beginning already, and others for the rest."""
+        sequence.blocks = self.pool.allocate(shared, self.pool.blocks_for(sequence.max_slots))
         sequence.runs = slot_runs(sequence.blocks, self.pool.block_size)
         sequence.num_published = len(shared)
         sequence.num_computed = len(shared) * self.pool.block_size
         self.num_reused_slots += sequence.num_computed
-        self.active.append(sequence)
-        return True
 
     def _find_prefix(self, sequence: S) -> list[int]:
         """Return published blocks with the prompt's beginning; its last slot is always computed, for the logits."""

@@ -161,15 +161,17 @@ class EngineWorker:
 
     def _deliver(self, output: Output) -> None:
         """Send the output. The id is given up before the last response, after which the caller may reuse it."""
-        if output.delta is None:
-            assert output.error is not None
+        if output.error is not None:
             self._fail(output.request, output.error)
             return
         sink = self.sinks[output.request]
         if output.is_last:
             self._release(output.request)
         try:
-            sink.send(output.delta)
+            if output.choice is not None:
+                sink.choose(output.choice)
+            if output.delta is not None:
+                sink.send(output.delta)
         except Exception as error:
             log.exception("a response could not be sent")
             self.engine.cancel(output.request)

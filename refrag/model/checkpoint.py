@@ -6,6 +6,7 @@ encoder/                 Hugging Face encoder, with a tokenizer only if it diffe
                          and with pooling.safetensors for ordered pooling
 projector.safetensors
 policy.safetensors       network of the learned policy, if it was trained
+attention_heads.json     heads that the policy `attention` reads, if they were found
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from refrag.config import BASES, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.context.deployed import DECODER, ENCODER
 from refrag.errors import CheckpointError
+from refrag.model.attention_heads import AttentionHeads, digest_weights
 from refrag.model.backbones import load_pretrained, save_whole
 from refrag.model.bases import BaseRecord, find_base, model_folder, record_base, refuse_other_base
 from refrag.model.decoder import Decoder
@@ -41,7 +43,10 @@ PROJECTOR, POOLING = "projector.safetensors", "pooling.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All parts of one REFRAG model; `load_checkpoint` returns them in evaluation mode."""
+    """All parts of one REFRAG model; `load_checkpoint` returns them in evaluation mode.
+
+    heads: those that its file names, which may be of other weights; None if it has no such file.
+    """
 
     config: RefragConfig
     encoder: ChunkEncoder
@@ -50,6 +55,7 @@ class Checkpoint:
     decoder: Decoder
     decoder_tokenizer: PreTrainedTokenizerFast
     encoder_tokenizer: PreTrainedTokenizerFast | None = None
+    heads: AttentionHeads | None = None
 
     @property
     def chunker(self) -> Chunker:
@@ -111,6 +117,9 @@ class Checkpoint:
         save_weights(self.projector, directory / PROJECTOR, dtype, _records(config))
         if self.policy is not None:
             save_policy(self.policy, directory / POLICY, dtype)
+        # Heads of the weights before a training say nothing about those after it.
+        if self.heads is not None and self.heads.digest == digest_weights(self.decoder):
+            self.heads.save(directory)
 
     def _true_config(self) -> RefragConfig:
         """Return the config without the base models from which more than an adapter has changed."""
@@ -149,6 +158,7 @@ def load_checkpoint(directory: Path | str, merge_adapters: bool = True) -> Check
         decoder=decoder,
         decoder_tokenizer=load_decoder_tokenizer(directory),
         encoder_tokenizer=load_encoder_tokenizer(directory),
+        heads=AttentionHeads.load(directory),
     )
 
 

@@ -28,4 +28,7 @@ def save_whole_copy(directory: Path, target: Path) -> None:
 
     The decoder is rounded to float16, in which base models are stored; all else, which is small, stays float32.
     """
-    load_checkpoint(directory).without_bases().save(target, decoder_dtype=torch.float16)
+    checkpoint = load_checkpoint(directory)
+    if checkpoint.heads is not None:
+        checkpoint.heads.check(checkpoint.decoder)
+    checkpoint.without_bases().save(target, decoder_dtype=torch.float16)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from refrag.model.policy import ExpansionPolicy
+    from refrag.policies.attention import ChunkAttention
 
 # C context chunks, Q question chunks, E encoder width
 
@@ -35,6 +36,7 @@ class Candidates:
 
     passages (C,): number of the passage of each chunk. chunk_vectors: (C, E). question_vectors: (Q, E).
     trained: the checkpoint's trained policy; None if it has none. seed: for policies that draw at random.
+    attention: the decoder's; None where it was not read. Where it was, there are no vectors.
     """
 
     passages: np.ndarray
@@ -42,6 +44,7 @@ class Candidates:
     question_vectors: "Tensor"
     trained: TrainedPolicy | None = None
     seed: int = 0
+    attention: "ChunkAttention | None" = None
 
     def __len__(self) -> int:
         return len(self.passages)

@@ -10,8 +10,6 @@ from refrag.model.policy import ExpansionPolicy
 from refrag.policies import POLICIES
 from refrag.policies.base import Candidates, Policy, Selection, TrainedPolicy
 
-NEEDS_ATTENTION = "needs the decoder's attention, which no decoder here shows; name another policy"
-
 
 def select_chunks(name: str, candidates: Candidates, budget: int) -> Selection:
     """Return the chunks to expand, by the policy of that name, in ascending order.
@@ -26,7 +24,7 @@ def select_chunks(name: str, candidates: Candidates, budget: int) -> Selection:
     if budget in (0, num_chunks):  # There is nothing to choose, whatever the policy.
         return weigh_equally(range(budget), num_chunks)
     policy = POLICIES.find(name)
-    _refuse_unserved(name, policy, candidates.trained)
+    _refuse_unserved(name, policy, candidates)
     return _checked(name, policy.select(candidates, budget), budget, num_chunks)
 
 
@@ -35,6 +33,15 @@ def weigh_equally(numbers: Sequence[int], num_chunks: int) -> Selection:
     weights = np.zeros(num_chunks, np.float32)
     weights[list(numbers)] = 1
     return Selection(list(numbers), weights)
+
+
+def is_chosen_by_decoder(name: str, budget: int, num_chunks: int) -> bool:
+    """Return whether only the decoder can choose the chunks, by its own attention.
+
+    Raises InvalidRequest for a policy that is unknown.
+    """
+    POLICIES.check(name)
+    return 0 < budget < num_chunks and POLICIES.find(name).needs == "attention"
 
 
 def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -> TrainedPolicy | None:
@@ -47,8 +54,6 @@ def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -
     except InvalidRequest as error:
         raise CheckpointError(f"refrag.json names a default policy that nobody offers: {error}") from None
     trained = None if network is None else TrainedPolicy(network, config.policy_confidence)
-    if default.needs == "attention":
-        raise CheckpointError(f"the default policy {config.policy!r} in refrag.json {NEEDS_ATTENTION}")
     if default.is_trained and trained is None:
         raise CheckpointError(
             f"the checkpoint has no policy.safetensors, which its default policy {config.policy!r} needs; train one, "
@@ -57,14 +62,14 @@ def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -
     return trained
 
 
-def _refuse_unserved(name: str, policy: Policy, trained: TrainedPolicy | None) -> None:
-    if policy.is_trained and trained is None:
+def _refuse_unserved(name: str, policy: Policy, candidates: Candidates) -> None:
+    if policy.is_trained and candidates.trained is None:
         raise InvalidRequest(
             f"policy {name!r} needs a trained network, which this checkpoint does not have; allowed: "
             f"{_untrained_names()}"
         )
-    if policy.needs == "attention":
-        raise InvalidRequest(f"policy {name!r} {NEEDS_ATTENTION}")
+    if policy.needs == "attention" and candidates.attention is None:
+        raise InvalidRequest(f"policy {name!r} needs the decoder's attention, which was not read; name another policy")
 
 
 def _untrained_names() -> str:

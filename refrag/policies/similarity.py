@@ -10,17 +10,17 @@ from refrag.policies.base import Candidates, Policy, Selection
 
 def select_most_similar(candidates: Candidates, budget: int) -> Selection:
     """Select the nearest chunks. A chunk weighs its cosine, and nothing where that is below 0."""
-    similarities = compare(candidates.chunk_vectors, candidates.question_vectors)
-    return Selection(_rank(similarities)[:budget], similarities.clamp_min(0).numpy())
+    found = similarities(candidates.chunk_vectors, candidates.question_vectors)
+    return Selection(_rank(found)[:budget], found.clamp_min(0).numpy())
 
 
 def rank_by_similarity(chunk_vectors: Tensor, question_vectors: Tensor) -> list[int]:
     """Return the numbers of the chunks, the one nearest to the question by cosine first.  (C, E), (Q, E) -> C"""
-    return _rank(compare(chunk_vectors, question_vectors))
+    return _rank(similarities(chunk_vectors, question_vectors))
 
 
-def compare(chunk_vectors: Tensor, question_vectors: Tensor) -> Tensor:
-    """Return the cosine of each chunk with the question.  (C, E), (Q, E) -> (C,)
+def similarities(chunk_vectors: Tensor, question_vectors: Tensor) -> Tensor:
+    """Return the cosine of each chunk's vector with the question's.  (C, E), (Q, E) -> (C,)
 
     A question of several chunks counts as the mean of their directions.
     """

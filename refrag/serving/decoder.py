@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from refrag.config import RefragConfig
 from refrag.decoders import DECODERS
-from refrag.decoders.base import DecoderBackend, DecoderRequest, MixedPrompt, Observe, Sink, check_prompt
-from refrag.errors import SetupError
+from refrag.decoders.base import (
+    ChunksToSense,
+    DecoderBackend,
+    DecoderRequest,
+    MixedPrompt,
+    Observe,
+    Sink,
+    check_prompt,
+    check_sensed,
+    shows_attention,
+)
+from refrag.errors import CheckpointError, InvalidRequest, SetupError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
 from refrag.serving.decoder_metrics import DecoderMetrics
@@ -80,9 +91,22 @@ class DecoderService:
         self.backend.close()
         return stats.num_active + stats.num_waiting
 
+    def _refuse_unsensed(self, chunks: ChunksToSense) -> None:
+        if not shows_attention(self.backend):
+            raise InvalidRequest(
+                f"policy {chunks.policy!r} needs the decoder's attention, which decoder "
+                f"{self.settings.decoder_backend!r} does not show; name another policy"
+            )
+
     def _submit(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
         request = read_request(request_id, inputs, self.settings)
-        check_prompt(request.prompt, request.sampling, self.backend.limits, bool(integer(inputs, "num_chunks")))
+        num_added_slots = 0
+        if request.to_sense is not None:
+            self._refuse_unsensed(request.to_sense)
+            check_sensed(request.prompt, request.to_sense, self.backend.limits)
+            num_added_slots = request.to_sense.most_added_slots
+        has_context = bool(integer(inputs, "num_chunks"))
+        check_prompt(request.prompt, request.sampling, self.backend.limits, has_context, num_added_slots)
         # Copied, as the prompt is: a tensor's memory belongs to its request, which is gone once execute() has returned.
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         evidence = read_evidence(inputs, passed_through["expanded_chunks"])
@@ -101,7 +125,7 @@ class DecoderService:
         policy = text(inputs, "policy") or ""
         # A label of the metrics, whose values must stay few.
         POLICIES.check(policy)
-        return self.shadowing.watch(sink, Shadow(request, plain, policy, min(1.0, num_expanded / num_chunks)))
+        return self.shadowing.watch(sink, Shadow(request, plain, policy, num_chunks, num_expanded))
 
 
 def open_decoder(
@@ -120,4 +144,15 @@ def open_decoder(
             f"decoder {settings.decoder_backend!r} has settings {shared}, which all decoders share; rename"
         )
     refuse_unknown(parameters, [*own_names, *(field.name for field in fields(DecoderSettings))])
+    refuse_default(checkpoint, settings.decoder_backend, backend_type)
     return settings, backend_type(checkpoint, parse_parameters(own, backend_type.settings_type), observe)
+
+
+def refuse_default(checkpoint: Path, name: str, backend_type: type[DecoderBackend]) -> None:
+    """Raise CheckpointError if the default policy needs the attention of a decoder that does not show it."""
+    policy = RefragConfig.load(checkpoint).policy
+    if POLICIES.find(policy).needs == "attention" and not shows_attention(backend_type):
+        raise CheckpointError(
+            f"the default policy {policy!r} in refrag.json needs the decoder's attention, which decoder {name!r} does "
+            "not show; name another default, or another decoder"
+        )

@@ -44,6 +44,12 @@ class DecoderMetrics:
             "ttft_seconds": Metric(
                 "HISTOGRAM", "refrag_ttft_seconds", "Seconds from arrival to first token", LATENCY_BUCKETS
             ),
+            "sensing_seconds": Metric(
+                "HISTOGRAM",
+                "refrag_sensing_seconds",
+                "Seconds from admission to the choice of chunks by the decoder's attention",
+                LATENCY_BUCKETS,
+            ),
             "inter_token_seconds": Metric(
                 "HISTOGRAM",
                 "refrag_inter_token_seconds",

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from refrag.decoders.base import DecoderRequest, MixedPrompt
+from refrag.decoders.base import ChunksToSense, DecoderRequest, MixedPrompt
 from refrag.errors import InvalidRequest
-from refrag.request import SamplingParams
-from refrag.serving.tensors import Tensors, flag, integer, scalar, texts
+from refrag.policies import POLICIES
+from refrag.request import MAX_SENSE_TOKENS, SamplingParams
+from refrag.serving.tensors import Tensors, flag, integer, scalar, text, texts
 
+OF_CHUNKS = ("sense_chunk_ids", "sense_passages", "sense_similarities")
 # What other servers take for "no limit", beside leaving top_k out: Hugging Face and TensorRT-LLM 0, vLLM -1 too.
 NO_TOP_K = (0, -1)
 
@@ -30,9 +32,10 @@ class RequestDefaults:
 
 def read_request(request_id: str, inputs: Tensors, defaults: RequestDefaults) -> DecoderRequest:
     """Return the request, or raise InvalidRequest naming the tensor at fault."""
-    arrival = _read_arrival(inputs)
+    arrival, prompt = _read_arrival(inputs), read_prompt(inputs)
     return DecoderRequest(
-        prompt=read_prompt(inputs),
+        prompt=prompt,
+        to_sense=_read_chunks_to_sense(inputs, len(prompt.chunk_embeddings)),
         sampling=_read_sampling(inputs, defaults),
         request_id=request_id,
         deadline=arrival + _read_timeout(inputs, defaults),
@@ -54,6 +57,33 @@ def read_prompt(inputs: Tensors) -> MixedPrompt:
     if "prompt_embedding_table" not in inputs:
         return MixedPrompt(input_ids, torch.zeros(0, 0))
     return MixedPrompt(input_ids, torch.tensor(inputs["prompt_embedding_table"]))
+
+
+def _read_chunks_to_sense(inputs: Tensors, num_rows: int) -> ChunksToSense | None:
+    """Return the chunks that the decoder chooses from, or None if they were chosen already.
+
+    num_rows: of prompt_embedding_table, one for each chunk.
+    """
+    num_tokens, budget = integer(inputs, "sense_tokens") or 0, integer(inputs, "sense_budget") or 0
+    if not 0 <= num_tokens <= MAX_SENSE_TOKENS:
+        raise InvalidRequest(f"sense_tokens is {num_tokens}; allowed is 0 to {MAX_SENSE_TOKENS}")
+    if budget == 0:
+        return None
+    policy = text(inputs, "sense_policy") or ""
+    if POLICIES.find(policy).needs != "attention":
+        raise InvalidRequest(f"policy {policy!r} does not choose by attention; name one that does")
+    if not 0 < budget < num_rows:
+        raise InvalidRequest(f"sense_budget is {budget}; allowed is 1 to {num_rows - 1}, one less than the chunks")
+    of_chunks = {name: inputs.get(name, np.zeros(0)) for name in OF_CHUNKS}
+    if wrong := [f"{name} has {len(of_chunk)}" for name, of_chunk in of_chunks.items() if len(of_chunk) != num_rows]:
+        raise InvalidRequest(
+            f"{', '.join(wrong)} for the {num_rows} rows of prompt_embedding_table; send one for each row"
+        )
+    # Copied: a tensor's memory belongs to its request, which is gone while the decoder still reads them.
+    token_ids, passages, similarities = (np.array(of_chunk) for of_chunk in of_chunks.values())
+    if not np.isfinite(similarities).all():
+        raise InvalidRequest("sense_similarities holds NaN or infinity; every value must be finite")
+    return ChunksToSense(policy, budget, token_ids, passages, similarities, num_tokens)
 
 
 def _read_sampling(inputs: Tensors, defaults: RequestDefaults) -> SamplingParams:

@@ -13,10 +13,11 @@ from refrag.errors import InvalidRequest, RefragError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.policy_file import load_policy
 from refrag.policies.base import Candidates
-from refrag.policies.select import open_trained_policy, select_chunks
+from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks, weigh_equally
+from refrag.policies.similarity import similarities
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.serving.store_metrics import StoreMetrics
-from refrag.serving.tensors import Tensors, flag, int32, integer, text
+from refrag.serving.tensors import Tensors, flag, float32, int32, integer, strings, text
 from refrag.serving.vectors import OLD_CONFIG, NewVectors, check_range, read_vectors
 from refrag.store.keys import EncoderIdentity
 from refrag.store.settings import StoreSettings, open_store
@@ -26,6 +27,14 @@ from refrag.store.signing import load_graph_key
 
 
 MOST_PASSAGES = 2**31
+# What goes to the decoder if the chunks are chosen already.
+NOTHING_TO_SENSE: Tensors = {
+    "sense_policy": strings(""),
+    "sense_budget": int32(0),
+    "sense_chunk_ids": np.zeros((0, 0), np.int32),
+    "sense_passages": int32(),
+    "sense_similarities": float32(),
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,9 @@ class Expansion:
         question_vectors = torch.from_numpy(table[num_context_rows:].astype(np.float32))  # (Q, E)
         seed = integer(inputs, "selection_seed") or 0
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, seed)
-        selection = select_chunks(text(inputs, "resolved_policy") or "", candidates, budget)
+        policy = text(inputs, "resolved_policy") or ""
+        is_sensed = is_chosen_by_decoder(policy, budget, len(chunks))
+        selection = weigh_equally((), len(chunks)) if is_sensed else select_chunks(policy, candidates, budget)
         expanded = selection.numbers
         if found.num_new:
             self._keep(found.take_new())
@@ -87,6 +98,7 @@ class Expansion:
             "chunk_weights": selection.weights,
             "context_tokens": int32(chunks.num_tokens),
             "num_chunks": int32(len(chunks)),
+            **(_to_sense(policy, budget, chunks, candidates) if is_sensed else NOTHING_TO_SENSE),
         }
 
     def _plain_ids(self, inputs: Tensors, chunks: PackedChunks, num_expanded: int) -> np.ndarray:
@@ -129,6 +141,18 @@ class Expansion:
     def close(self) -> None:
         self.metrics.close()
         self.store.close()
+
+
+def _to_sense(policy: str, budget: int, chunks: PackedChunks, candidates: Candidates) -> Tensors:
+    """Return what the decoder needs to choose the chunks itself."""
+    found = similarities(candidates.chunk_vectors, candidates.question_vectors)
+    return {
+        "sense_policy": strings(policy),
+        "sense_budget": int32(budget),
+        "sense_chunk_ids": chunks.token_ids,
+        "sense_passages": chunks.passages,
+        "sense_similarities": found.numpy(),
+    }
 
 
 def _read_budget(inputs: Tensors, num_chunks: int) -> int:

@@ -131,6 +131,7 @@ class Preprocessing:
             policy=policy,
             seed=integer(inputs, "seed") or 0,
             gives_way=gives_way and policy != EXPAND_ALL,
+            sense_tokens=integer(inputs, "sense_tokens") or 0,
         )
         POLICIES.check(expansion.policy)
         return Request(

@@ -21,6 +21,7 @@ ENSEMBLE_INPUTS = (
     "expand_fraction",
     "max_prompt_slots",
     "policy",
+    "sense_tokens",
     "max_tokens",
     "temperature",
     "top_k",

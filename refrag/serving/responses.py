@@ -1,10 +1,11 @@
 """Responses of the model `decoder`: the deltas of one request, each with the request's statistics."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from refrag.decoders.base import Delta, join_deltas
+from refrag.decoders.base import Choice, Delta, join_deltas
 from refrag.errors import RefragError
 from refrag.serving.evidence import NO_CITATIONS, Evidence
 from refrag.serving.tensors import float32, int32, strings
@@ -28,6 +29,7 @@ class Statistics:
     """
 
     def __init__(self, passed_through: dict[str, np.ndarray], prompt_slots: int, evidence: Evidence) -> None:
+        self.passed_through, self.evidence = passed_through, evidence
         expanded = passed_through["expanded_chunks"]
         self.first = {
             **passed_through,
@@ -37,6 +39,11 @@ class Statistics:
         }
         self.between = {**self.first, "expanded_chunks": int32()}
         self.last = {**self.first, **evidence.tensors(expanded)}
+
+    def with_choice(self, choice: Choice) -> "Statistics":
+        """Return the statistics of the prompt that the decoder has made by its own choice."""
+        passed_through = {**self.passed_through, "expanded_chunks": int32(*choice.expanded)}
+        return Statistics(passed_through, choice.num_slots, replace(self.evidence, weights=choice.weights))
 
 
 class StreamingSink:
@@ -48,6 +55,9 @@ class StreamingSink:
     def __init__(self, stream: ResponseStream, statistics: Statistics, count_unread: Callable[[int], None]) -> None:
         self.stream, self.statistics, self.count_unread = stream, statistics, count_unread
         self.index, self.num_tokens = 0, 0
+
+    def choose(self, choice: Choice) -> None:
+        self.statistics = self.statistics.with_choice(choice)
 
     def send(self, delta: Delta) -> None:
         self.num_tokens += len(delta.token_ids)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from refrag.decoders.base import DecoderBackend, DecoderRequest, Delta, MixedPrompt, Sink, check_prompt
+from refrag.decoders.base import Choice, DecoderBackend, DecoderRequest, Delta, MixedPrompt, Sink, check_prompt
 from refrag.errors import RefragError
 from refrag.request import SamplingParams
 from refrag.serving.shadow_metrics import Comparison, ShadowMetrics
@@ -37,17 +37,25 @@ PATIENCE_SECONDS = 600.0
 class Shadow:
     """A drawn request: what was answered, and the plain decoder's answer as far as it has come.
 
-    policy: which policy chose. expanded: share of its chunks that were expanded.
+    policy: which policy chose the expanded chunks.
     """
 
     request: DecoderRequest
     plain: MixedPrompt
     policy: str
-    expanded: float
+    num_chunks: int
+    num_expanded: int
     token_ids: list[int] = field(default_factory=list)
     distributions: list[TopDistribution] = field(default_factory=list)
     divergences: list[float] = field(default_factory=list)
     num_agreed: int = 0
+
+    def __post_init__(self) -> None:
+        self.mixed = self.request.prompt
+
+    def note_choice(self, choice: Choice) -> None:
+        """Take note of what the decoder itself has chosen to expand."""
+        self.mixed, self.num_expanded = choice.prompt, len(choice.expanded)
 
     def choose_plainly(self, logits: Tensor) -> int:
         """Keep the plain decoder's distribution, and take its likeliest token.  (V,)"""
@@ -66,8 +74,8 @@ class Shadow:
     def comparison(self) -> Comparison:
         count = len(self.divergences)
         fidelity = Fidelity(sum(self.divergences) / count, self.num_agreed / count)
-        first, request_id = self.divergences[0], self.request.request_id
-        return Comparison(request_id, self.policy, self.expanded, first, fidelity, count)
+        expanded = min(1.0, self.num_expanded / self.num_chunks)
+        return Comparison(self.request.request_id, self.policy, expanded, self.divergences[0], fidelity, count)
 
 
 class Shadowing:
@@ -91,7 +99,7 @@ class Shadowing:
             self.metrics.skip("too_long")
         else:
             check_prompt(shadow.plain, shadow.request.sampling, self.backend.limits)
-            return ShadowedSink(sink, lambda: self._queue(shadow))
+            return ShadowedSink(sink, shadow, self._queue)
         return sink
 
     def close(self) -> None:
@@ -119,7 +127,7 @@ class Shadowing:
         self._run(shadow, shadow.plain, shadow.choose_plainly, lambda: self._compare(shadow))
 
     def _compare(self, shadow: Shadow) -> None:
-        self._run(shadow, shadow.request.prompt, shadow.compare, lambda: self._finish(shadow))
+        self._run(shadow, shadow.mixed, shadow.compare, lambda: self._finish(shadow))
 
     def _finish(self, shadow: Shadow) -> None:
         self.metrics.observe(shadow.comparison)
@@ -153,16 +161,20 @@ class Shadowing:
 
 
 class ShadowedSink:
-    """A caller's sink, and what to do once its answer is complete."""
+    """A caller's sink, and what to do with the request once its answer is complete."""
 
-    def __init__(self, sink: Sink, then: Callable[[], None]) -> None:
-        self.sink, self.then = sink, then
+    def __init__(self, sink: Sink, shadow: Shadow, then: Callable[[Shadow], None]) -> None:
+        self.sink, self.shadow, self.then = sink, shadow, then
         self.is_abandoned, self.fail = sink.is_abandoned, sink.fail
+
+    def choose(self, choice: Choice) -> None:
+        self.shadow.note_choice(choice)
+        self.sink.choose(choice)
 
     def send(self, delta: Delta) -> None:
         self.sink.send(delta)
         if delta.finish_reason is not None:
-            self.then()
+            self.then(self.shadow)
 
 
 class ComparisonSink:
@@ -170,6 +182,9 @@ class ComparisonSink:
 
     def __init__(self, then: Callable[[], None], fail: Callable[[RefragError], None]) -> None:
         self.then, self.fail = then, fail
+
+    def choose(self, choice: Choice) -> None:
+        """Do nothing: nothing is left to choose."""
 
     def send(self, delta: Delta) -> None:
         if delta.finish_reason is not None:

@@ -8,6 +8,7 @@ from raw_requests import as_bytes, raw_request
 
 from refrag.embedded import EmbeddedServer
 from refrag.errors import SetupError
+from refrag.model.attention_heads import AttentionHeads
 from refrag_client import InvalidRequest, RefragError
 from refrag_client.errors import error_from_message
 
@@ -98,7 +99,7 @@ def test_a_prompt_over_the_window_is_refused(client):
 
 @pytest.mark.parametrize(
     "policy, named",
-    [("best", "allowed: learned"), ("", "policy is ''"), ("attention", "policy is 'attention'")],
+    [("best", "allowed: learned"), ("", "policy is ''"), ("Attention", "policy is 'Attention'.*attention")],
 )
 def test_an_unknown_policy_is_refused_with_the_known_ones(client, policy, named):
     with pytest.raises(InvalidRequest, match=named):
@@ -120,6 +121,8 @@ def test_an_unknown_policy_is_refused_with_the_known_ones(client, policy, named)
         ({"max_prompt_slots": 0}, "max_prompt_slots is 0"),
         ({"max_prompt_slots": 4097}, "max_prompt_slots is 4097; allowed is 1 to 4096, the decoder's window"),
         ({"max_prompt_slots": 3}, r"max_prompt_slots is 3; the prompt takes \d+ with no chunk expanded; allow more"),
+        ({"policy": "attention", "sense_tokens": 17}, "sense_tokens is 17; allowed is 0 to 16"),
+        ({"policy": "attention", "sense_tokens": -1}, "sense_tokens is -1; allowed is 0 to 16"),
         ({"max_tokens": 2**40}, "max_tokens 1099511627776 more, the decoder's window is 4096; lower max_tokens"),
         ({"stop_words": ["a"] * 17}, "17 words"),
         ({"stop_words": ["a", ""]}, "empty word"),
@@ -167,6 +170,10 @@ def test_an_id_in_flight_is_refused_and_its_owner_finishes(client):
         ),
         (lambda models: (models / "decoder/1/checkpoint/refrag.json").write_text("{"), r"refrag\.json cannot be read"),
         (lambda models: _overwrite(models / "decoder/1/checkpoint/decoder/model.safetensors"), "cannot be loaded"),
+        (
+            lambda models: AttentionHeads(((1, 0),), (1.0,), digest="0" * 64).save(models / "decoder/1/checkpoint"),
+            "attention_heads.json holds heads of other weights than the decoder's; run `refrag heads find`",
+        ),
         (lambda models: _overwrite(models / "chunk_encoder/1/model.onnx"), "failed to load 'chunk_encoder'"),
     ],
 )

@@ -50,3 +50,34 @@ def test_ids_of_rows_for_another_number_of_slots_are_refused(server, num_ids):
     prompt = {"input_ids": np.array([5, 6, 7], np.int32), "prompt_table_extra_ids": np.zeros(num_ids, np.uint64)}
     with pytest.raises(InvalidRequest, match=f"prompt_table_extra_ids has {num_ids} ids for the 3 slots"):
         call(server, "decoder", prompt)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sense_budget": np.array([4], np.int32)}, "sense_budget is 4; allowed is 1 to 3"),
+        ({"sense_budget": np.array([-1], np.int32)}, "sense_budget is -1"),
+        ({"sense_tokens": np.array([99])}, "sense_tokens is 99; allowed is 0 to 16"),
+        ({"sense_policy": texts("best")}, "policy is 'best'; allowed: learned"),
+        ({"sense_policy": texts("similarity")}, "policy 'similarity' does not choose by attention"),
+        ({"sense_passages": np.zeros(3, np.int32)}, "sense_passages has 3 for the 4 rows"),
+        ({"sense_chunk_ids": np.full((4, 2), 10**6, np.int32)}, "sense_chunk_ids range from 1000000 to 1000000"),
+        ({"sense_chunk_ids": np.full((4, 2), -7, np.int32)}, "sense_chunk_ids range from -7 to -7"),
+        ({"sense_similarities": np.full(4, np.nan, np.float32)}, "sense_similarities holds NaN or infinity"),
+        ({"input_ids": np.array([5, 2049, 2048, 2050, 2051, 7], np.int32)}, "each row must have one slot, in order"),
+        ({"input_ids": np.array([5, 2048, 2049, 2050, 2051], np.int32)}, "no slot after the last chunk"),
+    ],
+)
+def test_chunks_to_sense_that_do_not_fit_their_prompt_are_refused_by_name(server, demo_checkpoint, changes, named):
+    assert demo_checkpoint.decoder.vocab_size == 2048
+    inputs = {
+        "input_ids": np.array([5, 2048, 2049, 2050, 2051, 7], np.int32),
+        "prompt_embedding_table": np.zeros((4, demo_checkpoint.decoder.width), np.float32),
+        "sense_policy": texts("attention"),
+        "sense_budget": np.array([1], np.int32),
+        "sense_chunk_ids": np.full((4, 2), 9, np.int32),
+        "sense_passages": np.zeros(4, np.int32),
+        "sense_similarities": np.zeros(4, np.float32),
+    }
+    with pytest.raises(InvalidRequest, match=named):
+        call(server, "decoder", {**inputs, **changes})

@@ -45,6 +45,13 @@ def test_log_probabilities_come_when_asked_for(client):
     assert client.generate(QUESTION, PASSAGES, max_tokens=8).log_probs == ()
 
 
+def test_the_time_that_sensing_takes_is_a_metric_of_its_own(client, server):
+    before = read_metric(server, "refrag_sensing_seconds_count")
+    answer = client.generate(QUESTION, PASSAGES, policy="attention", expand_fraction=0.2)
+    assert answer.statistics.num_expanded_chunks == answer.statistics.num_chunks // 5 > 0
+    wait_for_metric(server, "refrag_sensing_seconds_count", before + 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

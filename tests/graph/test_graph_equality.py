@@ -20,6 +20,8 @@ MAX_TOKENS = 12
         ("learned", 0.5),
         ("learned", 1),
         ("similarity", 0.1),
+        ("attention", 0.1),
+        ("attention", 0.5),
         ("none", 0.1),
         ("all", 0.1),
     ],
@@ -67,6 +69,16 @@ def test_a_limit_of_slots_holds_and_is_used_where_no_fraction_is_given(client, r
         options = {"expand_fraction": expand_fraction, "max_prompt_slots": limit, "max_tokens": MAX_TOKENS}
         served = client.generate(question, context.passages, **options)
         assert served.statistics.prompt_slots == expected.prompt.num_slots <= limit
+        assert list(served.token_ids) == expected.token_ids
+
+
+def test_attention_of_tokens_that_nobody_sees_equals_the_reference(client, reference, heldout):
+    for context in heldout[:10]:
+        question, options = context.questions[0].text, {"policy": "attention", "expand_fraction": 0.3}
+        request = Request(question, context.passages, ExpansionOptions(**options, sense_tokens=3))
+        expected = reference.answer(request, SamplingParams(MAX_TOKENS))
+        served = client.generate(question, context.passages, **options, sense_tokens=3, max_tokens=MAX_TOKENS)
+        assert list(served.statistics.expanded_chunks) == expected.expanded
         assert list(served.token_ids) == expected.token_ids
 
 

@@ -122,9 +122,18 @@ def test_the_toys_answer(toy_client):
 
 def test_a_policy_that_nobody_offers_is_refused_with_the_toy_in_the_list(toy_client):
     with pytest.raises(
-        InvalidRequest, match="policy is 'first'; allowed: learned, similarity, random, none, all, last"
+        InvalidRequest, match="policy is 'first'; allowed: learned, similarity, attention, random, none, all, last"
     ):
         toy_client.generate(QUESTION, PASSAGES, policy="first")
+
+
+def test_a_decoder_that_does_not_show_its_attention_refuses_the_policy_that_needs_it_by_name(toy_client):
+    with pytest.raises(
+        InvalidRequest, match="policy 'attention' needs the decoder's attention, which decoder 'toy' does not show"
+    ):
+        toy_client.generate(QUESTION, PASSAGES, policy="attention", expand_fraction=0.2)
+    # With nothing to choose, nothing is needed.
+    assert toy_client.generate(QUESTION, PASSAGES, policy="attention", expand_fraction=1).text == "hello: 0 compressed"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from refrag.policies import POLICIES
 from refrag.policies.base import Candidates, Policy, TrainedPolicy
 from refrag.policies.budget import budget_of, expansion_budget
 from refrag.policies.learned import score_chunks
-from refrag.policies.select import open_trained_policy, select_chunks
+from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks
 from refrag.policies.similarity import rank_by_similarity
 from refrag.request import ExpansionOptions
 
@@ -87,9 +87,11 @@ def test_random_picks_depend_on_the_seed_alone(network):
     assert picks[1] == select(network, policy="random", expand_fraction=0.5, seed=1) != picks[2]
 
 
-@pytest.mark.parametrize("name", ["best", "attention", ""])
+@pytest.mark.parametrize("name", ["best", "Attention", ""])
 def test_an_unknown_policy_is_refused_with_the_list(network, name):
-    with pytest.raises(InvalidRequest, match=f"policy is '{name}'; allowed: learned, similarity, random, none, all"):
+    with pytest.raises(
+        InvalidRequest, match=f"policy is '{name}'; allowed: learned, similarity, attention, random, none, all"
+    ):
         select(network, policy=name)
 
 
@@ -101,7 +103,7 @@ def test_what_needs_no_training_is_served_without_a_network(network, policy):
 
 def test_a_trained_policy_is_refused_where_there_is_no_network():
     with pytest.raises(
-        InvalidRequest, match=r"'learned' needs a trained network.*allowed: similarity, random, none, all"
+        InvalidRequest, match=r"'learned' needs a trained network.*allowed: similarity, attention, random, none, all"
     ):
         select(None, policy="learned", expand_fraction=0.5)
 
@@ -110,7 +112,8 @@ def test_a_checkpoint_without_a_network_must_name_a_default_that_needs_none():
     config = {"chunk_size": 8, "trained_chunk_sizes": [8], "max_prompt_slots": 64, "encoder_length": 8}
     assert open_trained_policy(RefragConfig(**config, policy="random"), None) is None
     with pytest.raises(
-        CheckpointError, match=r"no policy.safetensors.*'learned' needs.*one of similarity, random, none, all"
+        CheckpointError,
+        match=r"no policy.safetensors.*'learned' needs.*one of similarity, attention, random, none, all",
     ):
         open_trained_policy(RefragConfig(**config), None)
     with pytest.raises(CheckpointError, match="a default policy that nobody offers: policy is 'best'"):
@@ -129,24 +132,21 @@ def test_a_policy_may_pick_less_than_its_budget_and_in_any_order(offered):
     assert select(None, policy="few", expand_fraction=0.5) == [2, 7]
 
 
-def test_a_policy_that_reads_attention_is_refused_by_name(offered):
+def test_a_policy_that_reads_attention_is_refused_by_name_where_it_was_not_read(offered):
     offered("watching", lambda candidates, budget: [0], needs="attention")
-    with pytest.raises(InvalidRequest, match="'watching' needs the decoder's attention"):
+    with pytest.raises(InvalidRequest, match="'watching' needs the decoder's attention, which was not read"):
         select(None, policy="watching", expand_fraction=0.5)
+
+
+def test_the_decoder_chooses_only_where_there_is_a_choice_and_the_policy_needs_its_attention():
+    assert is_chosen_by_decoder("attention", 3, 12)
+    assert not any(is_chosen_by_decoder("attention", budget, 12) for budget in (0, 12))
+    assert not is_chosen_by_decoder("similarity", 3, 12)
 
 
 @pytest.mark.parametrize(("fraction", "chosen"), [(0.0, []), (1.0, list(range(12)))])
 def test_where_there_is_nothing_to_choose_no_policy_is_needed(fraction, chosen):
     assert select(None, policy="learned", expand_fraction=fraction) == chosen
-
-
-def test_a_default_policy_that_reads_attention_is_refused_at_the_start(offered):
-    offered("watching", lambda candidates, budget: [0], needs="attention")
-    config = RefragConfig(
-        chunk_size=8, trained_chunk_sizes=[8], max_prompt_slots=64, encoder_length=8, policy="watching"
-    )
-    with pytest.raises(CheckpointError, match=r"default policy 'watching' in refrag.json needs the decoder's"):
-        open_trained_policy(config, None)
 
 
 def test_learned_picks_are_the_highest_logits(network):

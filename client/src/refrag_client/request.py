@@ -28,7 +28,7 @@ def _sent_as(datatype: Datatype, help: str, name: str | None = None, is_json: bo
 
 
 # For the help only: a server may have further policies. It refuses an unknown name and lists those that it has.
-POLICIES = ("learned", "similarity", "random", "none", "all")
+POLICIES = ("learned", "similarity", "attention", "random", "none", "all")
 # Of texts in `history`, in turn.
 ROLES = ("user", "assistant")
 
@@ -60,6 +60,10 @@ class GenerateRequest:
     )
     policy: str | None = field(
         default=None, metadata=_sent_as("BYTES", f"what picks them: {', '.join(POLICIES)}, or another of the server's")
+    )
+    sense_tokens: int | None = field(
+        default=None,
+        metadata=_sent_as("INT64", "tokens that policy attention generates unseen, to see where they look"),
     )
     temperature: float | None = field(default=None, metadata=_sent_as("FP32", "0 is greedy, more is more random"))
     top_k: int | None = field(default=None, metadata=_sent_as("INT64", "sample from this many likeliest tokens"))
@@ -100,6 +104,7 @@ class GenerateOptions(TypedDict, total=False):
     expand_fraction: float | None
     max_prompt_slots: int | None
     policy: str | None
+    sense_tokens: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

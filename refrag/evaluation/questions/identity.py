@@ -15,6 +15,7 @@ from refrag.data.questions.beir import beir_files
 from refrag.data.questions.passages import find_pool
 from refrag.data.questions.read import Form, detect_form
 from refrag.evaluation.questions.options import QuestionOptions
+from refrag.model.attention_heads import HEADS_FILE
 
 # Files of a Hugging Face folder: settings, weights with their index, and what makes a fast tokenizer.
 HUGGING_FACE = (
@@ -71,7 +72,7 @@ def digest_files(files: Iterable[Path], folder: Path) -> str:
 
 
 def _checkpoint_files(folder: Path) -> Iterator[Path]:
-    yield from _find(folder, (CONFIG_NAME, "*.safetensors"))
+    yield from _find(folder, (CONFIG_NAME, HEADS_FILE, "*.safetensors"))
     for part in (DECODER, ENCODER):
         yield from _find(folder / part, ("**/*",))
 

@@ -10,6 +10,7 @@ OPTIONS = (
     "expand_fraction",
     "max_prompt_slots",
     "policy",
+    "sense_tokens",
     "max_tokens",
     "temperature",
     "top_k",

@@ -1,0 +1,115 @@
+"""Selects the chunks that the question makes the decoder look at, beyond what it looks at whatever is asked.
+
+The decoder's attention to the compressed chunks is read twice: under the question, and under one that asks nothing.
+Chunks that draw attention either way, because of their place or as sinks, have the same share in both and cancel. So
+every head gives each chunk the logarithm of how much its share has grown. After "in-context re-ranking" (Chen et al.,
+2024), which reads tokens, subtracts, and sums over all heads; ours reads slots, of which there is one for a chunk.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refrag.model.attention_heads import Scoring
+from refrag.policies.base import Candidates, Policy, Selection
+
+# N attention heads, C context chunks
+
+# A share this small, of what each chunk would have if all had the same, is as good as none.
+LEAST_SHARE = 0.1
+# Scores of a head beyond so many deviations count as that: no head decides alone.
+MOST_DEVIATIONS = 4.0
+# Scores that differ less than so do not differ.
+LEAST_DEVIATION = 1e-6
+# Deviations of a normal distribution in its median absolute deviation.
+DEVIATIONS_IN_MEDIAN = 1.4826
+
+
+@dataclass(frozen=True)
+class ChunkAttention:
+    """The decoder's attention to a request's compressed chunks.
+
+    question, null (N, C): each head's mean weight on each chunk, under the question and under one that asks nothing.
+    weights (N,): of each head in the sum of all. similarities (C,): cosine of each chunk's vector with the question's.
+    """
+
+    question: np.ndarray
+    null: np.ndarray
+    weights: np.ndarray
+    similarities: np.ndarray
+    scoring: Scoring
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Return each chunk's share of the attention to all, a mean over the heads.  (C,)"""
+        seen = np.average(_shares(self.question), 0, self.weights)
+        shares: np.ndarray = seen / max(seen.sum(), np.finfo(np.float32).tiny)
+        return shares
+
+
+def select_attended(candidates: Candidates, budget: int) -> Selection:
+    """Select the chunks of the highest scores. A chunk weighs its share of the attention under the question."""
+    attention = candidates.attention
+    assert attention is not None, "select_chunks refuses a request that needs attention if it has not been read"
+    ranked = np.argsort(-score_attended(attention, candidates.passages), kind="stable")
+    return Selection(ranked[:budget].tolist(), attention.shares.astype(np.float32))
+
+
+def score_attended(attention: ChunkAttention, passages: np.ndarray) -> np.ndarray:
+    """Return each chunk's score, by attention and by similarity.  (C,)"""
+    scores = deviations(growth(attention.question, attention.null))
+    return combine(scores, attention.weights, passages, attention.similarities, attention.scoring)
+
+
+def combine(
+    scores: np.ndarray, weights: np.ndarray, passages: np.ndarray, similarities: np.ndarray, scoring: Scoring
+) -> np.ndarray:
+    """Return each chunk's score, of those that each head gives it.  (N, C), (N,), (C,), (C,) -> (C,)"""
+    summed = weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS)
+    ranks = _ranks(spread(summed, passages, scoring))
+    return (1 - scoring.similarity) * ranks + scoring.similarity * _ranks(similarities)
+
+
+def growth(question: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Return by how much the question makes each chunk's share grow, as a logarithm.  (N, C)"""
+    least = LEAST_SHARE / question.shape[1]
+    grown: np.ndarray = np.log(_shares(question) + least) - np.log(_shares(null) + least)
+    return grown
+
+
+def deviations(scores: np.ndarray) -> np.ndarray:
+    """Return each head's scores as deviations from its median.  (N, C)"""
+    centred = scores - np.median(scores, 1, keepdims=True)
+    deviation = DEVIATIONS_IN_MEDIAN * np.median(np.abs(centred), 1, keepdims=True)
+    # A head that sees no chunk, all being beyond its window, has no deviation.
+    scaled: np.ndarray = centred / np.maximum(deviation, LEAST_DEVIATION)
+    return scaled
+
+
+def spread(scores: np.ndarray, passages: np.ndarray, scoring: Scoring) -> np.ndarray:
+    """Return the scores with a part of those of their neighbours in the passage, and of the passage's best.  (C,)"""
+    same = passages[1:] == passages[:-1]
+    left, right = np.concatenate([[False], same]), np.concatenate([same, [False]])
+    sums = np.where(left, np.roll(scores, 1), 0.0) + np.where(right, np.roll(scores, -1), 0.0)
+    smoothed = scores + scoring.neighbours * sums / np.maximum(1, left.astype(int) + right)
+    numbers = np.unique(passages, return_inverse=True)[1]
+    best = np.full(len(passages), -np.inf)
+    np.maximum.at(best, numbers, smoothed)
+    scored: np.ndarray = smoothed + scoring.passage * best[numbers]
+    return scored
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    weights = weights.astype(np.float64)
+    shares: np.ndarray = weights / np.maximum(weights.sum(1, keepdims=True), np.finfo(np.float32).tiny)
+    return shares
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Return the scores' ranks from 0, for the lowest, to 1.  (C,)"""
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(scores, kind="stable")] = np.arange(len(scores))
+    return ranks / max(1, len(scores) - 1)
+
+
+POLICY = Policy("chunks that the question makes the decoder look at", "attention", select_attended)
