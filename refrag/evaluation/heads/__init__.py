@@ -1,0 +1,1 @@
+"""Finds the attention heads by which a decoder chooses chunks, and measures how often they find the evidence."""
