@@ -89,9 +89,10 @@ def choose_in_process(decoder, request, senses):
     read = read_attention(decoder, prompt.input_ids, prompt.chunk_embeddings, NULL_IDS, senses.heads, chunks.num_tokens)
     attention = ChunkAttention(*read, np.array(senses.heads.weights), chunks.similarities, senses.heads.scoring)
     nothing = torch.zeros(0, 0)
-    expanded = select_chunks(
+    selection = select_chunks(
         chunks.policy, Candidates(chunks.passages, nothing, nothing, attention=attention), chunks.budget
     )
+    expanded = list(selection.numbers)
     return expanded, expand_in_place(prompt, chunks.token_ids, expanded, VOCAB_SIZE)
 
 

@@ -28,7 +28,7 @@ def draw_weights(seed):
 
 
 def select(attention, budget, passages=PASSAGES):
-    return select_chunks("attention", Candidates(passages, NOTHING, NOTHING, attention=attention), budget)
+    return select_chunks("attention", Candidates(passages, NOTHING, NOTHING, attention=attention), budget).numbers
 
 
 def test_a_chunk_that_the_question_looks_at_is_chosen_before_one_that_is_looked_at_anyway():
