@@ -37,14 +37,16 @@ class Sources:
         is_last = np.append(is_first[1:], True)
         cited = np.stack([spans[is_first, 0], spans[is_first, 1], spans[is_last, 2]], 1).astype(np.int32)
         # A chunk may hold nothing but the template's characters.
-        return cited[cited[:, 1] < cited[:, 2]]
+        with_text: np.ndarray = cited[cited[:, 1] < cited[:, 2]]
+        return with_text
 
     def share(self, weights: np.ndarray) -> np.ndarray:
         """Return each passage's share of the chunks' weights, all 0 if they are.  FP32 (C,) -> FP32 (P,)"""
         are_cited = self.spans[:, 0] < self.num_passages
         sums = np.bincount(self.spans[are_cited, 0], weights[are_cited], self.num_passages)
         total = sums.sum()
-        return (sums / total if total else sums).astype(np.float32)
+        shares: np.ndarray = (sums / total if total else sums).astype(np.float32)
+        return shares
 
 
 NO_SOURCES = Sources(np.zeros((0, 3), np.int32), 0)

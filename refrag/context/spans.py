@@ -35,4 +35,5 @@ def find_spans(offsets: Sequence[tuple[int, int]], chunk_size: int, shift: int, 
     starts, ends = np.array(offsets, np.int32).T
     firsts = np.arange(0, len(offsets), chunk_size)
     spans = np.stack([np.minimum.reduceat(starts, firsts), np.maximum.reduceat(ends, firsts)], 1)
-    return np.clip(spans - shift, 0, num_characters)
+    inside: np.ndarray = np.clip(spans - shift, 0, num_characters)
+    return inside

@@ -49,7 +49,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder-model", default="decoder", help="name of the model to stop (default: %(default)s)")
 
 
-def model_options(arguments: argparse.Namespace) -> dict[str, str]:
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the models in parsed `arguments` as keyword arguments of a client."""
     return {"model": arguments.model, "decoder_model": arguments.decoder_model}
 
