@@ -65,6 +65,11 @@ class StageClock:
         time.sleep(METRIC_SECONDS)
         return self._read_metric("refrag_store_lookup_seconds_sum", 'model="preprocessing"')
 
+    def read_sensing(self) -> tuple[float, int]:
+        """Return the seconds spent so far in choosing chunks by attention, and by how many requests."""
+        time.sleep(METRIC_SECONDS)
+        return self._read_histogram("sensing")
+
     def read_model(self, name: str) -> float:
         """Return the seconds that a model has computed so far."""
         told = self.triton.get_inference_statistics(name, as_json=True)["model_stats"]

@@ -21,8 +21,7 @@ from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
 from refrag.engine.watching import WeightSums
 from refrag.model.attention_heads import AttentionHeads
-from refrag.policies.attention import ChunkAttention
-from refrag.policies.base import Candidates
+from refrag.policies.base import Candidates, ChunkAttention
 from refrag.policies.select import select_chunks
 
 # N heads, C chunks

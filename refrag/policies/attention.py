@@ -6,12 +6,10 @@ every head gives each chunk the logarithm of how much its share has grown. After
 2024), which reads tokens, subtracts, and sums over all heads; ours reads slots, of which there is one for a chunk.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from refrag.model.attention_heads import Scoring
-from refrag.policies.base import Candidates, Policy, Selection
+from refrag.policies.base import Candidates, ChunkAttention, Policy, Selection
 
 # N attention heads, C context chunks
 
@@ -19,32 +17,12 @@ from refrag.policies.base import Candidates, Policy, Selection
 LEAST_SHARE = 0.1
 # Scores of a head beyond so many deviations count as that: no head decides alone.
 MOST_DEVIATIONS = 4.0
+# Of weights whose shares are taken: a head that sees no chunk has no share to give.
+LEAST_SUM = 1e-30
 # Scores that differ less than so do not differ.
 LEAST_DEVIATION = 1e-6
 # Deviations of a normal distribution in its median absolute deviation.
 DEVIATIONS_IN_MEDIAN = 1.4826
-
-
-@dataclass(frozen=True)
-class ChunkAttention:
-    """The decoder's attention to a request's compressed chunks.
-
-    question, null (N, C): each head's mean weight on each chunk, under the question and under one that asks nothing.
-    weights (N,): of each head in the sum of all. similarities (C,): cosine of each chunk's vector with the question's.
-    """
-
-    question: np.ndarray
-    null: np.ndarray
-    weights: np.ndarray
-    similarities: np.ndarray
-    scoring: Scoring
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Return each chunk's share of the attention to all, a mean over the heads.  (C,)"""
-        seen = np.average(_shares(self.question), 0, self.weights)
-        shares: np.ndarray = seen / max(seen.sum(), np.finfo(np.float32).tiny)
-        return shares
 
 
 def select_attended(candidates: Candidates, budget: int) -> Selection:
@@ -52,7 +30,7 @@ def select_attended(candidates: Candidates, budget: int) -> Selection:
     attention = candidates.attention
     assert attention is not None, "select_chunks refuses a request that needs attention if it has not been read"
     ranked = np.argsort(-score_attended(attention, candidates.passages), kind="stable")
-    return Selection(ranked[:budget].tolist(), attention.shares.astype(np.float32))
+    return Selection(ranked[:budget].tolist(), shares_of_chunks(attention).astype(np.float32))
 
 
 def score_attended(attention: ChunkAttention, passages: np.ndarray) -> np.ndarray:
@@ -68,6 +46,13 @@ def combine(
     summed = weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS)
     ranks = _ranks(spread(summed, passages, scoring))
     return (1 - scoring.similarity) * ranks + scoring.similarity * _ranks(similarities)
+
+
+def shares_of_chunks(attention: ChunkAttention) -> np.ndarray:
+    """Return each chunk's share of the question's attention to all, a mean over the heads.  (C,)"""
+    seen = np.average(_shares(attention.question), 0, attention.weights)
+    shares: np.ndarray = seen / max(seen.sum(), LEAST_SUM)
+    return shares
 
 
 def growth(question: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -101,7 +86,7 @@ def spread(scores: np.ndarray, passages: np.ndarray, scoring: Scoring) -> np.nda
 
 def _shares(weights: np.ndarray) -> np.ndarray:
     weights = weights.astype(np.float64)
-    shares: np.ndarray = weights / np.maximum(weights.sum(1, keepdims=True), np.finfo(np.float32).tiny)
+    shares: np.ndarray = weights / np.maximum(weights.sum(1, keepdims=True), LEAST_SUM)
     return shares
 
 

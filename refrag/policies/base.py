@@ -9,10 +9,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from refrag.model.attention_heads import Scoring
     from refrag.model.policy import ExpansionPolicy
-    from refrag.policies.attention import ChunkAttention
 
-# C context chunks, Q question chunks, E encoder width
+# C context chunks, Q question chunks, E encoder width, N attention heads
 
 # What a policy reads of the chunks: "nothing" but their number, their "vectors" and the question's, or the decoder's
 # "attention" to them, which only a decoder can tell.
@@ -31,6 +31,21 @@ class TrainedPolicy:
 
 
 @dataclass(frozen=True)
+class ChunkAttention:
+    """The decoder's attention to a request's compressed chunks.
+
+    question, null (N, C): each head's mean weight on each chunk, under the question and under one that asks nothing.
+    weights (N,): of each head in the sum of all. similarities (C,): cosine of each chunk's vector with the question's.
+    """
+
+    question: np.ndarray
+    null: np.ndarray
+    weights: np.ndarray
+    similarities: np.ndarray
+    scoring: "Scoring"
+
+
+@dataclass(frozen=True)
 class Candidates:
     """The chunks of one request that a policy chooses from.
 
@@ -44,7 +59,7 @@ class Candidates:
     question_vectors: "Tensor"
     trained: TrainedPolicy | None = None
     seed: int = 0
-    attention: "ChunkAttention | None" = None
+    attention: ChunkAttention | None = None
 
     def __len__(self) -> int:
         return len(self.passages)

@@ -31,8 +31,7 @@ from refrag.errors import InvalidRequest
 from refrag.model.attention_heads import AttentionHeads, Scoring
 from refrag.model.attention_weights import read_attention
 from refrag.model.decoder import Decoder
-from refrag.policies.attention import ChunkAttention
-from refrag.policies.base import Candidates
+from refrag.policies.base import Candidates, ChunkAttention
 from refrag.policies.select import select_chunks
 from refrag.prompt import lay_out_prompt
 

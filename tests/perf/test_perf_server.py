@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perf import load, peers, scale, ttft
+from perf import load, peers, policies, scale, ttft
 from perf.deployment import deploy
 from refrag.config import RefragConfig
 
@@ -38,6 +38,16 @@ def test_first_tokens_are_measured_with_their_stages(tmp_path):
     assert warm["prompt_slots"] < plain["prompt_slots"] / 6
     assert warm["against_bare"] > 0
     assert all(row["ttft"]["n"] == 1 and row["stages_ms"]["decoder"] > 0 for row in rows.values())
+
+
+def test_policies_are_measured_against_none_with_the_time_that_sensing_takes(tmp_path):
+    options = ["--checkpoint", "checkpoints/world", "--context-tokens", 400, "--rounds", 1]
+    rows = {row["policy"]: row for row in run(policies, tmp_path / "policies.json", *options)["rows"]}
+    assert list(rows) == ["none", "random", "similarity", "learned", "attention"]
+    assert rows["none"]["over_none"] == 1
+    assert rows["none"]["prompt_slots"] < rows["attention"]["prompt_slots"] == rows["similarity"]["prompt_slots"]
+    assert 0 < rows["attention"]["sensing_ms"] < rows["attention"]["ttft"]["p50_ms"]
+    assert [policy for policy, row in rows.items() if "sensing_ms" in row] == ["attention"]
 
 
 def test_load_is_measured_by_perf_analyzer(tmp_path):
