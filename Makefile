@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt VERSION
 	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} found, 3.11 or 3.12 needed; name another with make PYTHON3=python3.11")'
 	@$(PYTHON3) -c 'import ensurepip, venv' || { echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON3) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable client --editable '.[$(SERVER),redis,train,evaluate,perf,dev]'
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable client --editable '.[$(SERVER),redis,retrieval,train,evaluate,perf,dev]'
 	touch $@
 
 # For both runtimes. Resolved for the oldest Python; the releases that it names have the newer one's wheels too.
@@ -51,7 +51,7 @@ constraints: install ## the newest releases that go together → constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 		--no-annotate --custom-compile-command "make constraints" \
 		--constraint build/kept.txt \
-		--extra server --extra server-gpu --extra redis --extra train --extra evaluate --extra perf --extra dev \
+		--extra server --extra server-gpu --extra redis --extra retrieval --extra train --extra evaluate --extra perf --extra dev \
 		--no-emit-package refrag --no-emit-package refrag-client --output-file constraints.txt pyproject.toml client/pyproject.toml
 
 demo: $(EXPORTED) ## start Triton and ask twenty questions about Python's documentation, compressed and plain side by side

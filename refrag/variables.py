@@ -28,6 +28,9 @@ KNOWN = (
     "REFRAG_STORE_DISK_MIB",
     "REFRAG_STORE_REDIS_URL",
     "REFRAG_STORE_REDIS_TIMEOUT_MS",
+    # And of collections, held to refrag/retrieval/settings.py.
+    "REFRAG_COLLECTIONS_PATH",
+    "REFRAG_COLLECTIONS_WRITABLE",
 )
 # Kubernetes sets such ones for each Service, and so for one that is named refrag.
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")

@@ -8,6 +8,7 @@ import pytest
 
 from refrag.base_models.cache import cache_folder
 from refrag.errors import SetupError
+from refrag.retrieval.settings import CollectionSettings
 from refrag.store.settings import StoreSettings
 from refrag.variables import KNOWN, refuse_misspelt
 
@@ -22,6 +23,10 @@ def test_every_variable_that_the_code_names_is_known():
 
 def test_every_setting_of_the_store_has_its_variable():
     assert {f"REFRAG_{field.name.upper()}" for field in fields(StoreSettings)} <= set(KNOWN)
+
+
+def test_every_setting_of_collections_has_its_variable():
+    assert {f"REFRAG_{field.name.upper()}" for field in fields(CollectionSettings)} <= set(KNOWN)
 
 
 @pytest.mark.parametrize(
