@@ -53,6 +53,12 @@ CHUNK_ENCODER = Graph(
     output_axes=(BATCH, ENCODER_WIDTH),
     tags="vector_tags",
 )
+PASSAGE_ENCODER = Graph(
+    name="passage_encoder",
+    inputs={"input_ids": (BATCH, LENGTH), "attention_mask": (BATCH, LENGTH)},
+    output="passage_vectors",
+    output_axes=(BATCH, ENCODER_WIDTH),
+)
 PROJECTOR = Graph(
     name="projector",
     inputs={"chunk_vectors": (BATCH, ENCODER_WIDTH)},
@@ -69,11 +75,15 @@ def export_chunk_encoder(
     max_length: the longest row that a server lets through, noted in the file; None for any.
     Raises CheckpointError if it cannot be exported.
     """
-    ids = torch.zeros(TRACED_NUM_CHUNKS, TRACED_LENGTH, dtype=torch.int64)
-    with _attention(encoder, precision):
-        served = ServedEncoder(_in_precision(encoder, precision))
-        notes = {} if max_length is None else {MAX_ROW_LENGTH: str(max_length)}
-        _export(CHUNK_ENCODER, served, (ids, torch.ones_like(ids)), path, notes)
+    _export_encoder(CHUNK_ENCODER, encoder, path, precision, max_length)
+
+
+def export_passage_encoder(encoder: ChunkEncoder, path: Path, precision: TracedPrecision, max_length: int) -> None:
+    """Write a sentence encoder: INT64 `input_ids`, `attention_mask` (N, L) -> FP32 `passage_vectors` (N, E).
+
+    Raises CheckpointError if it cannot be exported.
+    """
+    _export_encoder(PASSAGE_ENCODER, encoder, path, precision, max_length)
 
 
 def export_projector(projector: Projector, path: Path, precision: TracedPrecision) -> None:
@@ -109,6 +119,16 @@ class ServedProjector(nn.Module):
     def forward(self, chunk_vectors: Tensor) -> Tensor:
         dtype = next(self.projector.parameters()).dtype
         return self.projector(chunk_vectors.to(dtype)).float()  # (C, E) -> (C, D)
+
+
+def _export_encoder(
+    graph: Graph, encoder: ChunkEncoder, path: Path, precision: TracedPrecision, max_length: int | None
+) -> None:
+    notes = {} if max_length is None else {MAX_ROW_LENGTH: str(max_length)}
+    ids = torch.zeros(TRACED_NUM_CHUNKS, TRACED_LENGTH, dtype=torch.int64)
+    with _attention(encoder, precision):
+        served = ServedEncoder(_in_precision(encoder, precision))
+        _export(graph, served, (ids, torch.ones_like(ids)), path, notes)
 
 
 def _in_precision(module: nn.Module, precision: TracedPrecision) -> nn.Module:

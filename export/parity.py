@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refrag.context.alignment import FIRST_PLACE
 from refrag.errors import CheckpointError
-from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, Graph
+from refrag.export.graphs import CHUNK_ENCODER, PASSAGE_ENCODER, PROJECTOR, Graph
 from refrag.export.precision import Precision
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.projector import Projector
@@ -65,6 +65,11 @@ def check_chunk_encoder(
     """
     batches = encoder_batches(encoder, max_length) if batches is None else batches
     return _check(CHUNK_ENCODER, path, _encoder_in_torch(encoder), batches, precision)
+
+
+def check_passage_encoder(path: Path, encoder: ChunkEncoder, max_length: int, precision: Precision) -> Parity:
+    """Compare on full, padded and empty texts of up to `max_length` tokens; raise CheckpointError as above."""
+    return _check(PASSAGE_ENCODER, path, _encoder_in_torch(encoder), encoder_batches(encoder, max_length), precision)
 
 
 def check_projector(

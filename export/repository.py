@@ -3,6 +3,8 @@
     checkpoint ──► ONNX models ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
                └─► parts (refrag.json, tokenizers, policy, decoder) ──┘
 
+With retrieval, the models of export/optional_models join them, and the passage encoder is one more ONNX model.
+
 Everything is built in a temporary folder first, so that a failed export leaves the repository as it was.
 """
 
@@ -18,7 +20,7 @@ from refrag.config import RefragConfig
 from refrag.context.deployed import DECODER
 from refrag.errors import CheckpointError
 from refrag.export.calibration import Calibration, read_calibration
-from refrag.export.graphs import CHUNK_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
+from refrag.export.graphs import CHUNK_ENCODER, PASSAGE_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
 from refrag.export.parity import Parity, check_chunk_encoder, check_projector
 from refrag.export.parts import (
     SharedParts,
@@ -28,6 +30,7 @@ from refrag.export.parts import (
     choose_chunk_size,
     fingerprint_of,
 )
+from refrag.export.passage_encoder import SentenceEncoder, build_passage_encoder, find_sentence_encoder, save_form
 from refrag.export.precision import Precision, TracedPrecision
 from refrag.export.quantisation import quantise_chunk_encoder
 from refrag.model.checkpoint import load_encoder, load_projector
@@ -41,9 +44,20 @@ from refrag.store.keys import EncoderIdentity
 
 # The hand-written files of the models: package data in a wheel, a link in the checkout.
 TEMPLATES = Path(str(files("refrag"))) / "model_repository"
+# Those of models that only an export with retrieval adds.
+OPTIONAL_TEMPLATES = Path(str(files("refrag"))) / "export" / "optional_models"
+RETRIEVER = "retriever"
+RETRIEVAL_MODELS = (RETRIEVER, "passage_store", "refrag_rag")
 VERSION = "1"
 # Hand-written files in a version folder; the rest is built.
 WRITTEN_IN_VERSION = ("model.py", ".gitkeep")
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What to add for collections. encoder: of passages and questions, None to search by words alone."""
+
+    encoder: SentenceEncoder | None
 
 
 @dataclass(frozen=True)
@@ -62,25 +76,36 @@ def export_repository(
     precision: Precision = "fp32",
     chunk_size: int | None = None,
     calibration: Path | None = None,
+    has_retrieval: bool = False,
+    passage_encoder: Path | None = None,
 ) -> list[Parity]:
     """Fill `repository` from `checkpoint`, and return the error of each ONNX model against torch.
 
     calibration: file of passages for int8, as JSON lines or as plain text with blank lines between passages.
+    has_retrieval: adds the models of collections; a repository that has them keeps them.
+    passage_encoder: folder of a sentence encoder for them, instead of the base model of the checkpoint's encoder.
     Models that the repository lacks are added as the project ships them. Raises CheckpointError, and leaves an earlier
     export as it was, if the checkpoint does not fit or an ONNX model fails its parity check.
     """
+    retrieval = None
+    if has_retrieval or (repository / RETRIEVER / "config.pbtxt").exists():
+        retrieval = Retrieval(find_sentence_encoder(checkpoint, passage_encoder))
     with whole_checkpoint(checkpoint) as whole:
-        return _export(load_source(whole, chunk_size), repository, precision, calibration)
+        return _export(load_source(whole, chunk_size), repository, precision, calibration, retrieval)
 
 
-def _export(source: Source, repository: Path, precision: Precision, calibration: Path | None) -> list[Parity]:
+def _export(
+    source: Source, repository: Path, precision: Precision, calibration: Path | None, retrieval: Retrieval | None
+) -> list[Parity]:
     chunks = _read_calibration(source, precision, calibration)
-    add_missing_models(repository)
+    add_missing_models(repository, retrieval)
     # Inside a model's folder: Triton reads only numbered sub-folders there, and renames need one file system.
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
         parities = build_graphs(source, built, precision, chunks)
         build_parts(source, built, precision if chunks is None else f"{precision} {chunks.digest}")
+        if retrieval is not None:
+            parities += build_retrieval(retrieval, built, precision)
         place(built, repository, replaced)
     return parities
 
@@ -98,13 +123,17 @@ def load_source(directory: Path, chunk_size: int | None) -> Source:
     return source
 
 
-def add_missing_models(repository: Path) -> None:
+def add_missing_models(repository: Path, retrieval: Retrieval | None = None) -> None:
     """Copy the hand-written files (config.pbtxt, configs/, model.py) of every model that `repository` lacks."""
-    for model in sorted(TEMPLATES.glob("*/config.pbtxt")):
-        if not (repository / model.parent.name / "config.pbtxt").exists():
-            shutil.copytree(
-                model.parent, repository / model.parent.name, ignore=_ignore_built_files, dirs_exist_ok=True
-            )
+    optional = [model.name for model in OPTIONAL_TEMPLATES.iterdir()]
+    # A checkout's own repository, where the templates are, may have been exported with retrieval.
+    templates = [path.parent for path in TEMPLATES.glob("*/config.pbtxt") if path.parent.name not in optional]
+    if retrieval is not None:
+        encoder = [] if retrieval.encoder is None else [PASSAGE_ENCODER.name]
+        templates += [OPTIONAL_TEMPLATES / name for name in (*RETRIEVAL_MODELS, *encoder)]
+    for model in sorted(templates):
+        if not (repository / model.name / "config.pbtxt").exists():
+            shutil.copytree(model, repository / model.name, ignore=_ignore_built_files, dirs_exist_ok=True)
     (repository / CHUNK_ENCODER.name).mkdir(parents=True, exist_ok=True)
 
 
@@ -137,6 +166,20 @@ def build_parts(source: Source, built: Path, arithmetic: str) -> None:
         build_preprocessing(shared, _version_folder(built, model) / "checkpoint")
     build_expansion_policy(shared, source.directory, _version_folder(built, "expansion_policy") / "checkpoint")
     build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
+
+
+def build_retrieval(retrieval: Retrieval, built: Path, precision: Precision) -> list[Parity]:
+    """Build what the models of collections need, and return the error of the passage encoder if there is one."""
+    folders = [_version_folder(built, model) / "checkpoint" for model in (RETRIEVER, "passage_store")]
+    for folder in folders:
+        folder.mkdir()
+    if retrieval.encoder is None:
+        return []
+    path = _version_folder(built, PASSAGE_ENCODER.name) / "model.onnx"
+    form, parity = build_passage_encoder(retrieval.encoder, path, precision)
+    for folder in folders:
+        save_form(retrieval.encoder, form, folder)
+    return [parity]
 
 
 def place(built: Path, repository: Path, replaced: Path) -> None:

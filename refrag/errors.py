@@ -61,3 +61,16 @@ class SetupError(RefragError):
 
 class TrainingError(RefragError):
     pass
+
+
+# What a model may tell another of the same server.
+_FROM_WIRE = {error.__name__: error for error in (InvalidRequest, Overloaded, ServerUnavailable)}
+
+
+def error_from_model(model: str, message: str) -> RefragError:
+    """Return the error that another model's message stands for: its own, or one that says which model failed."""
+    try:
+        wire = json.loads(message[message.index("{") :])
+        return _FROM_WIRE[wire["type"]](wire["message"])
+    except (ValueError, KeyError, TypeError):
+        return RefragError(f"model {model!r} failed: {message}")

@@ -4,6 +4,7 @@ ONNX models are compared with torch before they are put in place; a failed expor
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -34,6 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="deploy another of the checkpoint's trained_chunk_sizes (default: its chunk_size)",
     )
+    parser.add_argument(
+        "--retrieval", action="store_true", help="add the models that search collections; what is added stays"
+    )
+    parser.add_argument(
+        "--passage-encoder",
+        type=Path,
+        metavar="FOLDER",
+        help="a sentence encoder for collections (default: the base model of the checkpoint's encoder, if it is one; "
+        "else they are searched by words alone)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,9 +57,28 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.precision,
             arguments.chunk_size,
             arguments.calibration,
+            arguments.retrieval or arguments.passage_encoder is not None,
+            arguments.passage_encoder,
         )
     except OSError as error:
         raise SetupError(f"{arguments.repository} cannot be filled: {error}") from error
     for parity in parities:
         print(parity)
     print(f"{arguments.repository} is ready to serve ({arguments.precision})")
+    for note in _retrieval_notes(arguments.repository):
+        print(note)
+
+
+def _retrieval_notes(repository: Path) -> list[str]:
+    """Return what is to be known before its collections are served; nothing for a repository without."""
+    if not (repository / "retriever").exists():
+        return []
+    notes = []
+    if not (repository / "retriever" / "1" / "checkpoint" / "passage_encoder.json").exists():
+        notes.append(
+            "collections are searched by words alone: the checkpoint's encoder has no sentence encoder as its base; "
+            "--passage-encoder names another"
+        )
+    if find_spec("lancedb") is None:
+        notes.append("collections need lancedb, which is not installed here: pip install 'refrag[retrieval]'")
+    return notes

@@ -28,7 +28,7 @@ from refrag.serving.decoder_metrics import DecoderMetrics
 from refrag.serving.decoder_request import RequestDefaults, read_request
 from refrag.serving.evidence import read_evidence
 from refrag.serving.parameters import parse_parameters, refuse_unknown, split_parameters
-from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
+from refrag.serving.responses import PASS_THROUGH, RETRIEVED, CollectingSink, Statistics, StreamingSink
 from refrag.serving.shadow_metrics import ShadowMetrics
 from refrag.serving.shadowing import Shadow, Shadowing
 from refrag.serving.stopping import StopFile
@@ -108,7 +108,8 @@ class DecoderService:
         has_context = bool(integer(inputs, "num_chunks"))
         check_prompt(request.prompt, request.sampling, self.backend.limits, has_context, num_added_slots)
         # Copied, as the prompt is: a tensor's memory belongs to its request, which is gone once execute() has returned.
-        passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
+        defaults = {**PASS_THROUGH, **RETRIEVED}
+        passed_through = {name: np.array(inputs.get(name, default)) for name, default in defaults.items()}
         evidence = read_evidence(inputs, passed_through["expanded_chunks"])
         statistics = Statistics(passed_through, len(request.prompt.input_ids), evidence)
         sink_type = StreamingSink if flag(inputs, "streaming", default=True) else CollectingSink

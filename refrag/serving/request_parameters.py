@@ -36,6 +36,14 @@ ENSEMBLE_INPUTS = (
     "exclude_input_in_output",
     "deadline_ms",
 )
+# Inputs of the ensemble `refrag_rag`.
+RAG_INPUTS = (
+    "collection",
+    "num_passages",
+    "filter",
+    "search_mode",
+    *(name for name in ENSEMBLE_INPUTS if name != "passages"),
+)
 
 # What Triton and its clients send themselves; the id of an HTTP request arrives a second time as a parameter.
 OF_TRITON = {

@@ -19,6 +19,13 @@ PASS_THROUGH = {
     "num_cut_turns": int32(0),
     "expanded_chunks": int32(),
 }
+# What `refrag_rag` retrieved, which goes with the first response alone.
+RETRIEVED = {
+    "passage_ids": strings(),
+    "passage_titles": strings(),
+    "passage_scores": float32(),
+    "passage_texts": strings(),
+}
 
 
 class Statistics:
@@ -37,8 +44,14 @@ class Statistics:
             "prompt_slots": int32(prompt_slots),
             **NO_CITATIONS,
         }
-        self.between = {**self.first, "expanded_chunks": int32()}
+        self.between = {**self.first, **RETRIEVED, "expanded_chunks": int32()}
         self.last = {**self.first, **evidence.tensors(expanded)}
+
+    def tensors(self, index: int, is_last: bool) -> dict[str, np.ndarray]:
+        """Return those of the response with that number, from 0."""
+        if is_last:
+            return self.last if index == 0 else {**self.last, **RETRIEVED}
+        return self.between if index else self.first
 
     def with_choice(self, choice: Choice) -> "Statistics":
         """Return the statistics of the prompt that the decoder has made by its own choice."""
@@ -64,9 +77,6 @@ class StreamingSink:
         self.respond(delta)
 
     def respond(self, delta: Delta) -> None:
-        statistics = self.statistics.between if self.index else self.statistics.first
-        if delta.finish_reason is not None:
-            statistics = self.statistics.last
         response = {
             "text_output": strings(delta.text),
             "token_ids": int32(*delta.token_ids),
@@ -74,7 +84,7 @@ class StreamingSink:
             "index": int32(self.index),
             "finish_reason": strings(delta.finish_reason or ""),
             "num_output_tokens": int32(self.num_tokens),
-            **statistics,
+            **self.statistics.tensors(self.index, is_last=delta.finish_reason is not None),
         }
         self.index += 1
         if delta.finish_reason is None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from refrag.errors import RefragError
+from refrag.errors import RefragError, error_from_model
 from refrag.serving.parameters import Settings, parse_parameters
 from refrag.serving.request_parameters import refuse_unknown
 from refrag.serving.tensors import Tensors
@@ -66,7 +66,7 @@ def response_of(tensors: Tensors) -> Any:
 
 
 def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarray]:
-    """Return the named outputs of another model of this server; raise RefragError with its message if it fails."""
+    """Return the named outputs of another model of this server; raise its own error if it fails."""
     request = pb_utils.InferenceRequest(
         model_name=model,
         requested_output_names=list(outputs),
@@ -74,7 +74,7 @@ def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarra
     )
     response = request.exec()
     if response.has_error():
-        raise RefragError(f"model {model!r} failed: {response.error().message()}")
+        raise error_from_model(model, response.error().message())
     return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
 
 
