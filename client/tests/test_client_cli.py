@@ -126,6 +126,19 @@ def test_a_number_of_passages_needs_a_corpus(ask, capsys):
     assert "add one" in capsys.readouterr().err
 
 
+def test_ask_leaves_the_search_of_a_collection_to_the_server(ask, fake):
+    assert ask("--collection", "birds", "--num-passages", "4", "--filter", '{"lang": "en"}') == 0
+    inputs = service.read_inputs(fake.requests[0])
+    assert fake.requests[0].model_name == "refrag_rag"
+    assert (inputs["collection"][0], inputs["num_passages"][0]) == (b"birds", 4)
+
+
+@pytest.mark.parametrize("option", [("--filter", "{}"), ("--search-mode", "text")])
+def test_the_options_of_a_search_need_a_collection(ask, capsys, option):
+    assert ask(*option) == 2
+    assert "is of a search in a --collection" in capsys.readouterr().err
+
+
 def test_passages_and_a_corpus_exclude_each_other(ask, capsys, tmp_path):
     with pytest.raises(SystemExit):
         ask("--corpus", str(tmp_path), "--passages", "-")

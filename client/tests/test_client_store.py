@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refrag_client import InvalidRequest, StoreClient
-from refrag_client.cli import index
+from refrag_client.cli import in_order
 from refrag_client.cli.main import main
 
 FINGERPRINT = "ab" * 16
@@ -117,13 +117,13 @@ def test_what_has_changed_is_gone_through_again(run, store, corpus, change):
 
 
 def test_a_store_that_is_full_for_a_moment_is_asked_again(run, store, corpus, monkeypatch):
-    monkeypatch.setattr(index, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(in_order, "FIRST_PAUSE_SECONDS", 0.01)
     store.num_failures = 3
     assert index_json(run, corpus)["num_encoded"] == 50
 
 
 def test_a_store_that_stays_full_fails_with_what_it_said(run, store, corpus, monkeypatch):
-    monkeypatch.setattr(index, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(in_order, "FIRST_PAUSE_SECONDS", 0.001)
     store.num_failures = 1000
     code, _, err = run("index", corpus)
     assert code == 1 and "the store is full" in err

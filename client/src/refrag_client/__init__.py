@@ -1,11 +1,13 @@
 """Ask a REFRAG model served by Triton: `RefragClient`, or `AsyncRefragClient` under asyncio.
 
-`StoreClient` fills and keeps the server's store of chunk vectors. `Corpus` searches a folder for passages.
+`CollectionClient` fills collections, from which the server retrieves passages by itself. `StoreClient` fills and keeps
+the store of chunk vectors. `Corpus` searches a folder for passages.
 """
 
-from refrag_client.answer import Answer, Citation, Piece, Statistics
+from refrag_client.answer import Answer, Citation, Passage, Piece, Statistics
 from refrag_client.async_client import AsyncRefragClient, AsyncStream
 from refrag_client.client import RefragClient, Stream
+from refrag_client.collections import CollectionClient, CollectionReport, Document, WriteReport
 from refrag_client.corpus import Corpus
 from refrag_client.errors import (
     Cancelled,
@@ -27,15 +29,19 @@ __all__ = [
     "AsyncStream",
     "Cancelled",
     "Citation",
+    "CollectionClient",
+    "CollectionReport",
     "ConnectionLost",
     "Corpus",
     "DeadlineExceeded",
     "Deletions",
+    "Document",
     "GenerateOptions",
     "GenerateRequest",
     "IndexReport",
     "InvalidRequest",
     "Overloaded",
+    "Passage",
     "Piece",
     "RefragClient",
     "RefragError",
@@ -47,4 +53,5 @@ __all__ = [
     "Stream",
     "TierReport",
     "Tls",
+    "WriteReport",
 ]

@@ -1,7 +1,9 @@
 """An answer of the server, piece by piece or whole, with its statistics."""
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from refrag_client.tensors import Response
 
@@ -41,11 +43,26 @@ class Citation:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A passage of a collection that the server has retrieved; `text` is what the decoder read, under the title.
+
+    `score` tells how well it fits, more is better. `metadata` comes with a search alone, not with an answer.
+    """
+
+    id: str
+    title: str
+    text: str
+    score: float
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Piece:
     """The part of an answer that one response brings; `finish_reason` is "" in all but the last piece.
 
     `log_probs` has one value for each token if the request asked for them, and is empty otherwise.
     `citations` and `passage_weights` come with the last piece, and are () before.
+    `passages` are those retrieved for a request that named a collection, in an answer's first piece alone.
     """
 
     text: str
@@ -56,6 +73,7 @@ class Piece:
     statistics: Statistics
     citations: tuple[Citation, ...]
     passage_weights: tuple[float, ...]
+    passages: tuple[Passage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class Answer:
     `log_probs` has one value for each token if the request asked for them, and is empty otherwise.
     `citations` are in the order of the passages. `passage_weights` has each passage's share of the policy's weight:
     together 1, or all 0 where the policy weighs nothing and no chunk was expanded.
+    `passages` are those retrieved for a request that named a collection, best first; empty otherwise.
     """
 
     text: str
@@ -77,6 +96,7 @@ class Answer:
     passage_weights: tuple[float, ...]
     ttft_seconds: float | None
     total_seconds: float
+    passages: tuple[Passage, ...] = ()
 
 
 def read_piece(response: Response) -> Piece:
@@ -90,7 +110,17 @@ def read_piece(response: Response) -> Piece:
         statistics=_read_statistics(response),
         citations=tuple(Citation(*row) for row in response.rows("citations")),
         passage_weights=response.reals("passage_weights"),
+        passages=read_passages(response, "passage_texts") if response.has("passage_texts") else (),
     )
+
+
+def read_passages(response: Response, texts: str) -> tuple[Passage, ...]:
+    """Return the retrieved passages in a response, whose texts are in the tensor `texts`."""
+    columns = [response.texts(name) for name in ("passage_ids", "passage_titles", texts)]
+    scores = response.reals("passage_scores")
+    metadata = response.texts("passage_metadata") if response.has("passage_metadata") else ("{}",) * len(scores)
+    rows = zip(*columns, scores, map(json.loads, metadata), strict=True)
+    return tuple(Passage(*row) for row in rows)
 
 
 def _read_statistics(response: Response) -> Statistics:

@@ -30,11 +30,13 @@ class BaseClient:
         keepalive_seconds: float | None = None,
         max_message_bytes: int | None = None,
         decoder_model: str = "decoder",
+        rag_model: str = "refrag_rag",
     ) -> None:
         self.settings = ClientSettings(
             url=url,
             model=model,
             decoder_model=decoder_model,
+            rag_model=rag_model,
             timeout_seconds=timeout_seconds,
             tls=tls,
             headers=headers,

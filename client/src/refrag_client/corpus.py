@@ -52,6 +52,14 @@ class Corpus:
 def read_folder(folder: Path | str) -> list[str]:
     """Return the passages of all text files below a folder, each headed by its file's path in the folder.
 
+    Raises InvalidRequest as `read_files` does.
+    """
+    return [f"{path}\n{text}" for path, text in read_files(folder)]
+
+
+def read_files(folder: Path | str) -> list[tuple[str, str]]:
+    """Return the passages of all text files below a folder, each with its file's path in the folder.
+
     Raises InvalidRequest if the folder is none, holds no such file, or holds one that is not UTF-8.
     """
     folder = Path(folder)
@@ -62,7 +70,7 @@ def read_folder(folder: Path | str) -> list[str]:
             f"{folder} is not a folder to read ({error.strerror}); name one that holds {', '.join(SUFFIXES)} files"
         ) from None
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    passages = [f"{file.relative_to(folder)}\n{text}" for file in files for text in cut_text(_read_text(file))]
+    passages = [(str(file.relative_to(folder)), text) for file in files for text in cut_text(_read_text(file))]
     if not passages:
         raise InvalidRequest(f"{folder} holds no text in {', '.join(SUFFIXES)} files; add some, or name another folder")
     return passages

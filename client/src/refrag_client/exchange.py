@@ -41,7 +41,8 @@ class Exchange:
         self._started = time.perf_counter()
         self._settings = settings
         self.request_id = request.request_id
-        self.message = encode_request(_with_deadline(request, settings.timeout_seconds), settings.model)
+        model = settings.model if request.collection is None else settings.rag_model
+        self.message = encode_request(_with_deadline(request, settings.timeout_seconds), model)
         self.stop_message = encode_stop(request.request_id, settings.decoder_model)
         self.is_over = False
         self._pieces: list[Piece] = []
@@ -76,6 +77,7 @@ class Exchange:
             passage_weights=self._pieces[-1].passage_weights,
             ttft_seconds=self._ttft_seconds,
             total_seconds=self._total_seconds,
+            passages=self._pieces[0].passages,
         )
 
     def failure(self, error: grpc.RpcError) -> RefragError:

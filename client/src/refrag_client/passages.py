@@ -51,11 +51,11 @@ def _from_whole_json(source: str, value: list[Any] | dict[str, Any]) -> list[str
     if isinstance(value, dict):
         lists = [key for key in LIST_KEYS if isinstance(value.get(key), list)]
         if not lists or any(key in value for key in TEXT_KEYS):
-            return [_text_of(source, value)]
+            return [text_of(source, value)]
         if len(lists) > 1:
             raise InvalidRequest(f"{source} holds the lists {' and '.join(lists)}; leave one of them")
         source, value = f"{source}, {lists[0]}", value[lists[0]]
-    return [_text_of(f"{source}, element {number}", each) for number, each in enumerate(value, start=1)]
+    return [text_of(f"{source}, element {number}", each) for number, each in enumerate(value, start=1)]
 
 
 def _is_json_lines(source: str, text: str) -> bool:
@@ -81,10 +81,10 @@ def read_json_line(place: str, line: str) -> str:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"{place}: not JSON ({error}); give one JSON value per line") from None
-    return _text_of(place, value)
+    return text_of(place, value)
 
 
-def _text_of(place: str, value: Any) -> str:
+def text_of(place: str, value: Any) -> str:
     """Return the passage that a JSON value is or holds; raise InvalidRequest for none, and for several."""
     if isinstance(value, str):
         return value

@@ -1,8 +1,9 @@
 """A request with all its options: each option is written once, here, with its tensor and its help."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 from uuid import uuid4
 
 from refrag_client.errors import InvalidRequest
@@ -31,6 +32,9 @@ def _sent_as(datatype: Datatype, help: str, name: str | None = None, is_json: bo
 POLICIES = ("learned", "similarity", "attention", "random", "none", "all")
 # Of texts in `history`, in turn.
 ROLES = ("user", "assistant")
+SEARCH_MODES = ("hybrid", "text", "dense")
+# Options of a collection's search, which make no sense without one.
+SEARCH_OPTIONS = ("num_passages", "filter", "search_mode")
 
 # A turn of a conversation: {"role": …, "content": …}, or its text alone.
 Turn = Mapping[str, str] | str
@@ -50,6 +54,16 @@ class GenerateRequest:
     )
     whole_history: bool | None = field(
         default=None, metadata=_sent_as("BOOL", "refuse what does not fit the window, instead of leaving out old turns")
+    )
+    collection: str | None = field(
+        default=None, metadata=_sent_as("BYTES", "the server's collection to retrieve passages from, instead")
+    )
+    num_passages: int | None = field(default=None, metadata=_sent_as("INT64", "passages to retrieve"))
+    filter: Mapping[str, Any] | str | None = field(
+        default=None, metadata=_sent_as("BYTES", "conditions on their metadata, a JSON object")
+    )
+    search_mode: str | None = field(
+        default=None, metadata=_sent_as("BYTES", f"how to find them: {', '.join(SEARCH_MODES)}")
     )
     max_tokens: int | None = field(default=None, metadata=_sent_as("INT64", "tokens to generate at most"))
     expand_fraction: float | None = field(
@@ -93,6 +107,15 @@ class GenerateRequest:
         object.__setattr__(self, "history", _to_turns(self.history))
         if not isinstance(self.request_id, str) or not self.request_id:
             raise InvalidRequest(f"request_id is {self.request_id!r}; give a unique, non-empty str or leave it out")
+        object.__setattr__(self, "filter", to_filter(self.filter))
+        self._check_collection()
+
+    def _check_collection(self) -> None:
+        if self.collection is not None and self.passages:
+            raise InvalidRequest("both passages and a collection are given; give one of them")
+        for name in SEARCH_OPTIONS:
+            if self.collection is None and getattr(self, name) is not None:
+                raise InvalidRequest(f"{name} is given without a collection to search; name one, or leave it out")
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -100,6 +123,10 @@ class GenerateOptions(TypedDict, total=False):
 
     history: Iterable[Turn]
     whole_history: bool | None
+    collection: str | None
+    num_passages: int | None
+    filter: Mapping[str, Any] | str | None
+    search_mode: str | None
     max_tokens: int | None
     expand_fraction: float | None
     max_prompt_slots: int | None
@@ -124,6 +151,16 @@ class GenerateOptions(TypedDict, total=False):
 def tensors_by_option() -> dict[str, Tensor]:
     """Return the tensor of every option that can be sent, by the option's name."""
     return {option.name: option.metadata["tensor"] for option in fields(GenerateRequest) if option.metadata}
+
+
+def to_filter(conditions: Mapping[str, Any] | str | None) -> str | None:
+    """Return the conditions as JSON; raise InvalidRequest for what JSON cannot hold."""
+    if conditions is None or isinstance(conditions, str):
+        return conditions
+    try:
+        return json.dumps(dict(conditions))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f'filter is {conditions!r} ({error}); give a mapping such as {{"lang": "en"}}') from None
 
 
 def _to_texts(name: str, texts: Iterable[str] | None) -> tuple[str, ...]:

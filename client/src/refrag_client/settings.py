@@ -85,10 +85,11 @@ class ConnectionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSettings(ConnectionSettings):
-    """A connection, and the names of the models to ask and to stop."""
+    """A connection, and the names of the models to ask, to ask about a collection, and to stop."""
 
     model: str
     decoder_model: str
+    rag_model: str
 
 
 def _check_header(name: str, value: str) -> None:

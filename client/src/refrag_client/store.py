@@ -1,21 +1,12 @@
 """The client of the server's store of chunk vectors: fills it ahead of time, looks into it, clears it."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2_grpc
 
-from refrag_client.errors import ServerUnavailable, error_from_rpc
-from refrag_client.settings import ConnectionSettings
-from refrag_client.tensors import Response, encode_inputs
+from refrag_client.operations import OperationsClient, strings
 from refrag_client.tls import Tls
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Deletions:
     num_deleted: int
 
 
-class StoreClient:
+class StoreClient(OperationsClient):
     """A client of the model `chunk_store` on one server, safe to share between threads. Methods raise RefragError."""
 
     def __init__(
@@ -75,14 +66,19 @@ class StoreClient:
         keepalive_seconds: float | None = None,
         max_message_bytes: int | None = None,
     ) -> None:
-        self.settings = ConnectionSettings(url, timeout_seconds, tls, headers, keepalive_seconds, max_message_bytes)
-        self.model = model
-        self._channel = self.settings.open_channel()
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        super().__init__(
+            url,
+            model=model,
+            timeout_seconds=timeout_seconds,
+            tls=tls,
+            headers=headers,
+            keepalive_seconds=keepalive_seconds,
+            max_message_bytes=max_message_bytes,
+        )
 
     def index(self, passages: Iterable[str]) -> IndexReport:
         """Encode those chunks of the passages that the store lacks, and return once all of them are committed."""
-        return IndexReport(**self._ask("index", passages=_strings(passages))[0])
+        return IndexReport(**self._ask("index", passages=strings(passages))[0])
 
     def stats(self) -> StoreReport:
         result, _ = self._ask("stats")
@@ -92,24 +88,15 @@ class StoreClient:
 
     def verify(self, tier: str) -> Iterator[Deletions]:
         """Check every value of a tier, delete those that are damaged, and yield the counts of each page."""
-        yield from self._pages("verify", tier=_strings([tier]))
+        yield from self._pages("verify", tier=strings([tier]))
 
     def prune(self, tier: str, keep: Sequence[str] = ()) -> Iterator[Deletions]:
         """Delete vectors of encoders that no server has had for a day, except those whose fingerprints are in `keep`.
 
         Yields the counts of each page.
         """
-        kept = {"keep": _strings(keep)} if keep else {}
-        yield from self._pages("prune", tier=_strings([tier]), **kept)
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        kept = {"keep": strings(keep)} if keep else {}
+        yield from self._pages("prune", tier=strings([tier]), **kept)
 
     def _pages(self, operation: str, **inputs: np.ndarray) -> Iterator[Deletions]:
         cursor: np.ndarray | None = None
@@ -118,21 +105,3 @@ class StoreClient:
             result, response = self._ask(operation, **inputs, **place)
             yield Deletions(**result)
             cursor = response.array("next_cursor")
-
-    def _ask(self, operation: str, **inputs: np.ndarray) -> tuple[dict[str, Any], Response]:
-        message = encode_inputs(self.model, {"operation": _strings([operation]), **inputs})
-        try:
-            answer = self._stub.ModelInfer(
-                message, timeout=self.settings.timeout_seconds, metadata=self.settings.metadata
-            )
-        except grpc.RpcError as error:
-            failure = error_from_rpc(error)
-            if isinstance(failure, ServerUnavailable):
-                failure = ServerUnavailable(f"no answer from {self.settings.place}: {failure}; is the server running?")
-            raise failure from None
-        response = Response(answer)
-        return json.loads(response.text("result")), response
-
-
-def _strings(values: Iterable[str]) -> np.ndarray:
-    return np.array([value.encode() for value in values], dtype=np.object_)

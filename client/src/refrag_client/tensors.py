@@ -47,6 +47,12 @@ class Response:
     def text(self, name: str) -> str:
         return bytes(self.array(name)[0]).decode("utf-8", errors="replace")
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        return tuple(bytes(each).decode("utf-8", errors="replace") for each in self.array(name))
+
+    def has(self, name: str) -> bool:
+        return self._result.get_output(name) is not None
+
     def number(self, name: str) -> int:
         return int(self.array(name)[0])
 

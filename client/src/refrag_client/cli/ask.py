@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refrag_client.answer import Answer
-from refrag_client.cli.context import add_context_options, add_store_option, encode_ahead, read_context
+from refrag_client.cli.context import Context, add_context_options, add_store_option, encode_ahead, read_context
 from refrag_client.cli.options import (
     add_connection_options,
     add_model_options,
@@ -39,10 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    passages = _find_passages(arguments)
+    context = read_context(arguments)
+    passages = _find_passages(arguments, context)
     if arguments.document:
         encode_ahead(arguments, passages)
-    options = request_options(arguments)
+    options: GenerateOptions = {**request_options(arguments), **context.search}
     with RefragClient(**model_options(arguments), **connection_options(arguments)) as client:
         if arguments.compare:
             _compare(client, arguments, passages, options)
@@ -57,9 +58,8 @@ def ask(client: RefragClient, arguments: argparse.Namespace, passages: list[str]
         _print_json(asdict(answer))
 
 
-def _find_passages(arguments: argparse.Namespace) -> list[str]:
+def _find_passages(arguments: argparse.Namespace, context: Context) -> list[str]:
     """Return the passages that were given, those of the corpus that fit the question, or the document's."""
-    context = read_context(arguments)
     if arguments.document:
         return read_document(arguments.document)
     passages = context.passages_for(arguments.question)

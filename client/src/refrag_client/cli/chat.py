@@ -58,7 +58,7 @@ class Conversation:
         """Ask and print the answer; both become turns once the answer has come whole, and is not empty."""
         # A question such as "And where?" has no word to search for but those of the one before it.
         passages = self.context.passages_for("\n".join([*self.turns[-2:-1], question]))
-        options: GenerateOptions = {**self.options, "history": self.turns}
+        options: GenerateOptions = {**self.options, **self.context.search, "history": self.turns}
         with self.client.stream(question, passages, **options) as stream:
             print_pieces(stream)
         if self.cites:

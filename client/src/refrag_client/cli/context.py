@@ -1,15 +1,17 @@
-"""What a question is asked about, on the command line: passages, a corpus to search, or a document to read whole."""
+"""What a question is asked about, on the command line: passages, a corpus or collection to search, or a document."""
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from tqdm import tqdm
 
-from refrag_client.cli.options import connection_options
+from refrag_client.cli.options import add_search_options, connection_options, search_options
 from refrag_client.corpus import DEFAULT_NUM_PASSAGES, SUFFIXES, Corpus
 from refrag_client.errors import InvalidRequest
 from refrag_client.passages import read_passages
+from refrag_client.request import GenerateOptions
 from refrag_client.store import StoreClient
 
 # Of a document that is encoded ahead of its question. Between two batches the bar moves, and other callers are served.
@@ -17,10 +19,20 @@ BATCH_CHARACTERS = 32 * 1024
 
 
 class Context:
-    """Passages that are the same for every question, or a corpus that each question searches anew."""
+    """Passages that are the same for every question, or a corpus that each question searches anew.
 
-    def __init__(self, passages: Sequence[str], corpus: Corpus | None, num_passages: int) -> None:
+    search: options that have the server search a collection instead.
+    """
+
+    def __init__(
+        self,
+        passages: Sequence[str] = (),
+        corpus: Corpus | None = None,
+        num_passages: int = DEFAULT_NUM_PASSAGES,
+        search: GenerateOptions | None = None,
+    ) -> None:
         self.passages, self.corpus, self.num_passages = list(passages), corpus, num_passages
+        self.search: GenerateOptions = search or {}
 
     def passages_for(self, query: str) -> list[str]:
         return self.passages if self.corpus is None else self.corpus.search(query, self.num_passages)
@@ -35,22 +47,32 @@ def add_context_options(parser: argparse.ArgumentParser) -> argparse._MutuallyEx
     group.add_argument(
         "--corpus", metavar="FOLDER", help=f"search the {', '.join(SUFFIXES)} files below a folder for passages"
     )
-    parser.add_argument(
-        "--num-passages",
-        type=int,
-        help=f"passages to take from --corpus (default: {DEFAULT_NUM_PASSAGES})",
-    )
+    group.add_argument("--collection", metavar="NAME", help="let the server search one of its collections")
+    add_search_options(parser)
     return group
 
 
 def read_context(arguments: argparse.Namespace) -> Context:
     """Return the context that parsed `arguments` name; raise InvalidRequest if it cannot be read."""
+    _check_search_options(arguments)
+    if arguments.collection is not None:
+        search = {"collection": arguments.collection, **search_options(arguments)}
+        return Context(search=cast(GenerateOptions, search))
     if arguments.corpus is None:
-        if arguments.num_passages is not None:
-            raise InvalidRequest("--num-passages says how many to take from --corpus, and there is none; add one")
-        return Context(read_passages(arguments.passages) if arguments.passages else [], None, 0)
+        return Context(read_passages(arguments.passages) if arguments.passages else [])
     count = DEFAULT_NUM_PASSAGES if arguments.num_passages is None else arguments.num_passages
-    return Context([], Corpus.read(arguments.corpus), count)
+    return Context(corpus=Corpus.read(arguments.corpus), num_passages=count)
+
+
+def _check_search_options(arguments: argparse.Namespace) -> None:
+    """Raise InvalidRequest for an option of a search where nothing is searched."""
+    if arguments.num_passages is not None and arguments.corpus is None and arguments.collection is None:
+        raise InvalidRequest(
+            "--num-passages says how many to take from --corpus or --collection, and there is neither; add one"
+        )
+    for name in ("filter", "search_mode"):
+        if getattr(arguments, name) is not None and arguments.collection is None:
+            raise InvalidRequest(f"--{name.replace('_', '-')} is of a search in a --collection; add one")
 
 
 def add_store_option(parser: argparse.ArgumentParser) -> None:

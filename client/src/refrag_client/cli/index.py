@@ -1,35 +1,41 @@
-"""`refrag index`: fill the server's store of chunk vectors from a corpus, ahead of time.
+"""`refrag index`: fill the server's store of chunk vectors from a corpus, ahead of time, and its collections.
 
 A second run goes on where the first stopped: CORPUS.jsonl.indexed, beside the corpus, notes how far it came. If the
 lines before that point or the encoder have changed, it starts again, but encodes only what the store lacks.
+
+With --collection the server keeps the texts too, and finds those that fit a question by itself. CORPUS may then be a
+folder of text files; a line may have id, title and metadata. What is there already and has not changed is passed over,
+so a second run goes on where the first stopped here as well.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from refrag_client.cli import index_collection
 from refrag_client.cli.batches import Batch, Mark, load_mark, read_batches, save_mark
+from refrag_client.cli.in_order import call_in_order
 from refrag_client.cli.options import add_connection_options, connection_options
-from refrag_client.errors import InvalidRequest, Overloaded, ServerUnavailable
+from refrag_client.errors import InvalidRequest
 from refrag_client.store import IndexReport, StoreClient
 
 HELP = "store a corpus's chunk vectors ahead of time"
 
-# Attempts at a request while a server or its store restarts; each pause is twice as long as the one before.
-NUM_ATTEMPTS, FIRST_PAUSE_SECONDS = 6, 0.5
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("corpus", metavar="CORPUS.jsonl", type=Path, help="a passage per line, as for `refrag ask`")
+    parser.add_argument(
+        "corpus", metavar="CORPUS", type=Path, nargs="?", help="JSON lines, a passage per line, as for `refrag ask`"
+    )
+    parser.add_argument("--collection", metavar="NAME", help="the collection that keeps the passages")
+    parser.add_argument(
+        "--delete", nargs="+", default=[], metavar="ID", help="passages to delete from --collection, by their ids"
+    )
     parser.add_argument("--fresh", action="store_true", help="from the beginning, whatever is noted as done")
     parser.add_argument("--batch-bytes", type=int, default=1 << 17, help="of a request (default: %(default)s)")
     parser.add_argument("--in-flight", type=int, default=4, help="requests at a time (default: %(default)s)")
@@ -54,6 +60,9 @@ class Totals:
 
 def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
+    if arguments.collection is not None:
+        index_collection.run(arguments)
+        return
     with StoreClient(model=arguments.model, **connection_options(arguments)) as client:
         fingerprint = client.stats().fingerprint
         start = Mark(0, 0, "") if arguments.fresh else load_mark(arguments.corpus, fingerprint)
@@ -70,61 +79,27 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    try:
-        arguments.corpus.open("rb").close()
-    except OSError as error:
-        raise InvalidRequest(
-            f"{arguments.corpus} is no file to read ({error.strerror}); give one of JSON lines"
-        ) from None
+    if arguments.collection is None and (arguments.corpus is None or arguments.delete):
+        raise InvalidRequest("name a corpus to index; --delete needs --collection")
+    if arguments.corpus is not None and not (arguments.collection and arguments.corpus.is_dir()):
+        _check_readable(arguments.corpus)
     for name in ("batch_bytes", "in_flight"):
         if getattr(arguments, name) < 1:
             raise InvalidRequest(f"{name} is {getattr(arguments, name)}; give at least 1")
 
 
-def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> Iterator[tuple[Batch, IndexReport]]:
-    """Index several batches at a time, and yield them in order, so that everything before a noted mark is done."""
-    pending: deque[tuple[Batch, Future[IndexReport]]] = deque()
-    failure: InvalidRequest | None = None
-    with ThreadPoolExecutor(arguments.in_flight) as pool:
-        try:
-            batches = read_batches(arguments.corpus, start, arguments.batch_bytes)
-            while (batch := _next(batches)) is not None:
-                if isinstance(batch, InvalidRequest):
-                    failure = batch
-                    break
-                pending.append((batch, pool.submit(_retry, client.index, batch.passages)))
-                if len(pending) > arguments.in_flight:
-                    yield _first(pending)
-            while pending:
-                yield _first(pending)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    if failure is not None:
-        raise failure
-
-
-def _next(batches: Iterator[Batch]) -> Batch | InvalidRequest | None:
-    """Return the error of a bad line instead of raising it, so that the batches before it are indexed first."""
+def _check_readable(corpus: Path) -> None:
     try:
-        return next(batches, None)
-    except InvalidRequest as error:
-        return error
+        corpus.open("rb").close()
+    except OSError as error:
+        raise InvalidRequest(f"{corpus} is no file to read ({error.strerror}); give one of JSON lines") from None
 
 
-def _first(pending: "deque[tuple[Batch, Future[IndexReport]]]") -> tuple[Batch, IndexReport]:
-    batch, future = pending.popleft()
-    return batch, future.result()
+def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> Iterator[tuple[Batch, IndexReport]]:
+    def send(batch: Batch) -> IndexReport:
+        return client.index(batch.passages)
 
-
-def _retry(call: Any, *arguments: Any) -> Any:
-    pause = FIRST_PAUSE_SECONDS
-    for _ in range(NUM_ATTEMPTS - 1):
-        try:
-            return call(*arguments)
-        except (Overloaded, ServerUnavailable):
-            time.sleep(pause)
-            pause *= 2
-    return call(*arguments)
+    yield from call_in_order(read_batches(arguments.corpus, start, arguments.batch_bytes), send, arguments.in_flight)
 
 
 def _report(arguments: argparse.Namespace, totals: Totals, start: Mark, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """Command-line options of a request, with names and help taken from GenerateRequest, and of a connection."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from refrag_client.request import GenerateOptions, tensors_by_option
@@ -29,15 +30,14 @@ TLS_FILES = {
     "certificate_chain": "certificate of this client, for servers that ask who calls",
 }
 
+SEARCH_OPTIONS = ("num_passages", "filter", "search_mode")
+
 _TYPES = {"BYTES": str, "INT64": int, "UINT64": int, "FP32": float}
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a request that the command line has; the server chooses those that are not given."""
-    tensors = tensors_by_option()
-    for name in OPTIONS:
-        tensor = tensors[name]
-        parser.add_argument("--" + name.replace("_", "-"), type=_TYPES[tensor.datatype], help=tensor.help)
+    _add_options(parser, OPTIONS)
     parser.add_argument(
         "--stop-word", action="append", default=[], dest="stop_words", help="text that ends the answer; may be repeated"
     )
@@ -52,6 +52,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the models in parsed `arguments` as keyword arguments of a client."""
     return {"model": arguments.model, "decoder_model": arguments.decoder_model}
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a search in a collection."""
+    _add_options(parser, SEARCH_OPTIONS)
+
+
+def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a search in parsed `arguments`."""
+    return {name: getattr(arguments, name) for name in SEARCH_OPTIONS}
 
 
 def add_connection_options(parser: argparse.ArgumentParser, timeout_seconds: float = 60.0) -> None:
@@ -103,3 +113,10 @@ def _parse_header(text: str) -> tuple[str, str]:
 def request_options(arguments: argparse.Namespace) -> GenerateOptions:
     """Return the request's options in parsed `arguments`."""
     return {name: getattr(arguments, name) for name in (*OPTIONS, "stop_words")}  # type: ignore[return-value]
+
+
+def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    tensors = tensors_by_option()
+    for name in names:
+        tensor = tensors[name]
+        parser.add_argument("--" + name.replace("_", "-"), type=_TYPES[tensor.datatype], help=tensor.help)

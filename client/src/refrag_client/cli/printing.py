@@ -34,13 +34,17 @@ def print_summary(answer: Answer) -> None:
 
 
 def print_citations(answer: Answer, passages: Sequence[str]) -> None:
-    """Print the spans that the decoder read in full, with their passages' share of the policy's weight."""
+    """Print the spans that the decoder read in full, with their passages' share of the policy's weight.
+
+    passages: those sent; those that the server retrieved come with the answer.
+    """
+    texts = passages or [passage.text for passage in answer.passages]
     if not answer.citations:
         print("no passage was read in full; raise --expand-fraction to have some expanded")
     for citation in answer.citations:
         share = answer.passage_weights[citation.passage]
         place = f"passage {citation.passage}, characters {citation.start} to {citation.end}"
-        print(f"{place}, {share:.0%} of the weight: {_quote(citation, passages)}")
+        print(f"{place}, {share:.0%} of the weight: {_quote(citation, texts)}")
 
 
 def format_value(value: float | None, pattern: str) -> str:

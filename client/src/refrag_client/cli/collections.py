@@ -1,0 +1,57 @@
+"""`refrag collections`: look at the server's collections, search one, drop one.
+
+list      what each collection holds
+search    the passages that fit a question best
+drop      remove a whole collection
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from refrag_client.cli.options import add_connection_options, add_search_options, connection_options, search_options
+from refrag_client.collections import CollectionClient
+
+HELP = "look at the server's collections, search one, drop one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for name, action in ACTIONS.items():
+        sub = actions.add_parser(name)
+        sub.set_defaults(action=action)
+        if name in ("search", "drop"):
+            sub.add_argument("collection", metavar="NAME")
+        if name == "search":
+            sub.add_argument("question", metavar="QUESTION")
+            add_search_options(sub)
+        add_connection_options(sub, timeout_seconds=600.0)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    with CollectionClient(**connection_options(arguments)) as client:
+        for line in arguments.action(client, arguments):
+            print(json.dumps(line, ensure_ascii=False))
+
+
+def _list(client: CollectionClient, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    return [asdict(each) for each in client.list()]
+
+
+def _search(client: CollectionClient, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    found = client.search(arguments.collection, arguments.question, **search_options(arguments))
+    return [asdict(each) for each in found]
+
+
+def _drop(client: CollectionClient, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    client.drop(arguments.collection)
+    return [{"dropped": arguments.collection}]
+
+
+ACTIONS: dict[str, Callable[[CollectionClient, argparse.Namespace], list[dict[str, Any]]]] = {
+    "list": _list,
+    "search": _search,
+    "drop": _drop,
+}
