@@ -10,6 +10,7 @@ from pathlib import Path
 from perf.corpus import EXAMPLES, QUESTION
 from refrag.config import RefragConfig
 from refrag.embedded import EmbeddedServer
+from refrag.export.passage_encoder import find_sentence_encoder
 from refrag.export.precision import Precision
 from refrag.export.repository import export_repository
 from refrag.model.whole import whole_checkpoint
@@ -20,16 +21,31 @@ LONGEST_ANSWER_SECONDS = 600
 
 
 def deploy(
-    checkpoint: Path, folder: Path, window: int, chunk_size: int | None = None, precision: Precision = "fp32"
+    checkpoint: Path,
+    folder: Path,
+    window: int,
+    chunk_size: int | None = None,
+    precision: Precision = "fp32",
+    has_retrieval: bool = False,
 ) -> Path:
     """Export a copy of the checkpoint whose decoder has a window of `window` slots; return the repository in `folder`.
 
     Answers beyond the window that it was trained with mean nothing, but their times are valid; the same holds for a
-    `chunk_size` other than the checkpoint's own. `precision` is that of the exported ONNX models.
+    `chunk_size` other than the checkpoint's own. `precision` is that of the exported ONNX models. `has_retrieval` adds
+    collections, with the base model of the checkpoint's encoder as passage encoder if it is a sentence encoder.
     """
     copied, repository = folder / "checkpoint", folder / "repository"
     widen(checkpoint, copied, window, chunk_size)
-    export_repository(copied, repository, precision, calibration=EXAMPLES if precision == "int8" else None)
+    # The copy is whole, and names no base model.
+    encoder = find_sentence_encoder(checkpoint, None) if has_retrieval else None
+    export_repository(
+        copied,
+        repository,
+        precision,
+        calibration=EXAMPLES if precision == "int8" else None,
+        has_retrieval=has_retrieval,
+        passage_encoder=None if encoder is None else encoder.folder,
+    )
     return repository
 
 
@@ -43,9 +59,14 @@ def widen(checkpoint: Path, target: Path, window: int, chunk_size: int | None = 
 
 
 @contextmanager
-def serve(repository: Path, **store: object) -> Iterator[EmbeddedServer]:
-    """Serve on free ports; `store` holds variables of refrag.store.settings by name, without their prefix."""
+def serve(repository: Path, collections: Path | None = None, **store: object) -> Iterator[EmbeddedServer]:
+    """Serve on free ports; `store` holds variables of refrag.store.settings by name, without their prefix.
+
+    collections: folder of collections, for a repository that has them.
+    """
     variables = {f"REFRAG_STORE_{name.upper()}": str(value) for name, value in store.items()}
+    if collections is not None:
+        variables["REFRAG_COLLECTIONS_PATH"] = str(collections)
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     # Without probes, which would be measured too.
     with EmbeddedServer(repository, **ports, probe_seconds=0, environment=variables) as server:

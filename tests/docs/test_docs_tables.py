@@ -18,12 +18,17 @@ SETTINGS = {
     "decoder": ["DecoderSettings", "TorchSettings"],
     "chunk_store": ["ChunkStoreSettings"],
     "refrag_watched": ["WatchedSettings"],
+    "retriever": ["RetrieverSettings"],
+    "passage_store": ["PassageStoreSettings"],
 }
 CONFIGURATION = "docs/configuration.md"
+# Those that only an export with retrieval adds.
+OPTIONAL = ROOT / "export" / "optional_models"
 
 
 def read_config(model):
-    text = (ROOT / "model_repository" / model / "config.pbtxt").read_text()
+    folder = OPTIONAL if (OPTIONAL / model).is_dir() else ROOT / "model_repository"
+    text = (folder / model / "config.pbtxt").read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -56,6 +61,17 @@ def test_inputs_and_outputs_are_those_of_the_ensemble(heading, side):
     assert {row[0]: row[1] for row in table_under(CONFIGURATION, heading)} == expected
 
 
+@pytest.mark.parametrize(("heading", "side"), [("## Requests", "input"), ("## Responses", "output")])
+def test_inputs_and_outputs_of_refrag_rag_are_those_of_refrag_and_some_more(heading, side):
+    described = {
+        tensor.name: f"{type_of(tensor)} {shape_of(tensor)}" for tensor in getattr(read_config("refrag_rag"), side)
+    }
+    shared = {tensor.name for tensor in getattr(read_config("refrag"), side)} - {"passages"}
+    assert shared <= set(described)
+    told = {row[0]: row[1] for row in table_under("docs/retrieval.md", heading)}
+    assert told == {name: form for name, form in described.items() if name not in shared}
+
+
 @pytest.mark.parametrize("model", SETTINGS)
 def test_every_parameter_is_there_with_its_default(model):
     parameters = {name: value.string_value for name, value in read_config(model).parameters.items()}
@@ -67,7 +83,7 @@ def test_every_parameter_is_there_with_its_default(model):
 
 
 def test_no_other_model_has_parameters_that_are_not_told():
-    for path in sorted((ROOT / "model_repository").glob("*/config.pbtxt")):
+    for path in sorted([*(ROOT / "model_repository").glob("*/config.pbtxt"), *OPTIONAL.glob("*/config.pbtxt")]):
         model = path.parent.name
         if parameters := read_config(model).parameters:
             assert {row[0] for row in table_under(CONFIGURATION, f"### {model}")} == set(parameters)
