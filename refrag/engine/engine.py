@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refrag.decoders.base import DecoderStats, MixedPrompt
+from refrag.engine.answer import Pick
 from refrag.engine.block_pool import BlockPool, clip_runs
 from refrag.engine.decode_graphs import DecodeGraphs
 from refrag.engine.generation import Generation
@@ -25,7 +26,6 @@ from refrag.engine.prefix import block_keys
 from refrag.engine.probe import probe
 from refrag.engine.request import EngineRequest, Output
 from refrag.engine.runner import Runner
-from refrag.engine.sampler import Pick
 from refrag.engine.scheduler import Part, Scheduler
 from refrag.engine.sensing import Senses, Sensing
 from refrag.engine.support import layer_shapes, separable_last_layer

@@ -7,16 +7,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refrag.decoders.base import Delta, MixedPrompt
-from refrag.engine.sampler import Pick, Sampler
-from refrag.engine.text_stream import TextStream
+from refrag.engine.answer import Answer, Pick
+from refrag.engine.sampler import Sampler
 from refrag.model.decoder import Decoder
 from refrag.request import SamplingParams
 
 # S slots, R rows of chunk embeddings, D decoder width
 
 
-class Generation:
-    """An answer in the making: tokens in, deltas out. choose: takes logits (V,), returns the token; None to sample."""
+class Generation(Answer):
+    """An answer in the making, with the sampler of its tokens. choose: takes logits (V,), returns the token, instead."""
 
     def __init__(
         self,
@@ -25,10 +25,8 @@ class Generation:
         sampling: SamplingParams,
         choose: Callable[[Tensor], int] | None = None,
     ) -> None:
-        self.eos_ids, self.max_tokens = eos_ids, sampling.max_tokens
+        super().__init__(tokenizer, eos_ids, sampling)
         self.sampler, self.choose = Sampler(sampling, eos_ids), choose
-        self.text = TextStream(tokenizer, sampling.stop_words)
-        self.token_ids: list[int] = []
 
     @property
     def takes_likeliest(self) -> bool:
@@ -38,19 +36,6 @@ class Generation:
     def pick(self, logits: Tensor) -> Pick:
         """Choose the token after these logits (V,)."""
         return self.sampler.pick(logits, self.token_ids) if self.choose is None else Pick(self.choose(logits))
-
-    def extend(self, pick: Pick) -> Delta:
-        """Add the token to the answer and return the delta; one with a finish reason must be the last."""
-        if pick.token_id in self.eos_ids:
-            return Delta(self.text.flush(), [], finish_reason="stop")
-        self.token_ids.append(pick.token_id)
-        piece = self.text.push(pick.token_id)
-        log_probabilities = [] if pick.log_probability is None else [pick.log_probability]
-        if self.text.stopped:
-            return Delta(piece, [pick.token_id], log_probabilities, "stop")
-        if len(self.token_ids) == self.max_tokens:
-            return Delta(piece + self.text.flush(), [pick.token_id], log_probabilities, "length")
-        return Delta(piece, [pick.token_id], log_probabilities)
 
 
 def generate(

@@ -1,7 +1,6 @@
 """Chooses the next token id from logits."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,17 +13,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from refrag.engine.answer import Pick
 from refrag.request import SamplingParams
 
 # V vocabulary size
-
-
-@dataclass(frozen=True)
-class Pick:
-    """The chosen token. log_probability: its natural logarithm before temperature and limits; None unless asked for."""
-
-    token_id: int
-    log_probability: float | None = None
 
 
 class Sampler:

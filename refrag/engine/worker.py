@@ -2,23 +2,16 @@
 
 import logging
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
 
 from refrag.decoders.base import DecoderStats, Sink
+from refrag.decoders.in_flight import RequestIds
 from refrag.engine.engine import Engine
 from refrag.engine.request import EngineRequest, Output
-from refrag.errors import Cancelled, InvalidRequest, RefragError, ServerUnavailable
+from refrag.errors import Cancelled, RefragError, ServerUnavailable
 
 log = logging.getLogger(__name__)
-
-# A stop may overtake its request on the way through the ensemble; it is remembered for this long.
-EARLY_STOP_SECONDS = 30.0
-# The most early stops, and the most ids of finished requests, that are remembered.
-MAX_REMEMBERED_IDS = 4096
 
 
 class EngineWorker:
@@ -35,11 +28,9 @@ class EngineWorker:
     ) -> None:
         self.open_engine, self.observe = open_engine, observe
         self.sinks: dict[EngineRequest, Sink] = {}
-        self.in_flight: dict[str, EngineRequest] = {}
+        self.ids: RequestIds[EngineRequest] = RequestIds()
         self.submitted: list[tuple[EngineRequest, Sink]] = []
         self.stopped: list[EngineRequest] = []
-        self.early_stops: OrderedDict[str, float] = OrderedDict()
-        self.finished: OrderedDict[str, None] = OrderedDict()
         self.changed = threading.Condition()
         self.closing: RefragError | None = None
         self.stats = DecoderStats()
@@ -57,30 +48,18 @@ class EngineWorker:
         with self.changed:
             if self.closing is not None:
                 raise type(self.closing)(str(self.closing))
-            if request.request_id in self.in_flight:
-                raise InvalidRequest(
-                    f"request id {request.request_id!r} is in flight already; give every request an id of its own"
-                )
-            if self.early_stops.pop(request.request_id, 0.0) > time.monotonic():
-                raise Cancelled(f"request {request.request_id!r} was stopped before it reached the decoder")
+            self.ids.check(request.request_id)
             self.engine.check(request, num_ahead=len(self.submitted))
             self.submitted.append((request, sink))
-            if request.request_id:
-                self.in_flight[request.request_id] = request
+            self.ids.add(request.request_id, request)
             self.changed.notify()
 
     def stop(self, request_id: str) -> None:
-        """End the request before its next step; raise InvalidRequest for an empty id.
-
-        A request that is still to come within EARLY_STOP_SECONDS is refused then; a finished one is ignored.
-        """
-        if not request_id:
-            raise InvalidRequest("stop came without a request id; send it with the id of the request to stop")
+        """End the request before its next step, as `RequestIds.find_to_stop` finds it."""
         with self.changed:
-            if request_id in self.in_flight:
-                self.stopped.append(self.in_flight[request_id])
-            elif request_id not in self.finished:
-                _remember(self.early_stops, request_id, time.monotonic() + EARLY_STOP_SECONDS)
+            request = self.ids.find_to_stop(request_id)
+            if request is not None:
+                self.stopped.append(request)
             self.changed.notify()
 
     def close(self) -> None:
@@ -186,17 +165,7 @@ class EngineWorker:
     def _release(self, request: EngineRequest) -> None:
         self.sinks.pop(request, None)
         with self.changed:
-            if self.in_flight.get(request.request_id) is request:
-                del self.in_flight[request.request_id]
-                _remember(self.finished, request.request_id, None)
-
-
-def _remember(ids: OrderedDict[str, Any], request_id: str, value: Any) -> None:
-    """Add the id, and keep the newest MAX_REMEMBERED_IDS."""
-    ids[request_id] = value
-    ids.move_to_end(request_id)
-    if len(ids) > MAX_REMEMBERED_IDS:
-        ids.popitem(last=False)
+            self.ids.release(request.request_id, request)
 
 
 def _is_abandoned(sink: Sink) -> bool:
