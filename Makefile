@@ -30,7 +30,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt VERSION
 	$(PYTHON3) -m venv .venv
 	$(BIN)/pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable client --editable '.[$(SERVER),redis,retrieval,train,evaluate,perf,dev]'
 	touch $@
+
+vllm: install ## vLLM in an environment of its own, which tests of that decoder use → build/decoders/vllm
+	$(BIN)/refrag decoders install vllm --folder build/decoders/vllm
 
 # For both runtimes. Resolved for the oldest Python; the releases that it names have the newer one's wheels too.
 # torch stays the release that the checkpoint was trained, exported and compared with; change its line by hand.

@@ -10,6 +10,9 @@ from refrag.plugins import Table
 DECODERS: Table[type[DecoderBackend]] = Table(
     kind="decoder_backend",
     group="refrag.decoders",
-    built_in={"torch": "refrag.decoders.torch_engine:TorchDecoder"},
+    built_in={
+        "torch": "refrag.decoders.torch_engine:TorchDecoder",
+        "vllm": "refrag.decoders.vllm:VllmDecoder",
+    },
     unknown=SetupError,
 )

@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from refrag.config import RefragConfig
+from refrag.decoders.vllm import VllmSettings
 
 # Read as text, since what stands in refrag/serving can be imported by the server alone.
 SETTINGS = {
@@ -80,6 +81,12 @@ def test_every_parameter_is_there_with_its_default(model):
     # Only preprocessing keeps vectors in memory.
     fields = set().union(*map(fields_of, SETTINGS[model]))
     assert fields - set(parameters) <= {"store_memory_mib"}
+
+
+def test_the_parameters_of_vllm_are_there_with_their_defaults():
+    rows = table_under(CONFIGURATION, "them, and what they mean to vLLM is told in [decoders](decoders.md#vllm).")
+    documented = {row[0]: row[1] for row in rows if row[0].islower()}
+    assert documented == {field.name: str(field.default) for field in dataclasses.fields(VllmSettings)}
 
 
 def test_no_other_model_has_parameters_that_are_not_told():

@@ -1,11 +1,9 @@
 """The engine's own features work through the whole ensemble."""
 
-import re
-import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from served_metrics import read_metric, wait_for_metric
 
 from refrag.request import Request, SamplingParams
 from refrag_client import InvalidRequest
@@ -13,21 +11,6 @@ from refrag_client import InvalidRequest
 pytestmark = pytest.mark.server
 
 QUESTION, PASSAGES = "What does Mara Tolen keep?", ["Mara Tolen keeps a parrot."] * 20
-PATIENCE_SECONDS = 30.0
-
-
-def read_metric(server, name):
-    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=30) as response:
-        found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", response.read().decode(), re.MULTILINE)
-    return sum(map(float, found))
-
-
-def wait_for_metric(server, name, at_least):
-    """Most metrics are brought up to date once a second."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while (value := read_metric(server, name)) < at_least:
-        assert time.monotonic() < deadline, f"{name} is {value}, expected {at_least}"
-    return value
 
 
 def test_penalties_and_least_lengths_are_those_of_the_reference(client, reference):

@@ -1,0 +1,196 @@
+"""vLLM's AsyncLLM as a `StreamingEngine`: the one module that imports vllm, and only when an engine is opened."""
+
+import locale
+import os
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from refrag.decoders.async_worker import Tokens
+from refrag.decoders.base import DecoderRequest, DecoderStats, Observe
+from refrag.decoders.vllm_options import EngineOptions, refuse_unknown, sampling_arguments
+from refrag.decoders.vllm_stats import EngineStats
+from refrag.engine.answer import Pick
+from refrag.errors import CheckpointError, InvalidRequest, ServerUnavailable, SetupError
+from refrag.model.embeddings import TokenEmbeddings, load_token_embeddings
+from refrag.model.positions import short_table_fault
+from refrag.model.tokenizers import load_decoder_tokenizer
+
+# S slots, D decoder width
+
+INSTALL = "make its environment with `refrag decoders install vllm`, and name it with `refrag decoders use vllm`"
+
+
+class VllmEngine:
+    """vLLM's engine in its own processes. Make it with `open`, in the thread of a running event loop."""
+
+    def __init__(
+        self,
+        engine: Any,
+        options: EngineOptions,
+        embeddings: TokenEmbeddings,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Collection[int],
+        engine_stats: EngineStats,
+    ) -> None:
+        self.engine, self.embeddings, self.tokenizer, self.eos_ids = engine, embeddings, tokenizer, eos_ids
+        self.max_in_flight = options.max_active + options.max_waiting
+        self.engine_stats = engine_stats
+
+    @classmethod
+    def open(cls, options: EngineOptions, observe: Observe) -> "VllmEngine":
+        """Start the engine; raise SetupError or CheckpointError that says why it cannot start here."""
+        _prepare_process(options)
+        arguments = _engine_arguments(options)
+        _check_positions(options)
+        embeddings = load_token_embeddings(options.folder, getattr(torch, options.dtype))
+        tokenizer = load_decoder_tokenizer(options.checkpoint)
+        engine_stats = EngineStats(observe)
+        engine = _start(arguments, engine_stats)
+        engine_stats.num_blocks = engine.vllm_config.cache_config.num_gpu_blocks or 0
+        return cls(engine, options, embeddings, tokenizer, read_eos_ids(options), engine_stats)
+
+    async def stream(self, request: DecoderRequest, name: str) -> AsyncGenerator[Tokens, None]:
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompt = self._prompt(embed(request, self.embeddings))
+        arguments = sampling_arguments(request.sampling, self.eos_ids)
+        try:
+            sampling = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
+            # vLLM counts its priorities in the same direction as we do.
+            async with aclosing(self.engine.generate(prompt, sampling, name, priority=request.priority)) as outputs:
+                async for output in outputs:
+                    yield _tokens_of(output)
+        except EngineDeadError as error:
+            raise _dead(error) from error
+        except VLLMClientError as error:
+            raise InvalidRequest(f"vLLM refuses the request: {error}") from error
+
+    def failure(self) -> ServerUnavailable | None:
+        return _dead() if self.engine.errored else None
+
+    def stats(self) -> DecoderStats:
+        return self.engine_stats.state
+
+    def close(self) -> None:
+        self.engine.shutdown()
+
+    def _prompt(self, rows: Tensor) -> dict[str, Any]:
+        """Return a prompt whose every slot is an embedding, so that blocks of the KV cache are found by their content.
+
+        The ids beside the rows are of no token, so that a penalty counts the answer's tokens alone, as in every decoder.
+        Without any, vLLM would count what an earlier request left in their place. The mask is the same in all prompts,
+        since vLLM's prefix cache does not look at it.
+        """
+        return {
+            "prompt_embeds": rows,
+            "prompt_token_ids": [self.embeddings.vocab_size] * len(rows),
+            "prompt_is_token_ids": [False] * len(rows),
+        }
+
+
+def embed(request: DecoderRequest, embeddings: TokenEmbeddings) -> Tensor:
+    """Return the prompt's rows (S, D), or raise InvalidRequest for one that the engine would not survive.
+
+    A row of another width ends vLLM's engine; one that is not finite spoils a block of the KV cache for whoever gets
+    that block next, and vLLM tells nobody.
+    """
+    prompt = request.prompt
+    num_rows, width = prompt.chunk_embeddings.shape
+    if num_rows and width != embeddings.width:
+        raise InvalidRequest(
+            f"prompt_embedding_table has rows of width {width}; the decoder's width is {embeddings.width}"
+        )
+    rows = embeddings.embed_prompt(prompt.input_ids, prompt.chunk_embeddings)
+    if not torch.isfinite(rows).all():
+        raise InvalidRequest(
+            f"prompt_embedding_table holds values that are not finite in {str(rows.dtype).removeprefix('torch.')}, the "
+            "decoder's dtype; send smaller ones, or have dtype set to float32 or bfloat16"
+        )
+    return rows.contiguous()
+
+
+def read_eos_ids(options: EngineOptions) -> set[int]:
+    """Return the token ids that end an answer: those of the generation config, else of the config."""
+    try:
+        config = GenerationConfig.from_pretrained(options.folder, local_files_only=True)
+    except OSError:
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(options.folder, local_files_only=True))
+    eos = config.eos_token_id
+    return set(eos) if isinstance(eos, list) else {eos} - {None}
+
+
+def _prepare_process(options: EngineOptions) -> None:
+    """Set what vLLM reads when it is imported; raise SetupError if this process would corrupt tensors."""
+    refuse_numpy_2(np.__version__)
+    for name, value in options.variables().items():
+        os.environ.setdefault(name, value)
+    # Triton starts its models in the C locale, in which torch's compiler cannot read its own files.
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+
+
+def refuse_numpy_2(version: str) -> None:
+    """Raise SetupError for a NumPy that the embedded server's Python processes silently read wrong values with."""
+    if int(version.partition(".")[0]) >= 2:
+        raise SetupError(
+            f"this environment has NumPy {version}, with which Triton's Python models get wrong values without an "
+            f"error; NumPy 1.26 must come first in it: {INSTALL}"
+        )
+
+
+def _engine_arguments(options: EngineOptions) -> Any:
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise SetupError(f"vLLM cannot be imported ({error}); {INSTALL}") from error
+    arguments = options.engine_arguments()
+    refuse_unknown(options.further, [field.name for field in fields(AsyncEngineArgs)])
+    # Compiling takes minutes on a CPU, and makes a step no faster.
+    arguments.setdefault("enforce_eager", current_platform.is_cpu())
+    return AsyncEngineArgs(**arguments)
+
+
+def _check_positions(options: EngineOptions) -> None:
+    config = AutoConfig.from_pretrained(options.folder, local_files_only=True).get_text_config()
+    if fault := short_table_fault(config, options.window):
+        raise CheckpointError(f"the decoder vllm cannot serve {options.folder}: {fault}")
+
+
+def _start(arguments: Any, engine_stats: EngineStats) -> Any:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    try:
+        return AsyncLLM.from_engine_args(arguments, stat_loggers=[engine_stats.logger])
+    except Exception as error:
+        raise SetupError(
+            f"vLLM cannot serve this decoder with these arguments: {type(error).__name__}: {error}; the server's log "
+            "has what its processes said"
+        ) from error
+
+
+def _tokens_of(output: Any) -> Tokens:
+    [completion] = output.outputs
+    chosen = completion.logprobs or [None] * len(completion.token_ids)
+    picks = [
+        Pick(token_id, None if values is None else values[token_id].logprob)
+        for token_id, values in zip(completion.token_ids, chosen, strict=True)
+    ]
+    return Tokens(picks, output.metrics.scheduled_ts if output.metrics else None)
+
+
+def _dead(error: Exception | None = None) -> ServerUnavailable:
+    told = f" ({error})" if error is not None and str(error) else ""
+    return ServerUnavailable(
+        f"vLLM's engine has died{told} and does not come back by itself; a server that is watched starts again, so ask "
+        "again later"
+    )
