@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
@@ -45,7 +46,7 @@ ENCODER_ROWS = 256
 def measure_lookup(repository: Path, corpus: Corpus, options: argparse.Namespace) -> list[Report]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        tiers: dict[str, dict[str, object]] = {
+        tiers: dict[str, dict[str, Any]] = {
             "memory": {"disk_path": f"{folder}/memory"},
             "disk": {"disk_path": f"{folder}/disk", "memory_mib": 0},
         }

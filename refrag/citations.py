@@ -54,4 +54,5 @@ NO_SOURCES = Sources(np.zeros((0, 3), np.int32), 0)
 
 def locate(passages: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """Return the chunks' places as `Sources` has them.  (C,), (C, 2) -> INT32 (C, 3)"""
-    return np.concatenate([passages[:, None], spans], 1).astype(np.int32)
+    places: np.ndarray = np.concatenate([passages[:, None], spans], 1).astype(np.int32)
+    return places

@@ -87,9 +87,9 @@ class VllmEngine:
     def _prompt(self, rows: Tensor) -> dict[str, Any]:
         """Return a prompt whose every slot is an embedding, so that blocks of the KV cache are found by their content.
 
-        The ids beside the rows are of no token, so that a penalty counts the answer's tokens alone, as in every decoder.
-        Without any, vLLM would count what an earlier request left in their place. The mask is the same in all prompts,
-        since vLLM's prefix cache does not look at it.
+        The ids beside the rows are of no token, so that a penalty counts the answer's tokens alone, as in every
+        decoder. Without any, vLLM would count what an earlier request left in their place. The mask is the same in all
+        prompts, since vLLM's prefix cache does not look at it.
         """
         return {
             "prompt_embeds": rows,

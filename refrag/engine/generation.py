@@ -16,7 +16,7 @@ from refrag.request import SamplingParams
 
 
 class Generation(Answer):
-    """An answer in the making, with the sampler of its tokens. choose: takes logits (V,), returns the token, instead."""
+    """An answer in the making, with what picks its tokens: a sampler, or `choose`, which takes logits (V,)."""
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ import urllib.request
 import pytest
 from test_graph_engine import read_metric, wait_for_metric
 
-from refrag.context.prepare import prepare_context
 from refrag.request import ExpansionOptions, Request
 from refrag.teacher_forcing.distribution import TopDistribution
 from refrag.teacher_forcing.fidelity import compare_with_plain
@@ -20,10 +19,10 @@ DIVERGENCE, AGREEMENT = "refrag_shadow_divergence", "refrag_shadow_agreement"
 
 
 def mixed_prompt(reference, request):
-    context = prepare_context(request, reference.chunker)
+    context = reference.prepare(request, MAX_TOKENS)
     vectors, question_vectors = reference.encode(context)
-    expanded = reference.select(request.expansion, context, vectors, question_vectors)
-    return reference.build_prompt(context, expanded, vectors)[1]
+    selection = reference.select(request.expansion, context, vectors, question_vectors)
+    return reference.build_prompt(context, selection.numbers, vectors)[1]
 
 
 def evaluate(reference, question, passages):

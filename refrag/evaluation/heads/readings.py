@@ -8,7 +8,6 @@ import numpy as np
 from tqdm import tqdm
 
 from refrag.config import LEARNED_POLICY
-from refrag.context.prepare import prepare_context
 from refrag.data.questions.arrange import arrange
 from refrag.data.questions.row import QuestionRow
 from refrag.data.spans import Spans
@@ -73,7 +72,7 @@ class Reader:
 
     def _read(self, row: QuestionRow, is_compared: bool) -> Reading | None:
         request = Request(row.question, [passage.content for passage in row.passages])
-        context = prepare_context(request, self.pipeline.chunker)
+        context = self.pipeline.prepare(request, max_tokens=1)
         passages = context.chunks.passages
         gold = range(len(row.passages)) if row.gold is None else row.gold
         evidence = [number for number in find_answer_chunks(row, self.spans, passages) if passages[number] in gold]
@@ -87,8 +86,8 @@ class Reader:
             if policy != LEARNED_POLICY or self.checkpoint.policy is not None:
                 for share in SHARES:
                     options = ExpansionOptions(share, policy, self.seed)
-                    picks = self.pipeline.select(options, context, vectors, question_vectors)
-                    reading.picks[policy, share] = picks
+                    selection = self.pipeline.select(options, context, vectors, question_vectors)
+                    reading.picks[policy, share] = list(selection.numbers)
         return reading
 
 

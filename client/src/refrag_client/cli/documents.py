@@ -113,7 +113,7 @@ def _read_id(place: str, fields: dict[str, Any]) -> str | None:
 
 
 def _read_metadata(place: str, fields: dict[str, Any]) -> dict[str, Any]:
-    given = next((fields[key] for key in METADATA_KEYS if fields.get(key) is not None), {})
+    given: Any = next((fields[key] for key in METADATA_KEYS if fields.get(key) is not None), {})
     if not isinstance(given, dict):
         raise InvalidRequest(f"{place}: metadata is {json.dumps(given)[:40]}; give an object there")
     known = {name: value for name, value in given.items() if value is not None}
