@@ -3,7 +3,7 @@
     checkpoint ──► ONNX models ──► in int8: calibrated integers ──► parity with torch ──► <repository>/<model>/1/
                └─► parts (refrag.json, tokenizers, policy, decoder) ──┘
 
-With retrieval, the models of export/optional_models join them, and the passage encoder is one more ONNX model.
+With retrieval, the models of export/variants/retrieval join them, and the passage encoder is one more ONNX model.
 
 Everything is built in a temporary folder first, so that a failed export leaves the repository as it was.
 """
@@ -18,7 +18,9 @@ from transformers import AutoConfig
 
 from refrag.config import RefragConfig
 from refrag.context.deployed import DECODER
+from refrag.decoders.tensorrt_llm import BuiltEngine
 from refrag.errors import CheckpointError
+from refrag.export import engine as engine_variant
 from refrag.export.calibration import Calibration, read_calibration
 from refrag.export.graphs import CHUNK_ENCODER, PASSAGE_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
 from refrag.export.parity import Parity, check_chunk_encoder, check_projector
@@ -45,7 +47,7 @@ from refrag.store.keys import EncoderIdentity
 # The hand-written files of the models: package data in a wheel, a link in the checkout.
 TEMPLATES = Path(str(files("refrag"))) / "model_repository"
 # Those of models that only an export with retrieval adds.
-OPTIONAL_TEMPLATES = Path(str(files("refrag"))) / "export" / "optional_models"
+RETRIEVAL_TEMPLATES = Path(__file__).parent / "variants" / "retrieval"
 RETRIEVER = "retriever"
 RETRIEVAL_MODELS = (RETRIEVER, "passage_store", "refrag_rag")
 VERSION = "1"
@@ -78,32 +80,45 @@ def export_repository(
     calibration: Path | None = None,
     has_retrieval: bool = False,
     passage_encoder: Path | None = None,
+    engine: Path | None = None,
 ) -> list[Parity]:
     """Fill `repository` from `checkpoint`, and return the error of each ONNX model against torch.
 
     calibration: file of passages for int8, as JSON lines or as plain text with blank lines between passages.
     has_retrieval: adds the models of collections; a repository that has them keeps them.
     passage_encoder: folder of a sentence encoder for them, instead of the base model of the checkpoint's encoder.
+    engine: folder of an engine of TensorRT-LLM, which decodes in the place of the model `decoder`.
     Models that the repository lacks are added as the project ships them. Raises CheckpointError, and leaves an earlier
     export as it was, if the checkpoint does not fit or an ONNX model fails its parity check.
     """
+    if has_retrieval and engine is not None:
+        raise CheckpointError(
+            "an engine of TensorRT-LLM answers in the ensemble refrag_trtllm, which retrieves nothing; export with "
+            "--retrieval or with --tensorrt-llm"
+        )
     retrieval = None
     if has_retrieval or (repository / RETRIEVER / "config.pbtxt").exists():
         retrieval = Retrieval(find_sentence_encoder(checkpoint, passage_encoder))
     with whole_checkpoint(checkpoint) as whole:
-        return _export(load_source(whole, chunk_size), repository, precision, calibration, retrieval)
+        built_engine = None if engine is None else BuiltEngine.read(engine)
+        return _export(load_source(whole, chunk_size), repository, precision, calibration, retrieval, built_engine)
 
 
 def _export(
-    source: Source, repository: Path, precision: Precision, calibration: Path | None, retrieval: Retrieval | None
+    source: Source,
+    repository: Path,
+    precision: Precision,
+    calibration: Path | None,
+    retrieval: Retrieval | None,
+    engine: BuiltEngine | None,
 ) -> list[Parity]:
     chunks = _read_calibration(source, precision, calibration)
-    add_missing_models(repository, retrieval)
+    add_missing_models(repository, retrieval, engine)
     # Inside a model's folder: Triton reads only numbered sub-folders there, and renames need one file system.
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
         parities = build_graphs(source, built, precision, chunks)
-        build_parts(source, built, precision if chunks is None else f"{precision} {chunks.digest}")
+        build_parts(source, built, precision if chunks is None else f"{precision} {chunks.digest}", engine)
         if retrieval is not None:
             parities += build_retrieval(retrieval, built, precision)
         place(built, repository, replaced)
@@ -123,18 +138,35 @@ def load_source(directory: Path, chunk_size: int | None) -> Source:
     return source
 
 
-def add_missing_models(repository: Path, retrieval: Retrieval | None = None) -> None:
-    """Copy the hand-written files (config.pbtxt, configs/, model.py) of every model that `repository` lacks."""
-    optional = [model.name for model in OPTIONAL_TEMPLATES.iterdir()]
+def add_missing_models(repository: Path, retrieval: Retrieval | None = None, engine: BuiltEngine | None = None) -> None:
+    """Copy the hand-written files (config.pbtxt, configs/, model.py) of every model that `repository` lacks.
+
+    Raises CheckpointError if it holds the models of another decoder, or a config for another engine.
+    """
+    engine_variant.check_variant(repository, engine)
+    for model in _templates(retrieval, engine):
+        target = repository / model.name
+        if not (target / "config.pbtxt").exists():
+            shutil.copytree(model, target, ignore=_ignore_built_files, dirs_exist_ok=True)
+            if engine is not None:
+                engine_variant.fill_in(target, engine)
+    if engine is not None:
+        engine_variant.check_kept_configs(repository, engine)
+    (repository / CHUNK_ENCODER.name).mkdir(parents=True, exist_ok=True)
+
+
+def _templates(retrieval: Retrieval | None, engine: BuiltEngine | None) -> list[Path]:
+    """Return the folders of the hand-written models that such a repository has."""
+    optional = [model.name for model in RETRIEVAL_TEMPLATES.iterdir()]
     # A checkout's own repository, where the templates are, may have been exported with retrieval.
-    templates = [path.parent for path in TEMPLATES.glob("*/config.pbtxt") if path.parent.name not in optional]
+    models = [path.parent for path in TEMPLATES.glob("*/config.pbtxt") if path.parent.name not in optional]
     if retrieval is not None:
         encoder = [] if retrieval.encoder is None else [PASSAGE_ENCODER.name]
-        templates += [OPTIONAL_TEMPLATES / name for name in (*RETRIEVAL_MODELS, *encoder)]
-    for model in sorted(templates):
-        if not (repository / model.name / "config.pbtxt").exists():
-            shutil.copytree(model, repository / model.name, ignore=_ignore_built_files, dirs_exist_ok=True)
-    (repository / CHUNK_ENCODER.name).mkdir(parents=True, exist_ok=True)
+        models += [RETRIEVAL_TEMPLATES / name for name in (*RETRIEVAL_MODELS, *encoder)]
+    if engine is not None:
+        models = [model for model in models if model.name not in engine_variant.REPLACED]
+        models += [path.parent for path in engine_variant.TEMPLATES.glob("*/config.pbtxt")]
+    return sorted(models)
 
 
 def build_graphs(source: Source, built: Path, precision: Precision, chunks: Calibration | None) -> list[Parity]:
@@ -158,14 +190,19 @@ def build_graphs(source: Source, built: Path, precision: Precision, chunks: Cali
     return parities
 
 
-def build_parts(source: Source, built: Path, arithmetic: str) -> None:
+def build_parts(source: Source, built: Path, arithmetic: str, engine: BuiltEngine | None = None) -> None:
     fingerprint = fingerprint_of(source.directory, source.config, arithmetic)
     encoder = EncoderIdentity(fingerprint, source.encoder.width)
     shared = SharedParts.of(source.directory, source.config, encoder)
     for model in ("preprocessing", "chunk_store"):
         build_preprocessing(shared, _version_folder(built, model) / "checkpoint")
     build_expansion_policy(shared, source.directory, _version_folder(built, "expansion_policy") / "checkpoint")
-    build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
+    if engine is None:
+        build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
+        return
+    facts = engine_variant.facts_of(engine, source.directory, source.config)
+    for model in engine_variant.AROUND_ENGINE:
+        engine_variant.build_part(shared, facts, _version_folder(built, model) / "checkpoint")
 
 
 def build_retrieval(retrieval: Retrieval, built: Path, precision: Precision) -> list[Parity]:

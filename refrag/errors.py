@@ -15,6 +15,7 @@ JSON object, which a client finds whatever prefix an ensemble puts before it.
 """
 
 import json
+import re
 
 
 class RefragError(Exception):
@@ -63,14 +64,12 @@ class TrainingError(RefragError):
     pass
 
 
-# What a model may tell another of the same server.
-_FROM_WIRE = {error.__name__: error for error in (InvalidRequest, Overloaded, ServerUnavailable)}
-
-
 def error_from_model(model: str, message: str) -> RefragError:
-    """Return the error that another model's message stands for: its own, or one that says which model failed."""
+    """Return the error whose JSON form stands in another model's message, or one that says which model failed."""
+    found = re.search(r"\{.*\}", message, re.DOTALL)
     try:
-        wire = json.loads(message[message.index("{") :])
-        return _FROM_WIRE[wire["type"]](wire["message"])
+        wire = json.loads(found[0]) if found else {}
+        kinds = {kind.__name__: kind for kind in RefragError.__subclasses__()}
+        return kinds[wire["type"]](wire["message"])
     except (ValueError, KeyError, TypeError):
         return RefragError(f"model {model!r} failed: {message}")

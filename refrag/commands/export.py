@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a sentence encoder for collections (default: the base model of the checkpoint's encoder, if it is one; "
         "else they are searched by words alone)",
     )
+    parser.add_argument(
+        "--tensorrt-llm",
+        type=Path,
+        metavar="ENGINE",
+        help="folder that trtllm-build has written, to decode in the place of torch: the ensemble refrag_trtllm",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.calibration,
             arguments.retrieval or arguments.passage_encoder is not None,
             arguments.passage_encoder,
+            arguments.tensorrt_llm,
         )
     except OSError as error:
         raise SetupError(f"{arguments.repository} cannot be filled: {error}") from error

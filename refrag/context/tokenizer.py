@@ -57,6 +57,11 @@ class TextTokenizer:
         return [_clean_up(text) for text in texts] if self.cleans_up else texts
 
     @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """`backend` under the name that transformers' tokenizers have for it."""
+        return self.backend
+
+    @property
     def size(self) -> int:
         """Number of tokens, added ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)

@@ -66,7 +66,8 @@ def assemble_runtime(wheel: Wheel, directory: Path, python_version: tuple[int, i
     utilities = "triton_python_backend_utils.py"
     _link(wheel.root / "backends/python" / utilities, python_backend / utilities)
     _place_stub(wheel.find_stub(python_version), python_backend / "triton_python_backend_stub")
-    _link(OWN_BACKENDS / "onnxruntime", directory / "backends" / "onnxruntime")
+    for backend in OWN_BACKENDS.iterdir():
+        _link(backend, directory / "backends" / backend.name)
     _link(wheel.root / "caches/local", directory / "caches" / "local")
 
 

@@ -1,18 +1,18 @@
 """Turns token ids into text that can be sent: whole UTF-8 characters, and nothing that may belong to a stop word."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
-from transformers import PreTrainedTokenizerBase
 
 
 class TextStream:
     """The text of one answer: `push` takes tokens and returns the text that is now certain.
 
-    stopped: true once a stop word has appeared.
+    tokenizer: one of transformers' or a TextTokenizer. stopped: true once a stop word has appeared.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_words: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, stop_words: Sequence[str]) -> None:
         self.tokenizer = tokenizer.backend_tokenizer
         self.decode = DecodeStream(skip_special_tokens=True)
         self.stop_words = stop_words

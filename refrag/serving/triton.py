@@ -62,7 +62,12 @@ def tensors_of(request: Any) -> dict[str, np.ndarray]:
 
 
 def response_of(tensors: Tensors) -> Any:
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
+    return pb_utils.InferenceResponse([_tensor(name, value) for name, value in tensors.items()])
+
+
+def _tensor(name: str, value: Any) -> Any:
+    """Return the tensor of a NumPy array, or of a torch tensor whose type NumPy lacks."""
+    return pb_utils.Tensor(name, value) if isinstance(value, np.ndarray) else pb_utils.Tensor.from_dlpack(name, value)
 
 
 def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarray]:
@@ -78,14 +83,29 @@ def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarra
     return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
 
 
-def send_stop(decoder: str, request_id: str) -> None:
-    """Tell the decoder to end the request of that id."""
-    stop = pb_utils.Tensor("stop", np.array([True]))
-    request = pb_utils.InferenceRequest(
-        model_name=decoder, requested_output_names=[], inputs=[stop], request_id=request_id
-    )
-    for _ in request.exec(decoupled=True):
+def send_stop(decoder: str, request_id: str, besides: Tensors | None = None) -> None:
+    """Tell the decoder to end the request of that id.
+
+    besides: inputs that the decoder wants of every request, by which one sees that each has a dimension for the batch.
+    """
+    stop = np.array([True] if besides is None else [[True]])
+    for _ in _ask(decoder, request_id, {"stop": stop, **(besides or {})}):
         pass
+
+
+def tell(model: str, request_id: str, inputs: Tensors) -> None:
+    """Send a message to a streaming model of this server that answers nothing; raise the error that it raises."""
+    for response in _ask(model, request_id, inputs):
+        if response.has_error():
+            raise error_from_model(model, response.error().message())
+
+
+def _ask(model: str, request_id: str, inputs: Tensors) -> Any:
+    tensors = [pb_utils.Tensor(name, value) for name, value in inputs.items()]
+    request = pb_utils.InferenceRequest(
+        model_name=model, requested_output_names=[], inputs=tensors, request_id=request_id
+    )
+    return request.exec(decoupled=True)
 
 
 class Relay:

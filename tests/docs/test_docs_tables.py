@@ -24,7 +24,7 @@ SETTINGS = {
 }
 CONFIGURATION = "docs/configuration.md"
 # Those that only an export with retrieval adds.
-OPTIONAL = ROOT / "export" / "optional_models"
+OPTIONAL = ROOT / "export" / "variants" / "retrieval"
 
 
 def read_config(model):

@@ -13,7 +13,7 @@ from transformers import BertModel
 
 from refrag.errors import CheckpointError
 from refrag.export.passage_encoder import SentenceEncoder
-from refrag.export.repository import OPTIONAL_TEMPLATES, export_repository
+from refrag.export.repository import RETRIEVAL_TEMPLATES, export_repository
 from refrag.retrieval.sentences import SentenceReader, normalise
 from refrag_client.cli.main import main
 
@@ -41,7 +41,7 @@ def test_only_an_export_with_retrieval_adds_its_models(exported, with_retrieval)
     assert (
         models(with_retrieval)
         == models(exported) | ADDED
-        == models(exported) | {path.name for path in OPTIONAL_TEMPLATES.iterdir()}
+        == models(exported) | {path.name for path in RETRIEVAL_TEMPLATES.iterdir()}
     )
     for name in ("retriever", "passage_store"):
         assert (with_retrieval / name / "1" / "model.py").is_file()

@@ -15,7 +15,7 @@ from sentence_encoder import make_sentence_encoder
 from store_server import MAX_TOKENS, Served
 from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 
-from refrag.export.repository import OPTIONAL_TEMPLATES, TEMPLATES, export_repository
+from refrag.export.repository import RETRIEVAL_TEMPLATES, TEMPLATES, export_repository
 from refrag.serving.request_parameters import RAG_INPUTS
 from refrag_client import (
     CollectionClient,
@@ -84,7 +84,7 @@ def filled(collections, passages):
 
 
 def test_its_models_are_those_of_refrag_behind_a_retriever():
-    own, rag = read_config(TEMPLATES / "refrag"), read_config(OPTIONAL_TEMPLATES / "refrag_rag")
+    own, rag = read_config(TEMPLATES / "refrag"), read_config(RETRIEVAL_TEMPLATES / "refrag_rag")
     retriever, *others = rag.ensemble_scheduling.step
     assert retriever.model_name == "retriever"
     retrieved = dict(retriever.output_map)

@@ -1,0 +1,155 @@
+"""Answers that an engine of TensorRT-LLM is giving: its token ids → deltas, as the torch decoder's are."""
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from refrag.context.tokenizer import TextTokenizer
+from refrag.decoders.base import DecoderRequest, Delta
+from refrag.engine.text_stream import TextStream
+from refrag.errors import Cancelled, InvalidRequest, RefragError
+from refrag.serving.responses import StreamingSink
+
+# A stop may overtake its request on the way through the ensemble; it is remembered for this long.
+EARLY_STOP_SECONDS = 30.0
+# The most ids of early stops and of finished answers that are remembered.
+MAX_REMEMBERED_IDS = 4096
+# An engine that was told to stop may send what it had on the way. So long its request's id is not given to another.
+ENDING_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What postprocessing must know of an answer before its first token; times are of time.monotonic()."""
+
+    prompt_slots: int
+    max_tokens: int
+    deadline: float
+    arrival: float
+    streaming: bool = True
+    log_probabilities: bool = False
+    stop_words: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, request: DecoderRequest, streaming: bool) -> "Announcement":
+        sampling = request.sampling
+        return cls(
+            prompt_slots=len(request.prompt.input_ids),
+            max_tokens=sampling.max_tokens,
+            deadline=request.deadline,
+            arrival=request.arrival,
+            streaming=streaming,
+            log_probabilities=sampling.log_probabilities,
+            stop_words=sampling.stop_words,
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Announcement":
+        try:
+            values: dict[str, Any] = json.loads(text)
+            return cls(**{**values, "stop_words": tuple(values["stop_words"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidRequest(f"answer is not what engine_request sends: {error!r}") from None
+
+
+@dataclass(eq=False)
+class EngineAnswer:
+    """An answer in the making. error: what ends it, once it was stopped or too late; is_ended: its caller knows."""
+
+    request_id: str
+    announced: Announcement
+    text: TextStream
+    eos_ids: Collection[int]
+    sink: StreamingSink
+    num_tokens: int = 0
+    last_token_time: float = 0.0
+    error: RefragError | None = None
+    is_ended: bool = False
+    given_up: float = field(default=float("inf"))
+
+    @classmethod
+    def begin(
+        cls,
+        request_id: str,
+        announced: Announcement,
+        tokenizer: TextTokenizer,
+        eos_ids: Collection[int],
+        sink: StreamingSink,
+    ) -> "EngineAnswer":
+        return cls(request_id, announced, TextStream(tokenizer, announced.stop_words), eos_ids, sink)
+
+    def read(self, token_ids: Sequence[int], log_probabilities: Sequence[float]) -> Iterator[Delta]:
+        """Yield a delta for each token up to the one that ends the answer; of no tokens, the engine's last word.
+
+        The engine neither sends an end token that is its `end_id`, nor says why an answer has ended.
+        """
+        if not token_ids:
+            yield Delta(self.text.flush(), [], finish_reason="stop")
+        for token_id, log_probability in zip(token_ids, log_probabilities, strict=True):
+            delta = self._extend(token_id, log_probability)
+            yield delta
+            if delta.finish_reason:
+                return
+
+    def _extend(self, token_id: int, log_probability: float) -> Delta:
+        if token_id in self.eos_ids:
+            return Delta(self.text.flush(), [], finish_reason="stop")
+        self.num_tokens += 1
+        piece = self.text.push(token_id)
+        log_probabilities = [log_probability] if self.announced.log_probabilities else []
+        if self.text.stopped:
+            return Delta(piece, [token_id], log_probabilities, "stop")
+        if self.num_tokens == self.announced.max_tokens:
+            return Delta(piece + self.text.flush(), [token_id], log_probabilities, "length")
+        return Delta(piece, [token_id], log_probabilities)
+
+
+class AnswersInFlight:
+    """The answers by request id; not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, EngineAnswer] = {}
+        self._early_stops: OrderedDict[str, float] = OrderedDict()
+        self._finished: OrderedDict[str, float] = OrderedDict()
+
+    def __iter__(self) -> Iterator[EngineAnswer]:
+        return iter(list(self._answers.values()))
+
+    @property
+    def num_active(self) -> int:
+        return sum(not answer.is_ended for answer in self)
+
+    def add(self, answer: EngineAnswer) -> None:
+        """Raise InvalidRequest if the id is in flight, Cancelled if it was stopped before it came."""
+        request_id = answer.request_id
+        if request_id in self._answers:
+            raise InvalidRequest(f"request id {request_id!r} is in flight already; give every request an id of its own")
+        if self._early_stops.pop(request_id, 0.0) > time.monotonic():
+            raise Cancelled(f"request {request_id!r} was stopped before it reached the decoder")
+        self._answers[request_id] = answer
+
+    def find(self, request_id: str) -> EngineAnswer | None:
+        return self._answers.get(request_id)
+
+    def remember_stop(self, request_id: str) -> None:
+        """Refuse the request when it comes; one that has ended is ignored."""
+        if request_id not in self._finished:
+            _remember(self._early_stops, request_id, time.monotonic() + EARLY_STOP_SECONDS)
+
+    def remove(self, answer: EngineAnswer) -> None:
+        if self._answers.get(answer.request_id) is answer:
+            del self._answers[answer.request_id]
+            _remember(self._finished, answer.request_id, time.monotonic())
+
+
+def _remember(ids: OrderedDict[str, float], request_id: str, moment: float) -> None:
+    ids[request_id] = moment
+    ids.move_to_end(request_id)
+    if len(ids) > MAX_REMEMBERED_IDS:
+        ids.popitem(last=False)
