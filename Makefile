@@ -30,7 +30,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store gpu docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,10 @@ perf-full: install ## every tool at length, on the small pair → $(RESULTS) and
 
 bench-engine: install ## the decoder's engine against Hugging Face's ways to generate → perf/results/engine.json
 	$(BIN)/python -m perf.engine --output perf/results/engine.json
+
+# Without `install`: a machine with a GPU brings its own torch and transformers.
+gpu: ## everything that a GPU has to show, in under nine minutes → build/gpu.json; needs torch and transformers alone
+	$(PYTHON3) -m perf.gpu --output build/gpu.json
 
 bench-store: install ## the store of chunk vectors: lookups, indexing, time to first token → perf/results/store.json
 	$(BIN)/python -m perf.store --output perf/results/store.json

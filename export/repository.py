@@ -35,6 +35,7 @@ from refrag.export.parts import (
 from refrag.export.passage_encoder import SentenceEncoder, build_passage_encoder, find_sentence_encoder, save_form
 from refrag.export.precision import Precision, TracedPrecision
 from refrag.export.quantisation import quantise_chunk_encoder
+from refrag.export.tensorrt import PLAN_FILE, build_plan, has_tensorrt, plan_jobs, write_script
 from refrag.model.checkpoint import load_encoder, load_projector
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy_file import load_policy
@@ -81,6 +82,7 @@ def export_repository(
     has_retrieval: bool = False,
     passage_encoder: Path | None = None,
     engine: Path | None = None,
+    tensorrt: bool = False,
 ) -> list[Parity]:
     """Fill `repository` from `checkpoint`, and return the error of each ONNX model against torch.
 
@@ -88,6 +90,7 @@ def export_repository(
     has_retrieval: adds the models of collections; a repository that has them keeps them.
     passage_encoder: folder of a sentence encoder for them, instead of the base model of the checkpoint's encoder.
     engine: folder of an engine of TensorRT-LLM, which decodes in the place of the model `decoder`.
+    tensorrt: whether to build TensorRT plans of the ONNX models, or to write the script that does.
     Models that the repository lacks are added as the project ships them. Raises CheckpointError, and leaves an earlier
     export as it was, if the checkpoint does not fit or an ONNX model fails its parity check.
     """
@@ -96,12 +99,31 @@ def export_repository(
             "an engine of TensorRT-LLM answers in the ensemble refrag_trtllm, which retrieves nothing; export with "
             "--retrieval or with --tensorrt-llm"
         )
+    if tensorrt and precision == "int8":
+        raise CheckpointError(
+            "TensorRT cannot read the encoder in int8, whose products are ONNX Runtime's own; give --precision fp16"
+        )
     retrieval = None
     if has_retrieval or (repository / RETRIEVER / "config.pbtxt").exists():
         retrieval = Retrieval(find_sentence_encoder(checkpoint, passage_encoder))
     with whole_checkpoint(checkpoint) as whole:
         built_engine = None if engine is None else BuiltEngine.read(engine)
-        return _export(load_source(whole, chunk_size), repository, precision, calibration, retrieval, built_engine)
+        source = load_source(whole, chunk_size)
+        parities = _export(source, repository, precision, calibration, retrieval, built_engine, tensorrt)
+        _renew_plans(source, repository, tensorrt)
+        return parities
+
+
+def _renew_plans(source: Source, repository: Path, tensorrt: bool) -> None:
+    """Remove plans of an earlier export; build new ones, or write the script that does, if they are wanted."""
+    jobs = plan_jobs(repository, VERSION, source.config.encoder_length, source.projector.up.in_features)
+    for job in jobs:
+        (job.folder / PLAN_FILE).unlink(missing_ok=True)
+    if tensorrt and has_tensorrt():
+        for job in jobs:
+            build_plan(job)
+    elif tensorrt:
+        write_script(repository, jobs)
 
 
 def _export(
@@ -111,6 +133,7 @@ def _export(
     calibration: Path | None,
     retrieval: Retrieval | None,
     engine: BuiltEngine | None,
+    tensorrt: bool,
 ) -> list[Parity]:
     chunks = _read_calibration(source, precision, calibration)
     add_missing_models(repository, retrieval, engine)
@@ -118,7 +141,9 @@ def _export(
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
         parities = build_graphs(source, built, precision, chunks)
-        build_parts(source, built, precision if chunks is None else f"{precision} {chunks.digest}", engine)
+        # Vectors by other kernels are not quite the same, and are stored under another name.
+        arithmetic = f"{precision} tensorrt" if tensorrt else precision
+        build_parts(source, built, arithmetic if chunks is None else f"{precision} {chunks.digest}", engine)
         if retrieval is not None:
             parities += build_retrieval(retrieval, built, precision)
         place(built, repository, replaced)

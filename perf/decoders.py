@@ -24,9 +24,7 @@ from refrag.decoders.base import MixedPrompt
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
-from refrag.model.checkpoint import load_decoder
 from refrag.model.decoder import Decoder
-from refrag.model.tokenizers import load_decoder_tokenizer
 from refrag.request import SamplingParams
 
 # Decoders with random weights: their speed does not depend on what they know.
@@ -144,6 +142,10 @@ def make_subject(name: str, kv_cache_mib: int) -> Subject:
     """Return the subject for a name in SHAPES, with random weights, or for the folder of a checkpoint."""
     settings = EngineSettings(kv_cache_mib=kv_cache_mib)
     if name not in SHAPES:
+        # Imported here: a shape needs none of what reads checkpoints.
+        from refrag.model.checkpoint import load_decoder
+        from refrag.model.tokenizers import load_decoder_tokenizer
+
         folder = Path(name)
         window = RefragConfig.load(folder).max_prompt_slots
         return Subject(load_decoder(folder), load_decoder_tokenizer(folder), window, settings)

@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ENGINE",
         help="folder that trtllm-build has written, to decode in the place of torch: the ensemble refrag_trtllm",
     )
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="build TensorRT plans of encoder and projector, where tensorrt is installed, else the script that does",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,11 +71,14 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.retrieval or arguments.passage_encoder is not None,
             arguments.passage_encoder,
             arguments.tensorrt_llm,
+            arguments.tensorrt,
         )
     except OSError as error:
         raise SetupError(f"{arguments.repository} cannot be filled: {error}") from error
     for parity in parities:
         print(parity)
+    if arguments.tensorrt:
+        print_plans(arguments.repository)
     print(f"{arguments.repository} is ready to serve ({arguments.precision})")
     for note in _retrieval_notes(arguments.repository):
         print(note)
@@ -89,3 +97,13 @@ def _retrieval_notes(repository: Path) -> list[str]:
     if find_spec("lancedb") is None:
         notes.append("collections need lancedb, which is not installed here: pip install 'refrag[retrieval]'")
     return notes
+
+
+def print_plans(repository: Path) -> None:
+    """Tell where the plans are, or how to build them."""
+    from refrag.export.tensorrt import SCRIPT, has_tensorrt
+
+    if has_tensorrt():
+        print("TensorRT plans are built for this machine's GPU; serve them with --model-config-name tensorrt_plan")
+    else:
+        print(f"tensorrt is not installed here: {repository / SCRIPT} builds the plans where trtexec is")

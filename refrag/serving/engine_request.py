@@ -15,6 +15,7 @@ from refrag.errors import InvalidRequest
 from refrag.request import SamplingParams
 from refrag.serving.decoder_request import RequestDefaults, read_request
 from refrag.serving.engine_answers import Announcement
+from refrag.serving.evidence import INPUTS as EVIDENCE_INPUTS
 from refrag.serving.responses import PASS_THROUGH
 from refrag.serving.tensors import Tensors, flag, integer, strings, text
 from refrag.serving.triton import tell
@@ -89,7 +90,9 @@ class EngineRequests:
     def _announce(self, request: DecoderRequest, inputs: Tensors) -> None:
         announcement = Announcement.of(request, flag(inputs, "streaming", default=True))
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
-        tell(self.postprocessing, request.request_id, {"answer": strings(announcement.to_json()), **passed_through})
+        evidence = {name: np.array(inputs[name]) for name in EVIDENCE_INPUTS if name in inputs}
+        message = {"answer": strings(announcement.to_json()), **passed_through, **evidence}
+        tell(self.postprocessing, request.request_id, message)
 
 
 def refuse_unavailable(request: DecoderRequest, policy: str | None, facts: EngineFacts) -> None:

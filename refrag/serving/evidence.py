@@ -10,6 +10,8 @@ from refrag.serving.tensors import Tensors, integer
 
 # C chunks
 
+# Inputs that tell where a request's chunks come from, and what they weigh.
+INPUTS = ("chunk_spans", "chunk_weights", "num_passages")
 # Of responses before the last, and of a request that does not tell where its chunks come from.
 NO_CITATIONS = {"citations": np.zeros((0, 3), np.int32), "passage_weights": np.zeros(0, np.float32)}
 # No request can hold more, and each one takes memory for its weight.

@@ -21,6 +21,7 @@ from refrag.decoders.tensorrt_llm import EngineFacts
 from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, RefragError, ServerUnavailable
 from refrag.serving.decoder_metrics import DecoderMetrics
 from refrag.serving.engine_answers import ENDING_SECONDS, Announcement, AnswersInFlight, EngineAnswer
+from refrag.serving.evidence import read_evidence
 from refrag.serving.periodic import Periodic
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
 from refrag.serving.stopping import StopFile
@@ -86,7 +87,9 @@ class Postprocessing:
         # Copied: a tensor's memory belongs to its request, which is gone once execute() has returned.
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         sink_type = StreamingSink if announced.streaming else CollectingSink
-        sink = sink_type(stream, Statistics(passed_through, announced.prompt_slots), self.metrics.count_unread)
+        evidence = read_evidence(inputs, passed_through["expanded_chunks"])
+        statistics = Statistics(passed_through, announced.prompt_slots, evidence)
+        sink = sink_type(stream, statistics, self.metrics.count_unread)
         return EngineAnswer.begin(request_id, announced, self.tokenizer, self.eos_ids, sink)
 
     def _read(self, answer: EngineAnswer, inputs: Tensors, stream: ResponseStream) -> None:

@@ -21,15 +21,19 @@ SETTINGS = {
     "refrag_watched": ["WatchedSettings"],
     "retriever": ["RetrieverSettings"],
     "passage_store": ["PassageStoreSettings"],
+    "engine_request": ["RequestDefaults"],
+    "postprocessing": ["PostprocessingSettings"],
 }
+# Folders of models: those of every repository, those of collections, and those around an engine of TensorRT-LLM.
+REPOSITORIES = ("model_repository", "export/variants/retrieval", "export/variants/tensorrt_llm")
+# Its parameters are those of NVIDIA's backend.
+NOT_OURS = {"tensorrt_llm"}
 CONFIGURATION = "docs/configuration.md"
-# Those that only an export with retrieval adds.
-OPTIONAL = ROOT / "export" / "variants" / "retrieval"
 
 
 def read_config(model):
-    folder = OPTIONAL if (OPTIONAL / model).is_dir() else ROOT / "model_repository"
-    text = (folder / model / "config.pbtxt").read_text()
+    [path] = [path for folder in REPOSITORIES if (path := ROOT / folder / model / "config.pbtxt").exists()]
+    text = path.read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -90,8 +94,8 @@ def test_the_parameters_of_vllm_are_there_with_their_defaults():
 
 
 def test_no_other_model_has_parameters_that_are_not_told():
-    for path in sorted([*(ROOT / "model_repository").glob("*/config.pbtxt"), *OPTIONAL.glob("*/config.pbtxt")]):
-        model = path.parent.name
+    paths = [path for folder in REPOSITORIES for path in (ROOT / folder).glob("*/config.pbtxt")]
+    for model in sorted({path.parent.name for path in paths} - NOT_OURS):
         if parameters := read_config(model).parameters:
             assert {row[0] for row in table_under(CONFIGURATION, f"### {model}")} == set(parameters)
 

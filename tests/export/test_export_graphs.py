@@ -18,7 +18,7 @@ from refrag.model.projector import Projector
 from refrag.store.signing import TAG_LENGTH
 
 GRAPHS = pytest.mark.parametrize("graph", [CHUNK_ENCODER, PROJECTOR], ids=lambda graph: graph.name)
-VARIANTS = pytest.mark.parametrize("variant", ["config.pbtxt", "configs/tensorrt.pbtxt"])
+VARIANTS = pytest.mark.parametrize("variant", ["config.pbtxt", "configs/tensorrt.pbtxt", "configs/tensorrt_plan.pbtxt"])
 TRITON_TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
 
 
@@ -119,8 +119,9 @@ def type_name(tensor) -> str:
 
 
 @GRAPHS
-def test_both_configs_promise_the_same_tensors_and_batches(graph):
-    config, variant = read_config(graph.name), read_config(graph.name, "configs/tensorrt.pbtxt")
+@VARIANTS
+def test_all_configs_promise_the_same_tensors_and_batches(graph, variant):
+    config, variant = read_config(graph.name), read_config(graph.name, variant)
     assert (config.input, config.output) == (variant.input, variant.output)
     assert config.max_batch_size == variant.max_batch_size
 

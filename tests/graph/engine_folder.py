@@ -1,4 +1,4 @@
-"""A folder as trtllm-build leaves it, for the stand-in backend: config.json, and in the place of engines our decoder."""
+"""A folder as trtllm-build leaves it, for the stand-in backend: config.json, and our decoder as the engine."""
 
 import json
 from pathlib import Path

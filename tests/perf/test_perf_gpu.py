@@ -1,0 +1,74 @@
+"""`make gpu` runs through on the CPU at tiny shapes, on a machine that has torch and transformers and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from perf.gpu import ON_GPU, TINY, compare_with_hugging_face, parts_of, run_parts
+
+ROOT = Path(__file__).parents[2]
+# What the project installs beside torch and transformers, by the names of its modules.
+ABSENT = (
+    "pydantic peft gguf tabulate markdown matplotlib onnx onnxruntime onnxscript lmdb redis accelerate tritonclient"
+)
+# A package that cannot be imported, as if it were not installed.
+HIDE = f"""
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT.split()!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+from perf.gpu import main
+main()
+"""
+
+
+def test_a_dry_run_at_tiny_shapes_shows_every_part_without_further_packages(tmp_path):
+    output = tmp_path / "gpu.json"
+    command = [sys.executable, "-c", HIDE, "--tiny", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads(output.read_text())["parts"]
+    assert list(parts) == [name for name, _ in parts_of(TINY)]
+    assert parts["equality in float32"]["share_of_equal_tokens"] == 1
+    assert parts["decoding"]["without_graphs"]["tokens_per_second"] > 0
+    [prefill] = [part for name, part in parts.items() if name.startswith("prefill")]
+    assert {row["batch"] for row in prefill["rows"]} == {1, 2}
+    assert parts["training"]["tokens_per_second"] > 0
+
+
+def test_a_part_that_fails_leaves_its_error_and_the_next_one_runs(monkeypatch, tmp_path):
+    def fail():
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("perf.gpu.parts_of", lambda plan: [("first", fail), ("second", lambda: {"figure": 1})])
+    report = run_parts(TINY, 8, tmp_path / "gpu.json")
+    assert "no such kernel" in report["parts"]["first"]["error"]
+    assert report["parts"]["second"]["figure"] == 1
+    assert json.loads((tmp_path / "gpu.json").read_text()) == report
+
+
+def test_what_the_time_does_not_suffice_for_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("perf.gpu.parts_of", lambda plan: [("late", dict)])
+    report = run_parts(TINY, -1, tmp_path / "gpu.json")
+    assert "minutes were spent" in report["parts"]["late"]["left_out"]
+
+
+def test_without_a_gpu_the_command_says_how_to_try_it(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([sys.executable, "-m", "perf.gpu"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "add --tiny" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 1.0), ("bfloat16", 0.9)])
+def test_on_a_gpu_the_engine_gives_hugging_faces_tokens(dtype, least):
+    assert compare_with_hugging_face(ON_GPU, dtype)["share_of_equal_tokens"] >= least
