@@ -44,13 +44,14 @@ class Statistics:
             "prompt_slots": int32(prompt_slots),
             **NO_CITATIONS,
         }
-        self.between = {**self.first, **RETRIEVED, "expanded_chunks": int32()}
+        self.not_retrieved = {name: RETRIEVED[name] for name in RETRIEVED if name in passed_through}
+        self.between = {**self.first, **self.not_retrieved, "expanded_chunks": int32()}
         self.last = {**self.first, **evidence.tensors(expanded)}
 
     def tensors(self, index: int, is_last: bool) -> dict[str, np.ndarray]:
         """Return those of the response with that number, from 0."""
         if is_last:
-            return self.last if index == 0 else {**self.last, **RETRIEVED}
+            return self.last if index == 0 else {**self.last, **self.not_retrieved}
         return self.between if index else self.first
 
     def with_choice(self, choice: Choice) -> "Statistics":
