@@ -31,15 +31,15 @@ class Scoring:
     """How the attention of the heads becomes one score for each chunk. Raises CheckpointError for a value out of range.
 
     query_slots: last slots of the prompt, at most, whose attention is read.
+    similarity: share of the cosine in a chunk's score, 0 to 1; the rest is the attention's.
     neighbours: how much the mean score of the chunks beside it in its passage adds to a chunk's own.
     passage: how much the best score in its passage adds.
-    similarity: share of the cosine's ranks in the choice, 0 to 1; the rest is the attention's.
     """
 
     query_slots: int = 64
-    neighbours: float = 0.3
-    passage: float = 0.3
-    similarity: float = 0.5
+    similarity: float = 0.8
+    neighbours: float = 0.5
+    passage: float = 0.5
 
     def __post_init__(self) -> None:
         if self.query_slots < 1 or self.neighbours < 0 or self.passage < 0 or not 0 <= self.similarity <= 1:

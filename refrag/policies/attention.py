@@ -43,9 +43,9 @@ def combine(
     scores: np.ndarray, weights: np.ndarray, passages: np.ndarray, similarities: np.ndarray, scoring: Scoring
 ) -> np.ndarray:
     """Return each chunk's score, of those that each head gives it.  (N, C), (N,), (C,), (C,) -> (C,)"""
-    summed = weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS)
-    ranks = _ranks(spread(summed, passages, scoring))
-    return (1 - scoring.similarity) * ranks + scoring.similarity * _ranks(similarities)
+    attended = _standardised(weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS))
+    mixed = (1 - scoring.similarity) * attended + scoring.similarity * _standardised(similarities)
+    return spread(mixed, passages, scoring)
 
 
 def shares_of_chunks(attention: ChunkAttention) -> np.ndarray:
@@ -90,11 +90,10 @@ def _shares(weights: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """Return the scores' ranks from 0, for the lowest, to 1.  (C,)"""
-    ranks = np.empty(len(scores))
-    ranks[np.argsort(scores, kind="stable")] = np.arange(len(scores))
-    return ranks / max(1, len(scores) - 1)
+def _standardised(scores: np.ndarray) -> np.ndarray:
+    """Return the scores with mean 0 and deviation 1, or all 0 if they are alike.  (C,)"""
+    standardised: np.ndarray = (scores - scores.mean()) / max(scores.std(), LEAST_DEVIATION)
+    return standardised
 
 
 POLICY = Policy("chunks that the question makes the decoder look at", "attention", select_attended)

@@ -79,7 +79,7 @@ def test_a_condition_of_another_form_is_refused(text):
         parse(text)
 
 
-@pytest.mark.parametrize("policy", ["learned-as-served", "random"])
+@pytest.mark.parametrize("policy", ["learned-as-served", "random", "attention"])
 def test_a_compressed_prompt_is_the_pipelines(plain_models, rows, policy):
     request = make_request(rows[0], OPTIONS)
     served = policy.replace("-as-served", "")

@@ -24,7 +24,7 @@ STANDARD_ERRORS = 3.0
 FEWEST_ROWS = 20
 NEIGHBOURS = (0.0, 0.25, 0.5, 1.0)
 PASSAGE = (0.0, 0.25, 0.5)
-SIMILARITY = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75)
+SIMILARITY = (0.0, 0.5, 0.7, 0.8, 0.9)
 
 
 def find_heads(readings: Sequence[Reading], heads: AttentionHeads, digest: str) -> AttentionHeads:
@@ -54,7 +54,8 @@ def rank_heads(readings: Sequence[Reading]) -> np.ndarray:
     chance = float(np.mean([reading.budget(SHARE) / len(reading.passages) for reading in readings]))
     kept = np.ones(hits.shape[1], bool)
     for half in (hits[::2], hits[1::2]):
-        kept &= half.mean(0) >= chance + STANDARD_ERRORS * math.sqrt(0.25 / len(half))
+        error = math.sqrt(chance * (1 - chance) / len(half))
+        kept &= half.mean(0) >= chance + STANDARD_ERRORS * error
     order = np.argsort(-hits.mean(0), kind="stable")
     ranked: np.ndarray = order[kept[order]]
     return ranked
@@ -62,9 +63,9 @@ def rank_heads(readings: Sequence[Reading]) -> np.ndarray:
 
 def find_by_head(reading: Reading) -> np.ndarray:
     """Return for each head whether its own best chunks hold some of the evidence.  (N,)"""
-    budget = max(1, reading.budget(SHARE))
-    lowest = np.partition(reading.scores, -budget, axis=1)[:, -budget]
-    found: np.ndarray = reading.scores[:, reading.evidence].max(1) >= lowest
+    best = reading.scores[:, reading.evidence].max(1, keepdims=True)
+    # Those that score alike count too: a head that sees no chunk gives all the same score, and finds nothing.
+    found: np.ndarray = (reading.scores >= best).sum(1) <= reading.budget(SHARE)
     return found
 
 

@@ -19,7 +19,9 @@ from refrag.model.attention_heads import AttentionHeads, digest_weights
 from refrag.reporting import table
 
 KIND = "heads"
-FOUND, DEFAULT, ALONE = "attention", "attention, all heads of the middle layers", "attention alone, without similarity"
+FOUND, DEFAULT = "attention", "attention, all heads of the middle layers"
+# What each half of the scores is worth by itself: share of the similarity by row.
+PARTS = {"attention, without similarity": 0.0, "attention, similarity alone": 1.0}
 
 
 def search(
@@ -32,13 +34,21 @@ def search(
     if not 1 <= num_held_out < len(rows):
         raise InvalidRequest(f"num_held_out is {num_held_out} of {len(rows)} rows; it must be at least 1 and not all")
     reader = Reader(folder, num_passages, seed)
-    decoder = reader.checkpoint.decoder
     teaching = list(reader.read(rows[:-num_held_out], is_compared=False))
-    found = find_heads(teaching, reader.heads, digest_weights(decoder))
     judging = list(reader.read(rows[-num_held_out:], is_compared=True))
+    return learn(reader, teaching, judging)
+
+
+def learn(
+    reader: Reader, teaching: Sequence[Reading], judging: Sequence[Reading]
+) -> tuple[AttentionHeads, dict[str, Any]]:
+    """Return the heads found on the first readings, and a report of how often they find the evidence in the others."""
     if not judging:
         raise InvalidRequest("no held-out row has known evidence and enough chunks; raise num_held_out")
-    provenance = {**_describe(), "num_rows": len(teaching), "num_passages": num_passages, "seed": seed}
+    decoder = reader.checkpoint.decoder
+    found = find_heads(teaching, reader.heads, digest_weights(decoder))
+    about = {"num_rows": len(teaching), "num_passages": reader.num_passages, "seed": reader.seed}
+    provenance = {**_describe(), **about}
     recalls = _compare(judging, reader.heads, {FOUND: found, DEFAULT: AttentionHeads.default(decoder)})
     report = {"kind": KIND, **provenance, "num_held_out": len(judging), "scoring": asdict(found.scoring)}
     return replace(found, provenance=provenance), {**report, "heads": list(found.heads), "recall": recalls}
@@ -67,8 +77,12 @@ def _compare(
     """Return how often each set of heads, and each other policy, finds the evidence, by share of the chunks."""
     number_of = {head: number for number, head in enumerate(read.heads)}
     recalls: dict[str, dict[str, Any]] = {}
-    for name, heads in [*sets.items(), (ALONE, sets[FOUND])]:
-        scoring = replace(heads.scoring, similarity=0.0) if name == ALONE else heads.scoring
+    parts = {
+        name: replace(sets[FOUND], scoring=replace(sets[FOUND].scoring, similarity=share))
+        for name, share in PARTS.items()
+    }
+    for name, heads in {**sets, **parts}.items():
+        scoring = heads.scoring
         numbers = np.array([number_of[head] for head in heads.heads])
         recalls[name] = {f"{share:g}": _estimate(finds(readings, numbers, scoring, share)) for share in SHARES}
     for policy in OTHER_POLICIES:
