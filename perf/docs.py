@@ -19,6 +19,7 @@ from examples.demo import markdown_table as demo_table
 from perf import engine, leaving, load, peers, scale, sizing, source_map, store, ttft
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
+from refrag.evaluation.heads.report import render_recall
 from refrag.evaluation.questions.summary import render_briefly
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
@@ -136,6 +137,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "store": (RESULTS / "store.json", store.markdown),
     "leaving": (RESULTS / "leaving.json", with_source(leaving.markdown)),
     "sizing": (RESULTS / "sizing.json", sizing.markdown),
+    "heads": (PAIR / "heads.json", with_source(render_recall)),
     "xquad": (PAIR / "questions" / "xquad.json", questions),
     "answers": (WORLD / "evaluation.json", partial(evaluation_table, table_name="answers")),
     "tasks": (WORLD / "evaluation.json", partial(markdown_tasks, table_name="answers", names=TASK_ROWS)),

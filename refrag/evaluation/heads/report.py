@@ -56,11 +56,15 @@ def learn(
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown."""
+    return f"`{report['command']}` at {report['commit']} on {report['machine']}\n\n{render_recall(report)}"
+
+
+def render_recall(report: Mapping[str, Any]) -> str:
+    """Return what was judged, and how often each policy found the evidence."""
     lines = [
         [policy, *(_cell(by_share[f"{share:g}"]) for share in SHARES)] for policy, by_share in report["recall"].items()
     ]
     return (
-        f"`{report['command']}` at {report['commit']} on {report['machine']}\n\n"
         f"{len(report['heads'])} heads found on {report['num_rows']} rows. Share of {report['num_held_out']} other "
         "rows, in %, in which some of the evidence is among the expanded chunks:\n\n"
         + table(["policy", *(f"{share:.0%} of the chunks" for share in SHARES)], lines)
