@@ -63,8 +63,10 @@ def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -
         sources=Sources(locate(read.chunks.passages, read.spans), len(request.passages)),
     )
     if request.history:
-        return _add_history(context, request, chunker, limits)
-    return _give_way(context, chunker, limits) if request.expansion.gives_way else context
+        context = _add_history(context, request, chunker, limits)
+    if request.expansion.gives_way and context.max_prompt_slots is None:
+        context = _give_way(context, chunker, limits)
+    return context
 
 
 def _give_way(context: PreparedContext, chunker: Chunker, limits: ContextLimits) -> PreparedContext:
@@ -108,7 +110,8 @@ def _add_history(
 
 def _most_slots(request: Request, window: int, limits: ContextLimits) -> int:
     """Return the slots that a prompt with earlier turns may take."""
-    asked = request.expansion.max_prompt_slots
-    left = window - limits.answer_tokens
+    asked, left = request.expansion.max_prompt_slots, window - limits.answer_tokens
+    if asked is None:
+        return left
     # More than the window is refused where the budget is computed, with or without earlier turns.
-    return left if asked is None else asked if asked > window else min(left, asked)
+    return asked if asked > window else min(left, asked)
