@@ -30,7 +30,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store gpu docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,9 @@ gpu: ## everything that a GPU has to show, in under nine minutes → build/gpu.j
 
 bench-store: install ## the store of chunk vectors: lookups, indexing, time to first token → perf/results/store.json
 	$(BIN)/python -m perf.store --output perf/results/store.json
+
+bench-retrieval: install ## collections: indexing, searching, where an answer's time goes → perf/results/retrieval.json
+	$(BIN)/python -m perf.retrieval --output perf/results/retrieval.json
 
 docs: install ## bring the figures, lists and drawings in README.md and docs/ up to date
 	$(BIN)/python -m perf.docs

@@ -59,7 +59,7 @@ def widen(checkpoint: Path, target: Path, window: int, chunk_size: int | None = 
 
 
 @contextmanager
-def serve(repository: Path, collections: Path | None = None, **store: object) -> Iterator[EmbeddedServer]:
+def serve(repository: Path, collections: Path | None = None, /, **store: object) -> Iterator[EmbeddedServer]:
     """Serve on free ports; `store` holds variables of refrag.store.settings by name, without their prefix.
 
     collections: folder of collections, for a repository that has them.

@@ -222,7 +222,7 @@ def test_a_folder_of_texts_goes_in_under_its_paths(served, collections, tmp_path
     (tmp_path / "harbour").mkdir()
     (tmp_path / "harbour" / "tides.md").write_text("Two tides a day.\n\n" + "Nobody counts them. " * 120)
     run_cli(served, "index", tmp_path, "--collection", "folder", "--json")
-    [hit] = collections.search("folder", "tides", 1, search_mode="text")
+    [hit] = collections.search("folder", "two a day", 1, search_mode="text")
     assert (hit.id, hit.title) == ("harbour/tides.md#1", "harbour/tides.md")
     assert hit.metadata == {"source": "harbour/tides.md"}
     collections.drop("folder")
@@ -254,6 +254,7 @@ def test_the_commands_of_the_page_do_what_they_are_there_for(block, served, tmp_
     assert "parrot" in run_block(block, code, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_replica_answers_from_the_collections_of_another_and_changes_none(rag_repository, served, filled, tmp_path):
     """Both know the same folder; the other one writes."""
     question = "Who keeps a parrot?"
@@ -273,6 +274,7 @@ def test_a_server_without_collections_says_so(server):
         client.generate("Who?", collection="world")
 
 
+@pytest.mark.slow
 def test_words_alone_are_searched_where_there_is_no_sentence_encoder(tmp_path, request, capsys):
     repository = tmp_path / "repository"
     checkpoint = str(request.config.rootpath / WORLD)
