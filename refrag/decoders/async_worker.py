@@ -17,7 +17,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from refrag.decoders.base import DecoderRequest, DecoderStats, Delta, Observe, Sink
-from refrag.decoders.in_flight import RequestIds
+from refrag.engine.in_flight import RequestIds
 from refrag.engine.answer import Answer, Pick
 from refrag.errors import Cancelled, DeadlineExceeded, Overloaded, RefragError, ServerUnavailable
 

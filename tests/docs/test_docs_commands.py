@@ -16,6 +16,7 @@ NEEDS = {
     "packages": "installing packages, and models that are downloaded",
     "root": "installing packages of the system",
     "nginx": "a proxy of the system",
+    "network": "a package registry, and gigabytes from it",
     "aiperf": "a tool that has an environment of its own",
 }
 # Tiny, and one step: other tests check that training learns.
