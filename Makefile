@@ -30,7 +30,7 @@ COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --bl
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check frameworks format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -117,6 +117,11 @@ check: install ## formatting, lint, types, who imports whom, and the generated d
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m perf.docs --check
+
+# They hold packages back that ours need newer, so they have an environment of their own.
+frameworks: $(INSTALLED) ## LangChain, LlamaIndex, Haystack and LiteLLM, which tests/graph/test_graph_frameworks.py asks with → build/frameworks
+	$(PYTHON3) -m venv build/frameworks
+	build/frameworks/bin/pip install --quiet --requirement examples/frameworks/requirements.txt
 
 format: install ## format the code
 	$(BIN)/ruff format .

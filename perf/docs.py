@@ -24,6 +24,7 @@ from refrag.evaluation.questions.summary import render_briefly
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.reporting import table
+from refrag_client.openai.settings import EndpointSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, WORLD, PAIR = ROOT / "perf" / "results", ROOT / "checkpoints" / "world", ROOT / "checkpoints" / "smollm2"
@@ -111,6 +112,16 @@ def serve_options() -> str:
     return table(["option", "default", "meaning"], rows, num_text=3)
 
 
+def openai_options() -> str:
+    """Return a table of the options of `refrag openai` with their defaults."""
+    rows = []
+    for option in fields(EndpointSettings):
+        default = " ".join(option.default) if option.metadata["is_repeated"] else option.default
+        shown = "none" if default in ("", None) else default
+        rows.append([f"`--{option.name.replace('_', '-')}`", shown, option.metadata["help"]])
+    return table(["option", "default", "meaning"], rows, num_text=3)
+
+
 def source_line(report: Report) -> str:
     return f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
 
@@ -149,6 +160,7 @@ FROM_SOURCE: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "headline": headline,
     "serve": serve_options,
+    "openai": openai_options,
     "imports": source_map.draw_imports,
     "files": source_map.list_files,
 }

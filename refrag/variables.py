@@ -22,6 +22,8 @@ KNOWN = (
     GRAPH_KEY,
     STOP_FILE,
     FORWARDED_HEADERS,
+    # Of `refrag openai`, which may run in the same environment.
+    "REFRAG_API_KEYS",
     # One for each setting of the store; a test holds them to refrag/store/settings.py.
     "REFRAG_STORE_MEMORY_MIB",
     "REFRAG_STORE_DISK_PATH",

@@ -44,6 +44,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.metadata: dict[str, str] = {}
         self.store: Callable[[str, dict[str, np.ndarray]], tuple[dict, dict[str, np.ndarray]]] | None = None
         self._stopped = threading.Condition()
+        self._asked = threading.Condition()
+        self._released = threading.Event()
 
     def ModelReady(self, request, context):
         return service_pb2.ModelReadyResponse(ready=self.is_model_ready and request.name == "refrag")
@@ -58,7 +60,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self._stopped.notify_all()
             yield final_response()
         else:
-            self.requests.append(request)
+            with self._asked:
+                self.requests.append(request)
+                self._asked.notify_all()
             yield from self.reply(self, request)
 
     def ModelInfer(self, request, context):
@@ -72,14 +76,26 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         response = service_pb2.ModelInferResponse()
         defaults = {
             "next_cursor": np.zeros(0, np.uint8),
-            "read_digests": np.zeros((0, 16), np.uint8),
-            "read_vectors": np.zeros((0, 0), np.float16),
+            "chunk_spans": np.zeros((0, 3), np.int32),
+            "chunk_vectors": np.zeros((0, 0), np.float16),
         }
         _add_output(response, "result", [json.dumps(result)])
         for name, array in {**defaults, **outputs}.items():
             response.outputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
             response.raw_output_contents.append(array.tobytes())
         return response
+
+    def wait_for_requests(self, count: int) -> None:
+        """Return once so many requests have come in all."""
+        with self._asked:
+            assert self._asked.wait_for(lambda: len(self.requests) >= count, WAIT_SECONDS), "nobody asked"
+
+    def release(self) -> None:
+        """Let `answer_when_released` go on."""
+        self._released.set()
+
+    def wait_for_release(self) -> None:
+        assert self._released.wait(WAIT_SECONDS), "nobody released it"
 
     def wait_for_stop(self, request_id: str) -> None:
         with self._stopped:
@@ -92,6 +108,16 @@ def answer_in_pieces(fake, request):
     yield final_response()
 
 
+def answer_over_passages(fake, request):
+    """Cite all passages but every second one, in two spans each."""
+    count = len(read_inputs(request).get("passages", ()))
+    spans = tuple((number, *place) for number in range(0, count, 2) for place in ((0, 3), (4, 9)))
+    for index, word in enumerate(WORDS):
+        reason = "stop" if index == len(WORDS) - 1 else ""
+        yield piece_response(word, index, reason, spans, (1 / count,) * count if count else ())
+    yield final_response()
+
+
 def answer_with_final_flag_on_data(fake, request):
     yield piece_response("Ada", 0)
     yield final_response(piece_response(" built it.", 1, "length"))
@@ -101,6 +127,13 @@ def answer_until_stopped(fake, request):
     yield piece_response("Ada", 0)
     fake.wait_for_stop(request.id)
     yield error_response("Cancelled", "the request was stopped")
+
+
+def answer_when_released(fake, request):
+    yield piece_response("Ada", 0)
+    fake.wait_for_release()
+    yield piece_response(" built it.", 1, "stop", citations=(), weights=())
+    yield final_response()
 
 
 def answer_nothing_until_stopped(fake, request):
@@ -132,6 +165,16 @@ def answer_with(**outputs: np.ndarray) -> Reply:
     return reply
 
 
+def encode_in_two_chunks(operation, inputs):
+    """A store whose texts have two chunks each: the first three characters, and the rest; none if they are empty."""
+    texts = inputs["passages"]
+    spans = [[number, *place] for number, text in enumerate(texts) if text for place in ((0, 3), (3, len(text)))]
+    outputs = {"chunk_spans": np.array(spans, np.int32).reshape(-1, 3)}
+    if operation == "encode":
+        outputs["chunk_vectors"] = np.tile(np.array([[3, 0], [0, 1]], np.float16), (len(spans) // 2, 1))
+    return {"num_tokens": 5, "num_chunks": len(spans)}, outputs
+
+
 def fail_with(message: str) -> Reply:
     def reply(fake, request):
         yield Response(error_message=message)
@@ -139,7 +182,14 @@ def fail_with(message: str) -> Reply:
     return reply
 
 
-def piece_response(text: str, index: int, finish_reason: str = "", **others: np.ndarray) -> Response:
+def piece_response(
+    text: str,
+    index: int,
+    finish_reason: str = "",
+    citations: tuple = ((1, 4, 9),),
+    weights: tuple = (0.25, 0.75),
+    **others: np.ndarray,
+) -> Response:
     """Return a piece; `others` are outputs that differ from the usual ones."""
     response = Response()
     outputs = {
@@ -156,8 +206,8 @@ def piece_response(text: str, index: int, finish_reason: str = "", **others: np.
         "num_output_tokens": [index + 1],
         "num_cut_turns": [0],
         "expanded_chunks": [2],
-        "citations": np.array([(1, 4, 9)] if finish_reason else np.zeros((0, 3)), np.int32),
-        "passage_weights": np.array([0.25, 0.75] if finish_reason else [], np.float32),
+        "citations": np.array(citations if finish_reason else (), np.int32).reshape(-1, 3),
+        "passage_weights": np.array(weights if finish_reason else (), np.float32),
     }
     for name, values in {**outputs, **others}.items():
         _add_output(response.infer_response, name, values)

@@ -17,8 +17,8 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from refrag.decoders.base import DecoderRequest, DecoderStats, Delta, Observe, Sink
-from refrag.engine.in_flight import RequestIds
 from refrag.engine.answer import Answer, Pick
+from refrag.engine.in_flight import RequestIds
 from refrag.errors import Cancelled, DeadlineExceeded, Overloaded, RefragError, ServerUnavailable
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from refrag.decoders.base import DecoderStats, Sink
-from refrag.engine.in_flight import RequestIds
 from refrag.engine.engine import Engine
+from refrag.engine.in_flight import RequestIds
 from refrag.engine.request import EngineRequest, Output
 from refrag.errors import Cancelled, RefragError, ServerUnavailable
 

@@ -1,28 +1,31 @@
 """Beside the ensemble: the store for operators. Operations on a whole tier go through it in pages, by cursor.
 
 index    passages              encode what the store lacks, and return when it is committed
+cut      passages              tell where their chunks begin and end
+encode   passages              the same, with the chunks' vectors; nothing is stored
 stats                          what each tier holds
 verify   tier, cursor          delete damaged values
 prune    tier, cursor, keep    delete vectors of encoders that are in use nowhere
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refrag.citations import locate
 from refrag.config import RefragConfig
-from refrag.context.chunking import PackedChunks
+from refrag.context.chunking import PackedChunks, ReadPassages
 from refrag.errors import InvalidRequest, Overloaded
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_bytes, strings, text, texts
 from refrag.serving.triton import infer
 from refrag.store.keys import FINGERPRINT_BYTES, EncoderIdentity
-from refrag.store.lookup import look_up, values_by_digest
+from refrag.store.lookup import Lookup, look_up, values_by_digest
 from refrag.store.settings import StoreSettings, open_store
 from refrag.store.store import GuardedTier
 from refrag.store.tiers.tier import TierError
@@ -31,6 +34,7 @@ from refrag.store.values import round_to_stored
 # C chunks, M different ones that the store lacks, L encoder tokens per chunk, E encoder width
 
 PAGE = 4096
+NO_SPANS, NO_VECTORS = np.zeros((0, 3), np.int32), np.zeros((0, 0), np.float16)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class ChunkStore:
         self.metrics = StoreMetrics(self.store, "chunk_store")
         self.operations: dict[str, Callable[[Tensors], Tensors]] = {
             "index": self._index,
+            "cut": self._cut,
+            "encode": self._encode_passages,
             "stats": self._stats,
             "verify": self._verify,
             "prune": self._prune,
@@ -80,14 +86,11 @@ class ChunkStore:
             raise InvalidRequest(
                 "the store has no tier that outlives the server; set store_disk_path or store_redis_url"
             )
-        check_bytes(inputs, ["passages"], self.settings.max_text_bytes)
-        read = self.chunker.read_passages(texts(inputs, "passages"))
-        chunks = read.chunks
-        lookup = look_up(self.store, chunks.token_ids)
+        read = self._read(inputs)
+        chunks, lookup = read.chunks, look_up(self.store, read.chunks.token_ids)
         encoded = self._encode(chunks[lookup.lacking])
-        parts = [part for part in (lookup.stored, *encoded) if len(part)]
         # Another tier may lack what one tier had, so all vectors go to all tiers.
-        vectors = np.concatenate(parts)[lookup.rows] if parts else np.zeros((0, 0), np.float16)
+        vectors = _in_order(lookup, encoded)
         are_written = self.store.put(values_by_digest(lookup.digests, vectors)), self.tokens.put(read.new_tokens)
         if not all(are_written):
             raise Overloaded("not every tier of the store could be written to; the server's log tells why; try again")
@@ -100,6 +103,20 @@ class ChunkStore:
                 "num_bytes": sum(part.nbytes for part in encoded),
             }
         )
+
+    def _cut(self, inputs: Tensors) -> Tensors:
+        read = self._read(inputs)
+        return _answer(_counts(read.chunks), chunk_spans=_places(read))
+
+    def _encode_passages(self, inputs: Tensors) -> Tensors:
+        read = self._read(inputs)
+        lookup = look_up(self.store, read.chunks.token_ids)
+        vectors = _in_order(lookup, self._encode(read.chunks[lookup.lacking]))
+        return _answer(_counts(read.chunks), chunk_spans=_places(read), chunk_vectors=vectors)
+
+    def _read(self, inputs: Tensors) -> ReadPassages:
+        check_bytes(inputs, ["passages"], self.settings.max_text_bytes)
+        return self.chunker.read_passages(texts(inputs, "passages"))
 
     def _encode(self, chunks: PackedChunks) -> list[np.ndarray]:
         """Return the chunks' vectors, FP16 (M, E), in several parts, from the ensemble's own encoder."""
@@ -155,5 +172,30 @@ def _fingerprint(value: str) -> bytes:
     return fingerprint
 
 
-def _answer(result: dict[str, Any], cursor: bytes = b"") -> Tensors:
-    return {"result": strings(json.dumps(result)), "next_cursor": np.frombuffer(cursor, np.uint8)}
+def _in_order(lookup: Lookup, encoded: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the vectors of all chunks, those that the store had and the others, FP16 (C, E)."""
+    parts = [part for part in (lookup.stored, *encoded) if len(part)]
+    return np.concatenate(parts)[lookup.rows] if parts else NO_VECTORS
+
+
+def _places(read: ReadPassages) -> np.ndarray:
+    """Return each chunk's passage, its first character and the one behind its last, INT32 (C, 3)."""
+    return locate(read.chunks.passages, read.spans)
+
+
+def _counts(chunks: PackedChunks) -> dict[str, Any]:
+    return {"num_chunks": len(chunks), "num_tokens": chunks.num_tokens}
+
+
+def _answer(
+    result: dict[str, Any],
+    cursor: bytes = b"",
+    chunk_spans: np.ndarray = NO_SPANS,
+    chunk_vectors: np.ndarray = NO_VECTORS,
+) -> Tensors:
+    return {
+        "result": strings(json.dumps(result)),
+        "next_cursor": np.frombuffer(cursor, np.uint8),
+        "chunk_spans": chunk_spans,
+        "chunk_vectors": chunk_vectors,
+    }

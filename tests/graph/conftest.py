@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from openai_endpoint import run_endpoint
 from raw_requests import PATIENCE_SECONDS
 from repository_edits import set_parameter
 from store_server import MAX_TOKENS
@@ -51,6 +52,13 @@ def server(repository):
 def client(server):
     with RefragClient(server.grpc_address, timeout_seconds=PATIENCE_SECONDS) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def base_url(server):
+    """The URL of OpenAI's endpoint before the server."""
+    with run_endpoint(server.grpc_address, f"--timeout-seconds={PATIENCE_SECONDS}") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

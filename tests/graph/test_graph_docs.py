@@ -16,7 +16,7 @@ pytestmark = pytest.mark.server
 
 HERE = "tests/graph/test_graph_docs.py"
 BLOCKS = [block for page in pages_run_by(HERE) for block in command_blocks(page, HERE)]
-SERVE = re.compile(r"(make|refrag) serve")
+SERVE, ENDPOINT = re.compile(r"(make|refrag) serve"), re.compile(r"^refrag openai$", re.MULTILINE)
 FREE_PORTS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
 # What a block prints that says that it did its work, by what it holds: the first that fits.
 SIGNS = {"curl -N": '"finish_reason":"', "--compare": "TTFT plain / compressed", "Mara Tolen": "parrot"}
@@ -36,16 +36,21 @@ def checkout(tmp_path, repository):
     return folder
 
 
-def at_server(code, server):
+def at_server(code, server, base_url):
+    code = code.replace("http://127.0.0.1:9000/v1", base_url)
     code = code.replace("127.0.0.1:8001", server.grpc_address).replace("127.0.0.1:8000", server.http_address)
     return re.sub(r"\b(refrag (?:ask|chat|summarize|index|store \w+))", rf"\1 --url {server.grpc_address}", code)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if not SERVE.search(block.code)], ids=lambda b: b.page)
-def test_a_command_or_script_does_what_it_is_there_for(block, server, checkout):
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if not (SERVE.search(block.code) or ENDPOINT.search(block.code))],
+    ids=lambda b: b.page,
+)
+def test_a_command_or_script_does_what_it_is_there_for(block, server, base_url, checkout):
     if "curl" in block.code and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    printed = run_block(block, at_server(block.code, server), checkout)
+    printed = run_block(block, at_server(block.code, server, base_url), checkout)
     assert next((sign for word, sign in SIGNS.items() if word in block.code), "") in printed
 
 
@@ -62,6 +67,20 @@ def test_a_server_starts_and_ends_as_the_pages_say(block, checkout):
         [program, *arguments[1:], *FREE_PORTS], cwd=checkout, stdout=subprocess.PIPE, text=True
     ) as run:
         is_ready = any(line.startswith("ready after") for line in run.stdout)
+        run.send_signal(signal.SIGTERM)
+    assert is_ready
+    assert run.returncode == 0
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if ENDPOINT.search(block.code)], ids=lambda b: b.page)
+def test_the_endpoint_starts_and_ends_as_the_pages_say(block, server):
+    [command] = block.commands
+    program, *arguments = command.split()
+    options = ["--port=0", f"--url={server.grpc_address}"]
+    with subprocess.Popen(
+        [Path(sys.executable).with_name(program), *arguments, *options], stdout=subprocess.PIPE, text=True
+    ) as run:
+        is_ready = any(line.startswith("ready") for line in run.stdout)
         run.send_signal(signal.SIGTERM)
     assert is_ready
     assert run.returncode == 0

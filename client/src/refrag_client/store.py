@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from refrag_client.operations import OperationsClient, strings
+from refrag_client.tensors import Response
 from refrag_client.tls import Tls
 
 
@@ -52,6 +54,25 @@ class Deletions:
     num_deleted: int
 
 
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The chunks of some texts.
+
+    spans: text, first character and the one behind the last of each chunk, INT32 (C, 3).
+    """
+
+    spans: np.ndarray
+    num_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The chunks of some texts with their vectors, FP16 (C, E), as the store keeps them."""
+
+    cut: Cut
+    vectors: np.ndarray
+
+
 class StoreClient(OperationsClient):
     """A client of the model `chunk_store` on one server, safe to share between threads. Methods raise RefragError."""
 
@@ -86,6 +107,15 @@ class StoreClient(OperationsClient):
             result["fingerprint"], result["chunk_size"], tuple(TierReport(**tier) for tier in result["tiers"])
         )
 
+    def cut(self, texts: Iterable[str]) -> Cut:
+        """Return where the chunks of the texts begin and end; nothing is encoded."""
+        return _read_cut(*self._ask("cut", passages=strings(texts)))
+
+    def encode(self, texts: Iterable[str]) -> Encoded:
+        """Return the chunks of the texts with their vectors; nothing is stored."""
+        result, response = self._ask("encode", passages=strings(texts))
+        return Encoded(_read_cut(result, response), response.array("chunk_vectors"))
+
     def verify(self, tier: str) -> Iterator[Deletions]:
         """Check every value of a tier, delete those that are damaged, and yield the counts of each page."""
         yield from self._pages("verify", tier=strings([tier]))
@@ -105,3 +135,7 @@ class StoreClient(OperationsClient):
             result, response = self._ask(operation, **inputs, **place)
             yield Deletions(**result)
             cursor = response.array("next_cursor")
+
+
+def _read_cut(result: Mapping[str, Any], response: Response) -> Cut:
+    return Cut(response.array("chunk_spans"), result["num_tokens"])

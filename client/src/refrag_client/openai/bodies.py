@@ -1,0 +1,194 @@
+"""Bodies of requests: what the endpoint takes, under the names of OpenAI's API and, beyond that, of vLLM's.
+
+A field that the server has no use for is either allowed with the values that change nothing, or unknown and refused.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from refrag_client.openai.documents import Document, read_document
+
+
+def _only(*allowed: Any) -> AfterValidator:
+    """Take the values that ask for what every answer is anyway, and null."""
+
+    def check(value: Any) -> Any:
+        # True equals 1, and no number stands for a switch.
+        if value is None or any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed
+        ):
+            return value
+        advice = f", or send {' or '.join(map(repr, allowed))}" if allowed else ""
+        raise ValueError(f"this is not to be had here; leave it out{advice}")
+
+    return AfterValidator(check)
+
+
+def _join_parts(content: Any) -> str:
+    """Return the text of a message's content: a string, or a list of text parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError("content is neither text nor a list of text parts; give one of them")
+    return "\n".join(_text_of_part(number, part) for number, part in enumerate(content))
+
+
+def _text_of_part(number: int, part: Any) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise ValueError(f'part {number} is of the type {kind}; only {{"type": "text", "text": "…"}} is read here')
+    return str(part["text"])
+
+
+def _one_text(value: Any) -> str:
+    """Return a prompt: a string, or a list of one."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str):
+        raise ValueError("a prompt is one text; token ids and several prompts are not read here")
+    return value
+
+
+def _texts(what: str) -> Callable[[Any], Any]:
+    """Return a function that takes a string or a list of them."""
+
+    def read(value: Any) -> list[str]:
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not values or not all(isinstance(each, str) for each in values):
+            raise ValueError(f"{what} is text or a list of texts; give one of them")
+        return values
+
+    return read
+
+
+def _stop_words(value: Any) -> list[str]:
+    return [] if value is None or value == [] else _texts("stop")(value)  # type: ignore[no-any-return]
+
+
+Documents = list[Annotated[Document, BeforeValidator(read_document)]]
+Neutral = Annotated[Any, _only(0)]
+Off = Annotated[Any, _only(False)]
+# What callers name things by, which changes no answer.
+Label = Annotated[str | None, Field(default=None)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    continuous_usage_stats: Off = None
+    include_obfuscation: Off = None
+
+
+class RefragOptions(Body):
+    """Options that no other server has. return_chunks: tell which chunks were expanded."""
+
+    expand_fraction: float | None = None
+    max_prompt_slots: int | None = None
+    policy: str | None = None
+    deadline_ms: int | None = None
+    whole_history: bool | None = None
+    return_chunks: bool = False
+
+
+class Message(Body):
+    """One message; what only answers have is taken as well, since callers send those back, and is not read."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_join_parts)]
+    name: Label = None
+    refusal: Annotated[Any, _only()] = None
+    audio: Annotated[Any, _only()] = None
+    function_call: Annotated[Any, _only()] = None
+    tool_calls: Annotated[Any, _only([])] = None
+    annotations: list[Any] | None = None
+    citations: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_role(self) -> "Message":
+        if self.role != "assistant" and (self.annotations or self.citations):
+            raise ValueError("only an assistant's message has annotations and citations; leave them out")
+        return self
+
+
+class GenerationBody(Body):
+    """What both kinds of generation take."""
+
+    model: str | None = None
+    documents: Documents | None = None
+    refrag: RefragOptions | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None
+    stop: Annotated[list[str], BeforeValidator(_stop_words)] = Field(default_factory=list)
+    repetition_penalty: float | None = None
+    priority: int | None = None
+    ignore_eos: bool | None = None
+    user: Label = None
+    n: Annotated[Any, _only(1)] = None
+    best_of: Annotated[Any, _only(1)] = None
+    echo: Off = None
+    use_beam_search: Off = None
+    presence_penalty: Neutral = None
+    frequency_penalty: Neutral = None
+    min_p: Neutral = None
+    logit_bias: Annotated[Any, _only({})] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "GenerationBody":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for streams; leave it out, or send stream = true")
+        return self
+
+
+class ChatBody(GenerationBody):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Neutral = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
+    service_tier: Annotated[Any, _only("auto", "default")] = None
+    store: Off = None
+    modalities: Annotated[Any, _only(["text"])] = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+    tools: Annotated[Any, _only([])] = None
+    tool_choice: Annotated[Any, _only("none", "auto")] = None
+    parallel_tool_calls: bool | None = None
+
+
+class CompletionBody(GenerationBody):
+    """The body of /v1/completions. logprobs: 0 tells the chosen token's alone, and no others are to be had."""
+
+    prompt: Annotated[str, BeforeValidator(_one_text)]
+    logprobs: Neutral = None
+    suffix: Annotated[Any, _only("")] = None
+
+
+class EmbeddingBody(Body):
+    """The body of /v1/embeddings."""
+
+    model: str | None = None
+    input: Annotated[list[str], BeforeValidator(_texts("input"))]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[Any, _only()] = None
+    user: Label = None
+
+
+class ChunksBody(Body):
+    """The body of /v1/chunks."""
+
+    model: str | None = None
+    documents: Documents

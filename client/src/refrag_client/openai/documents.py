@@ -1,0 +1,63 @@
+"""Documents of a request, in the forms that vLLM and Cohere take: text, {id, title, text}, or {id, data}."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from refrag_client.errors import InvalidRequest
+from refrag_client.passages import text_of
+
+# What an object may have beside `data`, which then holds all the rest.
+WITH_DATA = {"id", "data"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A passage with what its caller knows it by. The decoder reads `text` alone.
+
+    fields: all that the caller sent, for the citations.
+    """
+
+    text: str
+    id: str | None = None
+    title: str | None = None
+    url: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def name(self, number: int) -> str:
+        """Return its id, or the one that the `number`-th document of a request has without one."""
+        return f"doc:{number}" if self.id is None else self.id
+
+
+def read_document(value: Any) -> Document:
+    """Return the document that a JSON value stands for; raise ValueError that says what is wrong with it."""
+    if isinstance(value, str):
+        return Document(value, fields={"text": value})
+    if not isinstance(value, dict):
+        raise ValueError(f"a document is text or an object with text, not {type(value).__name__}")
+    fields = _fields_of(value)
+    try:
+        text = text_of("the document", fields)
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from None
+    known = {name: _text_or_none(name, {**fields, **value}) for name in ("id", "title", "url")}
+    return Document(text, fields=fields, **known)
+
+
+def _fields_of(value: dict[str, Any]) -> dict[str, Any]:
+    if "data" not in value:
+        return {name: each for name, each in value.items() if name != "id"}
+    if unknown := sorted(set(value) - WITH_DATA):
+        raise ValueError(f"a document with data has id beside it, and not {', '.join(unknown)}; put it into data")
+    data = value["data"]
+    if isinstance(data, str):
+        return {"text": data}
+    if not isinstance(data, dict):
+        raise ValueError("data of a document is neither text nor an object; give one of them")
+    return data
+
+
+def _text_or_none(name: str, fields: dict[str, Any]) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} of a document is {str(value)[:40]}; give text, or leave it out")
+    return value

@@ -1,0 +1,123 @@
+"""Translation of a request's body into the question, the passages, the earlier turns and the options of the client."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from refrag_client.openai.bodies import ChatBody, CompletionBody, GenerationBody, Message
+from refrag_client.openai.documents import Document
+from refrag_client.openai.errors import bad_field
+from refrag_client.request import GenerateOptions
+
+USER, ASSISTANT = "user", "assistant"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request in the client's terms.
+
+    asked: the field that holds the question, for messages about it.
+    """
+
+    question: str
+    documents: Sequence[Document]
+    options: GenerateOptions
+    asked: str
+    is_stream: bool
+    wants_usage: bool
+    wants_log_probs: bool
+    wants_chunks: bool
+    history: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def passages(self) -> list[str]:
+        return [document.text for document in self.documents]
+
+
+def translate_chat(body: ChatBody) -> Ask:
+    """Return what the messages ask; raise ApiError where they are no conversation that ends with a question."""
+    instructions = [message.content for message in body.messages if message.role not in (USER, ASSISTANT)]
+    turns = _join_neighbours([message for message in body.messages if message.role in (USER, ASSISTANT)])
+    if not turns or turns[-1]["role"] != USER:
+        raise bad_field("messages", "the last message must be the user's, with the question; add one")
+    *history, last = turns
+    question = "\n\n".join([*instructions, last["content"]])
+    max_tokens = _max_tokens(body)
+    return _ask(body, question, "messages", max_tokens, bool(body.logprobs), history)
+
+
+def translate_completion(body: CompletionBody) -> Ask:
+    """Return what the prompt asks."""
+    return _ask(body, body.prompt, "prompt", body.max_tokens, body.logprobs is not None, [])
+
+
+def _ask(
+    body: GenerationBody,
+    question: str,
+    asked: str,
+    max_tokens: int | None,
+    wants_log_probs: bool,
+    history: list[dict[str, str]],
+) -> Ask:
+    refrag, is_stream = body.refrag, bool(body.stream)
+    options: GenerateOptions = {
+        "max_tokens": max_tokens,
+        "min_tokens": _min_tokens(body, max_tokens),
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        # Two's complement: OpenAI's seeds may be negative.
+        "seed": None if body.seed is None else body.seed % 2**64,
+        "stop_words": body.stop,
+        "repetition_penalty": body.repetition_penalty,
+        "priority": body.priority,
+        "log_probs": wants_log_probs or None,
+        # Each token's text comes with its own response only.
+        "stream": is_stream or wants_log_probs,
+    }
+    if refrag is not None:
+        options |= {
+            "expand_fraction": refrag.expand_fraction,
+            "max_prompt_slots": refrag.max_prompt_slots,
+            "policy": refrag.policy,
+            "deadline_ms": refrag.deadline_ms,
+            "whole_history": refrag.whole_history,
+        }
+    if history:
+        options["history"] = history
+    return Ask(
+        question=question,
+        documents=body.documents or [],
+        options=options,
+        asked=asked,
+        is_stream=is_stream,
+        wants_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+        wants_log_probs=wants_log_probs,
+        wants_chunks=refrag is not None and refrag.return_chunks,
+    )
+
+
+def _max_tokens(body: ChatBody) -> int | None:
+    """Return the limit under its new name or its old one."""
+    new, old = body.max_completion_tokens, body.max_tokens
+    if new is not None and old is not None and new != old:
+        raise bad_field("max_completion_tokens", f"max_completion_tokens is {new} and max_tokens {old}; send one")
+    return old if new is None else new
+
+
+def _min_tokens(body: GenerationBody, max_tokens: int | None) -> int | None:
+    if not body.ignore_eos:
+        return body.min_tokens
+    if max_tokens is None:
+        raise bad_field("ignore_eos", "ignore_eos makes the answer as long as max_tokens, which is not given; add it")
+    return max_tokens
+
+
+def _join_neighbours(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Return the turns; messages of one role in a row are one."""
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        if turns and turns[-1]["role"] == message.role:
+            turns[-1]["content"] += f"\n\n{message.content}"
+        else:
+            turns.append({"role": message.role, "content": message.content})
+    return turns

@@ -1,0 +1,360 @@
+"""Errors of the OpenAI-compatible endpoint: what is wrong is named, who may not ask is told, nobody else notices."""
+
+import copy
+import json
+import random
+import socket
+import string
+from contextlib import closing, contextmanager
+from urllib.parse import urlsplit
+
+import endpoint as http
+import fake_triton_service as service
+import pytest
+
+from refrag_client import InvalidRequest, RefragError
+from refrag_client.openai.keys import VARIABLE, ApiKeys
+from refrag_client.openai.serving import Endpoint
+from refrag_client.openai.settings import EndpointSettings
+
+NUM_FUZZED = 1000
+VALID = {
+    http.CHAT_PATH: {
+        "model": "refrag",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Who?"},
+            {"role": "assistant", "content": "Ada."},
+            {"role": "user", "content": [{"type": "text", "text": "Who built it?"}]},
+        ],
+        "documents": [
+            "Ada built it.",
+            {"id": "b", "title": "B", "text": "Odo sings."},
+            {"id": "c", "data": {"text": "d"}},
+        ],
+        "refrag": {"expand_fraction": 0.5, "policy": "learned", "max_prompt_slots": 400, "return_chunks": True},
+        "max_completion_tokens": 8,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "seed": 1,
+        "stop": ["\n"],
+        "n": 1,
+        "logprobs": True,
+        "stream": False,
+    },
+    http.COMPLETION_PATH: {
+        "prompt": "Who built it?",
+        "documents": [{"text": "Ada built it."}],
+        "max_tokens": 8,
+        "stop": "END",
+        "logprobs": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "/v1/embeddings": {"model": "chunk_encoder", "input": ["Ada built it."], "encoding_format": "float"},
+    "/v1/chunks": {"documents": ["Ada built it."]},
+}
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A fake Triton that refuses what the real one would, in its words, and the endpoint before it."""
+    fake = service.FakeTriton()
+    fake.store = service.encode_in_two_chunks
+    server, url = service.start(fake)
+    with http.running(url, max_body_bytes=100_000) as running:
+        yield fake, running
+    server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def endpoint(shared):
+    fake, running = shared
+    fake.reply = service.answer_over_passages
+    yield running
+    assert http.post(running, http.CHAT)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "told"),
+    [
+        ({"temprature": 1}, "temprature", "is temperature meant?"),
+        ({"passages": ["a"]}, "passages", "is documents meant?"),
+        ({"expand_fraction": 0.5}, "expand_fraction", "is refrag.expand_fraction meant?"),
+        ({"refrag": {"polcy": "learned"}}, "refrag.polcy", "is policy meant?"),
+        ({"refrag": {"expand_fraction": "0.5"}}, "refrag.expand_fraction", "'0.5'"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "'user'"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "neither text nor a list"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "image_url"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "the last message must be the user's"),
+        ({"max_tokens": "5"}, "max_tokens", "valid integer"),
+        ({"max_tokens": True}, "max_tokens", "valid integer"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "send one"),
+        ({"n": 2}, "n", "send 1"),
+        ({"n": True}, "n", "send 1"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "send 0"),
+        ({"logprobs": True, "top_logprobs": 5}, "top_logprobs", "send 0"),
+        ({"tools": [{"type": "function"}]}, "tools", "not to be had here"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not to be had here"),
+        ({"seed": 2**64}, "seed", "less than"),
+        ({"stop": [1]}, "stop", "a list of texts"),
+        ({"documents": "a"}, "documents", "valid list"),
+        ({"documents": [{"id": "a"}]}, "documents[0]", "no passage among the keys"),
+        ({"documents": ["a", {"id": 1, "text": "a"}]}, "documents[1]", "id of a document is 1"),
+        ({"documents": [{"data": {"text": "a"}, "text": "b"}]}, "documents[0]", "put it into data"),
+        ({"stream_options": {"include_usage": True}}, "body", "stream_options is for streams"),
+        ({"ignore_eos": True}, "ignore_eos", "as long as max_tokens"),
+        ({"stream": "yes"}, "stream", "valid boolean"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_named(endpoint, change, param, told):
+    status, answer = http.post(endpoint, {**http.CHAT, **change})
+    assert status == 400
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["param"] == param
+    assert told in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b"[]", b"null", b'"\xff"', b"[" * 50_000, b'{"messages": NaN}'])
+def test_a_body_that_is_no_json_object_is_refused(endpoint, body):
+    status, answer = http.post(endpoint, body)
+    assert status == 400
+    assert answer["error"]["param"] in ("body", "messages")
+
+
+def test_a_text_that_is_no_unicode_is_refused(endpoint):
+    status, answer = http.post(endpoint, b'{"messages": [{"role": "user", "content": "\\ud800"}]}')
+    assert (status, answer["error"]["param"]) == (400, "messages")
+    assert "surrogate" in answer["error"]["message"]
+
+
+def test_unknown_models_and_paths_are_not_found(endpoint):
+    status, answer = http.post(endpoint, {**http.CHAT, "model": "gpt-4o"})
+    assert (status, answer["error"]["param"]) == (404, "model")
+    assert "served are refrag" in answer["error"]["message"]
+    assert http.request(endpoint, "GET", "/v1/nothing")[0] == 404
+    assert http.request(endpoint, "GET", http.CHAT_PATH)[0] == 405
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "param"),
+    [
+        (("InvalidRequest", "temperature is -1; it must be 0"), 400, "temperature"),
+        (("InvalidRequest", "stop_words holds 17 words"), 400, "stop"),
+        (("InvalidRequest", "10000 chunks are over the limit of 4096; send fewer passages"), 400, "documents"),
+        (("InvalidRequest", "policy is 'best'; allowed: learned"), 400, "refrag.policy"),
+        (("InvalidRequest", "text_input takes 9000 slots by itself"), 400, "messages"),
+        (("Overloaded", "256 requests wait already"), 429, None),
+        (("DeadlineExceeded", "the deadline passed"), 504, "refrag.deadline_ms"),
+        (("ServerUnavailable", "the server is stopping"), 503, None),
+        (("CheckpointError", "a fault"), 502, None),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_what_triton_tells_has_its_status_and_field(shared, endpoint, error, status, param, is_stream):
+    shared[0].reply = lambda fake, request: iter([service.error_response(*error)])
+    told, headers, answer = http.request(endpoint, "POST", http.CHAT_PATH, {**http.CHAT, "stream": is_stream})
+    shared[0].reply = service.answer_over_passages
+    assert (told, answer["error"]["param"]) == (status, param)
+    assert ("Retry-After" in headers) == (status in (429, 503))
+
+
+def test_a_failure_after_the_first_token_ends_the_stream_with_an_error(shared, endpoint):
+    def fail_later(fake, request):
+        yield service.piece_response("Ada", 0)
+        yield service.error_response("DeadlineExceeded", "the deadline passed")
+
+    shared[0].reply = fail_later
+    first, last = http.post_stream(endpoint, http.CHAT)
+    shared[0].reply = service.answer_over_passages
+    assert first["choices"][0]["delta"]["content"] == "Ada"
+    assert last["error"]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_body_beyond_the_limit_is_refused_and_its_sender_hears_why(endpoint, is_declared):
+    body = json.dumps({**http.CHAT, "documents": ["x" * 100_000]}).encode()
+    with closing(http.connect(endpoint)) as connection:
+        headers = {"Content-Length": str(len(body))} if is_declared else {}
+        content = body if is_declared else iter([body[:50_000], body[50_000:]])
+        connection.request("POST", http.CHAT_PATH, content, {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    assert (response.status, answer["error"]["param"]) == (413, "body")
+
+
+def test_nobody_without_a_key_gets_in(url, fake, tmp_path, monkeypatch):
+    fake.reply = service.answer_over_passages
+    (tmp_path / "keys").write_text("# of the team\nsesame\n\nother-key\n")
+    monkeypatch.setenv(VARIABLE, "third, fourth")
+    with http.running(url, api_keys=tmp_path / "keys") as endpoint:
+        for key in ("sesame", "other-key", "third", "fourth"):
+            assert http.post(endpoint, http.CHAT, headers={"Authorization": f"Bearer {key}"})[0] == 200
+        for header in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "sesame"},
+            {"Authorization": "Bearer é"},
+        ):
+            status, headers, answer = http.request(endpoint, "POST", http.CHAT_PATH, http.CHAT, header)
+            assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+            assert headers["WWW-Authenticate"] == "Bearer"
+        assert http.request(endpoint, "GET", "/v1/models")[0] == 401
+        assert http.request(endpoint, "GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(("content", "told"), [("# none\n", "holds no key"), (None, "No such file")])
+def test_a_file_without_keys_does_not_open_the_endpoint(tmp_path, content, told):
+    if content is not None:
+        (tmp_path / "keys").write_text(content)
+    with pytest.raises(InvalidRequest, match=told):
+        ApiKeys.read(tmp_path / "keys", {})
+
+
+def test_other_origins_are_let_in_only_where_they_are_named(url, endpoint):
+    origin = {"Origin": "https://example.org"}
+    assert "access-control-allow-origin" not in http.request(endpoint, "GET", "/v1/models", headers=origin)[1]
+    with http.running(url, cors_origin=("https://example.org",)) as open_to_one:
+        _, headers, _ = http.request(open_to_one, "GET", "/v1/models", headers=origin)
+        assert headers["access-control-allow-origin"] == "https://example.org"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_caller_who_leaves_stops_the_decoder(shared, endpoint, is_stream):
+    fake = shared[0]
+    fake.reply, num_before = service.answer_until_stopped, len(fake.requests)
+    host, port = urlsplit(endpoint.url).netloc.split(":")
+    body = json.dumps({**http.CHAT, "stream": is_stream}).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST {http.CHAT_PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        if is_stream:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        else:
+            fake.wait_for_requests(num_before + 1)
+    fake.wait_for_stop(fake.requests[-1].id)
+    fake.reply = service.answer_over_passages
+
+
+def test_more_requests_than_allowed_are_turned_away_for_a_moment(url, fake):
+    fake.reply = service.answer_until_stopped
+    with http.running(url, max_requests=1) as endpoint, closing(http.connect(endpoint)) as first:
+        first.request(
+            "POST", http.CHAT_PATH, json.dumps({**http.CHAT, "stream": True}), {"Content-Type": "application/json"}
+        )
+        assert first.getresponse().readline().startswith(b"data: ")
+        status, headers, answer = http.request(endpoint, "POST", http.CHAT_PATH, http.CHAT)
+        assert (status, headers["Retry-After"], answer["error"]["code"]) == (429, "1", "overloaded")
+        first.sock.shutdown(socket.SHUT_RDWR)
+        fake.wait_for_stop(fake.requests[-1].id)
+
+
+@contextmanager
+def stopping(url, **options):
+    """An endpoint that stops while a stream is on its way, of which the first part has come; its response."""
+    body = json.dumps({**http.CHAT, "stream": True})
+    with http.running(url, **options) as endpoint, closing(http.connect(endpoint)) as connection:
+        connection.request("POST", http.CHAT_PATH, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: ")
+        endpoint.should_exit = True
+        address = connection.sock.getpeername()
+        while is_listened_on(address):
+            pass
+        yield response
+
+
+def is_listened_on(address):
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(address) == 0
+
+
+def test_a_stopping_endpoint_lets_answers_end(url, fake):
+    fake.reply = service.answer_when_released
+    with stopping(url) as response:
+        fake.release()
+        assert response.read().endswith(b"data: [DONE]\n\n")
+
+
+def test_answers_that_outlast_the_drain_are_told(url, fake):
+    fake.reply = service.answer_until_stopped
+    with stopping(url, drain_seconds=0.1) as response:
+        assert b"the endpoint is stopping" in response.read()
+    fake.wait_for_stop(fake.requests[-1].id)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"port": -1}, "port is -1"),
+        ({"max_requests": 0}, "max_requests is 0"),
+        ({"drain_seconds": float("inf")}, "drain_seconds is inf"),
+        ({"model": ()}, "model is empty"),
+        ({"tls_key": "key.pem"}, "belong together"),
+    ],
+)
+def test_settings_that_are_not_allowed_are_named(options, told):
+    with pytest.raises(InvalidRequest, match=told):
+        EndpointSettings(**options)
+
+
+def test_a_port_that_is_taken_and_a_certificate_that_is_none_are_told(url, tmp_path):
+    connection = {"url": url}
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken, pytest.raises(RefragError, match="cannot listen on"):
+        Endpoint(EndpointSettings(port=taken.getsockname()[1]), connection, print)
+    (tmp_path / "no.pem").write_text("nothing")
+    settings = EndpointSettings(port=0, tls_certificate=tmp_path / "no.pem", tls_key=tmp_path / "no.pem")
+    with pytest.raises(InvalidRequest, match="do not fit"):
+        Endpoint(settings, connection, print)
+
+
+NONSENSE = (None, True, -1, 2**70, 1e308, "", "x" * 50_000, "\u202e\0", [], [[]], {}, {"a": {}}, [None] * 300)
+
+
+def spoil(rng, body):
+    """Change one to three places of a valid body."""
+    for _ in range(rng.randint(1, 3)):
+        if places := list(holders(body)):
+            spoil_one(rng, rng.choice(places))
+    return body
+
+
+def holders(value):
+    """Every object and every list that has something in it."""
+    if isinstance(value, dict | list) and value:
+        yield value
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from holders(each)
+
+
+def spoil_one(rng, holder):
+    place = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+    way = rng.randrange(4)
+    if way == 0:
+        holder[place] = copy.deepcopy(rng.choice(NONSENSE))
+    elif way == 1:
+        del holder[place]
+    elif way == 2 and isinstance(holder, dict):
+        holder["".join(rng.choices(string.ascii_lowercase, k=6))] = copy.deepcopy(rng.choice(NONSENSE))
+    elif way == 2:
+        holder.append(copy.deepcopy(rng.choice(NONSENSE)))
+    elif isinstance(holder, dict):
+        holder[place + "s"] = holder.pop(place)
+    else:
+        holder[place] = [holder[place]]
+
+
+def test_a_thousand_spoilt_bodies_are_each_refused_with_a_field_or_answered(endpoint):
+    rng = random.Random("spoilt bodies")
+    refused = 0
+    for _ in range(NUM_FUZZED):
+        path, body = rng.choice(list(VALID.items()))
+        spoilt = spoil(rng, copy.deepcopy(body))
+        status, answer = http.post(endpoint, spoilt, path)
+        assert status in (200, 400, 404, 413), (spoilt, answer)
+        if status != 200:
+            refused += 1
+            assert answer["error"]["param"], (spoilt, answer)
+    assert refused > NUM_FUZZED / 2

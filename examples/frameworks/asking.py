@@ -1,0 +1,59 @@
+"""What the connectors share: one request to the endpoint by OpenAI's client, and what came of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from openai import OpenAI
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an answer; a whole answer is one. The last has citations, finish reason and usage."""
+
+    text: str
+    citations: list[Json] = field(default_factory=list)
+    finish_reason: str | None = None
+    usage: Json | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint and how to ask it. refrag: options such as expand_fraction. options: OpenAI's, such as max_tokens."""
+
+    base_url: str
+    api_key: str = "none"
+    model: str = "refrag"
+    refrag: Json = field(default_factory=dict)
+    options: Json = field(default_factory=dict)
+
+    def ask(self, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Part:
+        """Return the whole answer."""
+        answer = self._create(messages, documents, **options).model_dump()
+        choice = answer["choices"][0]
+        message = choice["message"]
+        return Part(message["content"], message["citations"], choice["finish_reason"], answer["usage"])
+
+    def stream(self, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Iterator[Part]:
+        """Yield the answer in pieces; leaving the loop stops the server."""
+        asked = {**options, "stream": True, "stream_options": {"include_usage": True}}
+        with self._create(messages, documents, **asked) as chunks:
+            for chunk in chunks:
+                yield _read_chunk(chunk.model_dump())
+
+    def _create(self, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Any:
+        client = OpenAI(base_url=self.base_url, api_key=self.api_key)
+        body = {"documents": list(documents), "refrag": self.refrag}
+        return client.chat.completions.create(
+            model=self.model, messages=list(messages), extra_body=body, **{**self.options, **options}
+        )
+
+
+def _read_chunk(chunk: Json) -> Part:
+    if not chunk["choices"]:
+        return Part("", usage=chunk["usage"])
+    [choice] = chunk["choices"]
+    delta = choice["delta"]
+    return Part(delta.get("content") or "", delta.get("citations") or [], choice["finish_reason"])
