@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from examples.demo import markdown_table as demo_table
 from perf import engine, leaving, load, peers, scale, sizing, source_map, store, ttft
@@ -116,7 +117,8 @@ def openai_options() -> str:
     """Return a table of the options of `refrag openai` with their defaults."""
     rows = []
     for option in fields(EndpointSettings):
-        default = " ".join(option.default) if option.metadata["is_repeated"] else option.default
+        default: Any = option.default
+        default = " ".join(default) if option.metadata["is_repeated"] else default
         shown = "none" if default in ("", None) else default
         rows.append([f"`--{option.name.replace('_', '-')}`", shown, option.metadata["help"]])
     return table(["option", "default", "meaning"], rows, num_text=3)

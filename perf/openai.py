@@ -98,7 +98,7 @@ def over_http(api: AsyncOpenAI, passages: Sequence[str], num_tokens: int, is_str
     }
 
     async def ask() -> None:
-        answer = await api.chat.completions.create(
+        answer: Any = await api.chat.completions.create(
             model="refrag",
             messages=[{"role": "user", "content": QUESTION}],
             max_tokens=num_tokens,

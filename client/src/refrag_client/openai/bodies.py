@@ -64,7 +64,7 @@ def _texts(what: str) -> Callable[[Any], Any]:
 
 
 def _stop_words(value: Any) -> list[str]:
-    return [] if value is None or value == [] else _texts("stop")(value)  # type: ignore[no-any-return]
+    return [] if value is None or value == [] else _texts("stop")(value)
 
 
 Documents = list[Annotated[Document, BeforeValidator(read_document)]]

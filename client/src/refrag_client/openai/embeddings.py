@@ -45,7 +45,8 @@ def describe_chunks(cut: Cut) -> dict[str, Any]:
 
 def _normalise(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    normalised: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
+    return normalised
 
 
 def _write(vector: np.ndarray, encoding_format: Literal["float", "base64"]) -> list[float] | str:

@@ -7,6 +7,7 @@ from refrag_client.async_client import AsyncRefragClient
 from refrag_client.openai.answers import Form, Json
 from refrag_client.openai.metrics import Metrics
 from refrag_client.openai.translate import Ask
+from refrag_client.request import GenerateOptions
 
 
 class Generation:
@@ -24,9 +25,8 @@ class Generation:
 
     async def begin(self) -> None:
         """Ask, and return once the first piece is there: until then an error can still have a status."""
-        self._stream = self.client.stream(
-            self.ask.question, self.ask.passages, request_id=self.form.request_id, **self.ask.options
-        )
+        options: GenerateOptions = {**self.ask.options, "request_id": self.form.request_id}
+        self._stream = self.client.stream(self.ask.question, self.ask.passages, **options)
         self._first = await anext(self._stream)
 
     async def events(self) -> AsyncGenerator[Json, None]:

@@ -1,6 +1,7 @@
 """The endpoint's own metrics, in Prometheus' format; the models' are on Triton's port."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
@@ -16,7 +17,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        common = {"registry": self.registry}
+        common: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter(
             "refrag_openai_requests", "Requests, by route and status", ["route", "status"], **common
         )

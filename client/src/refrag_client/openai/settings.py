@@ -60,12 +60,13 @@ class EndpointSettings:
 def add_options(parser: argparse.ArgumentParser) -> None:
     for each in fields(EndpointSettings):
         flag, parse = "--" + each.name.replace("_", "-"), each.metadata["parse"]
-        shown = " ".join(each.default) if each.metadata["is_repeated"] else each.default
+        default: Any = each.default
+        shown = " ".join(default) if each.metadata["is_repeated"] else default
         help_text = f"{each.metadata['help']} (default: {shown or 'none'})"
         if each.metadata["is_repeated"]:
             parser.add_argument(flag, action="append", type=parse, help=f"{help_text}; may be repeated")
         else:
-            parser.add_argument(flag, default=each.default, type=parse, help=help_text)
+            parser.add_argument(flag, default=default, type=parse, help=help_text)
 
 
 def settings_from_arguments(arguments: argparse.Namespace) -> EndpointSettings:
@@ -73,5 +74,6 @@ def settings_from_arguments(arguments: argparse.Namespace) -> EndpointSettings:
     options = {each.name: getattr(arguments, each.name) for each in fields(EndpointSettings)}
     for each in fields(EndpointSettings):
         if each.metadata["is_repeated"]:
-            options[each.name] = tuple(options[each.name] or each.default)
+            default: Any = each.default
+            options[each.name] = tuple(options[each.name] or default)
     return EndpointSettings(**options)
