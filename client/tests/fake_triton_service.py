@@ -157,7 +157,7 @@ def answer_with_question(fake, request):
     yield final_response()
 
 
-def answer_with(**outputs: np.ndarray) -> Reply:
+def answer_with(**outputs: list | np.ndarray) -> Reply:
     def reply(fake, request):
         yield piece_response("Ada.", 0, "stop", **outputs)
         yield final_response()
@@ -188,7 +188,7 @@ def piece_response(
     finish_reason: str = "",
     citations: tuple = ((1, 4, 9),),
     weights: tuple = (0.25, 0.75),
-    **others: np.ndarray,
+    **others: list | np.ndarray,
 ) -> Response:
     """Return a piece; `others` are outputs that differ from the usual ones."""
     response = Response()

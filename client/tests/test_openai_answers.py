@@ -118,6 +118,31 @@ def test_citations_have_coheres_form_and_annotations_openais(endpoint, is_stream
     assert message["annotations"][1]["url_citation"]["title"] == "Mara"
 
 
+def test_a_collection_is_searched_and_what_it_gave_is_cited(endpoint, fake):
+    fake.reply = service.answer_with(
+        passage_ids=["a", "b"],
+        passage_titles=["", "Bridges"],
+        passage_scores=np.array([0.9, 0.5], np.float32),
+        passage_texts=["Odo naps.", "Ada built the bridge."],
+    )
+    search = {"collection": "towns", "num_passages": 2, "filter": {"year": 1931}}
+    _, answer = http.post(endpoint, {**http.CHAT, **search})
+    assert fake.requests[-1].model_name == "refrag_rag"
+    assert sent(fake)["collection"] == [b"towns"] and sent(fake)["num_passages"] == [2]
+    [citation] = answer["choices"][0]["message"]["citations"]
+    [source] = citation["sources"]
+    assert source["id"] == "b" and source["spans"] == [[4, 9]]
+    assert source["document"] == {"id": "b", "title": "Bridges", "text": "Ada built the bridge."}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"documents": ["Ada built it."], "collection": "towns"}, {"num_passages": 3}, {"filter": {"year": 1931}}]
+)
+def test_documents_and_collections_do_not_mix_and_searches_need_one(endpoint, fields):
+    status, answer = http.post(endpoint, {**http.CHAT, **fields})
+    assert status == 400 and "collection" in answer["error"]["message"]
+
+
 def test_which_chunks_were_expanded_is_told_on_request(endpoint):
     body = {**http.CHAT, "documents": DOCUMENTS, "refrag": {"return_chunks": True}}
     told = {"expanded_chunks": [2], "passage_weights": pytest.approx([1 / 3] * 3)}

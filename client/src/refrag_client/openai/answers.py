@@ -27,7 +27,7 @@ class Form:
         """Return the object of a whole answer."""
         text = "".join(piece.text for piece in pieces)
         log_probs = self._log_probs(pieces, 0) if ask.wants_log_probs else None
-        told = cite(answer, ask.documents)
+        told = cite(answer, documents_of(ask, answer))
         if self.is_chat:
             said: Json = {"message": {"role": "assistant", "content": text, "refusal": None, **told}}
         else:
@@ -38,7 +38,7 @@ class Form:
 
     def part(self, ask: Ask, piece: Piece, is_first: bool, offset: int, answer: Answer | None) -> Json:
         """Return the object of one piece, which begins at the character `offset`; with the last comes the answer."""
-        told = {} if answer is None else cite(answer, ask.documents)
+        told = {} if answer is None else cite(answer, documents_of(ask, answer))
         log_probs = self._log_probs([piece], offset) if ask.wants_log_probs else None
         said: Json
         if self.is_chat:
@@ -100,6 +100,11 @@ def _chunks(ask: Ask, answer: Answer) -> Json:
         "passage_weights": answer.passage_weights,
     }
     return {"refrag": told}
+
+
+def documents_of(ask: Ask, answer: Answer) -> Sequence[Document]:
+    """Return the documents that were sent, or those that the server retrieved from a collection."""
+    return ask.documents or [Document.retrieved(passage) for passage in answer.passages]
 
 
 def cite(answer: Answer, documents: Sequence[Document]) -> Json:

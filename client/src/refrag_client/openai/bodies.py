@@ -90,7 +90,9 @@ class RefragOptions(Body):
     expand_fraction: float | None = None
     max_prompt_slots: int | None = None
     policy: str | None = None
+    sense_tokens: int | None = None
     deadline_ms: int | None = None
+    shadow_fraction: float | None = None
     whole_history: bool | None = None
     return_chunks: bool = False
 
@@ -120,6 +122,9 @@ class GenerationBody(Body):
 
     model: str | None = None
     documents: Documents | None = None
+    collection: str | None = None
+    num_passages: int | None = None
+    filter: dict[str, Any] | None = None
     refrag: RefragOptions | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -147,6 +152,10 @@ class GenerationBody(Body):
     def _check(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for streams; leave it out, or send stream = true")
+        if self.collection is not None and self.documents:
+            raise ValueError("documents and a collection are both there; send one of them")
+        if self.collection is None and (self.num_passages is not None or self.filter is not None):
+            raise ValueError("num_passages and filter are for the search in a collection; name one, or leave them out")
         return self
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from refrag_client.answer import Passage
 from refrag_client.errors import InvalidRequest
 from refrag_client.passages import text_of
 
@@ -22,6 +23,12 @@ class Document:
     title: str | None = None
     url: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def retrieved(cls, passage: Passage) -> "Document":
+        """Return what the server has retrieved from a collection."""
+        fields = {"title": passage.title, "text": passage.text} if passage.title else {"text": passage.text}
+        return cls(passage.text, passage.id, passage.title or None, fields=fields)
 
     def name(self, number: int) -> str:
         """Return its id, or the one that the `number`-th document of a request has without one."""

@@ -71,6 +71,9 @@ def _ask(
         "repetition_penalty": body.repetition_penalty,
         "priority": body.priority,
         "log_probs": wants_log_probs or None,
+        "collection": body.collection,
+        "num_passages": body.num_passages,
+        "filter": body.filter,
         # Each token's text comes with its own response only.
         "stream": is_stream or wants_log_probs,
     }
@@ -79,7 +82,9 @@ def _ask(
             "expand_fraction": refrag.expand_fraction,
             "max_prompt_slots": refrag.max_prompt_slots,
             "policy": refrag.policy,
+            "sense_tokens": refrag.sense_tokens,
             "deadline_ms": refrag.deadline_ms,
+            "shadow_fraction": refrag.shadow_fraction,
             "whole_history": refrag.whole_history,
         }
     if history:
