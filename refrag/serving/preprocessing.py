@@ -145,7 +145,8 @@ class Preprocessing:
     def _limits(self, inputs: Tensors) -> ContextLimits:
         max_tokens = integer(inputs, "max_tokens")
         return ContextLimits(
-            answer_tokens=self.settings.default_max_tokens if max_tokens is None else max_tokens,
+            # The decoder refuses fewer than one.
+            answer_tokens=self.settings.default_max_tokens if max_tokens is None else max(1, max_tokens),
             num_chunks=self.settings.max_chunks,
             text_tokens=self.settings.history_text_tokens,
         )

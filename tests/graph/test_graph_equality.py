@@ -41,7 +41,7 @@ def test_served_tokens_equal_the_reference_on_fifty_heldout_questions(
         assert [(cited.passage, cited.start, cited.end) for cited in served.citations] == [
             tuple(row) for row in expected.citations.tolist()
         ]
-        assert served.passage_weights == pytest.approx(expected.passage_weights.tolist(), abs=1e-5)
+        assert served.passage_weights == pytest.approx(expected.passage_weights.tolist(), abs=1e-3)
 
 
 def test_expanding_everything_equals_hugging_face_generate_on_the_plain_text(client, demo_checkpoint, heldout):
