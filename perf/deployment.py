@@ -27,17 +27,18 @@ def deploy(
     chunk_size: int | None = None,
     precision: Precision = "fp32",
     has_retrieval: bool = False,
+    passage_encoder: Path | None = None,
 ) -> Path:
     """Export a copy of the checkpoint whose decoder has a window of `window` slots; return the repository in `folder`.
 
     Answers beyond the window that it was trained with mean nothing, but their times are valid; the same holds for a
     `chunk_size` other than the checkpoint's own. `precision` is that of the exported ONNX models. `has_retrieval` adds
-    collections, with the base model of the checkpoint's encoder as passage encoder if it is a sentence encoder.
+    collections, with the named passage encoder, else with the base model of the checkpoint's encoder if it is one.
     """
     copied, repository = folder / "checkpoint", folder / "repository"
     widen(checkpoint, copied, window, chunk_size)
     # The copy is whole, and names no base model.
-    encoder = find_sentence_encoder(checkpoint, None) if has_retrieval else None
+    encoder = find_sentence_encoder(checkpoint, passage_encoder) if has_retrieval else None
     export_repository(
         copied,
         repository,

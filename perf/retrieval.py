@@ -220,6 +220,11 @@ def breakdown_table(report: Report) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/smollm2"))
+    parser.add_argument(
+        "--passage-encoder",
+        type=Path,
+        help="folder of a sentence encoder (default: the base of the checkpoint's encoder)",
+    )
     parser.add_argument("--corpus", type=Path, help="JSON lines of passages (default: made of Python's documentation)")
     parser.add_argument("--num-passages", type=int, default=10_000, help="to index")
     parser.add_argument("--searches", type=int, default=200, help="of each mode and number of callers")
@@ -236,7 +241,9 @@ def main() -> None:
     questions = draw_questions(passages, options.searches, rng)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        repository = deploy(options.checkpoint, folder, options.window, has_retrieval=True)
+        repository = deploy(
+            options.checkpoint, folder, options.window, has_retrieval=True, passage_encoder=options.passage_encoder
+        )
         with serve(repository, folder / "collections", disk_path=folder / "store") as server:
             report = {
                 **describe_run("perf.retrieval"),
