@@ -72,7 +72,7 @@ def test_help_lists_every_command_with_its_line(greet, capsys):
     lines = help_lines(capsys)
     assert {"ask", "index", "store", "greet"} <= set(lines)
     assert lines["greet"].endswith("say hello")
-    assert lines["ask"].endswith("ask a question about passages")
+    assert lines["ask"].endswith("ask a question about passages or a document")
 
 
 def test_help_of_a_command_tells_its_description_and_options(greet, capsys):

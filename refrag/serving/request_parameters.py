@@ -35,6 +35,7 @@ ENSEMBLE_INPUTS = (
     "stream",
     "exclude_input_in_output",
     "deadline_ms",
+    "shadow_fraction",
 )
 # Inputs of the ensemble `refrag_rag`.
 RAG_INPUTS = (

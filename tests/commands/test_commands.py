@@ -8,7 +8,18 @@ import pytest
 
 from refrag_client.cli.main import main
 
-COMMANDS = ["check", "estimate", "evaluate", "export", "fetch", "serve", "teach", "train"]
+COMMANDS = [
+    "check",
+    "decoders",
+    "estimate",
+    "evaluate",
+    "export",
+    "fetch",
+    "heads",
+    "serve",
+    "teach",
+    "train",
+]
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:

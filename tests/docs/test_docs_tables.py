@@ -33,7 +33,8 @@ CONFIGURATION = "docs/configuration.md"
 
 def read_config(model):
     [path] = [path for folder in REPOSITORIES if (path := ROOT / folder / model / "config.pbtxt").exists()]
-    text = path.read_text()
+    # The export fills it in from the engine.
+    text = path.read_text().replace("TABLE_TYPE", "TYPE_FP16")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
