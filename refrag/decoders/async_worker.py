@@ -45,6 +45,9 @@ class StreamingEngine(Protocol):
     eos_ids: Collection[int]
     max_in_flight: int
 
+    async def try_out(self) -> None:
+        """Raise SetupError or CheckpointError if the engine cannot answer what it was opened for."""
+
     def stream(self, request: DecoderRequest, name: str) -> AsyncGenerator[Tokens, None]:
         """Yield the answer's tokens as they come, with the end-of-sequence token if there is one.
 
@@ -140,6 +143,11 @@ class AsyncWorker:
 
     async def _open(self, open_engine: Callable[[], StreamingEngine]) -> None:
         self.engine = open_engine()
+        try:
+            await self.engine.try_out()
+        except BaseException:
+            self.engine.close()
+            raise
         self.look = asyncio.create_task(self._look_for_abandoned())
 
     def _start(self, running: Running) -> None:

@@ -24,6 +24,12 @@ from refrag.model.tokenizers import load_decoder_tokenizer
 
 # S slots, D decoder width
 
+NUM_TRIED_SLOTS = 8
+# By which two log-probabilities of the same token may differ.
+TOLERANCES = {torch.float32: 0.01}
+DEFAULT_TOLERANCE = 0.3
+# vLLM's processes that have not ended by then are killed.
+END_SECONDS = 3.0
 INSTALL = "make its environment with `refrag decoders install vllm`, and name it with `refrag decoders use vllm`"
 
 
@@ -56,6 +62,34 @@ class VllmEngine:
         engine_stats.num_blocks = engine.vllm_config.cache_config.num_gpu_blocks or 0
         return cls(engine, options, embeddings, tokenizer, read_eos_ids(options), engine_stats)
 
+    async def try_out(self) -> None:
+        """Answer a prompt of ids, and the same as rows; raise SetupError or CheckpointError unless both go alike.
+
+        Some of vLLM's kernels take one type of numbers only, and end its engine at the first prompt, not at the start.
+        """
+        ids = torch.linspace(0, self.embeddings.vocab_size - 1, NUM_TRIED_SLOTS).long()
+        try:
+            by_ids = await self._likeliest({"prompt_token_ids": ids.tolist()}, "tried-ids")
+            by_rows = await self._likeliest(self._prompt(self.embeddings.weight[ids]), "tried-rows")
+        except Exception as error:
+            raise SetupError(
+                f"vLLM has started with this decoder but cannot answer: {type(error).__name__}: {error}; the server's "
+                "log has what its processes said, often that another dtype is needed"
+            ) from error
+        if abs(by_ids - by_rows) > TOLERANCES.get(self.embeddings.weight.dtype, DEFAULT_TOLERANCE):
+            raise CheckpointError(
+                "vLLM reads token ids of this decoder otherwise than their rows of its token embeddings: the likeliest "
+                f"token's log-probability is {by_ids:.3f} and {by_rows:.3f}; serve it with another decoder"
+            )
+
+    async def _likeliest(self, prompt: dict[str, Any], name: str) -> float:
+        """Return the log-probability of the likeliest token after the prompt."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=0, detokenize=False)
+        [output] = [output async for output in self.engine.generate(prompt, sampling, name)]
+        return _tokens_of(output).picks[0].log_probability or 0.0
+
     async def stream(self, request: DecoderRequest, name: str) -> AsyncGenerator[Tokens, None]:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
@@ -82,7 +116,7 @@ class VllmEngine:
         return self.engine_stats.state
 
     def close(self) -> None:
-        self.engine.shutdown()
+        self.engine.shutdown(timeout=END_SECONDS)
 
     def _prompt(self, rows: Tensor) -> dict[str, Any]:
         """Return a prompt whose every slot is an embedding, so that blocks of the KV cache are found by their content.

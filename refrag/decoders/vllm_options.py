@@ -84,6 +84,8 @@ class EngineOptions:
             "OMP_WAIT_POLICY": "PASSIVE",
             # A RoPE reaches beyond the length it was trained on, as in the other decoders.
             "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+            # Its processes have nothing to save, and a server that stops does not wait for them for long.
+            "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }

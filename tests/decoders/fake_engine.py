@@ -66,6 +66,11 @@ class CountingEngine:
         self.last_token = last_token
         self.dropped, self.is_closed = [], False
         self.dead = False
+        self.fault = None
+
+    async def try_out(self):
+        if self.fault is not None:
+            raise self.fault
 
     async def stream(self, request, name):
         try:

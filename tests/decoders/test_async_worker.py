@@ -172,6 +172,13 @@ def test_an_engine_that_cannot_be_opened_raises_its_own_error():
         AsyncWorker(fail)
 
 
+def test_an_engine_that_cannot_answer_is_closed_and_its_error_raised(engine):
+    engine.fault = SetupError("it died of the first prompt")
+    with pytest.raises(SetupError, match="died of the first prompt"):
+        AsyncWorker(lambda: engine)
+    assert engine.is_closed
+
+
 def test_every_delta_is_observed_with_its_latency(worker, observed):
     _finished(submit(worker, 5))
     assert sum(stats.num_tokens for stats in observed) == 5
