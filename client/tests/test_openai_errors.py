@@ -1,4 +1,4 @@
-"""Errors of the OpenAI-compatible endpoint: what is wrong is named, who may not ask is told, nobody else notices."""
+"""Errors of the OpenAI-compatible endpoint: what is wrong is named, who may not ask is told, others do not notice."""
 
 import copy
 import json

@@ -46,11 +46,8 @@ class Endpoint:
     def _create(self, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Any:
         client = OpenAI(base_url=self.base_url, api_key=self.api_key)
         body = {"documents": list(documents), "refrag": self.refrag}
-        # openai's types of messages are many; the endpoint itself names what does not fit.
-        asked: list[Any] = list(messages)
-        return client.chat.completions.create(
-            model=self.model, messages=asked, extra_body=body, **{**self.options, **options}
-        )
+        asked: Json = {"model": self.model, "messages": list(messages), **self.options, **options}
+        return client.chat.completions.create(**asked, extra_body=body)
 
 
 def _read_chunk(chunk: Json) -> Part:

@@ -45,8 +45,8 @@ def describe_chunks(cut: Cut) -> dict[str, Any]:
 
 def _normalise(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalised: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
-    return normalised
+    directions: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
+    return directions
 
 
 def _write(vector: np.ndarray, encoding_format: Literal["float", "base64"]) -> list[float] | str:

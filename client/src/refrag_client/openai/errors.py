@@ -1,4 +1,4 @@
-"""Errors as the API of OpenAI has them: a status, and {"error": {message, type, param, code}} naming the field."""
+"""Errors as OpenAI has them: a status, and {"error": {message, type, param, code}}; param is the field at fault."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """The endpoint's own metrics, in Prometheus' format; the models' are on Triton's port."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
@@ -17,16 +16,19 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        common: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter(
-            "refrag_openai_requests", "Requests, by route and status", ["route", "status"], **common
+            "refrag_openai_requests", "Requests, by route and status", ["route", "status"], registry=self.registry
         )
-        self.running = Gauge("refrag_openai_running_requests", "Requests that are being answered", **common)
-        self.seconds = Histogram("refrag_openai_request_seconds", "Whole requests", ["route"], **common)
-        self.first_tokens = Histogram("refrag_openai_ttft_seconds", "Question sent to Triton to first token", **common)
-        self.output_tokens = Counter("refrag_openai_output_tokens", "Tokens of answers", **common)
-        self.prompt_slots = Counter("refrag_openai_prompt_slots", "Slots of prompts", **common)
-        self.context_tokens = Counter("refrag_openai_context_tokens", "Tokens of documents", **common)
+        self.running = Gauge(
+            "refrag_openai_running_requests", "Requests that are being answered", registry=self.registry
+        )
+        self.seconds = Histogram("refrag_openai_request_seconds", "Whole requests", ["route"], registry=self.registry)
+        self.first_tokens = Histogram(
+            "refrag_openai_ttft_seconds", "Question sent to Triton to first token", registry=self.registry
+        )
+        self.output_tokens = Counter("refrag_openai_output_tokens", "Tokens of answers", registry=self.registry)
+        self.prompt_slots = Counter("refrag_openai_prompt_slots", "Slots of prompts", registry=self.registry)
+        self.context_tokens = Counter("refrag_openai_context_tokens", "Tokens of documents", registry=self.registry)
 
     def count(self, scope: Scope, statuses: Sequence[int], seconds: float) -> None:
         """Count a request that has ended, in whichever way."""

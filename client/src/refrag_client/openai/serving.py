@@ -19,6 +19,8 @@ from refrag_client.openai.streaming import Patience
 
 # After the drain, callers whose answers were ended still have to be told.
 TELLING_SECONDS = 5
+# Longer than proxies keep an idle connection: otherwise they send requests into one that is just being closed.
+KEEP_ALIVE_SECONDS = 75
 
 
 def serve(settings: EndpointSettings, connection: Mapping[str, Any], announce: Callable[[str], None] = print) -> None:
@@ -72,6 +74,7 @@ def _configure(settings: EndpointSettings, app: Any) -> uvicorn.Config:
         server_header=False,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.drain_seconds) + TELLING_SECONDS,
     )
 
