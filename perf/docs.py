@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from examples.demo import markdown_table as demo_table
 from perf import engine, leaving, load, peers, scale, sizing, source_map, store, ttft
@@ -25,7 +24,7 @@ from refrag.evaluation.questions.summary import render_briefly
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.reporting import table
-from refrag_client.openai.settings import EndpointSettings
+from refrag_client.openai.settings import EndpointSettings, show_default
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, WORLD, PAIR = ROOT / "perf" / "results", ROOT / "checkpoints" / "world", ROOT / "checkpoints" / "smollm2"
@@ -115,12 +114,10 @@ def serve_options() -> str:
 
 def openai_options() -> str:
     """Return a table of the options of `refrag openai` with their defaults."""
-    rows = []
-    for option in fields(EndpointSettings):
-        default: Any = option.default
-        default = " ".join(default) if option.metadata["is_repeated"] else default
-        shown = "none" if default in ("", None) else default
-        rows.append([f"`--{option.name.replace('_', '-')}`", shown, option.metadata["help"]])
+    rows = [
+        [f"`--{option.name.replace('_', '-')}`", show_default(option), option.metadata["help"]]
+        for option in fields(EndpointSettings)
+    ]
     return table(["option", "default", "meaning"], rows, num_text=3)
 
 
