@@ -4,7 +4,7 @@ import heapq
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from refrag.serving.periodic import Periodic
 from refrag.serving.triton import Metric, log_info
@@ -51,6 +51,9 @@ class ShadowMetrics:
         self.gathered: deque[Comparison] = deque()
         self.skipped: deque[SkipReason] = deque()
         self.since_log: list[Comparison] = []
+        # Shown as 0 from the start, unlike the histograms, whose labels come with the requests.
+        for reason in get_args(SkipReason):
+            _skip_counter(reason)
         self.flush = Periodic("shadow-metrics", FLUSH_SECONDS, self._flush)
         self.log = Periodic("shadow-log", LOG_SECONDS, self._log_worst)
 

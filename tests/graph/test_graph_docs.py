@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from documentation import command_blocks, make_checkout, pages_run_by, read_page, run_block
+from test_graph_engine import wait_for_metric
 
 pytestmark = pytest.mark.server
 
@@ -87,11 +88,14 @@ def test_the_endpoint_starts_and_ends_as_the_pages_say(block, server):
 
 
 def test_the_metrics_are_those_that_the_page_lists(server, client):
-    client.generate("Which animal does Mara Tolen keep?", ["Mara Tolen keeps a parrot."])
+    question, passages = "Which animal does Mara Tolen keep?", ["Mara Tolen keeps a parrot."]
+    client.generate(question, passages, expand_fraction=0, shadow_fraction=1)
+    wait_for_metric(server, "refrag_shadow_agreement_count", 1)
     host, port = server.metrics_address.split(":")
     with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
         connection.request("GET", "/metrics")
         metrics = connection.getresponse().read().decode()
     served = set(re.findall(r"^# TYPE (refrag_\w+) (\w+)", metrics, re.MULTILINE))
     documented = set(re.findall(r"^\| `(refrag_\w+)` \| (\w+) \|", read_page("docs/operations.md"), re.MULTILINE))
-    assert documented == served
+    # The one of collections, which this repository has not.
+    assert documented == served | {("refrag_search_seconds", "histogram")}

@@ -54,17 +54,17 @@ def fill(page, passages=PASSAGES):
 
 
 def answers(page):
-    return page.locator("#compressed .text").inner_text(), page.locator("#plain .text").inner_text()
+    return tuple(page.locator(f"#{way} .text").inner_text().strip() for way in ("compressed", "plain"))
 
 
 def wait_for_the_end(page):
     expect(page.locator("#plain .times")).to_contain_text("whole answer")
-    expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+    expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
 
 
 def test_both_answers_stream_in_and_are_the_grpc_clients(page, client):
     fill(page)
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
     wait_for_the_end(page)
     expected = [client.generate(QUESTION, PASSAGES, expand_fraction=share, max_tokens=64) for share in (0.5, 1.0)]
     assert answers(page) == tuple(answer.text.strip() for answer in expected)
@@ -83,7 +83,7 @@ def test_both_answers_stream_in_and_are_the_grpc_clients(page, client):
 
 def test_a_chunk_tells_its_text_and_weight_to_mouse_and_keyboard(page):
     fill(page)
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
     wait_for_the_end(page)
     page.locator(".chunk").first.hover()
     expect(page.locator("#detail")).to_contain_text("Mara Tolen keeps a parrot.")
@@ -100,13 +100,13 @@ def test_the_keyboard_asks_and_stops(page):
     expect(page.get_by_role("button", name="Stop")).to_be_enabled()
     page.keyboard.press("Escape")
     expect(page.get_by_role("alert")).to_have_text("Stopped.")
-    expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+    expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
 
 
 def test_the_share_slider_is_what_is_asked_for(page):
     fill(page)
     page.get_by_label("Expand").fill("0")
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
     wait_for_the_end(page)
     assert page.locator(".chunk.expanded").count() == 0
 
@@ -116,6 +116,6 @@ def test_what_the_server_refuses_is_shown(browser, base_url):
     page.goto(base_url.removesuffix("/v1"))
     fill(page)
     page.get_by_label("Policy").fill("best")
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("policy is 'best'", timeout=1000 * PATIENCE_SECONDS)
     page.close()
