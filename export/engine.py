@@ -8,6 +8,7 @@ The hand-written files lie in variants/tensorrt_llm; what stands there in capita
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig
@@ -26,6 +27,18 @@ ENGINE_REQUEST, ENGINE, POSTPROCESSING = "engine_request", "tensorrt_llm", "post
 AROUND_ENGINE = (ENGINE_REQUEST, POSTPROCESSING)
 # The model in front of the ensemble, for callers who leave.
 WATCHED, GRAPH = "refrag_watched", "refrag_trtllm"
+
+
+@dataclass(frozen=True)
+class EngineVariant:
+    """An engine, and what the models around it must know. `of` raises CheckpointError if it is of another decoder."""
+
+    built: BuiltEngine
+    facts: EngineFacts
+
+    @classmethod
+    def of(cls, engine: BuiltEngine, checkpoint: Path, config: RefragConfig) -> "EngineVariant":
+        return cls(engine, facts_of(engine, checkpoint, config))
 
 
 def facts_of(engine: BuiltEngine, checkpoint: Path, config: RefragConfig) -> EngineFacts:

@@ -22,6 +22,7 @@ from refrag.decoders.tensorrt_llm import BuiltEngine
 from refrag.errors import CheckpointError
 from refrag.export import engine as engine_variant
 from refrag.export.calibration import Calibration, read_calibration
+from refrag.export.engine import EngineVariant
 from refrag.export.graphs import CHUNK_ENCODER, PASSAGE_ENCODER, PROJECTOR, export_chunk_encoder, export_projector
 from refrag.export.parity import Parity, check_chunk_encoder, check_projector
 from refrag.export.parts import (
@@ -109,7 +110,8 @@ def export_repository(
     with whole_checkpoint(checkpoint) as whole:
         built_engine = None if engine is None else BuiltEngine.read(engine)
         source = load_source(whole, chunk_size)
-        parities = _export(source, repository, precision, calibration, retrieval, built_engine, tensorrt)
+        around = None if built_engine is None else EngineVariant.of(built_engine, source.directory, source.config)
+        parities = _export(source, repository, precision, calibration, retrieval, around, tensorrt)
         _renew_plans(source, repository, tensorrt)
         return parities
 
@@ -132,11 +134,11 @@ def _export(
     precision: Precision,
     calibration: Path | None,
     retrieval: Retrieval | None,
-    engine: BuiltEngine | None,
+    engine: EngineVariant | None,
     tensorrt: bool,
 ) -> list[Parity]:
     chunks = _read_calibration(source, precision, calibration)
-    add_missing_models(repository, retrieval, engine)
+    add_missing_models(repository, retrieval, None if engine is None else engine.built)
     # Inside a model's folder: Triton reads only numbered sub-folders there, and renames need one file system.
     with tempfile.TemporaryDirectory(dir=repository / CHUNK_ENCODER.name, prefix=".export-") as scratch:
         built, replaced = Path(scratch, "built"), Path(scratch, "replaced")
@@ -215,7 +217,7 @@ def build_graphs(source: Source, built: Path, precision: Precision, chunks: Cali
     return parities
 
 
-def build_parts(source: Source, built: Path, arithmetic: str, engine: BuiltEngine | None = None) -> None:
+def build_parts(source: Source, built: Path, arithmetic: str, engine: EngineVariant | None = None) -> None:
     fingerprint = fingerprint_of(source.directory, source.config, arithmetic)
     encoder = EncoderIdentity(fingerprint, source.encoder.width)
     shared = SharedParts.of(source.directory, source.config, encoder)
@@ -225,9 +227,8 @@ def build_parts(source: Source, built: Path, arithmetic: str, engine: BuiltEngin
     if engine is None:
         build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
         return
-    facts = engine_variant.facts_of(engine, source.directory, source.config)
     for model in engine_variant.AROUND_ENGINE:
-        engine_variant.build_part(shared, facts, _version_folder(built, model) / "checkpoint")
+        engine_variant.build_part(shared, engine.facts, _version_folder(built, model) / "checkpoint")
 
 
 def build_retrieval(retrieval: Retrieval, built: Path, precision: Precision) -> list[Parity]:

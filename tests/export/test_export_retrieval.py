@@ -115,17 +115,3 @@ def test_the_configs_fit_the_models(with_retrieval):
     session = onnxruntime.InferenceSession(str(with_retrieval / "passage_encoder" / "1" / "model.onnx"))
     assert {each.name for each in config.input} == {each.name for each in session.get_inputs()}
     assert {each.name for each in config.output} == {each.name for each in session.get_outputs()}
-
-
-def test_refrag_rag_is_refrag_behind_a_retriever(with_retrieval):
-    def steps(name):
-        found = read_config(name, repository=with_retrieval).ensemble_scheduling.step
-        return {step.model_name: (dict(step.input_map), dict(step.output_map)) for step in found}
-
-    alone, behind = steps("refrag"), steps("refrag_rag")
-    assert set(behind) == {"retriever", *alone}
-    alone["preprocessing"][0]["passages"] = behind["retriever"][1]["passages"]
-    del alone["preprocessing"][1]["arrival_time_ns"]
-    for model, (inputs, outputs) in alone.items():
-        assert inputs.items() <= behind[model][0].items()
-        assert outputs.items() <= behind[model][1].items()
