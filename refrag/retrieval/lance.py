@@ -14,6 +14,7 @@ not in an index yet is found all the same, more slowly.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -64,7 +65,7 @@ class LanceReader:
             return rankings[0][: query.num_passages]
         found = {hit.id: hit for ranking in rankings for hit in ranking}
         fused = fuse_rankings([[hit.id for hit in ranking] for ranking in rankings])
-        return [hit_with_score(found[each], score) for each, score in fused[: query.num_passages]]
+        return [replace(found[each], score=score) for each, score in fused[: query.num_passages]]
 
     def _rank(self, name: str, table: Any, query: Query) -> list[list[Hit]]:
         """Return the hits of each kind of search that the mode asks for, best first."""
@@ -130,10 +131,6 @@ def require_encoder(name: str, found: str, encoder: PassageEncoderIdentity | Non
             f"collection {name!r} was indexed with {_told(found)}, and this server has {_told(expected)}; {remedy}"
             "index it again under another name, or drop it first (`refrag collections drop`)"
         )
-
-
-def hit_with_score(hit: Hit, score: float) -> Hit:
-    return Hit(hit.id, hit.text, hit.title, hit.metadata, score)
 
 
 @contextmanager
