@@ -145,7 +145,7 @@ def test_what_the_store_is_asked_wrongly_it_tells(repository, tmp_path, contexts
         for problem, ask in {
             "tier is 'shared'; this server has disk": lambda: list(served.store.verify("shared")),
             "32 hexadecimal digits": lambda: list(served.store.prune("disk", ["nonsense"])),
-            "allowed: index, stats": lambda: served.store._ask("forget"),
+            "allowed: index, cut, encode, stats": lambda: served.store._ask("forget"),
         }.items():
             with pytest.raises(InvalidRequest, match=problem):
                 ask()
