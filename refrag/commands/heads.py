@@ -1,4 +1,4 @@
-"""`refrag heads find`: find the attention heads by which a checkpoint's decoder chooses the chunks to expand.
+"""`refrag heads`: find the attention heads by which a checkpoint's decoder chooses the chunks to expand.
 
 The policy `attention` reads them. They are found on questions whose evidence is known, over compressed passages, and
 stored beside refrag.json with a hash of the decoder's weights: find them anew after every training. Take rows that
