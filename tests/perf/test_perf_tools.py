@@ -94,7 +94,7 @@ class FakeClient:
         self.ttft_seconds = ttft_seconds
 
     def generate(self, question, passages, **options):
-        return Answer("a", (5,), (), "length", self.statistics, self.ttft_seconds, total_seconds=0.2)
+        return Answer("a", (5,), (), "length", self.statistics, (), (), self.ttft_seconds, total_seconds=0.2)
 
 
 @pytest.mark.parametrize(
