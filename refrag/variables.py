@@ -9,6 +9,8 @@ from refrag.spelling import nearest_name
 
 PREFIX = "REFRAG_"
 CACHE = "REFRAG_CACHE"
+# The commit that a copy of the tree without its history is of (refrag/machine/environment.py).
+COMMIT = "REFRAG_COMMIT"
 # The key by which the models of one server know each other's work (refrag/store/signing.py).
 GRAPH_KEY = "REFRAG_GRAPH_KEY"
 # The file whose appearance tells the decoder that the server stops (refrag/serving/stopping.py).
@@ -19,6 +21,7 @@ CUT_ANSWERS_SUFFIX = ".cut"
 FORWARDED_HEADERS = "REFRAG_FORWARDED_HEADERS"
 KNOWN = (
     CACHE,
+    COMMIT,
     GRAPH_KEY,
     STOP_FILE,
     FORWARDED_HEADERS,

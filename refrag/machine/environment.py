@@ -3,11 +3,23 @@
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
+
+from refrag.variables import COMMIT
 
 
 def describe_environment() -> dict[str, object]:
-    return {"machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores", "commit": current_commit()}
+    cpu = f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
+    return {"machine": ", ".join([*gpu_names(), cpu]), "commit": current_commit()}
+
+
+def gpu_names() -> list[str]:
+    """Return the names of the GPUs that torch can compute on; none where torch is not in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def cpu_name() -> str:
@@ -19,10 +31,13 @@ def cpu_name() -> str:
 
 
 def current_commit() -> str:
-    """Return the commit of the working tree, with the mark -dirty if it holds changes; "unknown" without git."""
+    """Return the commit of the working tree, with the mark -dirty if it holds changes.
+
+    A copy of the tree without its history has it in the environment, as REFRAG_COMMIT; else it is "unknown".
+    """
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     except OSError:  # git is not installed
-        return "unknown"
-    return result.stdout.strip() or "unknown"
+        return os.environ.get(COMMIT, "unknown")
+    return result.stdout.strip() or os.environ.get(COMMIT, "unknown")

@@ -136,7 +136,11 @@ def collate_mixed(
 def collate_rows(examples: Sequence[LaidOutExample], row_slots: int | None = None) -> MixedBatch:
     """Put examples that are laid out already into rows, as collate_mixed does."""
     lengths = [len(example.token_ids) for example in examples]
-    rows = [[number] for number in range(len(examples))] if row_slots is None else pack(lengths, row_slots)
+    if row_slots is None:
+        rows = [[number] for number in range(len(examples))]
+    else:
+        # One example that needs a longer row makes all rows as long; others then fill them.
+        rows = pack(lengths, max(row_slots, *lengths))
     shape = (len(rows), max(sum(lengths[number] for number in row) for row in rows))
     input_ids, example_ids = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     weights, is_answer = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)

@@ -36,12 +36,12 @@ from refrag.training.settings import AnyRun, Optimisation
 from refrag.training.shapes import BatchShape, batch_shapes, replay_shapes
 
 GIB, FLOAT32_BYTES = 2**30, 4
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16}
 # Share of a GPU's memory kept for the device's context, communication, and gaps between allocations.
 RESERVED_SHARE = 0.1
 # Bytes kept for each logit: as it is computed, in float32 if it was not, and as a log-probability. Its gradients take
 # the same room later.
-LOGIT_BYTES = {"no": 4 + 4, "bf16": 2 + 4 + 4}
+LOGIT_BYTES = {"no": 4 + 4, "bf16": 2 + 4 + 4, "auto": 2 + 4 + 4}
 # Slots of the shorter of the two rows on which torch counts; the longer one has twice as many.
 SHORT = 8
 ATTENTION = "fused_on_meta"

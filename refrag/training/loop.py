@@ -26,6 +26,7 @@ from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 
 from refrag.errors import TrainingError
+from refrag.training.ahead import DrawsAhead
 from refrag.training.backbones import keep_activations, layer_classes, recompute_activations, train_what_trains
 from refrag.training.metrics import Figures, Metrics, mean_figures, step_figures
 from refrag.training.objective import BatchSource, Objective, Outcome
@@ -48,7 +49,7 @@ def run_stage(
     """
     stage = _Stage(name, objective, source, optimisation, directory)
     stage.resume()
-    with _stop_requests() as stop, stage.metrics() as metrics:
+    with _stop_requests() as stop, stage.metrics() as metrics, closing(stage.draws):
         while stage.step < optimisation.num_steps:
             figures = stage.take_step()
             if metrics is not None:
@@ -68,12 +69,13 @@ class _Stage:
         self, name: str, objective: Objective, source: BatchSource, optimisation: Optimisation, directory: Path
     ) -> None:
         self.name, self.source, self.optimisation, self.directory = name, source, optimisation, directory
-        self.accelerator = Accelerator(mixed_precision=optimisation.mixed_precision)
+        self.accelerator = Accelerator(mixed_precision=_precision(optimisation.mixed_precision))
         refuse_strangers(self.accelerator.num_processes)
         self.original = objective
         # Sharding replaces the parameters of a module, so FSDP gets a copy and the original stays whole.
         self.objective = deepcopy(objective) if self._is_sharded else objective
         self._prepare()
+        self.draws = DrawsAhead(source, self._draw, optimisation.num_steps)
         self.step, self.elapsed = 0, 0.0
         self.closing_figures: deque[Figures] = deque(maxlen=max(1, optimisation.num_steps // 20))
         self.saved_step, self.saved_at = -1, time.monotonic()
@@ -110,7 +112,8 @@ class _Stage:
         started = time.monotonic()
         progress = self.step / self.optimisation.num_steps
         learning_rate = self._set_learning_rate(progress)
-        batches = [self._draw(number, progress) for number in self._draw_numbers()]
+        drawn = zip(self.draws.take(self.step), self._draw_numbers(), strict=True)
+        batches = [self._place(batch, number) for batch, number in drawn]
         num_updates = self.objective.updates_per_batch
         figures = [each for epoch in range(num_updates) for each in self._update(batches, epoch)]
         merged = step_figures(gather_object(figures), num_updates)
@@ -132,15 +135,20 @@ class _Stage:
         set_learning_rate(self.optimizer, settings, factor)
         return settings.learning_rate * factor
 
-    def _rng(self, draw: int, *purpose: object) -> random.Random:
-        return random.Random(" ".join(map(str, (self.optimisation.seed, self.name, self.step, draw, *purpose))))
+    def _rng(self, step: int, draw: int, *purpose: object) -> random.Random:
+        return random.Random(" ".join(map(str, (self.optimisation.seed, self.name, step, draw, *purpose))))
 
-    def _draw(self, number: int, progress: float) -> Any:
-        batch = self.source.draw(self._rng(number), progress).to(self.accelerator.device)
+    def _draw(self, step: int) -> list[Any]:
+        progress = step / self.optimisation.num_steps
+        return [self.source.draw(self._rng(step, number), progress) for number in self._draw_numbers()]
+
+    def _place(self, batch: Any, number: int) -> Any:
+        """Return the batch on the device, with its rollouts if the objective needs them."""
+        batch = batch.to(self.accelerator.device)
         return self._roll_out(batch, number) if self.objective.needs_rollout else batch
 
     def _roll_out(self, batch: Any, number: int) -> Any:
-        seed = self._rng(number, "rollout").getrandbits(63)
+        seed = self._rng(self.step, number, "rollout").getrandbits(63)
         torch.manual_seed(seed)
         # A rollout judges the weights as they will be served, without dropout, and has no activations to recompute.
         self.objective.eval()
@@ -163,7 +171,7 @@ class _Stage:
         # Processes exchange gradients once, in the last backward pass; sharded ones after each, because until the
         # exchange every process would hold them whole.
         is_exchanged = self._is_sharded or index == len(batches) - 1
-        torch.manual_seed(self._rng(self._draw_numbers()[index], epoch).getrandbits(63))
+        torch.manual_seed(self._rng(self.step, self._draw_numbers()[index], epoch).getrandbits(63))
         with nullcontext() if is_exchanged else self.accelerator.no_sync(self.model):
             loss, figures = self.model(batches[index])
             self.accelerator.backward(loss / len(batches))
@@ -206,7 +214,7 @@ class _Stage:
         partial = final.with_suffix(".partial")
         # Safetensors would drop one of two tied weights, and warn of it at each snapshot.
         self.accelerator.save_state(str(partial), safe_serialization=False)
-        (partial / self._source_file).write_text(json.dumps(self.source.state()))
+        (partial / self._source_file).write_text(self.draws.position)
         if self.accelerator.is_main_process:
             (partial / "run.json").write_text(json.dumps(self._run_state()))
         self.accelerator.wait_for_everyone()
@@ -272,6 +280,13 @@ class _Stage:
     def cost(self) -> dict[str, float]:
         means = {name: round(value, 4) for name, value in sorted(mean_figures(self.closing_figures).items())}
         return {"num_steps": self.step, "minutes": round(self.elapsed / 60, 1), **means}
+
+
+def _precision(wanted: str) -> str:
+    """Return the precision to compute in: "auto" is bfloat16 on a GPU that has it, and none elsewhere."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
 def newest_snapshot(directory: Path) -> Path | None:

@@ -28,7 +28,7 @@ class Optimisation(Settings):
     weight_decay: applies to the matrices inside the networks alone, not to embeddings, output heads or biases.
     max_gradient_norm: gradients of a larger norm are scaled down to it.
     accumulation_steps: batches per process whose gradients are averaged in one step.
-    mixed_precision: "bf16" computes in bfloat16 and keeps the weights in float32.
+    mixed_precision: "bf16" computes in bfloat16 and keeps the weights in float32; "auto" does so on a GPU that has it.
     gradient_checkpointing: compute activations anew in the backward pass, which takes less memory and more time.
     snapshot_seconds: seconds from one snapshot to the next; 0 saves after every step.
     seed: decides which batches are drawn, and every other random number of the run.
@@ -43,7 +43,7 @@ class Optimisation(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_gradient_norm: PositiveFloat = 1.0
     accumulation_steps: PositiveInt = 1
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16", "auto"] = "no"
     gradient_checkpointing: bool = False
     snapshot_seconds: Annotated[float, Field(ge=0)] = 120.0
     seed: int = 0

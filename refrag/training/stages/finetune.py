@@ -170,7 +170,7 @@ class Finetuning(Objective):
         elif form == "dense":
             examples = self.all_questions_at_once(rng, batch.contexts)
         else:
-            examples = self.each_question_as_served(rng, batch.contexts, logits.detach())
+            examples = self.each_question_as_served(rng, batch.contexts, logits.detach().cpu())
         row_slots = self.settings.row_slots
         mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots).to(vectors.device)
         loss, figures = self.answers(predict(self.decoder, mixed, self.projector(vectors)), form)
