@@ -26,15 +26,15 @@ from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 
 from refrag.errors import TrainingError
-from refrag.training.ahead import DrawsAhead
 from refrag.training.backbones import keep_activations, layer_classes, recompute_activations, train_what_trains
+from refrag.training.draws import Draws
 from refrag.training.metrics import Figures, Metrics, mean_figures, step_figures
 from refrag.training.objective import BatchSource, Objective, Outcome
 from refrag.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from refrag.training.settings import Optimisation
 
-# Settings that a resumed run may change: how often it saves, and how it trades time for memory.
-FREE_SETTINGS = {"snapshot_seconds", "gradient_checkpointing"}
+# Settings that a resumed run may change: how often it saves, what draws its batches, how it trades time for memory.
+FREE_SETTINGS = {"snapshot_seconds", "gradient_checkpointing", "num_workers"}
 
 
 def run_stage(
@@ -49,7 +49,8 @@ def run_stage(
     """
     stage = _Stage(name, objective, source, optimisation, directory)
     stage.resume()
-    with _stop_requests() as stop, stage.metrics() as metrics, closing(stage.draws):
+    with _stop_requests() as stop, stage.metrics() as metrics:
+        stage.open_draws()
         while stage.step < optimisation.num_steps:
             figures = stage.take_step()
             if metrics is not None:
@@ -75,7 +76,6 @@ class _Stage:
         # Sharding replaces the parameters of a module, so FSDP gets a copy and the original stays whole.
         self.objective = deepcopy(objective) if self._is_sharded else objective
         self._prepare()
-        self.draws = DrawsAhead(source, self._draw, optimisation.num_steps)
         self.step, self.elapsed = 0, 0.0
         self.closing_figures: deque[Figures] = deque(maxlen=max(1, optimisation.num_steps // 20))
         self.saved_step, self.saved_at = -1, time.monotonic()
@@ -107,12 +107,18 @@ class _Stage:
         # Each stage has its own parts, and the plugin would keep the layer names of the first stage.
         self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(self.objective)
 
+    def open_draws(self) -> None:
+        """Begin to draw batches from the source's position: ahead of an accelerator, else when they are needed."""
+        has_accelerator = self.accelerator.device.type != "cpu"
+        num_workers = self.optimisation.num_workers if has_accelerator else 0
+        self.draws = Draws(self.source, self._draw, range(self.step, self.optimisation.num_steps), num_workers)
+
     def take_step(self) -> Figures:
         """Draw, roll out, update, and return the step's figures over all processes."""
         started = time.monotonic()
         progress = self.step / self.optimisation.num_steps
         learning_rate = self._set_learning_rate(progress)
-        drawn = zip(self.draws.take(self.step), self._draw_numbers(), strict=True)
+        drawn = zip(self.draws.take(), self._draw_numbers(), strict=True)
         batches = [self._place(batch, number) for batch, number in drawn]
         num_updates = self.objective.updates_per_batch
         figures = [each for epoch in range(num_updates) for each in self._update(batches, epoch)]

@@ -30,6 +30,7 @@ class Optimisation(Settings):
     accumulation_steps: batches per process whose gradients are averaged in one step.
     mixed_precision: "bf16" computes in bfloat16 and keeps the weights in float32; "auto" does so on a GPU that has it.
     gradient_checkpointing: compute activations anew in the backward pass, which takes less memory and more time.
+    num_workers: processes that draw batches ahead of an accelerator. Text is drawn by one; on a CPU none are started.
     snapshot_seconds: seconds from one snapshot to the next; 0 saves after every step.
     seed: decides which batches are drawn, and every other random number of the run.
     """
@@ -45,6 +46,7 @@ class Optimisation(Settings):
     accumulation_steps: PositiveInt = 1
     mixed_precision: Literal["no", "bf16", "auto"] = "no"
     gradient_checkpointing: bool = False
+    num_workers: Annotated[int, Field(ge=0)] = 2
     snapshot_seconds: Annotated[float, Field(ge=0)] = 120.0
     seed: int = 0
 
