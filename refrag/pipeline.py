@@ -97,8 +97,8 @@ class Pipeline:
         vectors = encode_chunks(
             self.checkpoint.encoder, self.chunker, PackedChunks.of(context.chunks, context.question_chunks)
         )
-        vectors = torch.from_numpy(round_to_stored(vectors.numpy()).astype(np.float32))
-        return vectors[: len(context.chunks)], vectors[len(context.chunks) :]
+        rounded = torch.from_numpy(round_to_stored(vectors.cpu().numpy()).astype(np.float32)).to(vectors.device)
+        return rounded[: len(context.chunks)], rounded[len(context.chunks) :]
 
     def select(
         self, options: ExpansionOptions, context: PreparedContext, vectors: Tensor, question_vectors: Tensor
@@ -125,7 +125,7 @@ class Pipeline:
         question, null = read_attention(
             self.checkpoint.decoder, prompt.input_ids, prompt.chunk_embeddings, null_ids, self.heads, num_tokens
         )
-        found = similarities(vectors, question_vectors).numpy()
+        found = similarities(vectors, question_vectors).cpu().numpy()
         return ChunkAttention(question, null, np.array(self.heads.weights), found, self.heads.scoring)
 
     @cached_property
@@ -147,8 +147,9 @@ class Pipeline:
             self.checkpoint.decoder.vocab_size,
             self.chunker.frame.head_ids,
         )
-        embeddings = self.checkpoint.projector(vectors[prompt.compressed])
-        return prompt, MixedPrompt(torch.from_numpy(prompt.input_ids).long(), embeddings)
+        rows = torch.from_numpy(prompt.compressed).to(vectors.device)
+        embeddings = self.checkpoint.projector(vectors[rows])
+        return prompt, MixedPrompt(torch.from_numpy(prompt.input_ids).long().to(embeddings.device), embeddings)
 
     def generate(self, prompt: MixedPrompt, sampling: SamplingParams) -> Iterator[Delta]:
         """Return the answer's deltas, or raise InvalidRequest if the prompt does not fit the decoder."""
@@ -163,4 +164,5 @@ class Pipeline:
 def encode_chunks(encoder: ChunkEncoder, chunker: Chunker, chunks: Sequence[Chunk]) -> Tensor:
     """Return the chunks' vectors, ENCODER_BATCH at a time to bound memory.  C chunks -> (C, E)"""
     ids, mask = chunker.encoder_inputs(chunks)
-    return encode_in_batches(encoder, torch.from_numpy(ids), torch.from_numpy(mask), ENCODER_BATCH)
+    input_ids, attention_mask = (torch.from_numpy(array).to(encoder.device) for array in (ids, mask))
+    return encode_in_batches(encoder, input_ids, attention_mask, ENCODER_BATCH)

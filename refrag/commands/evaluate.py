@@ -85,6 +85,7 @@ def _add_question_options(parser: argparse.ArgumentParser) -> None:
     from refrag.data.questions.read import FORMS
     from refrag.evaluation.options import add_options
     from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS
+    from refrag.evaluation.questions.execution import Execution
     from refrag.evaluation.questions.options import QuestionOptions
 
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a REFRAG checkpoint")
@@ -107,6 +108,7 @@ def _add_question_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write; answers are kept beside it")
     add_options(parser, QuestionOptions)
+    add_options(parser, Execution)
 
 
 def _add_ablation_options(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +149,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _ask(arguments: argparse.Namespace) -> None:
     from refrag.evaluation.options import parsed_options
     from refrag.evaluation.questions.evaluate import evaluate_questions
+    from refrag.evaluation.questions.execution import Execution
     from refrag.evaluation.questions.identity import Inputs
     from refrag.evaluation.questions.options import QuestionOptions
     from refrag.evaluation.questions.summary import render
@@ -158,7 +161,8 @@ def _ask(arguments: argparse.Namespace) -> None:
         arguments.checkpoint, arguments.plain, arguments.data, arguments.form, arguments.passages, arguments.split
     )
     options = parsed_options(arguments, QuestionOptions)
-    print(render(evaluate_questions(inputs, arguments.conditions, options, arguments.output)))
+    execution = parsed_options(arguments, Execution)
+    print(render(evaluate_questions(inputs, arguments.conditions, options, arguments.output, execution)))
 
 
 def _compare(arguments: argparse.Namespace) -> None:

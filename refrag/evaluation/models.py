@@ -49,6 +49,11 @@ class Models:
         slots = self.checkpoint.config.max_prompt_slots
         return slots if form == "compressed" else getattr(self.plain.backbone.config, "max_position_embeddings", slots)
 
+    def move_to(self, device: torch.device) -> None:
+        """Move all weights to the device, where everything is then computed."""
+        for module in (*self.checkpoint.modules.values(), self.plain, *self.policies.values()):
+            module.to(device)
+
     def without_chat(self) -> "Models":
         """Return the same models for texts that stand in no chat."""
         config = self.checkpoint.config

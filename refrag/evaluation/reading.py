@@ -118,5 +118,5 @@ def _pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the prompts (B, S, D) and their attention mask (B, S)."""
     width = max(map(len, prompts))
     padded = torch.stack([torch.nn.functional.pad(prompt, (0, 0, width - len(prompt), 0)) for prompt in prompts])
-    lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
-    return padded, (torch.arange(width) >= width - lengths).long()
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=padded.device).unsqueeze(1)
+    return padded, (torch.arange(width, device=padded.device) >= width - lengths).long()

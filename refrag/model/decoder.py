@@ -36,6 +36,11 @@ class Decoder(nn.Module):
         return self.token_embeddings.num_embeddings
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where inputs have to be."""
+        return self.backbone.device
+
+    @property
     def last_layer(self) -> nn.Module | None:
         """The backbone's last layer, or None if it does not keep its layers as transformers' decoders do."""
         layers = getattr(self.backbone.base_model, "layers", None)
@@ -105,5 +110,5 @@ class Decoder(nn.Module):
     @torch.inference_mode()
     def decode_one_token(self, token_id: int, cache: Cache) -> Tensor:
         """Append one token to the cache and return the next one's logits (V,)."""
-        input_ids = torch.tensor([[token_id]], device=self.backbone.device)
+        input_ids = torch.tensor([[token_id]], device=self.device)
         return self.backbone(input_ids=input_ids, cache=cache, use_cache=True).logits[0, -1]

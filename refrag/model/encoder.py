@@ -41,6 +41,11 @@ class ChunkEncoder(nn.Module):
         """Width of the chunk vectors, V."""
         return self.backbone.config.hidden_size if self.ordered is None else self.ordered.width
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where inputs have to be."""
+        return self.backbone.device
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         is_token = (attention_mask > 0).to(attention_mask.dtype)
         states = self.backbone(input_ids=input_ids, attention_mask=is_token).last_hidden_state  # (C, L, E)

@@ -18,7 +18,7 @@ def select_learned(candidates: Candidates, budget: int) -> Selection:
     trained = candidates.trained
     assert trained is not None, "select_chunks refuses a request that needs a network if there is none"
     logits = score_chunks(trained.network, candidates.passages, candidates.chunk_vectors, candidates.question_vectors)
-    return Selection(pick_in_turn(logits, budget, trained.confidence), logits.softmax(0).numpy())
+    return Selection(pick_in_turn(logits, budget, trained.confidence), logits.softmax(0).cpu().numpy())
 
 
 @torch.inference_mode()
@@ -26,8 +26,9 @@ def score_chunks(
     network: ExpansionPolicy, passages: np.ndarray, chunk_vectors: Tensor, question_vectors: Tensor
 ) -> Tensor:
     """Return the network's logit for each chunk.  (C,), (C, E), (Q, E) -> (C,)"""
-    question_mask = torch.ones(1, len(question_vectors), dtype=torch.bool)
-    numbers = torch.as_tensor(passages).long().unsqueeze(0)
+    device = chunk_vectors.device
+    question_mask = torch.ones(1, len(question_vectors), dtype=torch.bool, device=device)
+    numbers = torch.as_tensor(passages).long().unsqueeze(0).to(device)
     return network(chunk_vectors.unsqueeze(0), numbers, question_vectors.unsqueeze(0), question_mask)[0]
 
 

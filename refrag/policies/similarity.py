@@ -11,7 +11,7 @@ from refrag.policies.base import Candidates, Policy, Selection
 def select_most_similar(candidates: Candidates, budget: int) -> Selection:
     """Select the nearest chunks. A chunk weighs its cosine, and nothing where that is below 0."""
     found = similarities(candidates.chunk_vectors, candidates.question_vectors)
-    return Selection(_rank(found)[:budget], found.clamp_min(0).numpy())
+    return Selection(_rank(found)[:budget], found.clamp_min(0).cpu().numpy())
 
 
 def rank_by_similarity(chunk_vectors: Tensor, question_vectors: Tensor) -> list[int]:

@@ -37,10 +37,11 @@ class PromptReader:
         first = self._logits.unsqueeze(0)
         if len(token_ids) == 1:
             return first
-        input_ids = torch.tensor([token_ids[:-1]])
+        input_ids = torch.tensor([token_ids[:-1]], device=self.decoder.device)
         output = self.decoder.backbone(input_ids=input_ids, cache=copy.deepcopy(self._cache), use_cache=True)
         return torch.cat([first, output.logits[0]])
 
     def log_perplexity(self, token_ids: Sequence[int]) -> float:
         """Return the mean negative log-likelihood of these tokens."""
-        return float(torch.nn.functional.cross_entropy(self.logits(token_ids).float(), torch.tensor(token_ids)))
+        targets = torch.tensor(token_ids, device=self.decoder.device)
+        return float(torch.nn.functional.cross_entropy(self.logits(token_ids).float(), targets))

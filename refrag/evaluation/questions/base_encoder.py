@@ -32,18 +32,20 @@ def require_base(checkpoint: Checkpoint) -> BaseModel:
 
 
 class BaseEncoder:
-    """The encoder that a checkpoint names as its base, with the mean of the token states as vector."""
+    """The encoder that a checkpoint names as its base, on the same device, with the mean of its token states as vector."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Load it, or raise InvalidRequest if the checkpoint names none."""
         self.chunker = checkpoint.chunker
         self.tokenizer = checkpoint.encoder_tokenizer or checkpoint.decoder_tokenizer
-        self.encoder = ChunkEncoder(load_pretrained(AutoModel, resolve(require_base(checkpoint))), "mean").eval()
+        encoder = ChunkEncoder(load_pretrained(AutoModel, resolve(require_base(checkpoint))), "mean")
+        self.encoder = encoder.eval().to(checkpoint.decoder.device)
 
     @torch.inference_mode()
     def rank(self, chunks: PackedChunks, question: str) -> list[int]:
         """Return the numbers of the chunks, the one nearest to the question by cosine first."""
-        vectors = functional.normalize(encode(self.encoder, encoder_batch(self.chunker, chunks)), dim=-1)  # (C, E)
+        batch = encoder_batch(self.chunker, chunks).to(self.encoder.device)
+        vectors = functional.normalize(encode(self.encoder, batch), dim=-1)  # (C, E)
         similarities = vectors @ self._read(question)  # (C,)
         return similarities.argsort(descending=True, stable=True).tolist()
 
@@ -51,4 +53,5 @@ class BaseEncoder:
         """Return the vector of the question, read as a whole.  -> (E,)"""
         longest = self.encoder.backbone.config.max_position_embeddings
         read = self.tokenizer([question], return_tensors="pt", truncation=True, max_length=longest)
-        return encode(self.encoder, EncoderBatch(read["input_ids"], read["attention_mask"]))[0]
+        batch = EncoderBatch(read["input_ids"], read["attention_mask"]).to(self.encoder.device)
+        return encode(self.encoder, batch)[0]

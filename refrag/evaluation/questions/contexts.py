@@ -109,7 +109,8 @@ class Contexts:
         pipeline = self._pipeline(condition)
         context, num_turns = self._prepare(row, pipeline)
         # Nothing reads them: no chunk stays compressed.
-        vectors = torch.zeros(len(context.chunks), self.models.checkpoint.encoder.width)
+        encoder = self.models.checkpoint.encoder
+        vectors = torch.zeros(len(context.chunks), encoder.width, device=encoder.device)
         whole = RowContext(row, context, num_turns, vectors, vectors[:0])
         room = self._room(pipeline, whole, condition)
         if condition.form == "truncated":
@@ -222,4 +223,4 @@ def _most_slots(num_chunks: int, expand_fraction: float, chunk_size: int) -> int
 
 def _repeat(vectors: Tensor, count: int) -> Tensor:
     """Return the first `count` vectors, from the first again if there are too few.  (C, E) -> (count, E)"""
-    return vectors[torch.arange(count) % len(vectors)]
+    return vectors[torch.arange(count, device=vectors.device) % len(vectors)]

@@ -11,6 +11,7 @@ from refrag.data.questions.row import QuestionRow
 from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile
 from refrag.evaluation.questions.conditions import parse_conditions
+from refrag.evaluation.questions.execution import Execution
 from refrag.evaluation.questions.identity import Inputs, identify
 from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.run import QuestionRun
@@ -21,15 +22,24 @@ ANSWERS_SUFFIX = ".answers.jsonl"
 
 
 def evaluate_questions(
-    inputs: Inputs, conditions: Sequence[str], options: QuestionOptions, output: Path
+    inputs: Inputs,
+    conditions: Sequence[str],
+    options: QuestionOptions,
+    output: Path,
+    execution: Execution | None = None,
 ) -> dict[str, Any]:
-    """Return the report, which is written to `output` too; answers go to a file beside it, where a next run goes on."""
+    """Return the report, which is written to `output` too; answers go to a file beside it, where a next run goes on.
+
+    execution: None for the default, a GPU where there is one.
+    """
+    execution = execution or Execution()
     rows = read_rows(inputs, options)
     models = load_models(inputs.checkpoint, inputs.plain)
+    models.move_to(execution.torch_device)
     run = QuestionRun(models, rows, parse_conditions(conditions, models.checkpoint.config.chunk_size), options)
     file = AnswersFile(answers_path(output), identify(inputs, options))
     run.answer_all(file)
-    report = {**_describe(inputs, models, options), **summarise(run, file)}
+    report = {**_describe(inputs, models, options), **execution.describe(), **summarise(run, file)}
     output.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
