@@ -5,6 +5,7 @@ the true ones before it. So exact match takes one teacher-forced pass for a whol
 text of wrong answers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def generate_texts(
     generate: Any = decoder.backbone.generate
     texts: dict[int, str] = {}
     for numbers in batch_by_length([len(prompt) for prompt in embedded]):
-        padded, mask = _pad_left([embedded[number] for number in numbers])
+        padded, mask = pad_left([embedded[number] for number in numbers])
         token_ids = generate(
             inputs_embeds=padded,
             attention_mask=mask,
@@ -91,11 +92,18 @@ def generate_texts(
     return [texts[number] for number in range(len(prompts))]
 
 
-def batch_by_length(lengths: Sequence[int], max_slots: int = MAX_BATCH_SLOTS) -> list[list[int]]:
-    """Return the numbers of the prompts in each batch, the longest first, so that few slots are padding."""
+def batch_by_length(
+    lengths: Sequence[int], max_slots: int = MAX_BATCH_SLOTS, max_pairs: float = math.inf
+) -> list[list[int]]:
+    """Return the numbers of the prompts in each batch, the longest first, so that few slots are padding.
+
+    max_slots: of one batch, padding included. max_pairs: pairs of slots of the same prompt. A prompt that has more of
+    either makes a batch of its own.
+    """
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_slots:
+        longest, count = (lengths[batches[-1][0]], len(batches[-1]) + 1) if batches else (0, 0)
+        if not batches or count * longest > max_slots or count * longest**2 > max_pairs:
             batches.append([])
         batches[-1].append(number)
     return batches
@@ -114,7 +122,7 @@ def _collate(prompts: Sequence[TargetedPrompt], vocab_size: int) -> tuple[MixedB
     return collate_rows(examples), torch.cat([one.prompt.chunk_embeddings for one in prompts])
 
 
-def _pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the prompts (B, S, D) and their attention mask (B, S)."""
     width = max(map(len, prompts))
     padded = torch.stack([torch.nn.functional.pad(prompt, (0, 0, width - len(prompt), 0)) for prompt in prompts])

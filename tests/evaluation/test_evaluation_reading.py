@@ -63,6 +63,8 @@ def test_answers_generated_in_batches_are_those_generated_alone(cases, models, c
 def test_a_batch_holds_prompts_of_alike_length_up_to_its_slots():
     assert batch_by_length([3, 10, 4, 9], max_slots=20) == [[1, 3], [2, 0]]
     assert batch_by_length([50], max_slots=20) == [[0]]
+    assert batch_by_length([3, 10, 4, 9], max_slots=100, max_pairs=200) == [[1, 3], [2, 0]]
+    assert batch_by_length([50], max_pairs=20) == [[0]]
 
 
 def windows(models, count=3, length=40):

@@ -11,7 +11,18 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch):
     for has_gpu, expected in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
         assert Execution().torch_device == torch.device(expected)
-    assert Execution("cpu").describe() == {"device": "cpu"}
+    assert Execution("cpu").describe() == {"device": "cpu", "batch_rows": 1}
+
+
+def test_many_rows_are_read_together_on_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [Execution(device, rows).rows_at_once for device, rows in ((None, None), ("cpu", None), ("cpu", 4))] == [
+        64,
+        1,
+        4,
+    ]
+    with pytest.raises(InvalidRequest, match="batch_rows is 0; it must be at least 1"):
+        Execution(batch_rows=0)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "tpu", ""])

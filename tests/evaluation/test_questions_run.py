@@ -19,10 +19,11 @@ from refrag.evaluation.questions.base_encoder import BaseEncoder
 from refrag.evaluation.questions.choices import find_answer_chunks
 from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_condition, parse_conditions, spell
 from refrag.evaluation.questions.contexts import Contexts
+from refrag.evaluation.questions.controls import find_control
 from refrag.evaluation.questions.evaluate import evaluate_questions
 from refrag.evaluation.questions.identity import Inputs
 from refrag.evaluation.questions.options import QuestionOptions
-from refrag.evaluation.questions.run import QuestionRun, find_control, make_request, score
+from refrag.evaluation.questions.run import QuestionRun, make_request, score
 from refrag.evaluation.questions.summary import render, summarise
 from refrag.evaluation.reading import TargetedPrompt, read
 from refrag.pipeline import Pipeline

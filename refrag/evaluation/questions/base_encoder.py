@@ -32,7 +32,7 @@ def require_base(checkpoint: Checkpoint) -> BaseModel:
 
 
 class BaseEncoder:
-    """The encoder that a checkpoint names as its base, on the same device, with the mean of its token states as vector."""
+    """The encoder that a checkpoint names as its base, on the same device; a vector is the mean of its token states."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Load it, or raise InvalidRequest if the checkpoint names none."""

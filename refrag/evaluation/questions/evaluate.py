@@ -38,7 +38,7 @@ def evaluate_questions(
     models.move_to(execution.torch_device)
     run = QuestionRun(models, rows, parse_conditions(conditions, models.checkpoint.config.chunk_size), options)
     file = AnswersFile(answers_path(output), identify(inputs, options))
-    run.answer_all(file)
+    run.answer_all(file, execution.rows_at_once)
     report = {**_describe(inputs, models, options), **execution.describe(), **summarise(run, file)}
     output.write_text(json.dumps(report, indent=2) + "\n")
     return report

@@ -1,6 +1,7 @@
-"""Runs rows under conditions: each prompt is read once, answered greedily, and scored."""
+"""Runs rows under conditions: each prompt is read once, answered greedily, and scored; many are read together."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +11,36 @@ from refrag.data.questions.arrange import arrange
 from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.data.questions.turns import with_last_turns
 from refrag.errors import InvalidRequest
+from refrag.evaluation.batch_reader import BatchReader
 from refrag.evaluation.conditions import Condition
 from refrag.evaluation.models import Models
 from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
 from refrag.evaluation.questions.conditions import select_by, spell
 from refrag.evaluation.questions.contexts import Contexts, RowPrompt
+from refrag.evaluation.questions.controls import count_shared, find_control
 from refrag.evaluation.questions.options import QuestionOptions
+from refrag.evaluation.reading import batch_by_length
 from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, rouge_l, token_f1
 from refrag.policies import POLICIES
 from refrag.request import Request
 from refrag.teacher_forcing.distribution import TopDistribution
 from refrag.teacher_forcing.fidelity import compare_with_plain
-from refrag.teacher_forcing.prompt_reader import PromptReader
 
 # Selections that no server offers under this name.
 OWN_SELECTIONS = (base_encoder.NAME, "oracle", "learned as served")
+
+
+# Of one batch: slots, which the cache holds, and pairs of them, for which attention may keep a weight in every head.
+MAX_SLOTS, MAX_PAIRS = 2**16, 2**28
+
+
+@dataclass(frozen=True)
+class AskedRow:
+    """A row with its prompt under a condition."""
+
+    row: QuestionRow
+    built: RowPrompt
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,14 @@ class QuestionRun:
         _refuse_unanswerable(models, self.rows, conditions)
         self.controls = self._find_controls()
 
-    def answer_all(self, file: AnswersFile) -> None:
-        """Answer what the file lacks, row by row."""
-        for row in tqdm(self.rows, desc="rows", unit="row", disable=None):
-            control = self.controls.get(row.id)
-            self.contexts.keep_only(row, control)
-            self._answer_row(row, control, file)
+    def answer_all(self, file: AnswersFile, batch_rows: int = 1) -> None:
+        """Answer what the file lacks, so many rows at a time."""
+        with tqdm(total=len(self.rows), desc="rows", unit="row", disable=None) as progress:
+            for start in range(0, len(self.rows), batch_rows):
+                rows = self.rows[start : start + batch_rows]
+                self.contexts.keep_only(*rows, *(self.controls.get(row.id) for row in rows))
+                self._answer_rows(rows, file)
+                progress.update(len(rows))
 
     def asked(self, row: QuestionRow) -> list[Condition]:
         """Return the conditions that the row can be asked under: without evidence there is none to show alone."""
@@ -68,51 +85,78 @@ class QuestionRun:
             return {}
         return {row.id: find_control(self.rows, number) for number, row in enumerate(self.rows)}
 
-    def _answer_row(self, row: QuestionRow, control: QuestionRow | None, file: AnswersFile) -> None:
-        missing = [one for one in self.asked(self.sources[row.id]) if (row.id, spell(one)) not in file]
-        if not missing:
-            return
-        plain = self._answer_plainly(row, file)
-        for condition in missing:
+    def _answer_rows(self, rows: Sequence[QuestionRow], file: AnswersFile) -> None:
+        missing = {
+            row.id: [one for one in self.asked(self.sources[row.id]) if (row.id, spell(one)) not in file]
+            for row in rows
+        }
+        rows = [row for row in rows if missing[row.id]]
+        plain: dict[str, PlainAnswer] = {}
+        for batch in self._build(rows, self.plain):
+            plain |= self._answer_plainly(batch, file)
+        for condition in self.conditions:
             if condition != self.plain:
-                source = self.sources[row.id] if condition.form == "gold" else row
-                built = self.contexts.build(source, control, condition)
-                reader = PromptReader(self.models.decoder(condition.form), built.prompt)
-                answer = self._score(row, condition, built, reader, *reader.answer(self.options.max_tokens))
-                fidelity = compare_with_plain(plain.distribution, reader.logits(plain.token_ids))
-                answer |= {"divergence": fidelity.divergence, "agreement": fidelity.agreement}
-                if control is not None and condition.embeddings == "shuffled":
-                    answer["num_shared_passages"] = count_shared(row, control)
-                file.add(row.id, spell(condition), answer)
+                for batch in self._build([row for row in rows if condition in missing[row.id]], condition):
+                    self._answer_batch(batch, condition, plain, file)
 
-    def _answer_plainly(self, row: QuestionRow, file: AnswersFile) -> PlainAnswer:
-        """Return the plain decoder's answer, from the file if it is there."""
-        built = self.contexts.build(row, None, self.plain)
-        reader, key = PromptReader(self.models.plain, built.prompt), (row.id, spell(self.plain))
-        if key in file:
-            token_ids, end_id = file[key]["token_ids"], file[key]["end_id"]
-        else:
-            token_ids, end_id = reader.answer(self.options.max_tokens)
-            file.add(*key, self._score(row, self.plain, built, reader, token_ids, end_id))
-        whole = token_ids if end_id is None else [*token_ids, end_id]
-        return PlainAnswer(whole, TopDistribution.of(reader.logits(whole)))
+    def _build(self, rows: Sequence[QuestionRow], condition: Condition) -> list[list[AskedRow]]:
+        """Return the rows with their prompts, in batches of alike length."""
+        asked = [
+            AskedRow(row, self.contexts.build(source, self.controls.get(row.id), condition))
+            for row in rows
+            for source in [self.sources[row.id] if condition.form == "gold" else row]
+        ]
+        lengths = [len(one.built.prompt.input_ids) + self.options.max_tokens for one in asked]
+        return [[asked[number] for number in numbers] for numbers in batch_by_length(lengths, MAX_SLOTS, MAX_PAIRS)]
+
+    def _answer_batch(
+        self, batch: Sequence[AskedRow], condition: Condition, plain: Mapping[str, PlainAnswer], file: AnswersFile
+    ) -> None:
+        reader = BatchReader(self.models.decoder(condition.form), [one.built.prompt for one in batch])
+        answers = self._answer(batch, condition, reader)
+        plain_logits = reader.logits([plain[one.row.id].token_ids for one in batch])
+        for one, answer, logits in zip(batch, answers, plain_logits, strict=True):
+            fidelity = compare_with_plain(plain[one.row.id].distribution, logits)
+            answer |= {"divergence": fidelity.divergence, "agreement": fidelity.agreement}
+            if condition.embeddings == "shuffled":
+                answer["num_shared_passages"] = count_shared(one.row, self.controls[one.row.id])
+            file.add(one.row.id, spell(condition), answer)
+
+    def _answer_plainly(self, batch: Sequence[AskedRow], file: AnswersFile) -> dict[str, PlainAnswer]:
+        """Return the plain decoder's answers by row, from the file where they are there."""
+        reader = BatchReader(self.models.plain, [one.built.prompt for one in batch])
+        keys = [(one.row.id, spell(self.plain)) for one in batch]
+        if any(key not in file for key in keys):
+            for key, answer in zip(keys, self._answer(batch, self.plain, reader), strict=True):
+                if key not in file:
+                    file.add(*key, answer)
+        wholes = [_with_end(file[key]) for key in keys]
+        return {
+            row_id: PlainAnswer(whole, TopDistribution.of(logits))
+            for (row_id, _), whole, logits in zip(keys, wholes, reader.logits(wholes), strict=True)
+        }
+
+    def _answer(self, batch: Sequence[AskedRow], condition: Condition, reader: BatchReader) -> list[Answer]:
+        """Return the answers with what can be said of them alone."""
+        gold = [self._gold_ids(one.row) for one in batch]
+        read = zip(batch, reader.answer(self.options.max_tokens), reader.log_perplexities(gold), strict=True)
+        return [self._score(one, condition, *answer, log_perplexity) for one, answer, log_perplexity in read]
+
+    def _gold_ids(self, row: QuestionRow) -> list[int]:
+        """Return the tokens of the answer whose likelihood is measured; none for a row without answers."""
+        return self.contexts.answer_ids(row.answers[0]) if row.answerable and row.answers else []
 
     def _score(
-        self,
-        row: QuestionRow,
-        condition: Condition,
-        built: RowPrompt,
-        reader: PromptReader,
-        token_ids: list[int],
-        end_id: int | None,
+        self, one: AskedRow, condition: Condition, token_ids: list[int], end_id: int | None, log_perplexity: float
     ) -> Answer:
+        row, built = one.row, one.built
         tokenizer = self.models.checkpoint.decoder_tokenizer
         text = str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
         answer = {"answer": text, "token_ids": token_ids, "end_id": end_id, **score(text, row), **_sizes(built)}
         if condition.selection != "none" and row.gold:
             answer["gold_recall"] = _recall(row.gold, built)
-        if row.answerable and row.answers:
-            answer["log_perplexity"] = reader.log_perplexity(self.contexts.answer_ids(row.answers[0]))
+        if not math.isnan(log_perplexity):
+            answer["log_perplexity"] = log_perplexity
         return answer
 
     def _as_request(self, row: QuestionRow) -> Request:
@@ -149,26 +193,10 @@ def score(text: str, row: QuestionRow) -> dict[str, Any]:
     return scores
 
 
-def find_control(rows: Sequence[QuestionRow], number: int) -> QuestionRow:
-    """Return the nearest row that shares no passage with this one, whose vectors then tell nothing about it.
-
-    Rows before it come first, so that adding rows leaves controls as they are. Where all rows share passages with it,
-    the one that shares the fewest is returned. Raises InvalidRequest if no other row has passages.
-    """
-    row = rows[number]
-    others = [one for one in (*reversed(rows[:number]), *rows[number + 1 :]) if one.passages]
-    if not others:
-        raise InvalidRequest(
-            f"row {row.id!r}: the control `shuffled` takes vectors of another row's passages, and no other row has "
-            "any; ask two or more rows with passages"
-        )
-    strangers = (other for other in others if not count_shared(row, other))
-    return next(strangers, None) or min(others, key=lambda other: count_shared(row, other))
-
-
-def count_shared(row: QuestionRow, other: QuestionRow) -> int:
-    """Return how many passages both rows have."""
-    return len({passage.id for passage in row.passages} & {passage.id for passage in other.passages})
+def _with_end(answer: Answer) -> list[int]:
+    """Return the tokens of an answer, with the one that ended it."""
+    token_ids, end_id = answer["token_ids"], answer["end_id"]
+    return token_ids if end_id is None else [*token_ids, end_id]
 
 
 def _sizes(built: RowPrompt) -> dict[str, int]:
