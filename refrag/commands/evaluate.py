@@ -109,6 +109,12 @@ def _add_question_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write; answers are kept beside it")
     add_options(parser, QuestionOptions)
     add_options(parser, Execution)
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="answer every N-th row from the I-th on into a file of their own, and write no report; a run without it "
+        "takes over what parts have answered (default: all rows)",
+    )
 
 
 def _add_ablation_options(parser: argparse.ArgumentParser) -> None:
@@ -148,10 +154,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _ask(arguments: argparse.Namespace) -> None:
     from refrag.evaluation.options import parsed_options
-    from refrag.evaluation.questions.evaluate import evaluate_questions
+    from refrag.evaluation.questions.evaluate import answer_part, evaluate_questions
     from refrag.evaluation.questions.execution import Execution
     from refrag.evaluation.questions.identity import Inputs
     from refrag.evaluation.questions.options import QuestionOptions
+    from refrag.evaluation.questions.part import Part
     from refrag.evaluation.questions.summary import render
     from refrag.machine.threads import flush_denormals
 
@@ -162,6 +169,10 @@ def _ask(arguments: argparse.Namespace) -> None:
     )
     options = parsed_options(arguments, QuestionOptions)
     execution = parsed_options(arguments, Execution)
+    if arguments.part is not None:
+        part = Part.parse(arguments.part)
+        print(answer_part(inputs, arguments.conditions, options, arguments.output, execution, part))
+        return
     print(render(evaluate_questions(inputs, arguments.conditions, options, arguments.output, execution)))
 
 

@@ -183,9 +183,10 @@ def judge(arguments: argparse.Namespace, checkpoint: Path, report: Path) -> dict
     """Return the checkpoint's answers to the held-out requests, compared with the teacher's plain ones."""
     from refrag.config import LEARNED_POLICY, RefragConfig
     from refrag.evaluation.questions.answers_file import AnswersFile
-    from refrag.evaluation.questions.evaluate import answers_path, evaluate_questions
+    from refrag.evaluation.questions.evaluate import evaluate_questions
     from refrag.evaluation.questions.identity import Inputs, identify
     from refrag.evaluation.questions.options import QuestionOptions
+    from refrag.evaluation.questions.part import answers_path
     from refrag.training.targets import QUESTIONS
 
     selection = "learned" if RefragConfig.load(checkpoint).policy == LEARNED_POLICY else "similarity"

@@ -26,11 +26,13 @@ class AnswersFile:
         self.answers: dict[tuple[str, str], Answer] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         # As JSON has it, to be equal with what is read.
-        identity = json.loads(json.dumps(identity))
+        self.identity: Mapping[str, Any] = json.loads(json.dumps(identity))
         if path.exists() and path.stat().st_size:
-            self._resume(identity)
+            self.answers, num_bytes = _read(path, self.identity)
+            # Without a last line that a kill left unfinished.
+            os.truncate(path, num_bytes)
         else:
-            self._append({"identity": identity})
+            self._append({"identity": self.identity})
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self.answers
@@ -43,32 +45,41 @@ class AnswersFile:
         self.answers[row_id, condition] = answer
         self._append({"row": row_id, "condition": condition, **answer})
 
-    def _resume(self, identity: Mapping[str, Any]) -> None:
-        lines = self._whole_lines()
-        if not lines or "identity" not in lines[0]:
-            raise InvalidRequest(f"{self.path} is no file of answers; name another --output, or delete it")
-        if differing := _differences(lines[0]["identity"], identity):
-            raise InvalidRequest(
-                f"{self.path} holds answers of another run ({'; '.join(differing)}); name another --output, or delete "
-                "it to start anew"
-            )
-        for line in lines[1:]:
-            self.answers[line.pop("row"), line.pop("condition")] = line
+    def take_over(self, path: Path) -> None:
+        """Keep and write down the answers of another file that are not here; another run may still write it.
 
-    def _whole_lines(self) -> list[Answer]:
-        """Return the objects of all lines, and cut off a last one that a kill left unfinished."""
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise InvalidRequest(f"{self.path} is damaged: {error}; delete it to start anew") from None
+        Raises InvalidRequest as opening it does.
+        """
+        answers, _ = _read(path, self.identity)
+        for (row_id, condition), answer in answers.items():
+            if (row_id, condition) not in self:
+                self.add(row_id, condition, answer)
 
     def _append(self, value: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
+
+
+def _read(path: Path, identity: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Answer], int]:
+    """Return the answers of a file's whole lines, and their bytes; raise InvalidRequest for a file of another run."""
+    lines, num_bytes = _whole_lines(path)
+    if not lines or "identity" not in lines[0]:
+        raise InvalidRequest(f"{path} is no file of answers; name another --output, or delete it")
+    if differing := _differences(lines[0]["identity"], identity):
+        raise InvalidRequest(
+            f"{path} holds answers of another run ({'; '.join(differing)}); name another --output, or delete it to "
+            "start anew"
+        )
+    return {(line.pop("row"), line.pop("condition")): line for line in lines[1:]}, num_bytes
+
+
+def _whole_lines(path: Path) -> tuple[list[Answer], int]:
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        return [json.loads(line) for line in whole.splitlines()], len(whole)
+    except ValueError as error:
+        raise InvalidRequest(f"{path} is damaged: {error}; delete it to start anew") from None
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -14,11 +14,10 @@ from refrag.evaluation.questions.conditions import parse_conditions
 from refrag.evaluation.questions.execution import Execution
 from refrag.evaluation.questions.identity import Inputs, identify
 from refrag.evaluation.questions.options import QuestionOptions
+from refrag.evaluation.questions.part import Part, answers_path, find_parts
 from refrag.evaluation.questions.run import QuestionRun
 from refrag.evaluation.questions.summary import summarise
 from refrag.machine.environment import describe_environment
-
-ANSWERS_SUFFIX = ".answers.jsonl"
 
 
 def evaluate_questions(
@@ -30,18 +29,27 @@ def evaluate_questions(
 ) -> dict[str, Any]:
     """Return the report, which is written to `output` too; answers go to a file beside it, where a next run goes on.
 
+    What parts have answered before is taken over.
+
     execution: None for the default, a GPU where there is one.
     """
     execution = execution or Execution()
-    rows = read_rows(inputs, options)
-    models = load_models(inputs.checkpoint, inputs.plain)
-    models.move_to(execution.torch_device)
-    run = QuestionRun(models, rows, parse_conditions(conditions, models.checkpoint.config.chunk_size), options)
-    file = AnswersFile(answers_path(output), identify(inputs, options))
+    run, file = _open(inputs, conditions, options, execution, answers_path(output))
+    for path in find_parts(output):
+        file.take_over(path)
     run.answer_all(file, execution.rows_at_once)
-    report = {**_describe(inputs, models, options), **execution.describe(), **summarise(run, file)}
+    report = {**_describe(inputs, run.models, options), **execution.describe(), **summarise(run, file)}
     output.write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def answer_part(
+    inputs: Inputs, conditions: Sequence[str], options: QuestionOptions, output: Path, execution: Execution, part: Part
+) -> Path:
+    """Answer a part of the rows, which an evaluation with the same output then takes over; return their file."""
+    run, file = _open(inputs, conditions, options, execution, answers_path(output, part))
+    run.answer_all(file, execution.rows_at_once, part)
+    return file.path
 
 
 def read_rows(inputs: Inputs, options: QuestionOptions) -> list[QuestionRow]:
@@ -57,9 +65,14 @@ def read_rows(inputs: Inputs, options: QuestionOptions) -> list[QuestionRow]:
     )
 
 
-def answers_path(output: Path) -> Path:
-    """Return the path of the answers beside a report: its name, without .json, and their own suffix."""
-    return output.with_name(output.name.removesuffix(".json") + ANSWERS_SUFFIX)
+def _open(
+    inputs: Inputs, conditions: Sequence[str], options: QuestionOptions, execution: Execution, answers: Path
+) -> tuple[QuestionRun, AnswersFile]:
+    rows = read_rows(inputs, options)
+    models = load_models(inputs.checkpoint, inputs.plain)
+    models.move_to(execution.torch_device)
+    run = QuestionRun(models, rows, parse_conditions(conditions, models.checkpoint.config.chunk_size), options)
+    return run, AnswersFile(answers, identify(inputs, options))
 
 
 def _describe(inputs: Inputs, models: Models, options: QuestionOptions) -> dict[str, Any]:

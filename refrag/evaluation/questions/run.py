@@ -20,6 +20,7 @@ from refrag.evaluation.questions.conditions import select_by, spell
 from refrag.evaluation.questions.contexts import Contexts, RowPrompt
 from refrag.evaluation.questions.controls import count_shared, find_control
 from refrag.evaluation.questions.options import QuestionOptions
+from refrag.evaluation.questions.part import Part
 from refrag.evaluation.reading import batch_by_length
 from refrag.evaluation.scores import contains_answer, exact_match, is_refusal, rouge_l, token_f1
 from refrag.policies import POLICIES
@@ -66,11 +67,12 @@ class QuestionRun:
         _refuse_unanswerable(models, self.rows, conditions)
         self.controls = self._find_controls()
 
-    def answer_all(self, file: AnswersFile, batch_rows: int = 1) -> None:
-        """Answer what the file lacks, so many rows at a time."""
-        with tqdm(total=len(self.rows), desc="rows", unit="row", disable=None) as progress:
-            for start in range(0, len(self.rows), batch_rows):
-                rows = self.rows[start : start + batch_rows]
+    def answer_all(self, file: AnswersFile, batch_rows: int = 1, part: Part | None = None) -> None:
+        """Answer what the file lacks, of all rows or a part of them, so many at a time."""
+        own = self.rows if part is None else self.rows[part.rows]
+        with tqdm(total=len(own), desc="rows", unit="row", disable=None) as progress:
+            for start in range(0, len(own), batch_rows):
+                rows = own[start : start + batch_rows]
                 self.contexts.keep_only(*rows, *(self.controls.get(row.id) for row in rows))
                 self._answer_rows(rows, file)
                 progress.update(len(rows))
