@@ -31,13 +31,15 @@ def cpu_name() -> str:
 
 
 def current_commit() -> str:
-    """Return the commit of the working tree, with the mark -dirty if it holds changes.
+    """Return the commit of the working tree, with the mark -dirty if it holds changes; "unknown" without git.
 
-    A copy of the tree without its history has it in the environment, as REFRAG_COMMIT; else it is "unknown".
+    A copy of the tree without its history is told by REFRAG_COMMIT which one it is of.
     """
+    if told := os.environ.get(COMMIT):
+        return told
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     except OSError:  # git is not installed
-        return os.environ.get(COMMIT, "unknown")
-    return result.stdout.strip() or os.environ.get(COMMIT, "unknown")
+        return "unknown"
+    return result.stdout.strip() or "unknown"
