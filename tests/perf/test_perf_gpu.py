@@ -15,22 +15,26 @@ ROOT = Path(__file__).parents[2]
 ABSENT = (
     "pydantic peft gguf tabulate markdown matplotlib onnx onnxruntime onnxscript lmdb redis accelerate tritonclient"
 )
-# A package that cannot be imported, as if it were not installed.
+# Every other finder is asked for a hidden package in vain, so it looks as if it were not installed: importing it fails,
+# and importlib.util.find_spec, by which transformers asks what there is, returns None.
 HIDE = f"""
 import sys
-class Hidden:
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {ABSENT.split()!r}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
-from perf.gpu import main
-main()
+        is_hidden = name.partition(".")[0] in {ABSENT.split()!r}
+        return None if is_hidden else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 """
+RUN = f"{HIDE}from perf.gpu import main\nmain()"
 
 
 def test_a_dry_run_at_tiny_shapes_shows_every_part_without_further_packages(tmp_path):
     output = tmp_path / "gpu.json"
-    command = [sys.executable, "-c", HIDE, "--tiny", "--output", str(output)]
+    command = [sys.executable, "-c", RUN, "--tiny", "--output", str(output)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads(output.read_text())["parts"]
@@ -40,6 +44,15 @@ def test_a_dry_run_at_tiny_shapes_shows_every_part_without_further_packages(tmp_
     [prefill] = [part for name, part in parts.items() if name.startswith("prefill")]
     assert {row["batch"] for row in prefill["rows"]} == {1, 2}
     assert parts["training"]["tokens_per_second"] > 0
+
+
+def test_a_hidden_package_is_neither_found_nor_imported():
+    look = "from importlib.util import find_spec\nprint(find_spec('accelerate'), find_spec('torch') is None)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{HIDE}{look}\nimport accelerate"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["None", "False"]
+    assert "ModuleNotFoundError: No module named 'accelerate'" in done.stderr
 
 
 def test_a_part_that_fails_leaves_its_error_and_the_next_one_runs(monkeypatch, tmp_path):
