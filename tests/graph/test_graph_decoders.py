@@ -10,7 +10,6 @@ from raw_requests import PATIENCE_SECONDS, raw_request
 from served_metrics import read_metric, wait_for, wait_for_metric
 from vllm_environment import READY_SECONDS, needs_vllm, use_vllm
 
-from refrag.context.prepare import prepare_context
 from refrag.embedded import EmbeddedServer
 from refrag.export.repository import export_repository
 from refrag.request import ExpansionOptions, Request, SamplingParams
@@ -60,10 +59,10 @@ def questions(heldout):
 
 def mixed_prompt(reference, context, fraction):
     request = Request(context.questions[0].text, context.passages, ExpansionOptions(fraction))
-    prepared = prepare_context(request, reference.chunker)
+    prepared = reference.prepare(request, MAX_TOKENS)
     vectors, question_vectors = reference.encode(prepared)
-    expanded = reference.select(request.expansion, prepared, vectors, question_vectors)
-    return reference.build_prompt(prepared, expanded, vectors)[1]
+    selection = reference.select(request.expansion, prepared, vectors, question_vectors)
+    return reference.build_prompt(prepared, selection.numbers, vectors)[1]
 
 
 @torch.inference_mode()
