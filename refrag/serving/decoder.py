@@ -24,6 +24,7 @@ from refrag.decoders.base import (
 from refrag.errors import CheckpointError, InvalidRequest, SetupError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
+from refrag.serving.callers import Callers
 from refrag.serving.decoder_metrics import DecoderMetrics
 from refrag.serving.decoder_request import RequestDefaults, read_request
 from refrag.serving.evidence import read_evidence
@@ -50,7 +51,7 @@ class DecoderService:
     """The service behind the model `decoder`, whose config.pbtxt lists the tensors."""
 
     def __init__(self, checkpoint: Path, parameters: Mapping[str, str], inputs: Sequence[str]) -> None:
-        self.inputs = inputs
+        self.inputs, self.callers = inputs, Callers()
         keep_freed_memory()
         self.metrics = DecoderMetrics()
         self.settings, self.backend = open_decoder(checkpoint, parameters, self.metrics.observe)
@@ -69,10 +70,12 @@ class DecoderService:
             check_parameters(request, self.inputs)
             request_id, inputs = request.request_id(), tensors_of(request)
             if flag(inputs, "stop", default=False):
-                self.backend.stop(request_id)
+                if self.callers.may_stop(request_id, stream.caller):
+                    self.backend.stop(request_id)
                 stream.close()
             else:
                 self._submit(request_id, inputs, stream)
+                self.callers.add(request_id, stream)
         except Exception as error:
             stream.fail(error)
 

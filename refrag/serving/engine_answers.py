@@ -12,6 +12,7 @@ from refrag.decoders.base import DecoderRequest, Delta
 from refrag.engine.text_stream import TextStream
 from refrag.errors import Cancelled, InvalidRequest, RefragError
 from refrag.serving.responses import StreamingSink
+from refrag.serving.triton import Caller
 
 # A stop may overtake its request on the way through the ensemble; it is remembered for this long.
 EARLY_STOP_SECONDS = 30.0
@@ -60,9 +61,13 @@ class Announcement:
 
 @dataclass(eq=False)
 class EngineAnswer:
-    """An answer in the making. error: what ends it, once it was stopped or too late; is_ended: its caller knows."""
+    """An answer in the making. error: what ends it, once it was stopped or too late; is_ended: its caller knows.
+
+    caller: the correlation id of its request.
+    """
 
     request_id: str
+    caller: Caller
     announced: Announcement
     text: TextStream
     eos_ids: Collection[int]
@@ -77,12 +82,13 @@ class EngineAnswer:
     def begin(
         cls,
         request_id: str,
+        caller: Caller,
         announced: Announcement,
         tokenizer: TextTokenizer,
         eos_ids: Collection[int],
         sink: StreamingSink,
     ) -> "EngineAnswer":
-        return cls(request_id, announced, TextStream(tokenizer, announced.stop_words), eos_ids, sink)
+        return cls(request_id, caller, announced, TextStream(tokenizer, announced.stop_words), eos_ids, sink)
 
     def read(self, token_ids: Sequence[int], log_probabilities: Sequence[float]) -> Iterator[Delta]:
         """Yield a delta for each token up to the one that ends the answer; of no tokens, the engine's last word.

@@ -18,7 +18,7 @@ from refrag.serving.engine_answers import Announcement
 from refrag.serving.evidence import INPUTS as EVIDENCE_INPUTS
 from refrag.serving.responses import PASS_THROUGH
 from refrag.serving.tensors import Tensors, flag, integer, strings, text
-from refrag.serving.triton import tell
+from refrag.serving.triton import Caller, tell
 
 # S slots, R rows of chunk embeddings, D decoder width
 
@@ -41,12 +41,15 @@ class EngineRequests:
         self.tokenizer = DeployedTokenizers.load(checkpoint).decoder
         self.defaults, self.postprocessing = defaults, postprocessing
 
-    def run(self, request_id: str, inputs: Tensors) -> dict[str, Any]:
-        """Return the engine's tensors, once postprocessing knows of the answer; raise as the torch decoder does."""
+    def run(self, request_id: str, caller: Caller, inputs: Tensors) -> dict[str, Any]:
+        """Return the engine's tensors, once postprocessing knows of the answer; raise as the torch decoder does.
+
+        caller: the request's correlation id.
+        """
         request = read_request(request_id, inputs, self.defaults)
         self._check(request, inputs)
         tensors = self._lay_out(request, inputs)
-        self._announce(request, inputs)
+        self._announce(request, caller, inputs)
         return {f"engine_{name}": value for name, value in tensors.items()}
 
     def _check(self, request: DecoderRequest, inputs: Tensors) -> None:
@@ -87,12 +90,12 @@ class EngineRequests:
             "prompt_vocab_size": one(table.shape[1], np.int32),
         }
 
-    def _announce(self, request: DecoderRequest, inputs: Tensors) -> None:
+    def _announce(self, request: DecoderRequest, caller: Caller, inputs: Tensors) -> None:
         announcement = Announcement.of(request, flag(inputs, "streaming", default=True))
         passed_through = {name: np.array(inputs.get(name, default)) for name, default in PASS_THROUGH.items()}
         evidence = {name: np.array(inputs[name]) for name in EVIDENCE_INPUTS if name in inputs}
         message = {"answer": strings(announcement.to_json()), **passed_through, **evidence}
-        tell(self.postprocessing, request.request_id, message)
+        tell(self.postprocessing, request.request_id, caller, message)
 
 
 def refuse_unavailable(request: DecoderRequest, policy: str | None, facts: EngineFacts) -> None:

@@ -26,7 +26,7 @@ from refrag.serving.periodic import Periodic
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
 from refrag.serving.stopping import StopFile
 from refrag.serving.tensors import Tensors, flag, text
-from refrag.serving.triton import ResponseStream, check_parameters, send_stop, tensors_of
+from refrag.serving.triton import Caller, ResponseStream, check_parameters, send_stop, tensors_of
 
 LATE = "the deadline of request {!r} passed; raise deadline_ms, or ask for fewer tokens"
 # How often deadlines are looked at.
@@ -76,7 +76,7 @@ class Postprocessing:
             raise InvalidRequest("the message has no request id; send it with the id of the answer that it is about")
         with self._changing:
             if flag(inputs, "stop", default=False):
-                self._stop(request_id)
+                self._stop(request_id, stream.caller)
             elif "answer" in inputs:
                 self.answers.add(self._begin(request_id, inputs, stream))
             elif answer := self.answers.find(request_id):
@@ -90,7 +90,7 @@ class Postprocessing:
         evidence = read_evidence(inputs, passed_through["expanded_chunks"])
         statistics = Statistics(passed_through, announced.prompt_slots, evidence)
         sink = sink_type(stream, statistics, self.metrics.count_unread)
-        return EngineAnswer.begin(request_id, announced, self.tokenizer, self.eos_ids, sink)
+        return EngineAnswer.begin(request_id, stream.caller, announced, self.tokenizer, self.eos_ids, sink)
 
     def _read(self, answer: EngineAnswer, inputs: Tensors, stream: ResponseStream) -> None:
         token_ids, log_probabilities = read_tokens(inputs)
@@ -120,8 +120,11 @@ class Postprocessing:
     def _end(self, answer: EngineAnswer) -> None:
         answer.is_ended, answer.given_up = True, time.monotonic() + ENDING_SECONDS
 
-    def _stop(self, request_id: str) -> None:
+    def _stop(self, request_id: str, caller: Caller) -> None:
         answer = self.answers.find(request_id)
+        if caller and (answer is None or answer.caller != caller):
+            # It is for an answer that has ended, or one to come, for which it will be sent again.
+            return
         if answer is None:
             self.answers.remember_stop(request_id)
         elif answer.error is None and not answer.is_ended:
@@ -133,7 +136,7 @@ class Postprocessing:
         self._stop_engine(answer)
 
     def _stop_engine(self, answer: EngineAnswer) -> None:
-        self._stops.submit(send_stop, self.settings.engine, answer.request_id, STOP_BESIDES)
+        self._stops.submit(send_stop, self.settings.engine, answer.request_id, besides=STOP_BESIDES)
 
     def _end_late(self) -> None:
         """End answers whose deadline has passed, and forget those of which the engine says no more."""

@@ -9,7 +9,7 @@ from refrag.decoders.base import Choice, Delta, join_deltas
 from refrag.errors import RefragError
 from refrag.serving.evidence import NO_CITATIONS, Evidence
 from refrag.serving.tensors import float32, int32, strings
-from refrag.serving.triton import ResponseStream
+from refrag.serving.triton import FAILED, ResponseStream
 
 # Tensors that the ensemble sends the client through the decoder, and their values when the decoder is called directly.
 PASS_THROUGH = {
@@ -78,6 +78,7 @@ class StreamingSink:
         self.respond(delta)
 
     def respond(self, delta: Delta) -> None:
+        is_last = delta.finish_reason is not None
         response = {
             "text_output": strings(delta.text),
             "token_ids": int32(*delta.token_ids),
@@ -85,17 +86,20 @@ class StreamingSink:
             "index": int32(self.index),
             "finish_reason": strings(delta.finish_reason or ""),
             "num_output_tokens": int32(self.num_tokens),
-            **self.statistics.tensors(self.index, is_last=delta.finish_reason is not None),
+            **self.statistics.tensors(self.index, is_last),
         }
         self.index += 1
-        if delta.finish_reason is None:
-            self.stream.send(response)
-        else:
+        if is_last:
             self.stream.finish(response)
+        else:
+            self.stream.send(response)
 
     def fail(self, error: RefragError) -> None:
         self.count_unread(self.num_tokens)
-        self.stream.fail(error)
+        if self.index and self.stream.is_relayed:
+            self.stream.finish({"text_output": strings(error.to_wire()), "finish_reason": strings(FAILED)})
+        else:
+            self.stream.fail(error)
 
     def is_abandoned(self) -> bool:
         return self.stream.is_cancelled()

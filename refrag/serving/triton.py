@@ -1,6 +1,7 @@
 """The one module that knows pb_utils: requests in, responses out, errors translated."""
 
 import json
+import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,14 @@ from refrag.serving.tensors import Tensors
 from refrag.variables import refuse_misspelt
 
 MetricKind = Literal["COUNTER", "GAUGE", "HISTOGRAM"]
+# A correlation id; 0 and "" name nobody.
+Caller = int | str
+NOBODY: Caller = 0
+# Upper half of the correlation ids of relays. Triton's Python backend loses an error that comes to a relay after other
+# responses, and the relay would wait for ever. So a step that sees such an id sends a response instead, with the finish
+# reason FAILED and the error's JSON form as text.
+RELAY_MARK = 0x5EF4A617
+FAILED = "error"
 
 CANCELLATION_CHECK_SECONDS = 0.1
 
@@ -83,51 +92,71 @@ def infer(model: str, inputs: Tensors, outputs: Sequence[str]) -> list[np.ndarra
     return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
 
 
-def send_stop(decoder: str, request_id: str, besides: Tensors | None = None) -> None:
+def send_stop(decoder: str, request_id: str, caller: Caller = NOBODY, besides: Tensors | None = None) -> None:
     """Tell the decoder to end the request of that id.
 
+    caller: whose request is meant; the same id in another's hands is left alone.
     besides: inputs that the decoder wants of every request, by which one sees that each has a dimension for the batch.
     """
     stop = np.array([True] if besides is None else [[True]])
-    for _ in _ask(decoder, request_id, {"stop": stop, **(besides or {})}):
+    for _ in _ask(decoder, request_id, caller, {"stop": stop, **(besides or {})}):
         pass
 
 
-def tell(model: str, request_id: str, inputs: Tensors) -> None:
+def tell(model: str, request_id: str, caller: Caller, inputs: Tensors) -> None:
     """Send a message to a streaming model of this server that answers nothing; raise the error that it raises."""
-    for response in _ask(model, request_id, inputs):
+    for response in _ask(model, request_id, caller, inputs):
         if response.has_error():
             raise error_from_model(model, response.error().message())
 
 
-def _ask(model: str, request_id: str, inputs: Tensors) -> Any:
-    tensors = [pb_utils.Tensor(name, value) for name, value in inputs.items()]
+def _ask(model: str, request_id: str, caller: Caller, inputs: Tensors) -> Any:
     request = pb_utils.InferenceRequest(
-        model_name=model, requested_output_names=[], inputs=tensors, request_id=request_id
+        model_name=model,
+        requested_output_names=[],
+        inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+        request_id=request_id,
+        correlation_id=caller,
     )
     return request.exec(decoupled=True)
 
 
 class Relay:
-    """A request to a streaming model of this server, made of a request to another with the same inputs and outputs."""
+    """A request to a streaming model of this server, made of a request to another with the same inputs and outputs.
+
+    caller: a number of its own, by which a stop for this request is told from one for another with the same id.
+    """
 
     def __init__(self, request: Any, model: str, request_id: str) -> None:
-        self.request_id = request_id
+        self.model, self.request_id = model, request_id
+        self.caller = RELAY_MARK << 32 | secrets.randbits(32)
         # Copied: a tensor's memory belongs to its request, which is gone once execute() has returned.
         inputs = [pb_utils.Tensor(name, np.array(value)) for name, value in tensors_of(request).items()]
         self._request = pb_utils.InferenceRequest(
             model_name=model,
-            requested_output_names=list(request.requested_output_names()),
+            requested_output_names=list({*request.requested_output_names(), "finish_reason", "text_output"}),
             inputs=inputs,
             request_id=request_id,
+            correlation_id=self.caller,
             parameters=json.loads(request.parameters() or "{}"),
         )
 
     def run(self, stream: "ResponseStream") -> None:
         """Send the request, and every response and error on, as it comes; returns when the stream is closed."""
         for response in self._request.exec(decoupled=True):
-            stream.pass_on(response)
+            if message := _failure_of(response):
+                stream.fail(error_from_model(self.model, message))
+            else:
+                stream.pass_on(response)
         stream.close()
+
+
+def _failure_of(response: Any) -> str | None:
+    """Return the JSON form of the error that a step has sent as a response, or None."""
+    if response.has_error() or not response.output_tensors():
+        return None
+    reason, text = (pb_utils.get_output_tensor_by_name(response, name) for name in ("finish_reason", "text_output"))
+    return text.as_numpy()[0].decode() if reason.as_numpy()[0].decode() == FAILED else None
 
 
 def error_response(error: Exception) -> Any:
@@ -152,6 +181,7 @@ class ResponseStream:
 
     def __init__(self, request: Any) -> None:
         self.sender = request.get_response_sender()
+        self.caller: Caller = request.correlation_id()
         self.closed = False
         self.cancellation_checked = time.monotonic()
 
@@ -178,6 +208,10 @@ class ResponseStream:
         if not self.closed:
             self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self.closed = True
+
+    @property
+    def is_relayed(self) -> bool:
+        return isinstance(self.caller, int) and self.caller >> 32 == RELAY_MARK
 
     def is_cancelled(self) -> bool:
         """Return whether Triton knows that the caller is gone; asked rarely, since each check is a round trip."""

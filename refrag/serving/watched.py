@@ -36,7 +36,7 @@ class WatchedGraph:
 
     def __init__(self, settings: WatchedSettings) -> None:
         self.settings = settings
-        self._ids: dict[ResponseStream, str] = {}
+        self._relays: dict[ResponseStream, Relay] = {}
         self._changing = threading.Lock()
         self._pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="watched")
         self._look = Periodic("caller watch", LOOK_SECONDS, self._stop_left)
@@ -57,17 +57,18 @@ class WatchedGraph:
 
     def _answer(self, relay: Relay, stream: ResponseStream) -> None:
         with self._changing:
-            self._ids[stream] = relay.request_id
+            self._relays[stream] = relay
         try:
             relay.run(stream)
         except Exception as error:
             stream.fail(error)
         finally:
             with self._changing:
-                del self._ids[stream]
+                del self._relays[stream]
 
     def _stop_left(self) -> None:
         with self._changing:
-            ids = dict(self._ids)
-        for request_id in [request_id for stream, request_id in ids.items() if stream.is_cancelled()]:
-            send_stop(self.settings.decoder, request_id)
+            relays = dict(self._relays)
+        for relay in [relay for stream, relay in relays.items() if stream.is_cancelled()]:
+            # Until the answer has ended: the decoder ignores a stop for a request that has not reached it.
+            send_stop(self.settings.decoder, relay.request_id, relay.caller)

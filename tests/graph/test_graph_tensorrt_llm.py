@@ -148,9 +148,30 @@ def test_a_stopped_stream_ends_as_cancelled(client, server):
 def test_a_caller_who_vanishes_is_noticed_through_the_model_in_front(server, client):
     with open_client(server, model="refrag_watched") as watched:
         assert watched.generate(QUESTION, PASSAGES, max_tokens=3).token_ids
-        stream = watched.stream(QUESTION, PASSAGES, request_id="vanished", **ENDLESS)
+        for _ in range(3):
+            # Its client and the model in front both send a stop; none may end the next request with the id.
+            with watched.stream(QUESTION, PASSAGES, request_id="vanished", **ENDLESS) as stream:
+                next(stream)
+            wait_until_free(client, "vanished")
+
+
+def test_an_error_that_comes_after_pieces_passes_the_model_in_front(server):
+    with open_client(server, model="refrag_watched") as watched:
+        stream = watched.stream(QUESTION, PASSAGES, request_id="stopped in between", **ENDLESS)
+        assert next(stream).token_ids
+        raw_request(server, {"stop": stop_tensor()}, model="postprocessing", request_id="stopped in between")
+        with pytest.raises(Cancelled, match="was stopped by its caller"):
+            list(stream)
+
+
+def test_a_stop_for_another_caller_ends_nothing(server, client):
+    with client.stream(QUESTION, PASSAGES, request_id="kept", **ENDLESS) as stream:
         next(stream)
-    wait_until_free(client, "vanished")
+        for request_id in ("kept", "to come"):
+            stop = {"stop": stop_tensor()}
+            assert not raw_request(server, stop, model="postprocessing", request_id=request_id, sequence_id=7)
+        assert all(next(stream).token_ids for _ in range(200))
+    assert client.generate(QUESTION, PASSAGES, request_id="to come", max_tokens=2).token_ids
 
 
 def test_a_deadline_ends_the_answer(client):

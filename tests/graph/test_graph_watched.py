@@ -6,11 +6,13 @@ import re
 from contextlib import closing
 
 import grpc
+import numpy as np
 import pytest
+from raw_requests import raw_request
 from test_graph_cancel import ENDLESS, PASSAGES, QUESTION, wait_until_free
 from tritonclient.grpc import service_pb2_grpc
 
-from refrag_client import DeadlineExceeded, GenerateRequest, InvalidRequest, RefragClient
+from refrag_client import Cancelled, DeadlineExceeded, GenerateRequest, InvalidRequest, RefragClient
 from refrag_client.tensors import encode_request
 
 pytestmark = pytest.mark.server
@@ -52,6 +54,13 @@ def test_errors_keep_their_types(watched):
         watched.generate(QUESTION, PASSAGES, deadline_ms=150, **ENDLESS)
 
 
+def test_an_error_that_comes_after_pieces_reaches_the_caller(watched):
+    stream = watched.stream(QUESTION, PASSAGES, deadline_ms=2000, **ENDLESS)
+    assert next(stream).token_ids
+    with pytest.raises(DeadlineExceeded, match="the deadline of request"):
+        list(stream)
+
+
 @pytest.mark.parametrize("leave", ["cancel", "close"])
 def test_a_caller_who_leaves_without_a_word_is_noticed(server, client, leave):
     request = GenerateRequest(QUESTION, PASSAGES, request_id=f"left-by-{leave}", **ENDLESS)
@@ -70,3 +79,29 @@ def test_a_caller_over_http_who_leaves_is_noticed_too(server, client):
         connection.request("POST", "/v2/models/refrag_watched/generate_stream", json.dumps(body))
         assert connection.getresponse().readline().startswith(b"data: ")
     wait_until_free(client, "left-over-http", seconds=30)
+
+
+def test_a_stop_for_another_caller_ends_nothing(server, watched):
+    with watched.stream(QUESTION, PASSAGES, request_id="kept", **ENDLESS) as stream:
+        next(stream)
+        for request_id in ("kept", "to-come"):
+            assert not send_stop(server, request_id, sequence_id=7)
+        assert all(next(stream).text is not None for _ in range(200))
+        send_stop(server, "kept")
+        with pytest.raises(Cancelled):
+            list(stream)
+    assert watched.generate(QUESTION, PASSAGES, request_id="to-come", max_tokens=2).token_ids
+
+
+def test_the_next_request_with_an_id_is_not_told_that_its_last_caller_left(server, watched, client):
+    for _ in range(5):
+        # Its client and the model in front both send a stop.
+        with watched.stream(QUESTION, PASSAGES, request_id="twice", **ENDLESS) as stream:
+            next(stream)
+        wait_until_free(client, "twice", seconds=30)
+
+
+def send_stop(server, request_id, **options):
+    """Return the decoder's responses to a stop, which are none; options: `sequence_id`, Triton's correlation id."""
+    stop = {"stop": (np.array([True]), "BOOL")}
+    return raw_request(server, stop, model="decoder", request_id=request_id, **options)

@@ -17,8 +17,8 @@ class TritonPythonModel:
             self.service = EngineRequests(version_folder(args) / "checkpoint", settings_from(args, RequestDefaults))
 
     def execute(self, requests):
-        return [
-            response
-            for request in requests
-            for response in reply_to_each([request], partial(self.service.run, request.request_id()), self.inputs)
-        ]
+        return [response for request in requests for response in self.reply(request)]
+
+    def reply(self, request):
+        run = partial(self.service.run, request.request_id(), request.correlation_id())
+        return reply_to_each([request], run, self.inputs)

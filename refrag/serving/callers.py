@@ -1,0 +1,35 @@
+"""Whose request has an id now, so that a stop for one caller does not end what another began under the same id.
+
+A caller is known by Triton's correlation id, which an ensemble hands on to its steps. A stop without one names nobody,
+and ends whichever request has the id.
+"""
+
+from refrag.serving.triton import Caller, ResponseStream
+
+# Streams that are over are forgotten when there are so many, and whenever the number of those in flight has doubled.
+MIN_KEPT_STREAMS = 1024
+
+
+class Callers:
+    """The stream of the newest request of each id; not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, ResponseStream] = {}
+        self._most = MIN_KEPT_STREAMS
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, request_id: str, stream: ResponseStream) -> None:
+        """Note that the id is this stream's request's from now on."""
+        if len(self._streams) >= self._most:
+            self._streams = {name: each for name, each in self._streams.items() if not each.closed}
+            self._most = max(MIN_KEPT_STREAMS, 2 * len(self._streams))
+        self._streams[request_id] = stream
+
+    def may_stop(self, request_id: str, caller: Caller) -> bool:
+        """Return whether a stop from `caller` is for the request that has the id, if any has."""
+        if not caller:
+            return True
+        stream = self._streams.get(request_id)
+        return stream is not None and not stream.closed and stream.caller == caller
