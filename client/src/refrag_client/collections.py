@@ -11,7 +11,6 @@ from refrag_client.answer import Passage, read_passages
 from refrag_client.errors import InvalidRequest
 from refrag_client.operations import OperationsClient, strings
 from refrag_client.request import to_filter
-from refrag_client.tls import Tls
 
 
 @dataclass(frozen=True)
@@ -54,31 +53,11 @@ class CollectionReport:
 class CollectionClient(OperationsClient):
     """A client of the models `passage_store` and `retriever`, safe to share between threads; methods raise RefragError.
 
-    Questions about a collection are answered by RefragClient.
+    Questions about a collection are answered by RefragClient. retriever_model: the model that searches.
     """
 
-    def __init__(
-        self,
-        url: str = "127.0.0.1:8001",
-        *,
-        model: str = "passage_store",
-        retriever_model: str = "retriever",
-        timeout_seconds: float | None = 600.0,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        keepalive_seconds: float | None = None,
-        max_message_bytes: int | None = None,
-    ) -> None:
-        super().__init__(
-            url,
-            model=model,
-            timeout_seconds=timeout_seconds,
-            tls=tls,
-            headers=headers,
-            keepalive_seconds=keepalive_seconds,
-            max_message_bytes=max_message_bytes,
-        )
-        self.retriever_model = retriever_model
+    default_model = "passage_store"
+    retriever_model = "retriever"
 
     def index(self, collection: str, documents: Iterable[Document]) -> WriteReport:
         """Add the documents, chunk vectors included, and return once all are committed; make the collection if new."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import grpc
 import numpy as np
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 
 class OperationsClient:
-    """A client of one model on one server, safe to share between threads and best used in a `with` block."""
+    """A client of one model on one server, safe to share between threads and best used in a `with` block.
+
+    default_model: the name that the server's model has unless it was renamed.
+    """
+
+    default_model: ClassVar[str]
 
     def __init__(
         self,
         url: str = "127.0.0.1:8001",
         *,
-        model: str,
+        model: str | None = None,
         timeout_seconds: float | None = 600.0,
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
@@ -32,7 +37,7 @@ class OperationsClient:
         max_message_bytes: int | None = None,
     ) -> None:
         self.settings = ConnectionSettings(url, timeout_seconds, tls, headers, keepalive_seconds, max_message_bytes)
-        self.model = model
+        self.model = self.default_model if model is None else model
         self._channel = self.settings.open_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 

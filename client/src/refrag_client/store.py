@@ -8,7 +8,6 @@ import numpy as np
 
 from refrag_client.operations import OperationsClient, strings
 from refrag_client.tensors import Response
-from refrag_client.tls import Tls
 
 
 @dataclass(frozen=True)
@@ -76,26 +75,7 @@ class Encoded:
 class StoreClient(OperationsClient):
     """A client of the model `chunk_store` on one server, safe to share between threads. Methods raise RefragError."""
 
-    def __init__(
-        self,
-        url: str = "127.0.0.1:8001",
-        *,
-        model: str = "chunk_store",
-        timeout_seconds: float | None = 600.0,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        keepalive_seconds: float | None = None,
-        max_message_bytes: int | None = None,
-    ) -> None:
-        super().__init__(
-            url,
-            model=model,
-            timeout_seconds=timeout_seconds,
-            tls=tls,
-            headers=headers,
-            keepalive_seconds=keepalive_seconds,
-            max_message_bytes=max_message_bytes,
-        )
+    default_model = "chunk_store"
 
     def index(self, passages: Iterable[str]) -> IndexReport:
         """Encode those chunks of the passages that the store lacks, and return once all of them are committed."""
