@@ -146,10 +146,11 @@ def _annotation(number: int, document: Document, length: int) -> Json:
 
 
 def _tokens_of(piece: Piece) -> list[tuple[str, float]]:
-    """Return each token's text and log-probability; the text lags behind while a character is incomplete."""
-    texts = [""] * len(piece.log_probs)
-    texts[-1:] = [piece.text] * bool(texts)
-    return list(zip(texts, piece.log_probs, strict=True))
+    """Return each token's text and log-probability; a piece's text came with the last of its tokens."""
+    if not piece.log_probs:
+        return []
+    *earlier, last = piece.log_probs
+    return [*(("", log_prob) for log_prob in earlier), (piece.text, last)]
 
 
 def _chat_token(text: str, log_prob: float) -> Json:
