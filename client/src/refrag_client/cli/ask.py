@@ -8,14 +8,7 @@ from typing import Any
 
 from refrag_client.answer import Answer
 from refrag_client.cli.context import Context, add_context_options, add_store_option, encode_ahead, read_context
-from refrag_client.cli.options import (
-    add_connection_options,
-    add_model_options,
-    add_request_options,
-    connection_options,
-    model_options,
-    request_options,
-)
+from refrag_client.cli.options import add_client_options, add_request_options, client_options, request_options
 from refrag_client.cli.printing import format_value, print_citations, print_pieces, print_summary
 from refrag_client.client import RefragClient
 from refrag_client.documents import read_document
@@ -29,9 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION")
     group = add_context_options(parser)
     group.add_argument("--document", metavar="FILE", help="read a whole document, in its order; - is stdin")
-    add_model_options(parser)
+    add_client_options(parser)
     add_store_option(parser)
-    add_connection_options(parser)
     add_request_options(parser)
     parser.add_argument("--citations", action="store_true", help="print what the answer rests on")
     parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
@@ -44,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.document:
         encode_ahead(arguments, passages)
     options: GenerateOptions = {**request_options(arguments), **context.search}
-    with RefragClient(**model_options(arguments), **connection_options(arguments)) as client:
+    with RefragClient(**client_options(arguments)) as client:
         if arguments.compare:
             _compare(client, arguments, passages, options)
         else:

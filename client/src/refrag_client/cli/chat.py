@@ -10,14 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from refrag_client.cli.context import Context, add_context_options, read_context
-from refrag_client.cli.options import (
-    add_connection_options,
-    add_model_options,
-    add_request_options,
-    connection_options,
-    model_options,
-    request_options,
-)
+from refrag_client.cli.options import add_client_options, add_request_options, client_options, request_options
 from refrag_client.cli.printing import print_citations, print_pieces, print_summary
 from refrag_client.client import RefragClient
 from refrag_client.errors import InvalidRequest, RefragError
@@ -29,8 +22,7 @@ PROMPT, NEW, QUIT = "> ", "/new", "/quit"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_context_options(parser)
-    add_model_options(parser)
-    add_connection_options(parser)
+    add_client_options(parser)
     add_request_options(parser)
     parser.add_argument(
         "--whole-history", action="store_true", help="refuse a question rather than leave out the oldest turns"
@@ -43,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InvalidRequest("--passages is standard input, where the questions come from; give a file")
     context = read_context(arguments)
     options: GenerateOptions = {**request_options(arguments), "whole_history": arguments.whole_history}
-    with RefragClient(**model_options(arguments), **connection_options(arguments)) as client:
+    with RefragClient(**client_options(arguments)) as client:
         _converse(Conversation(client, context, options, arguments.citations))
 
 

@@ -11,23 +11,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from refrag_client.cli.options import add_connection_options, add_search_options, connection_options, search_options
+from refrag_client.cli.options import add_actions, add_search_options, connection_options, search_options
 from refrag_client.collections import CollectionClient
 
 HELP = "look at the server's collections, search one, drop one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    for name, action in ACTIONS.items():
-        sub = actions.add_parser(name)
-        sub.set_defaults(action=action)
-        if name in ("search", "drop"):
-            sub.add_argument("collection", metavar="NAME")
-        if name == "search":
-            sub.add_argument("question", metavar="QUESTION")
-            add_search_options(sub)
-        add_connection_options(sub, timeout_seconds=600.0)
+    actions = add_actions(parser, ACTIONS)
+    for name in ("search", "drop"):
+        actions[name].add_argument("collection", metavar="NAME")
+    actions["search"].add_argument("question", metavar="QUESTION")
+    add_search_options(actions["search"])
 
 
 def run(arguments: argparse.Namespace) -> None:

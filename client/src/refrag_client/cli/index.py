@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,7 +21,13 @@ from tqdm import tqdm
 from refrag_client.cli import index_collection
 from refrag_client.cli.batches import Batch, Mark, load_mark, read_batches, save_mark
 from refrag_client.cli.in_order import call_in_order
-from refrag_client.cli.options import add_connection_options, connection_options
+from refrag_client.cli.options import (
+    OPERATION_TIMEOUT_SECONDS,
+    add_connection_options,
+    add_store_model_option,
+    connection_options,
+)
+from refrag_client.cli.totals import Totals
 from refrag_client.errors import InvalidRequest
 from refrag_client.store import IndexReport, StoreClient
 
@@ -40,22 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-bytes", type=int, default=1 << 17, help="of a request (default: %(default)s)")
     parser.add_argument("--in-flight", type=int, default=4, help="requests at a time (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    parser.add_argument("--model", default="chunk_store", help="name of the store's model (default: %(default)s)")
-    add_connection_options(parser, timeout_seconds=600.0)
+    add_store_model_option(parser)
+    add_connection_options(parser, timeout_seconds=OPERATION_TIMEOUT_SECONDS)
 
 
 @dataclass
-class Totals:
-    num_passages: int = 0
-    num_chunks: int = 0
-    num_tokens: int = 0
-    num_encoded: int = 0
+class StoreTotals(Totals):
     num_bytes: int = 0
-
-    def add(self, batch: Batch, report: IndexReport) -> None:
-        self.num_passages += len(batch.passages)
-        for name in ("num_chunks", "num_tokens", "num_encoded", "num_bytes"):
-            setattr(self, name, getattr(self, name) + getattr(report, name))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,12 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
     with StoreClient(model=arguments.model, **connection_options(arguments)) as client:
         fingerprint = client.stats().fingerprint
         start = Mark(0, 0, "") if arguments.fresh else load_mark(arguments.corpus, fingerprint)
-        totals, began = Totals(), time.perf_counter()
+        totals, began = StoreTotals(), time.perf_counter()
         with tqdm(
             total=arguments.corpus.stat().st_size, initial=start.offset, unit="B", unit_scale=True, file=sys.stderr
         ) as bar:
             for batch, report in _index(client, arguments, start):
-                totals.add(batch, report)
+                totals.add({**asdict(report), "num_passages": len(batch.passages)})
                 save_mark(arguments.corpus, fingerprint, batch.mark)
                 bar.set_postfix_str(f"{totals.num_encoded / (time.perf_counter() - began):,.0f} vectors/s")
                 bar.update(batch.num_bytes)
@@ -102,7 +99,7 @@ def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> I
     yield from call_in_order(read_batches(arguments.corpus, start, arguments.batch_bytes), send, arguments.in_flight)
 
 
-def _report(arguments: argparse.Namespace, totals: Totals, start: Mark, seconds: float) -> None:
+def _report(arguments: argparse.Namespace, totals: StoreTotals, start: Mark, seconds: float) -> None:
     rate = totals.num_encoded / seconds
     if arguments.json:
         print(json.dumps({**vars(totals), "seconds": round(seconds, 3), "vectors_per_second": round(rate, 1)}))

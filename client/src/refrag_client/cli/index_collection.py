@@ -4,13 +4,14 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 from tqdm import tqdm
 
 from refrag_client.cli.documents import DocumentBatch, corpus_bytes, read_document_batches
 from refrag_client.cli.in_order import call_in_order, retry
 from refrag_client.cli.options import connection_options
+from refrag_client.cli.totals import Totals
 from refrag_client.collections import CollectionClient, WriteReport
 from refrag_client.errors import InvalidRequest
 
@@ -19,16 +20,8 @@ DELETED_AT_ONCE = 1000
 
 
 @dataclass
-class Totals:
-    num_passages: int = 0
+class CollectionTotals(Totals):
     num_written: int = 0
-    num_chunks: int = 0
-    num_tokens: int = 0
-    num_encoded: int = 0
-
-    def add(self, report: WriteReport) -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(report, field.name))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -47,11 +40,11 @@ def _index(client: CollectionClient, arguments: argparse.Namespace) -> None:
     def send(batch: DocumentBatch) -> WriteReport:
         return client.index(arguments.collection, batch.documents)
 
-    totals, began = Totals(), time.perf_counter()
+    totals, began = CollectionTotals(), time.perf_counter()
     batches = read_document_batches(arguments.corpus, arguments.batch_bytes)
     with tqdm(total=corpus_bytes(arguments.corpus), unit="B", unit_scale=True, file=sys.stderr) as bar:
         for batch, report in call_in_order(batches, send, arguments.in_flight):
-            totals.add(report)
+            totals.add(asdict(report))
             bar.set_postfix_str(f"{totals.num_passages / (time.perf_counter() - began):,.0f} passages/s")
             bar.update(batch.num_bytes)
     _report(arguments, totals, time.perf_counter() - began)
@@ -65,7 +58,7 @@ def _delete(client: CollectionClient, arguments: argparse.Namespace) -> None:
     print(json.dumps({"num_deleted": num_deleted}) if arguments.json else f"{num_deleted:,} passages deleted")
 
 
-def _report(arguments: argparse.Namespace, totals: Totals, seconds: float) -> None:
+def _report(arguments: argparse.Namespace, totals: CollectionTotals, seconds: float) -> None:
     rate = totals.num_passages / seconds
     if arguments.json:
         print(json.dumps({**vars(totals), "seconds": round(seconds, 3), "passages_per_second": round(rate, 1)}))

@@ -1,7 +1,7 @@
 """Command-line options of a request, with names and help taken from GenerateRequest, and of a connection."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from refrag_client.request import GenerateOptions, tensors_by_option
@@ -30,6 +30,9 @@ TLS_FILES = {
     "certificate_chain": "certificate of this client, for servers that ask who calls",
 }
 
+# An operator's request may encode a whole corpus.
+OPERATION_TIMEOUT_SECONDS = 600.0
+
 SEARCH_OPTIONS = ("num_passages", "filter", "search_mode")
 
 _TYPES = {"BYTES": str, "INT64": int, "UINT64": int, "FP32": float}
@@ -43,15 +46,21 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the names of the models that `model_options` reads."""
+def add_client_options(parser: argparse.ArgumentParser) -> None:
+    """Add the models and the connection of a client, which `client_options` reads."""
     parser.add_argument("--model", default="refrag", help="name of the model (default: %(default)s)")
     parser.add_argument("--decoder-model", default="decoder", help="name of the model to stop (default: %(default)s)")
+    add_connection_options(parser)
 
 
-def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the models in parsed `arguments` as keyword arguments of a client."""
-    return {"model": arguments.model, "decoder_model": arguments.decoder_model}
+def client_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the models and the connection in parsed `arguments` as keyword arguments of RefragClient."""
+    models = {"model": arguments.model, "decoder_model": arguments.decoder_model}
+    return {**models, **connection_options(arguments)}
+
+
+def add_store_model_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="chunk_store", help="name of the store's model (default: %(default)s)")
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +71,21 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a search in parsed `arguments`."""
     return {name: getattr(arguments, name) for name in SEARCH_OPTIONS}
+
+
+def add_actions(
+    parser: argparse.ArgumentParser, actions: Mapping[str, Callable[..., Any]]
+) -> dict[str, argparse.ArgumentParser]:
+    """Add actions, of which one is to be named, with all options of a connection; return their parsers by name.
+
+    The function that belongs to the named action becomes the argument `action`.
+    """
+    choices = parser.add_subparsers(required=True, metavar="ACTION")
+    parsers = {name: choices.add_parser(name) for name in actions}
+    for name, each in parsers.items():
+        each.set_defaults(action=actions[name])
+        add_connection_options(each, timeout_seconds=OPERATION_TIMEOUT_SECONDS)
+    return parsers
 
 
 def add_connection_options(parser: argparse.ArgumentParser, timeout_seconds: float = 60.0) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from refrag_client.cli.options import add_connection_options, connection_options
+from refrag_client.cli.options import add_actions, add_store_model_option, connection_options
 from refrag_client.errors import InvalidRequest
 from refrag_client.store import Deletions, StoreClient, StoreReport
 
@@ -22,16 +22,12 @@ HELP = "look into the store of chunk vectors, check it, clear it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    for name, action in ACTIONS.items():
-        sub = actions.add_parser(name)
-        sub.set_defaults(action=action)
-        if name in ("verify", "prune"):
-            sub.add_argument("--tier", help="disk or shared (default: each that there is)")
-        if name == "prune":
-            sub.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="may be repeated")
-        sub.add_argument("--model", default="chunk_store", help="name of the store's model (default: %(default)s)")
-        add_connection_options(sub, timeout_seconds=600.0)
+    actions = add_actions(parser, ACTIONS)
+    for action in actions.values():
+        add_store_model_option(action)
+    for name in ("verify", "prune"):
+        actions[name].add_argument("--tier", help="disk or shared (default: each that there is)")
+    actions["prune"].add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="may be repeated")
 
 
 def run(arguments: argparse.Namespace) -> None:

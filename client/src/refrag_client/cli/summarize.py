@@ -7,14 +7,7 @@ import argparse
 
 from refrag_client.cli import ask
 from refrag_client.cli.context import add_store_option, encode_ahead
-from refrag_client.cli.options import (
-    add_connection_options,
-    add_model_options,
-    add_request_options,
-    connection_options,
-    model_options,
-    request_options,
-)
+from refrag_client.cli.options import add_client_options, add_request_options, client_options, request_options
 from refrag_client.client import RefragClient
 from refrag_client.documents import read_document
 
@@ -28,9 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instruction", dest="question", default=INSTRUCTION, help="what to write about it (default: %(default)s)"
     )
-    add_model_options(parser)
+    add_client_options(parser)
     add_store_option(parser)
-    add_connection_options(parser)
     add_request_options(parser)
     parser.set_defaults(max_tokens=MAX_TOKENS)
     parser.add_argument("--citations", action="store_true", help="print what the summary rests on")
@@ -40,5 +32,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     passages = read_document(arguments.document)
     encode_ahead(arguments, passages)
-    with RefragClient(**model_options(arguments), **connection_options(arguments)) as client:
+    with RefragClient(**client_options(arguments)) as client:
         ask.ask(client, arguments, passages, request_options(arguments))
