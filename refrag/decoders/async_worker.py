@@ -17,6 +17,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from refrag.decoders.base import DecoderRequest, DecoderStats, Delta, Observe, Sink
+from refrag.decoders.sinks import deliver_error, is_abandoned
 from refrag.engine.answer import Answer, Pick
 from refrag.engine.in_flight import RequestIds
 from refrag.errors import Cancelled, DeadlineExceeded, Overloaded, RefragError, ServerUnavailable
@@ -211,10 +212,7 @@ class AsyncWorker:
 
     def _fail(self, running: Running, error: RefragError) -> None:
         self._release(running)
-        try:
-            running.sink.fail(error)
-        except Exception:
-            log.exception("a request's error could not be delivered")
+        deliver_error(running.sink, error)
 
     def _release(self, running: Running) -> None:
         with self.changing:
@@ -230,7 +228,7 @@ class AsyncWorker:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             for running in list(self.running):
-                if _is_abandoned(running.sink):
+                if is_abandoned(running.sink):
                     name = running.request.request_id
                     self._cancel(running, Cancelled(f"the receiver of request {name!r} is gone"))
 
@@ -257,11 +255,3 @@ def _reason(request: DecoderRequest, error: BaseException, is_late: bool) -> Ref
         return error
     log.error("a request failed", exc_info=error)
     return RefragError(f"the decoder failed: {type(error).__name__}: {error}; the server's log has the details")
-
-
-def _is_abandoned(sink: Sink) -> bool:
-    try:
-        return sink.is_abandoned()
-    except Exception:
-        log.exception("a receiver failed when asked whether it is gone")
-        return False

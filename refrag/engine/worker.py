@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from refrag.decoders.base import DecoderStats, Sink
+from refrag.decoders.sinks import deliver_error, is_abandoned
 from refrag.engine.engine import Engine
 from refrag.engine.in_flight import RequestIds
 from refrag.engine.request import EngineRequest, Output
@@ -131,7 +132,7 @@ class EngineWorker:
             self._fail(request, RefragError(f"the request could not be added: {error}"))
 
     def _cancel_abandoned(self) -> None:
-        for request in [request for request, sink in self.sinks.items() if _is_abandoned(sink)]:
+        for request in [request for request, sink in self.sinks.items() if is_abandoned(sink)]:
             self._cancel(request, f"the receiver of request {request.request_id!r} is gone")
 
     def _cancel(self, request: EngineRequest, reason: str) -> None:
@@ -155,29 +156,14 @@ class EngineWorker:
             log.exception("a response could not be sent")
             self.engine.cancel(output.request)
             self._release(output.request)
-            _fail(sink, RefragError(f"the response could not be sent: {error}"))
+            deliver_error(sink, RefragError(f"the response could not be sent: {error}"))
 
     def _fail(self, request: EngineRequest, error: RefragError) -> None:
         sink = self.sinks[request]
         self._release(request)
-        _fail(sink, error)
+        deliver_error(sink, error)
 
     def _release(self, request: EngineRequest) -> None:
         self.sinks.pop(request, None)
         with self.changed:
             self.ids.release(request.request_id, request)
-
-
-def _is_abandoned(sink: Sink) -> bool:
-    try:
-        return sink.is_abandoned()
-    except Exception:
-        log.exception("a receiver failed when asked whether it is gone")
-        return False
-
-
-def _fail(sink: Sink, error: RefragError) -> None:
-    try:
-        sink.fail(error)
-    except Exception:
-        log.exception("a request's error could not be delivered")
