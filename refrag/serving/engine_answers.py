@@ -1,8 +1,6 @@
 """Answers that an engine of TensorRT-LLM is giving: its token ids → deltas, as the torch decoder's are."""
 
 import json
-import time
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,14 +8,10 @@ from typing import Any
 from refrag.context.tokenizer import TextTokenizer
 from refrag.decoders.base import DecoderRequest, Delta
 from refrag.engine.text_stream import TextStream
-from refrag.errors import Cancelled, InvalidRequest, RefragError
+from refrag.errors import InvalidRequest, RefragError
 from refrag.serving.responses import StreamingSink
 from refrag.serving.triton import Caller
 
-# A stop may overtake its request on the way through the ensemble; it is remembered for this long.
-EARLY_STOP_SECONDS = 30.0
-# The most ids of early stops and of finished answers that are remembered.
-MAX_REMEMBERED_IDS = 4096
 # An engine that was told to stop may send what it had on the way. So long its request's id is not given to another.
 ENDING_SECONDS = 5.0
 
@@ -63,7 +57,8 @@ class Announcement:
 class EngineAnswer:
     """An answer in the making. error: what ends it, once it was stopped or too late; is_ended: its caller knows.
 
-    caller: the correlation id of its request.
+    caller: the correlation id of its request. is_over: the engine has said its last word. is_stopping: a stop is on its
+    way to the engine, which would end the next request with the id.
     """
 
     request_id: str
@@ -76,6 +71,8 @@ class EngineAnswer:
     last_token_time: float = 0.0
     error: RefragError | None = None
     is_ended: bool = False
+    is_over: bool = False
+    is_stopping: bool = False
     given_up: float = field(default=float("inf"))
 
     @classmethod
@@ -114,48 +111,3 @@ class EngineAnswer:
         if self.num_tokens == self.announced.max_tokens:
             return Delta(piece + self.text.flush(), [token_id], log_probabilities, "length")
         return Delta(piece, [token_id], log_probabilities)
-
-
-class AnswersInFlight:
-    """The answers by request id; not for several threads at once."""
-
-    def __init__(self) -> None:
-        self._answers: dict[str, EngineAnswer] = {}
-        self._early_stops: OrderedDict[str, float] = OrderedDict()
-        self._finished: OrderedDict[str, float] = OrderedDict()
-
-    def __iter__(self) -> Iterator[EngineAnswer]:
-        return iter(list(self._answers.values()))
-
-    @property
-    def num_active(self) -> int:
-        return sum(not answer.is_ended for answer in self)
-
-    def add(self, answer: EngineAnswer) -> None:
-        """Raise InvalidRequest if the id is in flight, Cancelled if it was stopped before it came."""
-        request_id = answer.request_id
-        if request_id in self._answers:
-            raise InvalidRequest(f"request id {request_id!r} is in flight already; give every request an id of its own")
-        if self._early_stops.pop(request_id, 0.0) > time.monotonic():
-            raise Cancelled(f"request {request_id!r} was stopped before it reached the decoder")
-        self._answers[request_id] = answer
-
-    def find(self, request_id: str) -> EngineAnswer | None:
-        return self._answers.get(request_id)
-
-    def remember_stop(self, request_id: str) -> None:
-        """Refuse the request when it comes; one that has ended is ignored."""
-        if request_id not in self._finished:
-            _remember(self._early_stops, request_id, time.monotonic() + EARLY_STOP_SECONDS)
-
-    def remove(self, answer: EngineAnswer) -> None:
-        if self._answers.get(answer.request_id) is answer:
-            del self._answers[answer.request_id]
-            _remember(self._finished, answer.request_id, time.monotonic())
-
-
-def _remember(ids: OrderedDict[str, float], request_id: str, moment: float) -> None:
-    ids[request_id] = moment
-    ids.move_to_end(request_id)
-    if len(ids) > MAX_REMEMBERED_IDS:
-        ids.popitem(last=False)

@@ -5,6 +5,7 @@ tensorrt_llm   ── output_ids ─────────────► post
 tensorrt_llm   ◄───────── stop ──────────── postprocessing      a stop word, a deadline, a caller's stop
 """
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -18,15 +19,18 @@ import numpy as np
 from refrag.context.deployed import DeployedTokenizers
 from refrag.decoders.base import DecoderStats, join_deltas
 from refrag.decoders.tensorrt_llm import EngineFacts
+from refrag.engine.in_flight import RequestIds
 from refrag.errors import Cancelled, DeadlineExceeded, InvalidRequest, RefragError, ServerUnavailable
 from refrag.serving.decoder_metrics import DecoderMetrics
-from refrag.serving.engine_answers import ENDING_SECONDS, Announcement, AnswersInFlight, EngineAnswer
+from refrag.serving.engine_answers import ENDING_SECONDS, Announcement, EngineAnswer
 from refrag.serving.evidence import read_evidence
 from refrag.serving.periodic import Periodic
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
 from refrag.serving.stopping import StopFile
 from refrag.serving.tensors import Tensors, flag, text
 from refrag.serving.triton import Caller, ResponseStream, check_parameters, send_stop, tensors_of
+
+log = logging.getLogger(__name__)
 
 LATE = "the deadline of request {!r} passed; raise deadline_ms, or ask for fewer tokens"
 # How often deadlines are looked at.
@@ -47,13 +51,18 @@ class Postprocessing:
         self.settings, self.inputs = settings, inputs
         self.eos_ids = frozenset(EngineFacts.load(checkpoint).eos_ids)
         self.tokenizer = DeployedTokenizers.load(checkpoint).decoder
-        self.answers, self._changing = AnswersInFlight(), threading.RLock()
+        self.ids: RequestIds[EngineAnswer] = RequestIds()
+        self._changing = threading.Lock()
         self.metrics = DecoderMetrics()
-        self.metrics.publish(lambda: DecoderStats(num_active=self.answers.num_active))
+        self.metrics.publish(lambda: DecoderStats(num_active=self.num_active))
         # Each stop waits for the engine's word, for which no other answer's text should.
         self._stops = ThreadPoolExecutor(1, thread_name_prefix="engine-stops")
         self._look = Periodic("deadlines", LOOK_SECONDS, self._end_late)
         self._stop_file = StopFile(self._cut_answers)
+
+    @property
+    def num_active(self) -> int:
+        return sum(not answer.is_ended for answer in self._answers())
 
     def accept(self, request: Any) -> None:
         """Act on one message: an answer that begins, tokens of one, or a stop."""
@@ -78,8 +87,9 @@ class Postprocessing:
             if flag(inputs, "stop", default=False):
                 self._stop(request_id, stream.caller)
             elif "answer" in inputs:
-                self.answers.add(self._begin(request_id, inputs, stream))
-            elif answer := self.answers.find(request_id):
+                self.ids.check(request_id)
+                self.ids.add(request_id, self._begin(request_id, inputs, stream))
+            elif answer := self.ids.in_flight.get(request_id):
                 self._read(answer, inputs, stream)
 
     def _begin(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> EngineAnswer:
@@ -102,7 +112,8 @@ class Postprocessing:
             else:
                 self._send(answer, token_ids, log_probabilities)
         if not token_ids or answer.num_tokens == answer.announced.max_tokens:
-            self.answers.remove(answer)
+            answer.is_over = True
+            self._forget(answer)
 
     def _send(self, answer: EngineAnswer, token_ids: list[int], log_probabilities: list[float]) -> None:
         delta = join_deltas(list(answer.read(token_ids, log_probabilities)))
@@ -121,13 +132,12 @@ class Postprocessing:
         answer.is_ended, answer.given_up = True, time.monotonic() + ENDING_SECONDS
 
     def _stop(self, request_id: str, caller: Caller) -> None:
-        answer = self.answers.find(request_id)
+        answer = self.ids.in_flight.get(request_id)
         if caller and (answer is None or answer.caller != caller):
             # It is for an answer that has ended, or one to come, for which it will be sent again.
             return
-        if answer is None:
-            self.answers.remember_stop(request_id)
-        elif answer.error is None and not answer.is_ended:
+        answer = self.ids.find_to_stop(request_id)
+        if answer is not None and answer.error is None and not answer.is_ended:
             self._interrupt(answer, Cancelled(f"request {request_id!r} was stopped by its caller"))
 
     def _interrupt(self, answer: EngineAnswer, error: RefragError) -> None:
@@ -136,22 +146,40 @@ class Postprocessing:
         self._stop_engine(answer)
 
     def _stop_engine(self, answer: EngineAnswer) -> None:
-        self._stops.submit(send_stop, self.settings.engine, answer.request_id, besides=STOP_BESIDES)
+        answer.is_stopping = True
+        self._stops.submit(self._tell_engine, answer)
+
+    def _tell_engine(self, answer: EngineAnswer) -> None:
+        try:
+            send_stop(self.settings.engine, answer.request_id, besides=STOP_BESIDES)
+        except Exception:
+            log.exception("the engine could not be told to stop")
+        with self._changing:
+            answer.is_stopping = False
+            self._forget(answer)
+
+    def _forget(self, answer: EngineAnswer) -> None:
+        """Give the id up, once neither tokens of this answer nor a stop for it can reach another."""
+        if answer.is_over and not answer.is_stopping:
+            self.ids.release(answer.request_id, answer)
+
+    def _answers(self) -> list[EngineAnswer]:
+        return list(self.ids.in_flight.values())
 
     def _end_late(self) -> None:
         """End answers whose deadline has passed, and forget those of which the engine says no more."""
         now = time.monotonic()
         with self._changing:
-            for answer in self.answers:
+            for answer in self._answers():
                 if now > answer.given_up:
-                    self.answers.remove(answer)
+                    self.ids.release(answer.request_id, answer)
                 elif now > answer.announced.deadline and answer.error is None and not answer.is_ended:
                     self._interrupt(answer, DeadlineExceeded(LATE.format(answer.request_id)))
 
     def _cut_answers(self) -> int:
         """End every answer, and return how many there were."""
         with self._changing:
-            active = [answer for answer in self.answers if not answer.is_ended]
+            active = [answer for answer in self._answers() if not answer.is_ended]
             for answer in active:
                 error = ServerUnavailable("the server is stopping and has cut this answer; ask again later")
                 self._interrupt(answer, error)
@@ -161,7 +189,7 @@ class Postprocessing:
         if not num_tokens:
             return
         now = time.monotonic()
-        stats = DecoderStats(num_active=self.answers.num_active, num_tokens=num_tokens)
+        stats = DecoderStats(num_active=self.num_active, num_tokens=num_tokens)
         if answer.last_token_time:
             stats.inter_token_seconds.append(now - answer.last_token_time)
         else:

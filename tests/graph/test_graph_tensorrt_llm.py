@@ -105,6 +105,15 @@ def test_a_stop_word_stops_the_engine_long_before_its_tokens_are_spent(client, s
     wait_until_free(client, "stopped-by-word")
 
 
+def test_a_stop_on_its_way_to_the_engine_spares_the_next_request_with_the_id(client):
+    first = next(iter(client.stream(QUESTION, PASSAGES, **ENDLESS)))
+    for _ in range(10):
+        options = {**ENDLESS, "stop_words": [first.text[:1]], "request_id": "again and again"}
+        assert client.generate(QUESTION, PASSAGES, **options).finish_reason == "stop"
+        following = wait_until_free(client, "again and again", **{**ENDLESS, "max_tokens": 40})
+        assert (len(following.token_ids), following.finish_reason) == (40, "length")
+
+
 def test_sampling_and_log_probabilities_arrive_as_from_the_torch_decoder(client, reference):
     options = {"temperature": 1.5, "top_k": 50, "top_p": 0.95, "seed": 2**63 + 11, "min_tokens": 4}
     expected = reference.answer(Request(QUESTION, PASSAGES), SamplingParams(MAX_TOKENS, **options))
@@ -216,13 +225,12 @@ def stop_tensor():
     return np.array([True]), "BOOL"
 
 
-def wait_until_free(client, request_id):
-    """Return once the engine has given up the id; it had thousands of tokens to go."""
+def wait_until_free(client, request_id, **options):
+    """Return the next answer with the id, once the engine has given it up; it had thousands of tokens to go."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
-            client.generate(QUESTION, PASSAGES, max_tokens=1, request_id=request_id)
-            return
+            return client.generate(QUESTION, PASSAGES, request_id=request_id, **{"max_tokens": 1, **options})
         except InvalidRequest as error:
             assert "in flight already" in str(error)
     pytest.fail(f"request {request_id} still runs")
