@@ -9,7 +9,8 @@ import torch
 
 from refrag.config import RefragConfig
 from refrag.context.chunking import null_question_ids
-from refrag.decoders.base import DecoderRequest, DecoderStats, Limits, Observe, Sink
+from refrag.decoders.base import DecoderRequest, Limits, Observe, Sink
+from refrag.decoders.worker import WorkerDecoder
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
@@ -50,12 +51,13 @@ class TorchSettings(EngineSettings):
             )
 
 
-class TorchDecoder:
+class TorchDecoder(WorkerDecoder):
     """An engine in a thread of its own. See `DecoderBackend`."""
 
     settings_type: ClassVar[type[TorchSettings]] = TorchSettings
     lets_choose: ClassVar[bool] = True
     shows_attention: ClassVar[bool] = True
+    worker: EngineWorker
 
     def __init__(self, checkpoint: Path, settings: TorchSettings, observe: Observe) -> None:
         window = RefragConfig.load(checkpoint).max_prompt_slots
@@ -72,15 +74,6 @@ class TorchDecoder:
         block_size, vocab_size = self.settings.block_size, self.limits.vocab_size
         keys = [] if request.is_background else block_keys(request.prompt, block_size, vocab_size)
         self.worker.submit(EngineRequest(**vars(request), keys=keys), sink)
-
-    def stop(self, request_id: str) -> None:
-        self.worker.stop(request_id)
-
-    def stats(self) -> DecoderStats:
-        return self.worker.stats
-
-    def close(self) -> None:
-        self.worker.close()
 
 
 def open_engine(checkpoint: Path, settings: TorchSettings, window: int, num_threads: int) -> Engine:

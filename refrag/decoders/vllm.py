@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from refrag.config import RefragConfig
 from refrag.decoders.async_worker import AsyncWorker
-from refrag.decoders.base import DecoderRequest, DecoderStats, Limits, Observe, Sink
+from refrag.decoders.base import DecoderRequest, Limits, Observe, Sink
 from refrag.decoders.vllm_engine import VllmEngine
 from refrag.decoders.vllm_options import EngineOptions, check_sampling, refuse_set_elsewhere
+from refrag.decoders.worker import WorkerDecoder
 from refrag.errors import SetupError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,7 +53,7 @@ class VllmSettings:
 
     @cached_property
     def further_arguments(self) -> dict[str, Any]:
-        """The engine arguments by name."""
+        """Return the engine arguments by name."""
         try:
             words = shlex.split(self.engine_arguments)
         except ValueError as error:
@@ -60,10 +61,11 @@ class VllmSettings:
         return dict(map(_parse_argument, words))
 
 
-class VllmDecoder:
+class VllmDecoder(WorkerDecoder):
     """vLLM's engine behind a thread with an event loop. See `DecoderBackend`."""
 
     settings_type: ClassVar[type[VllmSettings]] = VllmSettings
+    worker: AsyncWorker
 
     def __init__(self, checkpoint: Path, settings: VllmSettings, observe: Observe) -> None:
         window = RefragConfig.load(checkpoint).max_prompt_slots
@@ -86,15 +88,6 @@ class VllmDecoder:
     def submit(self, request: DecoderRequest, sink: Sink) -> None:
         check_sampling(request.sampling)
         self.worker.submit(request, sink)
-
-    def stop(self, request_id: str) -> None:
-        self.worker.stop(request_id)
-
-    def stats(self) -> DecoderStats:
-        return self.worker.stats
-
-    def close(self) -> None:
-        self.worker.close()
 
 
 def _parse_argument(word: str) -> tuple[str, Any]:
