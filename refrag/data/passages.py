@@ -8,7 +8,7 @@ from typing import Any
 from refrag.errors import InvalidRequest
 
 # Where the libraries of this field keep a passage's text, and where a file keeps its list of passages.
-TEXT_KEYS = ("text", "passage", "content", "contents", "page_content", "body")
+TEXT_KEYS = ("text", "passage", "content", "contents", "page_content", "body", "snippet")
 LIST_KEYS = ("passages", "documents", "docs", "data", "results", "chunks", "contexts")
 # Tables and the like, which would be taken for plain text.
 OTHER_FORMS = (".csv", ".tsv", ".parquet", ".xlsx", ".pdf", ".docx")

@@ -3,6 +3,8 @@
 import pytest
 
 import refrag_client
+import refrag_client.passages as client
+from refrag.data import passages as library
 from refrag.data.passages import read_passages
 from refrag.errors import InvalidRequest
 from refrag_client.passages import read_passages as read_as_the_client
@@ -15,6 +17,7 @@ FILES = {
     "empty.txt": "\n",
     "array.json": '[\n "a",\n {"contents": "b"},\n {"page_content": "c", "metadata": {}},\n {"body": "d"}\n]',
     "wrapped.json": '{"documents": [{"content": "a"}, "b"]}',
+    "found.jsonl": '{"snippet": "a", "url": "b"}\n',
     "bracket.txt": "[1] Ada built it.\n\n{sic}",
 }
 BAD_FILES = {
@@ -29,6 +32,11 @@ BAD_FILES = {
     "lists.json": b'{"docs": ["a"], "documents": ["b"]}',
     "table.csv": b"id,text\n1,a",
 }
+
+
+def test_both_know_the_same_keys_and_forms():
+    for name in ("TEXT_KEYS", "LIST_KEYS", "OTHER_FORMS"):
+        assert getattr(library, name) == getattr(client, name)
 
 
 @pytest.mark.parametrize("name", FILES)
