@@ -2,6 +2,7 @@ import fake_triton_service
 import pytest
 
 from refrag_client import RefragClient
+from refrag_client.cli.main import main
 
 
 @pytest.fixture
@@ -14,6 +15,17 @@ def url(fake):
     server, url = fake_triton_service.start(fake)
     yield url
     server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def run(url, capsys):
+    """Return a function that calls `refrag` at the fake's URL, and returns its exit code, its output and its errors."""
+
+    def run(*arguments):
+        code = main([*map(str, arguments), "--url", url])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

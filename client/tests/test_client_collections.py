@@ -7,7 +7,6 @@ import pytest
 
 from refrag_client import CollectionClient, Document, InvalidRequest
 from refrag_client.cli.documents import read_document_batches
-from refrag_client.cli.main import main
 
 
 class FakeCollections:
@@ -38,19 +37,10 @@ class FakeCollections:
         return {"encoder": "", "collections": [report]}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def collections(fake):
     fake.store = FakeCollections()
     return fake.store
-
-
-@pytest.fixture
-def run(url, collections, capsys):
-    def run(*arguments):
-        code = main([*map(str, arguments), "--url", url])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def write_lines(path, *values):

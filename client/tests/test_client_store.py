@@ -48,20 +48,10 @@ class FakeStore:
     prune = verify
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def store(fake):
     fake.store = FakeStore()
     return fake.store
-
-
-@pytest.fixture
-def run(url, store, capsys):
-    def run(*arguments):
-        code = main([*map(str, arguments), "--url", url])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

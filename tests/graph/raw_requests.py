@@ -24,7 +24,7 @@ def events(response):
 
 
 def raw_request(server, inputs, model="refrag", **options):
-    """Responses or the error message of hand-made inputs, as {name: (array, datatype)}."""
+    """Return the responses to hand-made inputs {name: (array, datatype)}; of one that failed, the error's message."""
     results = []
     with triton.InferenceServerClient(server.grpc_address) as raw:
         tensors = []
@@ -35,6 +35,16 @@ def raw_request(server, inputs, model="refrag", **options):
         raw.async_stream_infer(model, tensors, **options)
         raw.stop_stream()
     return results
+
+
+def error_that_ends(stream):
+    """Read a stream of a client up to its end, which is an error, and return that."""
+    try:
+        for _ in stream:
+            pass
+    except Exception as error:
+        return error
+    raise AssertionError("an endless answer came to its end")
 
 
 def as_bytes(*values):

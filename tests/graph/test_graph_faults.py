@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from raw_requests import error_that_ends
 
 from refrag.embedded import EmbeddedServer
 from refrag.embedded.watch import find_model_processes
@@ -41,12 +42,7 @@ class Streams:
         next(stream)
         if next(self.num_running) == NUM_STREAMS:
             self.all_running.set()
-        try:
-            for _ in stream:
-                pass
-        except Exception as error:
-            return error
-        raise AssertionError("an endless answer came to its end")
+        return error_that_ends(stream)
 
 
 def kill_process_of(server: EmbeddedServer, model: str) -> None:

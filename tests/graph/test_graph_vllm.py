@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from raw_requests import PATIENCE_SECONDS
+from raw_requests import PATIENCE_SECONDS, error_that_ends
 from served_metrics import wait_for
 from vllm_environment import READY_SECONDS, needs_vllm, use_vllm
 
@@ -109,9 +109,4 @@ def read_to_the_end(client, seed, started):
     stream = client.stream(QUESTION, PASSAGES, seed=seed, **ENDLESS)
     next(stream)
     started.set()
-    try:
-        for _ in stream:
-            pass
-    except Exception as error:
-        return error
-    raise AssertionError("an endless answer came to its end")
+    return error_that_ends(stream)
