@@ -48,7 +48,7 @@ def read_page(page: str) -> str:
 
 
 def command_blocks(page: str, runner: str | None = None) -> list[Block]:
-    """The page's commands and scripts in order, or those that one file runs."""
+    """Return the page's commands and scripts in order, or those that one file runs."""
     found = [
         Block(page, match["language"], match["code"], match["marker"] or "")
         for match in BLOCK.finditer(read_page(page))

@@ -14,7 +14,7 @@ needs_mount = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def small_disk(folder, num_kib):
-    """Where it is mounted; the test is skipped where even root may not."""
+    """Yield where it is mounted; skip the test where even root may not mount it."""
     place = folder / "small"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={num_kib}k", "tmpfs", str(place)]

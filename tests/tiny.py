@@ -16,7 +16,7 @@ CHAT = PromptTemplate("", "\n", "\nQuestion: ", "", is_chat=True, system="Answer
 
 
 def tiny_pair(width: int = 48, num_layers: int = 2, num_heads: int = 4, **settings) -> Pair:
-    """A Llama-shaped decoder and a BERT-shaped encoder; other settings as in `Pair`."""
+    """Return a Llama-shaped decoder and a BERT-shaped encoder; other settings as in `Pair`."""
     shape = {"hidden_size": width, "num_attention_heads": num_heads, "initializer_range": 0.04}
     decoder = {"num_hidden_layers": num_layers, "intermediate_size": 2 * width, "tie_word_embeddings": True}
     encoder = {

@@ -166,7 +166,7 @@ def answer_with(**outputs: list | np.ndarray) -> Reply:
 
 
 def encode_in_two_chunks(operation, inputs):
-    """A store whose texts have two chunks each: the first three characters, and the rest; none if they are empty."""
+    """Cut each text into two chunks, the first three characters and the rest, and an empty one into none."""
     texts = inputs["passages"]
     spans = [[number, *place] for number, text in enumerate(texts) if text for place in ((0, 3), (3, len(text)))]
     outputs = {"chunk_spans": np.array(spans, np.int32).reshape(-1, 3)}

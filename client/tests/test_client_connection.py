@@ -12,7 +12,7 @@ COMMANDS = {"ask": ["ask", "who?"], "index": ["index"], "store": ["store", "stat
 
 @pytest.fixture
 def proxy(monkeypatch):
-    """A proxy that nobody runs."""
+    """Return the address of a proxy that nobody runs."""
     for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")

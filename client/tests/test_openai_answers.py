@@ -37,7 +37,7 @@ def as_new(fake):
 
 
 def sent(fake):
-    """What the last request brought to Triton."""
+    """Return what the last request brought to Triton."""
     return {name: array.tolist() for name, array in read_inputs(fake.requests[-1]).items()}
 
 

@@ -58,7 +58,7 @@ VALID = {
 
 @pytest.fixture(scope="module")
 def shared():
-    """A fake Triton that refuses what the real one would, in its words, and the endpoint before it."""
+    """Yield a fake Triton that refuses what the real one would, in its words, and the endpoint before it."""
     fake = service.FakeTriton()
     fake.store = service.encode_in_two_chunks
     server, url = service.start(fake)
@@ -253,7 +253,7 @@ def test_more_requests_than_allowed_are_turned_away_for_a_moment(url, fake):
 
 @contextmanager
 def stopping(url, **options):
-    """An endpoint that stops while a stream is on its way, of which the first part has come; its response."""
+    """Yield the response of an endpoint that stops while the stream is on its way, once its first part has come."""
     body = json.dumps({**http.CHAT, "stream": True})
     with http.running(url, **options) as endpoint, closing(http.connect(endpoint)) as connection:
         connection.request("POST", http.CHAT_PATH, body, {"Content-Type": "application/json"})
@@ -322,7 +322,7 @@ def spoil(rng, body):
 
 
 def holders(value):
-    """Every object and every list that has something in it."""
+    """Yield every object and every list that has something in it."""
     if isinstance(value, dict | list) and value:
         yield value
         for each in value.values() if isinstance(value, dict) else value:

@@ -91,7 +91,7 @@ def write_gguf(path, model, tokenizer, architecture="llama", pre="smollm"):
 
 
 def zip_of(folder, inside="model"):
-    """The folder as the bytes of a zip archive, below another folder and beside a stranger."""
+    """Return the folder as the bytes of a zip archive, below another folder and beside a stranger."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("1_Pooling/deep/config.json", "{}")
@@ -158,7 +158,7 @@ def _gguf_name(name):
 
 
 def _permuted(name, weight, config):
-    """llama.cpp keeps the two halves of each rotary pair side by side."""
+    """Return the rows as llama.cpp keeps them: the two halves of each rotary pair side by side."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     num_heads = next((heads[each] for each in heads if each in name), None)
     if num_heads is None:

@@ -11,7 +11,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder of wheels, from which alone pip downloads."""
+    """Return a folder of wheels, from which alone pip downloads."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")

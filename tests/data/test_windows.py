@@ -133,7 +133,7 @@ def test_a_tokenizer_without_eos_is_refused():
 
 @pytest.fixture(scope="module")
 def heldout_source(tmp_path_factory):
-    """Two hundred documents of 10 to 59 letters, each of which occurs in that document alone."""
+    """Return two hundred documents of 10 to 59 letters, each of which occurs in that document alone."""
     path = tmp_path_factory.mktemp("heldout") / "documents.jsonl"
     letters = (chr(number) for number in range(0x4E00, 0x9FFF))
     path.write_text("".join(json.dumps("".join(next(letters) for _ in range(10 + n % 50))) + "\n" for n in range(200)))

@@ -38,7 +38,7 @@ def test_whoever_is_said_to_run_a_block_does(page):
 
 
 def what_runs(runner):
-    """The lines of a script; for a test, the make targets whose recipe runs it."""
+    """Return the lines of a script; for a test, the make targets whose recipe runs it."""
     text = (ROOT / runner).read_text()
     recipes = re.findall(r"^([a-z0-9-]+):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     return [line.strip() for line in text.splitlines()] + [f"make {name}" for name, lines in recipes if runner in lines]

@@ -24,7 +24,7 @@ MAP_LINE = re.compile(r"^(\S+/)|(?<= )([\w.]+/|\w+\.py)(?= )", re.MULTILINE)
 
 
 def anchors_of(page):
-    """The ids that GitHub gives to headings."""
+    """Return the ids that GitHub gives to headings."""
     headings = re.findall(r"^#+ (.*)$", without_code(read_page(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

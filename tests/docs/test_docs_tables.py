@@ -47,14 +47,14 @@ def shape_of(tensor):
 
 
 def table_under(page, heading):
-    """The cells of each row of the first table under a heading, without backticks."""
+    """Return the cells of each row of the first table under a heading, without backticks."""
     section = read_page(page).split(f"{heading}\n", 1)[1]
     table = re.search(r"^\| ---.*\n((?:\|.*\n)+)", section, re.MULTILINE).group(1)
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
 def fields_of(name):
-    """The fields of a settings class of the library, and those that it takes over."""
+    """Return the fields of a settings class of the library, and those that it takes over."""
     sources = [ast.parse(path.read_text()) for path in (ROOT / "refrag").rglob("*.py")]
     classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     own = {node.target.id for node in classes[name].body if isinstance(node, ast.AnnAssign)}

@@ -23,7 +23,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_repository(tmp_path: Path) -> Path:
-    """A repository with one Python model only, for tests that start a server of their own."""
+    """Return a repository with one Python model only, for tests that start a server of their own."""
     write_model(tmp_path / "models", "doubler", VECTOR_CONFIG.format(width=-1) + 'backend: "python"', DOUBLER)
     return tmp_path / "models"
 

@@ -21,7 +21,7 @@ def add(scheduler, num_slots, num_tokens=5, **options):
 
 
 def step(scheduler):
-    """Schedule, compute, pick a token; each sequence's count of slots in the step."""
+    """Schedule, compute and pick a token; return each sequence's count of slots in the step."""
     parts = scheduler.schedule()
     for part in parts:
         scheduler.complete(part)

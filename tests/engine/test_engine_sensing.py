@@ -152,7 +152,7 @@ def weights_of_transformers(decoder, request, question_ids, heads):
 
 @pytest.mark.parametrize("max_step_slots", [7, 512])
 def test_what_the_engine_reads_equals_what_transformers_tells(family, tokenizer, monkeypatch, max_step_slots):
-    """Of every head in all layers, the last one too, whether the prompt is computed at once or in parts."""
+    """Every head of all layers is compared, the last one's too, with the prompt computed at once and in parts."""
     shape = family.config
     heads = tuple((layer, head) for layer in range(shape.num_hidden_layers) for head in range(4))
     request, senses = make_sensed(), make_senses(family, heads=heads, weights=(1.0,) * len(heads))

@@ -10,7 +10,7 @@ from refrag.evaluation.cases import Asking, draw_prose, draw_questions
 
 
 def draw_in_chunks(checkpoint, chunk_size, seed, num_passages):
-    """The questions as training draws them, with chunks of this size from the start."""
+    """Return the questions as training draws them, with chunks of this size from the start."""
     world = make_world(random.Random(f"{seed} 0"), NUM_ENTITIES, "heldout")
     maker = ContextMaker(world, checkpoint.with_chunk_size(chunk_size).chunker)
     return [maker.ask_one(random.Random(f"{seed} 0 {task}"), task, num_passages) for task in TASKS]

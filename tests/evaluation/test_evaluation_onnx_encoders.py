@@ -22,7 +22,7 @@ def exact(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def damaged(exact, tmp_path_factory):
-    """An ONNX encoder whose embedding table has its rows in reverse, so each token has another one's."""
+    """Return an ONNX encoder whose embedding table has its rows in reverse, so each token has another one's."""
     path, model = tmp_path_factory.mktemp("damaged") / "model.onnx", onnx.load(exact)
     for tensor in model.graph.initializer:
         if tensor.name.endswith("word_embeddings.weight"):

@@ -34,7 +34,7 @@ def test_the_oracle_expands_nothing_but_evidence(cases):
 
 
 def as_request(case, checkpoint, options):
-    """The request whose passages and question are the case's tokens."""
+    """Return the request whose passages and question are the case's tokens."""
     tokenizer, template = checkpoint.decoder_tokenizer, checkpoint.config.template
     passages = [
         tokenizer.decode(ids)[len(template.passage_prefix) : -len(template.passage_suffix)] for ids in case.passages

@@ -29,7 +29,7 @@ def folder(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder, models, tmp_path_factory):
-    """The report of the command that makes all tables, called with every option."""
+    """Return the report of the command that makes all tables, called with every option."""
     output = tmp_path_factory.mktemp("evaluation") / "evaluation.json"
     patch = pytest.MonkeyPatch()
     patch.setattr(tables, "STRONG_PASSAGES", (1, 3))

@@ -81,7 +81,7 @@ def test_too_few_rows_and_heads_that_see_nothing_are_refused():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A copy of the world's checkpoint, and a file of questions over its passages."""
+    """Return a copy of the world's checkpoint, and a file of questions over its passages."""
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(WORLD, folder / "checkpoint")
     rng = random.Random("heads")

@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository that did not exist before the export."""
+    """Return a repository that did not exist before the export."""
     repository = tmp_path_factory.mktemp("exported") / "model_repository"
     export_repository(checkpoint, repository)
     return repository
@@ -28,5 +28,5 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def repository(exported: Path, tmp_path: Path) -> Path:
-    """A copy of the exported repository, to be changed."""
+    """Return a copy of the exported repository, to be changed."""
     return shutil.copytree(exported, tmp_path / "model_repository")

@@ -62,5 +62,5 @@ def read_config(model: str, variant: str = "config.pbtxt", repository: Path = TE
 
 
 def read_files(repository: Path) -> dict[Path, bytes]:
-    """Every file of the repository, hidden ones too, with its contents."""
+    """Return every file of the repository, hidden ones too, with its contents."""
     return {path.relative_to(repository): path.read_bytes() for path in repository.rglob("*") if path.is_file()}

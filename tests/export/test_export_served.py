@@ -17,7 +17,7 @@ TRITON_TYPES = {"int64": "INT64", "float32": "FP32"}
 
 @pytest.fixture(scope="module")
 def client(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.InferenceServerClient]:
-    """A client of a server with the two ONNX models alone."""
+    """Yield a client of a server with the two ONNX models alone."""
     repository = tmp_path_factory.mktemp("graphs")
     for model in ("chunk_encoder", "projector"):
         shutil.copytree(exported / model, repository / model)

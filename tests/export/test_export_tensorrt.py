@@ -37,7 +37,7 @@ TENSORRT_OPERATORS = {
 
 
 def unreadable_nodes(path: Path) -> list[str]:
-    """The nodes that TensorRT does not list, or not for the type of one of their floating-point or integer inputs."""
+    """Return the nodes that TensorRT does not list, or not for the type of one of their inputs that are numbers."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     graph = model.graph
     kinds = {each.name: each.type.tensor_type.elem_type for each in [*graph.value_info, *graph.input, *graph.output]}

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def describe_engine(dtype="bfloat16", version="1.2.0", vocab_size=300, hidden_size=16, **build):
-    """What a real engine's config.json says, of the fixtures' decoder; `build` changes its build_config."""
+    """Return a real engine's config.json for the fixtures' decoder; `build` changes its build_config."""
     limits = {
         "max_batch_size": 4,
         "max_seq_len": 60,
@@ -56,7 +56,7 @@ def engine(tmp_path):
 
 @pytest.fixture(scope="module")
 def around_engine(checkpoint, tmp_path_factory):
-    """The repository around an engine in bfloat16."""
+    """Return the repository around an engine in bfloat16."""
     folder = tmp_path_factory.mktemp("around")
     (folder / "engine").mkdir()
     (folder / "engine" / "config.json").write_text(json.dumps(describe_engine()))

@@ -56,14 +56,14 @@ def client(server):
 
 @pytest.fixture(scope="session")
 def base_url(server):
-    """The URL of OpenAI's endpoint before the server."""
+    """Yield the URL of OpenAI's endpoint before the server."""
     with run_endpoint(server.grpc_address, f"--timeout-seconds={PATIENCE_SECONDS}") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def heldout(demo_checkpoint) -> list[TokenisedContext]:
-    """Fifty questions of every task, over one to twelve passages about entities that training never saw."""
+    """Return fifty questions of all tasks, over one to twelve passages about entities that training never saw."""
     rng = random.Random("graph tests")
     maker = ContextMaker.draw(rng, demo_checkpoint.chunker, "heldout")
     return [maker.ask_one(rng, TASKS[index % len(TASKS)], 1 + index % 12) for index in range(50)]
@@ -71,13 +71,13 @@ def heldout(demo_checkpoint) -> list[TokenisedContext]:
 
 @pytest.fixture(scope="session")
 def contexts(heldout):
-    """Contexts of at least four passages; some passages are in several contexts."""
+    """Return contexts of at least four passages; some passages are in several contexts."""
     return [context for context in heldout if len(context.passages) >= 4][:6]
 
 
 @pytest.fixture(scope="session")
 def expected(contexts, reference):
-    """The answers of the in-process reference, which has no store."""
+    """Return the answers of the in-process reference, which has no store."""
     sampling = SamplingParams(max_tokens=MAX_TOKENS)
     return [
         tuple(reference.answer(Request(context.questions[0].text, context.passages), sampling).token_ids)

@@ -23,7 +23,7 @@ ENDLESS = {"max_tokens": 4000, "temperature": 50.0, "seed": 1}
 
 @pytest.fixture
 def busy_decoder(server):
-    """Other streams, so that a decoding step takes much longer than a message."""
+    """Run other streams, so that a decoding step takes much longer than a message."""
     with RefragClient(server.grpc_address, timeout_seconds=PATIENCE_SECONDS) as client:
         streams = [client.stream(QUESTION, PASSAGES, **ENDLESS) for _ in range(12)]
         for stream in streams:
@@ -57,7 +57,7 @@ def count_generated_tokens(server):
 
 
 def read_counter(server, name):
-    """The decoder's own count, from Triton's metrics."""
+    """Return the decoder's own count, from Triton's metrics."""
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=30) as response:
         (value,) = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", response.read().decode(), re.MULTILINE)
     return float(value)

@@ -26,7 +26,7 @@ ENDLESS = {"max_tokens": 3000, "min_tokens": 3000}
 
 @pytest.fixture(scope="module", params=["torch", pytest.param("vllm", marks=needs_vllm)])
 def served(request, tmp_path_factory):
-    """A server of its own, so that no answer of another test is in its KV cache."""
+    """Start a server of its own, so that no answer of another test is in its KV cache."""
     repository = tmp_path_factory.mktemp("repository")
     export_repository(CHECKPOINT, repository)
     if request.param == "vllm":
@@ -44,7 +44,7 @@ def asked(served):
 
 @pytest.fixture(scope="module")
 def mixed_prompts(reference, heldout):
-    """The prompts of fifty questions, from all compressed to all expanded, as the graph sends them to the decoder."""
+    """Return fifty questions' prompts, from all compressed to all expanded, as the ensemble sends them."""
     return [mixed_prompt(reference, *question) for question in questions(heldout)]
 
 

@@ -35,7 +35,7 @@ def browser():
 
 @pytest.fixture(params=[1000, 360], ids=["wide", "narrow"])
 def page(request, browser, base_url):
-    """The page, which must not complain on the browser's console."""
+    """Open the page, which must not complain on the browser's console."""
     page = browser.new_page(viewport={"width": request.param, "height": 800})
     page.set_default_timeout(1000 * PATIENCE_SECONDS)
     expect.set_options(timeout=1000 * PATIENCE_SECONDS)

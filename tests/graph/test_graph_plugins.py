@@ -74,7 +74,7 @@ QUESTION, PASSAGES = "What does Mara Tolen keep?", ["Mara Tolen keeps a parrot i
 
 @pytest.fixture(scope="module")
 def environment_with_toys(tmp_path_factory):
-    """A virtual environment with the tests' own packages, and one more: its Python."""
+    """Make a virtual environment with the tests' own packages, and one more; return its Python."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     [packages] = folder.glob("lib/python3*/site-packages")

@@ -31,7 +31,7 @@ def forge_with_proof_of_others(true, other):
 
 
 def forge_vectors_alone(true, other):
-    """The same, under the true chunks' inputs."""
+    """Forge the vectors alone, under the true chunks' inputs."""
     forged = forge_with_proof_of_others(true, other)
     return {**forged, "encoder_ids": true["encoder_ids"], "encoder_mask": true["encoder_mask"]}
 

@@ -29,7 +29,7 @@ KINDS_OF_FILES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 @pytest.fixture(scope="module")
 def proxy(server, tmp_path_factory):
-    """The address of an nginx that runs the recipe, but for its ports and its folders."""
+    """Yield the address of an nginx that runs the recipe, but for its ports and its folders."""
     folder, port = tmp_path_factory.mktemp("nginx"), pick_free_port("127.0.0.1")
     paths = "".join(f"{kind}_temp_path {folder / kind};" for kind in KINDS_OF_FILES)
     text = RECIPE.read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")

@@ -42,7 +42,7 @@ def read_config(folder):
 
 @pytest.fixture(scope="module")
 def rag_repository(tmp_path_factory, request):
-    """The checkpoint with a passage encoder of random weights, whose vectors differ from text to text."""
+    """Return the checkpoint with a passage encoder of random weights, whose vectors differ from text to text."""
     checkpoint = request.config.rootpath / WORLD
     folder = tmp_path_factory.mktemp("rag")
     encoder = make_sentence_encoder(folder / "sentence_encoder", checkpoint / "decoder")
@@ -72,7 +72,7 @@ def passages(heldout):
 
 @pytest.fixture(scope="module")
 def filled(collections, passages):
-    """The collection `world` with all passages of the held-out contexts."""
+    """Fill the collection `world` with all passages of the held-out contexts."""
     documents = [
         Document(f"w{number}", text, metadata={"number": number, "half": "odd" if number % 2 else "even"})
         for number, text in enumerate(passages)

@@ -24,7 +24,7 @@ def tokenizer(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def spaced():
-    """A tokenizer as SentencePiece's: a word's token holds the space before it, which a text's first word loses."""
+    """Return a tokenizer like SentencePiece's: a word's token holds the space before it, which the first word loses."""
     words = ["▁the", "▁quick", "▁foxes", "▁run"]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate([*words, "?", "▁a"])}, "?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -33,12 +33,12 @@ def spaced():
 
 
 def expected_place(tokenizer, token_ids, start):
-    """The first token by whose end the text reaches beyond the character, found by decoding token after token."""
+    """Return the first token by whose end the text goes beyond the character, found by decoding token after token."""
     return next(n for n in range(len(token_ids)) if len(tokenizer.decode(token_ids[: n + 1])) > start)
 
 
 def places_of(tokenizer, token_ids):
-    """The places of a text cut into single characters, between two special tokens."""
+    """Return the places of a text cut into single characters, between two special tokens."""
     text = tokenizer.decode(token_ids)
     offsets = [(0, 0), *((place, place + 1) for place in range(len(text))), (0, 0)]
     [places] = Aligner(TextTokenizer.of(tokenizer)).places([token_ids], [text], [offsets])

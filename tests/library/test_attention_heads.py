@@ -24,7 +24,7 @@ def decoder():
 
 @pytest.fixture
 def saved(tmp_path, decoder):
-    """A checkpoint with heads of its own weights."""
+    """Return a checkpoint with heads of its own weights."""
     checkpoint = make_tiny_checkpoint()
     folder = tmp_path / "checkpoint"
     checkpoint.save(folder)
@@ -75,7 +75,7 @@ def test_heads_of_other_weights_are_refused(saved, decoder):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_same_weights_in_another_type_have_the_same_hash(tmp_path, dtype):
-    """As an export stores them, which is in half precision."""
+    """An export stores weights in half precision."""
     make_tiny_checkpoint().save(tmp_path, torch.float16)
     expected = digest_weights(load_decoder(tmp_path))
     assert digest_weights(load_decoder(tmp_path, dtype)) == expected

@@ -107,7 +107,7 @@ def test_an_encoder_with_its_own_tokenizer_gets_the_text_of_the_chunk(tiny_check
 
 
 def cut_one_by_one(token_ids, chunk_size, passage=0):
-    """The slow, obvious way."""
+    """Cut the slow, obvious way."""
     starts = range(0, len(token_ids), chunk_size)
     return [Chunk(tuple(token_ids[start : start + chunk_size]), passage) for start in starts]
 

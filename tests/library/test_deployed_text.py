@@ -21,7 +21,7 @@ WORDS = ["it", "is", "n't", ".", "?", "!", ",", "'", "'s", "we", "'ve", "'re", "
 
 @pytest.fixture(scope="module")
 def words():
-    """A tokenizer of whole words, whose text transformers cleans up."""
+    """Return a tokenizer of whole words, whose text transformers cleans up."""
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, "[UNK]"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece("##", cleanup=False)
     return PreTrainedTokenizerFast(

@@ -12,7 +12,7 @@ from refrag.plugins import Table
 
 @pytest.fixture
 def table(monkeypatch):
-    """A function that makes a table with two entries of our own and those that the test installs."""
+    """Return a function that makes a table with two entries of our own and those that the test installs."""
 
     def make(*installed):
         entries = [EntryPoint(name, place, "test.things") for name, place in installed]

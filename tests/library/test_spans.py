@@ -27,7 +27,7 @@ def byte_level():
 
 
 def with_byte_fallback():
-    """As Llama's: a mark in front of each word, and bytes of characters that the vocabulary lacks."""
+    """Return a tokenizer like Llama's: a mark before each word, and bytes of characters that the vocabulary lacks."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -46,7 +46,7 @@ def pieces():
 
 
 def words():
-    """As BERT's, which drops what stands between words, accents and capitals."""
+    """Return a tokenizer like BERT's, which drops what stands between words, accents and capitals."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -108,7 +108,7 @@ def test_a_span_read_again_holds_the_chunks_own_bytes(tiny_checkpoint, text):
 
 
 def bytes_of(tokenizer, token_ids):
-    """The bytes that byte-level tokens stand for, by the alphabet that GPT-2 made for them."""
+    """Return the bytes that byte-level tokens stand for, by the alphabet that GPT-2 made for them."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [number for number in range(256) if number not in printable]
     alphabet = {chr(number): number for number in printable}

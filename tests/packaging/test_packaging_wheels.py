@@ -33,7 +33,7 @@ def wheels(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def environment(wheels, tmp_path_factory) -> Path:
-    """The folder of the programs of a new environment with the `server` extra."""
+    """Return the folder of the programs of a new environment with the `server` extra."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     library, client = wheels
@@ -52,7 +52,7 @@ def environment(wheels, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in, and nothing of the checkout on Python's path."""
+    """Make an empty folder to work in, with nothing of the checkout on Python's path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     shutil.copytree(ROOT / "checkpoints" / "world", tmp_path / "checkpoint")
@@ -70,7 +70,7 @@ def sources(*patterns: str, root: Path = ROOT) -> set[str]:
 
 @contextmanager
 def served(environment: Path):
-    """The server of the current folder's model_repository; its addresses by name."""
+    """Start a server of the current folder's model_repository; yield its addresses by name."""
     options = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
     # The processes of the server compile what they import, all at the same time.
     options.append("--ready-timeout-seconds=600")

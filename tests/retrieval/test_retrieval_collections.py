@@ -46,7 +46,7 @@ class Corpus:
         self.vectors = unit(np.random.default_rng(seed), count)
 
     def rank_by_words(self, question):
-        """BM25 as in Robertson and Zaragoza (2009), best first; only passages with a word of the question."""
+        """Return BM25 as in Robertson and Zaragoza (2009), best first; only passages with a word of the question."""
         texts = [document.text.split() for document in self.documents]
         mean_length = sum(map(len, texts)) / len(texts)
         scores = {}

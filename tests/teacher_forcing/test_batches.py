@@ -44,7 +44,7 @@ def batches_of_examples(draw):
 
 
 def slots_of(example, head_ids):
-    """(id, weight of predicting it, whether it is of an answer) for each slot."""
+    """Return (id, weight of predicting it, whether it is of an answer) for each slot."""
     slots = [(token, 0.0, False) for token in head_ids]
     for number, chunk in enumerate(example.chunks):
         if number in example.expanded:
@@ -199,7 +199,7 @@ def test_no_chunks_are_an_empty_batch_for_the_encoder(tiny_checkpoint):
 
 
 def values_of(batch, path=()):
-    """(place, value) of every field, those of batches within batches too."""
+    """Yield (place, value) of every field, those of batches within batches too."""
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Movable):

@@ -73,7 +73,7 @@ CPU_ATTENTION = {
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint):
-    """A copy that the test may train."""
+    """Return a copy that the test may train."""
     return copy.deepcopy(tiny_checkpoint)
 
 

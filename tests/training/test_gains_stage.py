@@ -34,7 +34,7 @@ def batch(checkpoint):
 
 
 def loss_of(checkpoint, context, expanded):
-    """The answer's loss with these chunks expanded, from a batch of its own."""
+    """Return the answer's loss with these chunks expanded, from a batch of its own."""
     example = MixedExample(context.chunks, expanded, question_segments(context.questions[0]))
     vectors = encode(checkpoint.encoder, encoder_batch(checkpoint.chunker, context.chunks))
     mixed = collate_mixed([example], checkpoint.decoder.vocab_size, checkpoint.chunker.frame.head_ids)

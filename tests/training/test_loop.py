@@ -382,7 +382,7 @@ def run_two_processes(directory):
 
 @contextmanager
 def started(task, directory, **environment):
-    """This file as a process, which does not outlive the block."""
+    """Run this file as a process, which does not outlive the block."""
     command = [sys.executable, "-W", "error", __file__, task, str(directory)]
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
     with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as process:

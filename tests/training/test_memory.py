@@ -21,7 +21,7 @@ class CountingEncoder(nn.Module):
 
 
 def rows(*pairs, width=5):
-    """A batch of rows, each given as ids and places."""
+    """Return a batch of rows, each given as ids and places."""
     pad = [([*ids, *[0] * (width - len(ids))], [*places, *[0] * (width - len(places))]) for ids, places in pairs]
     return EncoderBatch(torch.tensor([ids for ids, _ in pad]), torch.tensor([places for _, places in pad]))
 

@@ -176,7 +176,7 @@ def pair(decoder, encoder, **settings):
 
 
 def recipe(pair):
-    """Every stage in each of its forms, two steps of one small batch each."""
+    """Return every stage in each of its forms, two steps of one small batch each."""
     step = {"num_steps": 2, "learning_rate": 1e-2}
     text = {"sources": [{"kind": "world"}], "tokens_per_step": 128, "optimisation": step}
     text["curriculum"] = {"num_chunks": [6], "ratios": [1.0], "num_stages": 1}
@@ -221,7 +221,7 @@ WITHOUT_GRADIENT = ("pooler", "score.bias", "key.bias")
 
 
 def weights(checkpoint):
-    """The values of each part as saved that training must change."""
+    """Return the values of each part as saved that training must change."""
     values = {}
     for path in sorted(checkpoint.rglob("*.safetensors")):
         part = path.stem if path.parent == checkpoint else path.parent.name
@@ -234,7 +234,7 @@ def weights(checkpoint):
 
 
 def changed(before, after):
-    """The parts of which every weight has changed, and those of which some have."""
+    """Return the parts of which every weight has changed, and those of which some have."""
     differs = {
         part: [not torch.equal(value, after[part][name]) for name, value in values.items()]
         for part, values in before.items()
@@ -254,7 +254,7 @@ def train_every_stage(preset, runs):
 
 
 def assert_answers(checkpoint):
-    """The prompt that expands every chunk is the plain one: its answer is what transformers itself generates."""
+    """Assert that the prompt with every chunk expanded is the plain one: its answer is what transformers generates."""
     pipeline, passages = Pipeline(checkpoint), [text[:150] for text in documents(2)]
     sampling = SamplingParams(max_tokens=4)
     mixed = pipeline.answer(Request("who?", passages, ExpansionOptions(0.3)), sampling)

@@ -139,7 +139,7 @@ def test_a_group_of_equal_rewards_has_no_advantages():
 
 
 def ppo_loss(log_ratios, advantages, picks):
-    """The clipped surrogate over every pick, in plain Python."""
+    """Return the clipped surrogate over every pick, in plain Python."""
     gains = []
     for ratios_of_row, advantages_of_row, picks_of_row in zip(log_ratios, advantages, picks, strict=True):
         for ratios, advantage, selection in zip(ratios_of_row, advantages_of_row, picks_of_row, strict=True):

@@ -43,7 +43,7 @@ PRESET = preset_of(result="policy")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, accelerator_of_module):
-    """The folder of the whole recipe, and what each run is said to have cost."""
+    """Return the folder of the whole recipe, and what each run is said to have cost."""
     runs = tmp_path_factory.mktemp("runs")
     return runs, train_all(PRESET, runs)
 

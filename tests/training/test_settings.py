@@ -32,7 +32,7 @@ def preset(tmp_path):
 
 
 def changed(place, value):
-    """PRESET with one value more or another one."""
+    """Return PRESET with one value more or another one."""
     values = yaml.safe_load(yaml.safe_dump(PRESET))
     *path, last = place.split(".")
     inner = values

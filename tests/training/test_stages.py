@@ -221,7 +221,7 @@ def test_the_numbers_of_chunks_are_the_curriculums_few_first(checkpoint, name):
 
 @pytest.fixture
 def asked_passages(monkeypatch):
-    """The number of passages of each context drawn, by the method that drew it."""
+    """Return the number of passages of each context drawn, by the method that drew it."""
     counts = {"ask_many": [], "ask_among_rivals": []}
     for name, drawn in counts.items():
         original = getattr(ContextMaker, name)
@@ -269,7 +269,7 @@ def test_rivals_have_their_share_of_the_contexts(checkpoint, asked_passages, nam
 
 @pytest.fixture
 def asked_tasks(monkeypatch):
-    """The tasks of all questions drawn, whether or not their passages hold the answer."""
+    """Return the tasks of all questions drawn, whether or not their passages hold the answer."""
     tasks = []
     original = ContextMaker.tokenise
     monkeypatch.setattr(
@@ -497,7 +497,7 @@ def test_selection_learns_which_chunks_are_labelled(checkpoint):
 
 
 def served(checkpoint, contexts, logits, monkeypatch, labelled=0.0, whole_budget=1.0, fraction=0.2):
-    """The examples of every question, with all or none drawn as labelled or at the whole budget."""
+    """Return the examples of every question, with all or none drawn as labelled or at the whole budget."""
     monkeypatch.setattr(finetune, "WHOLE_BUDGET_SHARE", whole_budget)
     settings = {"expand_fractions": [fraction], "labelled_share": labelled}
     objective = Finetuning(checkpoint, FINETUNE.model_copy(update=settings))

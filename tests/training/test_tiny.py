@@ -65,7 +65,7 @@ def runs(tmp_path_factory, accelerator_of_module) -> Path:
 
 @pytest.fixture(scope="module")
 def contexts(runs) -> list[TokenisedContext]:
-    """Contexts with one question each, about entities whose names no training world has."""
+    """Return contexts with one question each, about entities whose names no training world has."""
     rng = random.Random(0)
     maker = ContextMaker.draw(rng, load_run(PRESET, runs, "base").chunker, "heldout")
     return [maker.ask_one(rng, "fact", NUM_PASSAGES) for _ in range(NUM_CONTEXTS)]
@@ -118,7 +118,7 @@ def embed(checkpoint: Checkpoint, batch: MixedBatch) -> Tensor:
 
 
 def others(contexts: Sequence[TokenisedContext]) -> list[TokenisedContext]:
-    """The same contexts, each in another's place."""
+    """Return the same contexts, each in another's place."""
     return [*contexts[1:], contexts[0]]
 
 
