@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -67,11 +67,11 @@ class StreamingEngine(Protocol):
 
 @dataclass(eq=False)
 class Running:
-    """A request on its way, and the task that answers it. token_at: when its latest token came."""
+    """A request on its way. task: answers it; None until the loop has begun it. token_at: when its latest token came."""
 
     request: DecoderRequest
     sink: Sink
-    task: "asyncio.Task[None]" = field(init=False)
+    task: "asyncio.Task[None] | None" = None
     token_at: float | None = None
 
 
@@ -152,7 +152,9 @@ class AsyncWorker:
         self.look = asyncio.create_task(self._look_for_abandoned())
 
     def _start(self, running: Running) -> None:
-        running.task = asyncio.create_task(self._answer(running))
+        # Its receiver may have been found to be gone before the loop came to it.
+        if running in self.running:
+            running.task = asyncio.create_task(self._answer(running))
 
     async def _answer(self, running: Running) -> None:
         """Send the answer, or the one error that ends it; raise nothing."""
@@ -222,7 +224,8 @@ class AsyncWorker:
     def _cancel(self, running: Running, reason: RefragError) -> None:
         if running in self.running:
             self._fail(running, reason)
-            running.task.cancel()
+            if running.task is not None:
+                running.task.cancel()
 
     async def _look_for_abandoned(self) -> None:
         while True:
@@ -237,7 +240,8 @@ class AsyncWorker:
         ending = list(self.running)
         for running in ending:
             self._cancel(running, reason)
-        await asyncio.gather(*(running.task for running in ending), return_exceptions=True)
+        tasks = [running.task for running in ending if running.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _end_loop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -153,6 +153,18 @@ def test_a_dead_engine_ends_every_request_and_refuses_new_ones(engine, worker):
         submit(worker)
 
 
+def test_a_receiver_that_is_gone_before_its_request_begins_is_noticed_and_so_are_later_ones(worker, monkeypatch):
+    held_back = []
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.loop, "call_soon_threadsafe", lambda *call: held_back.append(call))
+        gone = submit(worker, request_id="gone", abandoned=True)
+    assert isinstance(gone.wait_for_error(), Cancelled)
+    [start] = held_back
+    worker.loop.call_soon_threadsafe(*start)
+    assert isinstance(submit(worker, abandoned=True).wait_for_error(), Cancelled)
+    assert (gone.num_ends, gone.deltas) == (1, [])
+
+
 def test_closing_ends_every_request_and_the_engine_and_may_be_done_twice(engine, worker):
     running = [submit(worker) for _ in range(3)]
     worker.close()
