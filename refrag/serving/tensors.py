@@ -13,6 +13,7 @@ REMEDIES = {
     "text_input": "shorten the question",
     "passages": "send fewer or shorter passages",
     "history": "send fewer or shorter turns",
+    "documents": "send fewer or shorter documents at a time",
 }
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from refrag.errors import InvalidRequest
-from refrag.serving.tensors import flag, integer, scalar, text, texts
+from refrag.serving.tensors import check_bytes, flag, integer, scalar, text, texts
 
 
 def as_bytes(*values):
@@ -36,3 +36,14 @@ def test_a_scalar_of_several_elements_is_refused_by_name(shape):
 def test_invalid_utf8_is_refused_with_name_and_place():
     with pytest.raises(InvalidRequest, match=r"passages\[1\] is not valid UTF-8 \(byte 0xff at offset 1\)"):
         texts({"passages": as_bytes(b"ok", b"a\xff")}, "passages")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("text_input", "question"), ("passages", "passages"), ("history", "turns"), ("documents", "documents")],
+)
+def test_too_many_bytes_are_refused_with_a_remedy_for_the_input_that_holds_most(name, remedy):
+    tensors = {name: as_bytes(b"ab", b"cd"), "other": as_bytes(b"e")}
+    check_bytes(tensors, [name, "other"], 5)
+    with pytest.raises(InvalidRequest, match=f"{name} and other hold 5 bytes, the limit is 4; .* {remedy}"):
+        check_bytes(tensors, [name, "other"], 4)
