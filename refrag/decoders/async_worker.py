@@ -67,7 +67,7 @@ class StreamingEngine(Protocol):
 
 @dataclass(eq=False)
 class Running:
-    """A request on its way. task: answers it; None until the loop has begun it. token_at: when its latest token came."""
+    """A request on its way. task: None until the loop has begun it. token_at: when its latest token came."""
 
     request: DecoderRequest
     sink: Sink

@@ -4,27 +4,19 @@ A caller is known by Triton's correlation id, which an ensemble hands on to its 
 and ends whichever request has the id.
 """
 
-from refrag.serving.triton import Caller, ResponseStream
+from weakref import WeakValueDictionary
 
-# Streams that are over are forgotten when there are so many, and whenever the number of those in flight has doubled.
-MIN_KEPT_STREAMS = 1024
+from refrag.serving.triton import Caller, ResponseStream
 
 
 class Callers:
-    """The stream of the newest request of each id; not for several threads at once."""
+    """The stream of the newest request of each id, as long as a sink holds it; not for several threads at once."""
 
     def __init__(self) -> None:
-        self._streams: dict[str, ResponseStream] = {}
-        self._most = MIN_KEPT_STREAMS
-
-    def __len__(self) -> int:
-        return len(self._streams)
+        self._streams: WeakValueDictionary[str, ResponseStream] = WeakValueDictionary()
 
     def add(self, request_id: str, stream: ResponseStream) -> None:
         """Note that the id is this stream's request's from now on."""
-        if len(self._streams) >= self._most:
-            self._streams = {name: each for name, each in self._streams.items() if not each.closed}
-            self._most = max(MIN_KEPT_STREAMS, 2 * len(self._streams))
         self._streams[request_id] = stream
 
     def may_stop(self, request_id: str, caller: Caller) -> bool:

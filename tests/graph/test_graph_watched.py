@@ -8,9 +8,9 @@ from contextlib import closing
 import grpc
 import numpy as np
 import pytest
-from raw_requests import raw_request
+from raw_requests import as_bytes, raw_request
 from test_graph_cancel import ENDLESS, PASSAGES, QUESTION, wait_until_free
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import InferRequestedOutput, service_pb2_grpc
 
 from refrag_client import Cancelled, DeadlineExceeded, GenerateRequest, InvalidRequest, RefragClient
 from refrag_client.tensors import encode_request
@@ -45,6 +45,14 @@ def test_answers_and_statistics_are_the_ensembles(client, watched, heldout):
 def test_every_piece_comes_as_the_ensemble_sends_it(client, watched):
     pieces = [list(each.stream(QUESTION, PASSAGES, max_tokens=8, min_tokens=8)) for each in (client, watched)]
     assert [piece.text for piece in pieces[0]] == [piece.text for piece in pieces[1]]
+
+
+def test_only_the_outputs_that_are_asked_for_come(server):
+    inputs = {"text_input": as_bytes(QUESTION.encode()), "max_tokens": (np.array([3]), "INT64")}
+    responses = raw_request(server, inputs, model="refrag_watched", outputs=[InferRequestedOutput("token_ids")])
+    assert responses
+    for response in responses:
+        assert [output.name for output in response.get_response().outputs] == ["token_ids"]
 
 
 def test_errors_keep_their_types(watched):
