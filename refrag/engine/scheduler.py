@@ -114,10 +114,16 @@ class Scheduler(Generic[S]):
         """Let an active sequence be computed anew from the first slot whose content has changed.
 
         Its `num_slots` and `keys` have been set to those of the new prompt. What this begins with stays computed as far
-        as it fills published blocks; none of these is written to again.
+        as it fills published blocks; none of these is written to again. Blocks that others share stay theirs: where
+        what is left does not suffice, the sequence waits for its blocks at its old rank.
         """
-        self.pool.free(sequence.blocks)
-        self._give_blocks(sequence, self._find_prefix(sequence))
+        self._release(sequence)
+        shared = self._find_prefix(sequence)
+        if self.pool.fits(shared, self.pool.blocks_for(sequence.max_slots)):
+            self._give_blocks(sequence, shared)
+            self.active.append(sequence)
+        else:
+            self.waiting.append(sequence)
 
     def complete(self, part: Part[S]) -> None:
         """Record the part as computed, and publish full blocks of the prompt, so that other sequences can find them."""

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 from refrag.context.chunking import PackedChunks
 from refrag.decoders.base import ChunksToSense, MixedPrompt, join_deltas
+from refrag.engine.block_pool import BlockPool
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.request import EngineRequest
 from refrag.engine.sensing import Senses, Sensing, expand_in_place
@@ -314,3 +315,25 @@ def test_requests_of_the_same_engine_that_sense_nothing_are_as_ever(llama, token
     assert run(make_sensing_engine(llama, tokenizer), requests) == [
         answer_alone(llama, tokenizer, request) for request in requests
     ]
+
+
+def test_a_choice_for_which_there_is_no_room_beside_a_shared_context_waits_for_it(llama, tokenizer):
+    """Both hold the blocks of the compressed context, and neither's expanded prompt begins with them."""
+    requests = [make_sensed(num_chunks=40, num_question=count, budget=20, seed=3) for count in (9, 14)]
+    engine = make_sensing_engine(llama, tokenizer, max_step_slots=512)
+    num_shared = (len(HEAD_IDS) + 40) // BLOCK_SIZE
+    num_blocks = sum(engine.pool.blocks_for(request.max_slots) for request in requests) - num_shared
+    engine.pool = engine.scheduler.pool = BlockPool(num_blocks, BLOCK_SIZE)
+    engine.add(requests[0])
+    outputs = engine.step()
+    engine.add(requests[1])
+    while engine.has_work:
+        outputs += engine.step()
+        engine.check_integrity()
+    assert [output.error for output in outputs if output.error] == []
+    for request in requests:
+        own = [output for output in outputs if output.request is request]
+        choice, *deltas = [output.choice or output.delta for output in own]
+        found = choice.expanded, join_deltas(deltas)
+        assert found == answer_in_process(llama, tokenizer, request, engine.senses)
+    assert engine.pool.num_available == num_blocks
