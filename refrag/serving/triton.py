@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -177,12 +178,17 @@ def reply_to_each(requests: Sequence[Any], handle: Callable[[Tensors], Tensors],
 
 
 class ResponseStream:
-    """The responses of one decoupled request; the final flag is sent exactly once, and nothing after it."""
+    """The responses of one decoupled request; the final flag is sent exactly once, and nothing after it.
+
+    One thread sends; another may ask whether the caller is gone.
+    """
 
     def __init__(self, request: Any) -> None:
         self.sender = request.get_response_sender()
         self.caller: Caller = request.correlation_id()
         self.closed = False
+        # With the final flag Triton frees what `is_cancelled` asks.
+        self.ending = threading.Lock()
         self.cancellation_checked = time.monotonic()
 
     def send(self, tensors: Tensors) -> None:
@@ -205,9 +211,10 @@ class ResponseStream:
 
     def close(self) -> None:
         """End the stream without a further response."""
-        if not self.closed:
-            self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            self.closed = True
+        with self.ending:
+            if not self.closed:
+                self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                self.closed = True
 
     @property
     def is_relayed(self) -> bool:
@@ -216,16 +223,18 @@ class ResponseStream:
     def is_cancelled(self) -> bool:
         """Return whether Triton knows that the caller is gone; asked rarely, since each check is a round trip."""
         now = time.monotonic()
-        if self.closed or now - self.cancellation_checked < CANCELLATION_CHECK_SECONDS:
+        if now - self.cancellation_checked < CANCELLATION_CHECK_SECONDS:
             return False
         self.cancellation_checked = now
-        return self.sender.is_cancelled()
+        with self.ending:
+            return not self.closed and self.sender.is_cancelled()
 
     def _send_final(self, response: Any) -> None:
         # A sender must not be used after its final flag; if sending that flag failed, it may try again.
-        if not self.closed:
-            self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            self.closed = True
+        with self.ending:
+            if not self.closed:
+                self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                self.closed = True
 
 
 class Metric:
