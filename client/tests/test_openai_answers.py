@@ -125,22 +125,15 @@ def test_a_collection_is_searched_and_what_it_gave_is_cited(endpoint, fake):
         passage_scores=np.array([0.9, 0.5], np.float32),
         passage_texts=["Odo naps.", "Ada built the bridge."],
     )
-    search = {"collection": "towns", "num_passages": 2, "filter": {"year": 1931}}
+    search = {"collection": "towns", "num_passages": 2, "filter": {"year": 1931}, "search_mode": "text"}
     _, answer = http.post(endpoint, {**http.CHAT, **search})
     assert fake.requests[-1].model_name == "refrag_rag"
     assert sent(fake)["collection"] == [b"towns"] and sent(fake)["num_passages"] == [2]
+    assert sent(fake)["search_mode"] == [b"text"]
     [citation] = answer["choices"][0]["message"]["citations"]
     [source] = citation["sources"]
     assert source["id"] == "b" and source["spans"] == [[4, 9]]
     assert source["document"] == {"id": "b", "title": "Bridges", "text": "Ada built the bridge."}
-
-
-@pytest.mark.parametrize(
-    "fields", [{"documents": ["Ada built it."], "collection": "towns"}, {"num_passages": 3}, {"filter": {"year": 1931}}]
-)
-def test_documents_and_collections_do_not_mix_and_searches_need_one(endpoint, fields):
-    status, answer = http.post(endpoint, {**http.CHAT, **fields})
-    assert status == 400 and "collection" in answer["error"]["message"]
 
 
 def test_which_chunks_were_expanded_is_told_on_request(endpoint):

@@ -104,7 +104,11 @@ def endpoint(shared):
         ({"documents": [{"id": "a"}]}, "documents[0]", "no passage among the keys"),
         ({"documents": ["a", {"id": 1, "text": "a"}]}, "documents[1]", "id of a document is 1"),
         ({"documents": [{"data": {"text": "a"}, "text": "b"}]}, "documents[0]", "put it into data"),
-        ({"stream_options": {"include_usage": True}}, "body", "stream_options is for streams"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "is for streams"),
+        ({"documents": ["a"], "collection": "towns"}, "documents", "send one of them"),
+        ({"num_passages": 3}, "num_passages", "name one, or leave it out"),
+        ({"filter": {"year": 1931}}, "filter", "name one, or leave it out"),
+        ({"search_mode": "text"}, "search_mode", "name one, or leave it out"),
         ({"ignore_eos": True}, "ignore_eos", "as long as max_tokens"),
         ({"stream": "yes"}, "stream", "valid boolean"),
     ],
@@ -159,6 +163,38 @@ def test_what_triton_tells_has_its_status_and_field(shared, endpoint, error, sta
     shared[0].reply = service.answer_over_passages
     assert (told, answer["error"]["param"]) == (status, param)
     assert ("Retry-After" in headers) == (status in (429, 503))
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("there is no collection 'towns'; there are birds", "collection"),
+        ("num_passages is 300; allowed is 1 to 256", "num_passages"),
+        ("filter field 'year' is of type number, and is compared with 'a'", "filter"),
+        ("search_mode is 'best'; allowed: hybrid, text, dense", "search_mode"),
+        ("10000 chunks are over the limit of 4096; send fewer passages", "num_passages"),
+        ("sense_tokens is 999; allowed is 0 to 64", "refrag.sense_tokens"),
+        ("shadow_fraction is 2; allowed is 0 to 1", "refrag.shadow_fraction"),
+    ],
+)
+def test_what_the_search_tells_names_the_field(shared, endpoint, message, param):
+    shared[0].reply = lambda fake, request: iter([service.error_response("InvalidRequest", message)])
+    status, answer = http.post(endpoint, {**http.CHAT, "collection": "towns"})
+    shared[0].reply = service.answer_over_passages
+    assert (status, answer["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/embeddings", "input"), ("/v1/chunks", "documents")])
+@pytest.mark.parametrize("problem", ["refused by the store", "no Unicode"])
+def test_what_is_wrong_with_texts_to_encode_names_their_field(shared, endpoint, path, field, problem):
+    def refuse(operation, inputs):
+        raise service.StoreError("InvalidRequest", "passages have 9000000 bytes, the limit is 4194304; send fewer")
+
+    body = b'{"%s": ["\\ud800"]}' % field.encode() if problem == "no Unicode" else {field: ["Ada."]}
+    shared[0].store = refuse
+    status, answer = http.post(endpoint, body, path)
+    shared[0].store = service.encode_in_two_chunks
+    assert (status, answer["error"]["param"]) == (400, field)
 
 
 def test_a_failure_after_the_first_token_ends_the_stream_with_an_error(shared, endpoint):

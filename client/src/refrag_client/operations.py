@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
-from refrag_client.errors import ServerUnavailable, error_from_rpc
+from refrag_client.errors import InvalidRequest, ServerUnavailable, error_from_rpc
 from refrag_client.settings import ConnectionSettings
 from refrag_client.tensors import Response, encode_inputs
 from refrag_client.tls import Tls
@@ -69,4 +69,14 @@ class OperationsClient:
 
 
 def strings(values: Iterable[str]) -> np.ndarray:
-    return np.array([value.encode() for value in values], dtype=np.object_)
+    """Return the values as a BYTES tensor; raise InvalidRequest for one that UTF-8 cannot hold."""
+    return np.array([_to_utf8(value) for value in values], dtype=np.object_)
+
+
+def _to_utf8(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"a text has a lone surrogate at character {error.start}, which UTF-8 cannot hold; decode the text again"
+        ) from None

@@ -28,6 +28,8 @@ from refrag_client.openai.streaming import CallerLeft, EventStream, Patience
 from refrag_client.openai.translate import Ask, translate_chat, translate_completion
 
 PAGE = Path(__file__).with_name("page.html")
+# The field of the texts that these routes have encoded, for what Triton says of them.
+TEXTS = {"/v1/embeddings": "input", "/v1/chunks": "documents"}
 # The page is one file that asks nobody but this endpoint.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -78,7 +80,7 @@ def _add_generation(app: FastAPI, backend: Backend, patience: Patience, metrics:
                 return JSONResponse(await patience.run(generation.whole(), request.receive))
             await patience.run(generation.begin(), request.receive)
         except RefragError as error:
-            raise from_refrag(error, ask.asked) from error
+            raise from_refrag(error, ask.asked, ask.read) from error
         except CallerLeft:
             return Response()
         return EventStream(generation.events(), patience)
@@ -135,7 +137,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RefragError)
     async def refused(request: Request, error: Exception) -> Response:
-        return error_response(from_refrag(cast(RefragError, error), asked="input"))
+        field = TEXTS[request.url.path]
+        return error_response(from_refrag(cast(RefragError, error), asked=field, read=field))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Exception) -> Response:

@@ -125,6 +125,7 @@ class GenerationBody(Body):
     collection: str | None = None
     num_passages: int | None = None
     filter: dict[str, Any] | None = None
+    search_mode: str | None = None
     refrag: RefragOptions | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -147,16 +148,6 @@ class GenerationBody(Body):
     frequency_penalty: Neutral = None
     min_p: Neutral = None
     logit_bias: Annotated[Any, _only({})] = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "GenerationBody":
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is for streams; leave it out, or send stream = true")
-        if self.collection is not None and self.documents:
-            raise ValueError("documents and a collection are both there; send one of them")
-        if self.collection is None and (self.num_passages is not None or self.filter is not None):
-            raise ValueError("num_passages and filter are for the search in a collection; name one, or leave them out")
-        return self
 
 
 class ChatBody(GenerationBody):

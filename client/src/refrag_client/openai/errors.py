@@ -53,14 +53,17 @@ FIELDS = {
     "expand_fraction": "refrag.expand_fraction",
     "max_prompt_slots": "refrag.max_prompt_slots",
     "policy": "refrag.policy",
+    "sense_tokens": "refrag.sense_tokens",
     "deadline_ms": "refrag.deadline_ms",
+    "shadow_fraction": "refrag.shadow_fraction",
+    "whole_history": "refrag.whole_history",
     "stop_words": "stop",
     "log_probs": "logprobs",
     "text_input": "messages",
     "history": "messages",
     "passages": "documents",
     **{name: name for name in ("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "seed", "priority")},
-    "repetition_penalty": "repetition_penalty",
+    **{name: name for name in ("repetition_penalty", "collection", "num_passages", "filter", "search_mode")},
 }
 NAME = re.compile(r"\b(?:" + "|".join(FIELDS) + r")\b")
 # A caller that was turned away may ask again after this time.
@@ -91,11 +94,14 @@ def bad_field(param: str, message: str, status: int = 400, code: str | None = No
     return ApiError(status, message, param=param, code=code)
 
 
-def from_refrag(error: RefragError, asked: str = "messages") -> ApiError:
-    """Return the error for what the server or the client told. asked: the field that holds the question."""
+def from_refrag(error: RefragError, asked: str = "messages", read: str = "documents") -> ApiError:
+    """Return the error for what the server or the client told.
+
+    asked, read: the fields of the body that the question and the passages come from.
+    """
     message = str(error)
     if isinstance(error, InvalidRequest):
-        return ApiError(400, message, param=_field_in(message, asked))
+        return ApiError(400, message, param=_field_in(message, asked, read))
     if isinstance(error, Overloaded):
         return ApiError(429, message, "rate_limit_error", code="overloaded", headers=RETRY_AFTER)
     if isinstance(error, DeadlineExceeded):
@@ -121,11 +127,11 @@ def from_validation(path: str, errors: Sequence[Mapping[str, Any]]) -> ApiError:
     return bad_field(name, f"{name} is {_shorten(error['input'])}: {_complaint(error)}")
 
 
-def _field_in(message: str, asked: str) -> str:
+def _field_in(message: str, asked: str, read: str) -> str:
     """Return the field that the server's complaint is about: the first input that it names."""
     found = NAME.search(message)
     param = FIELDS[found.group()] if found else asked
-    return asked if param == "messages" else param
+    return {"messages": asked, "documents": read}.get(param, param)
 
 
 def _explain_body(error: Mapping[str, Any]) -> str:

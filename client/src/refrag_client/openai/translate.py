@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from refrag_client.openai.bodies import ChatBody, CompletionBody, GenerationBody, Message
 from refrag_client.openai.documents import Document
 from refrag_client.openai.errors import bad_field
-from refrag_client.request import GenerateOptions
+from refrag_client.request import SEARCH_OPTIONS, GenerateOptions
 
 USER, ASSISTANT = "user", "assistant"
 
@@ -27,6 +27,11 @@ class Ask:
     wants_log_probs: bool
     wants_chunks: bool
     history: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def read(self) -> str:
+        """The field that the passages come from, for messages about them."""
+        return "documents" if self.options.get("collection") is None else "num_passages"
 
     @property
     def passages(self) -> list[str]:
@@ -58,6 +63,7 @@ def _ask(
     wants_log_probs: bool,
     history: list[dict[str, str]],
 ) -> Ask:
+    _check_combinations(body)
     refrag, is_stream = body.refrag, bool(body.stream)
     options: GenerateOptions = {
         "max_tokens": max_tokens,
@@ -74,6 +80,7 @@ def _ask(
         "collection": body.collection,
         "num_passages": body.num_passages,
         "filter": body.filter,
+        "search_mode": body.search_mode,
         # Each token's text comes with its own response only.
         "stream": is_stream or wants_log_probs,
     }
@@ -99,6 +106,17 @@ def _ask(
         wants_log_probs=wants_log_probs,
         wants_chunks=refrag is not None and refrag.return_chunks,
     )
+
+
+def _check_combinations(body: GenerationBody) -> None:
+    """Raise ApiError for fields that make no sense together."""
+    if body.stream_options is not None and not body.stream:
+        raise bad_field("stream_options", "stream_options is for streams; leave it out, or send stream = true")
+    if body.collection is not None and body.documents:
+        raise bad_field("documents", "documents and a collection are both there; send one of them")
+    for name in SEARCH_OPTIONS:
+        if body.collection is None and getattr(body, name) is not None:
+            raise bad_field(name, f"{name} is for the search in a collection; name one, or leave it out")
 
 
 def _max_tokens(body: ChatBody) -> int | None:
