@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
+import fake_triton_service as service
 from fake_triton_service import WAIT_SECONDS
 
 from refrag_client.openai.serving import Endpoint
@@ -33,6 +34,17 @@ def running(triton_url: str, **options: object) -> Iterator[Endpoint]:
     finally:
         endpoint.should_exit = True
         thread.join()
+
+
+@contextmanager
+def before_fake_triton(**options: object) -> Iterator[tuple[service.FakeTriton, Endpoint]]:
+    """Yield a fake Triton, whose store has chunks, and the endpoint before it."""
+    fake = service.FakeTriton()
+    fake.store = service.encode_in_two_chunks
+    server, url = service.start(fake)
+    with running(url, **options) as endpoint:
+        yield fake, endpoint
+    server.stop(grace=None).wait()
 
 
 def connect(endpoint: Endpoint) -> http.client.HTTPConnection:

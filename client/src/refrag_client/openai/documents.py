@@ -1,5 +1,6 @@
 """Documents of a request, in the forms that vLLM and Cohere take: text, {id, title, text}, or {id, data}."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,8 @@ from refrag_client.answer import Passage
 from refrag_client.errors import InvalidRequest
 from refrag_client.passages import text_of
 
+# Citations bring back all that a document has, inside objects of their own.
+MAX_LEVELS = 16
 # What an object may have beside `data`, which then holds all the rest.
 WITH_DATA = {"id", "data"}
 
@@ -41,6 +44,7 @@ def read_document(value: Any) -> Document:
         return Document(value, fields={"text": value})
     if not isinstance(value, dict):
         raise ValueError(f"a document is text or an object with text, not {type(value).__name__}")
+    _check_can_be_sent_back(value)
     fields = _fields_of(value)
     try:
         text = text_of("the document", fields)
@@ -61,6 +65,22 @@ def _fields_of(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError("data of a document is neither text nor an object; give one of them")
     return data
+
+
+def _check_can_be_sent_back(value: dict[str, Any]) -> None:
+    if _is_deeper(value, MAX_LEVELS):
+        raise ValueError(f"a document has values within more than {MAX_LEVELS} others; leave the inner ones out")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a document has a lone surrogate, {error.object[error.start]!r}; decode it again") from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 def _text_or_none(name: str, fields: dict[str, Any]) -> str | None:

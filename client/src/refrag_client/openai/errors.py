@@ -66,6 +66,8 @@ FIELDS = {
     **{name: name for name in ("repetition_penalty", "collection", "num_passages", "filter", "search_mode")},
 }
 NAME = re.compile(r"\b(?:" + "|".join(FIELDS) + r")\b")
+# Of what a caller sent, an error repeats no more.
+LONGEST_MESSAGE, LONGEST_NAME = 2000, 200
 # A caller that was turned away may ask again after this time.
 RETRY_AFTER = {"Retry-After": "1"}
 
@@ -82,8 +84,9 @@ class ApiError(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
-        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": told}
+        param = None if self.param is None else _shorten(_as_unicode(self.param), LONGEST_NAME)
+        message = _shorten(_as_unicode(self.message), LONGEST_MESSAGE)
+        return {"error": {"message": message, "type": self.type, "param": param, "code": self.code}}
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -124,7 +127,7 @@ def from_validation(path: str, errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return bad_field(name, _explain_unknown(path, place), code="unknown_field")
     if error["type"] == "missing":
         return bad_field(name, f"{name} is missing; it must be given")
-    return bad_field(name, f"{name} is {_shorten(error['input'])}: {_complaint(error)}")
+    return bad_field(name, f"{name} is {_shorten(repr(error['input']), 60)}: {_complaint(error)}")
 
 
 def _field_in(message: str, asked: str, read: str) -> str:
@@ -144,7 +147,7 @@ def _explain_body(error: Mapping[str, Any]) -> str:
 
 def _explain_unknown(path: str, place: Sequence[str | int]) -> str:
     model = INSIDE[str(place[0])] if len(place) > 1 else BODIES[path]
-    name, known = str(place[-1]), list(model.model_fields)
+    name, known = str(place[-1])[:LONGEST_NAME], list(model.model_fields)
     meant = OTHER_NAMES.get(name) if len(place) == 1 else None
     if meant is None or meant.split(".")[0] not in known:
         meant = next(iter(get_close_matches(name.lower().replace("-", "_"), known, n=1)), None)
@@ -164,6 +167,10 @@ def _dotted(place: Sequence[str | int]) -> str:
     return "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place).removeprefix(".")
 
 
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _as_unicode(text: str) -> str:
+    """Return the text with what UTF-8 cannot hold, which JSON can, written out."""
+    return text.encode(errors="backslashreplace").decode()
