@@ -10,6 +10,9 @@ import endpoint as http
 import fake_triton_service as service
 import pytest
 
+from refrag_client.openai import app
+from refrag_client.openai.errors import from_validation
+
 NUM_FUZZED = 1000
 VALID = {
     http.CHAT_PATH: {
@@ -149,6 +152,32 @@ def test_a_document_that_a_citation_cannot_bring_back_is_refused(endpoint, docum
 def test_names_and_values_that_are_no_unicode_or_deep_are_refused(endpoint, field):
     status, answer = http.post(endpoint, b'{"messages": [{"role": "user", "content": "Who?"}], ' + field + b"}")
     assert status == 400 and answer["error"]["param"]
+
+
+MANY = 5000
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"documents": [1] * MANY}, "documents[0]"),
+        ({"messages": [1] * MANY}, "messages[0]"),
+        ({f"a{number}": 1 for number in range(MANY)}, "body"),
+        ({"refrag": {f"a{number}": 1 for number in range(MANY)}}, "refrag"),
+        ({"metadata": {f"a{number}": 1 for number in range(MANY)}}, "metadata"),
+    ],
+)
+def test_thousands_of_faults_make_one_complaint(endpoint, monkeypatch, change, param):
+    complaints = []
+
+    def note(path, errors):
+        complaints.extend(errors)
+        return from_validation(path, errors)
+
+    monkeypatch.setattr(app, "from_validation", note)
+    status, answer = http.post(endpoint, {**http.CHAT, **change})
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert len(complaints) == 1
 
 
 def test_an_error_does_not_repeat_all_that_was_sent(endpoint):

@@ -6,9 +6,11 @@ A field that the server has no use for is either allowed with the values that ch
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from refrag_client.openai.documents import Document, read_document
+
+MAX_FIELDS = 100
 
 
 def _only(*allowed: Any) -> AfterValidator:
@@ -67,7 +69,16 @@ def _stop_words(value: Any) -> list[str]:
     return [] if value is None or value == [] else _texts("stop")(value)
 
 
+def _few_fields(value: Any) -> Any:
+    """Refuse an object with more fields than any has here, before each of them is complained about."""
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise ValueError(f"an object here has at most {MAX_FIELDS} fields, and this one {len(value)}; leave some out")
+    return value
+
+
 Documents = list[Annotated[Document, BeforeValidator(read_document)]]
+# One complaint is told. Without this, a body of a few megabytes makes millions of them.
+OneFault = FailFast()
 Neutral = Annotated[Any, _only(0)]
 Off = Annotated[Any, _only(False)]
 # What callers name things by, which changes no answer.
@@ -76,6 +87,8 @@ Label = Annotated[str | None, Field(default=None)]
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+    _check_number = model_validator(mode="before")(_few_fields)
 
 
 class StreamOptions(Body):
@@ -121,7 +134,7 @@ class GenerationBody(Body):
     """What both kinds of generation take."""
 
     model: str | None = None
-    documents: Documents | None = None
+    documents: Annotated[Documents | None, OneFault] = None
     collection: str | None = None
     num_passages: int | None = None
     filter: dict[str, Any] | None = None
@@ -153,11 +166,11 @@ class GenerationBody(Body):
 class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), OneFault]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Neutral = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_fields)] = None
     safety_identifier: Label = None
     prompt_cache_key: Label = None
     service_tier: Annotated[Any, _only("auto", "default")] = None
@@ -191,4 +204,4 @@ class ChunksBody(Body):
     """The body of /v1/chunks."""
 
     model: str | None = None
-    documents: Documents
+    documents: Annotated[Documents, OneFault]
