@@ -2,6 +2,8 @@
 
 import json
 import socket
+import threading
+import time
 from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
@@ -10,6 +12,7 @@ import fake_triton_service as service
 import pytest
 
 from refrag_client import InvalidRequest, RefragError
+from refrag_client.openai import app
 from refrag_client.openai.keys import VARIABLE, ApiKeys
 from refrag_client.openai.serving import Endpoint
 from refrag_client.openai.settings import EndpointSettings
@@ -156,6 +159,40 @@ def test_a_caller_who_leaves_stops_the_decoder(shared, endpoint, is_stream):
             fake.wait_for_requests(num_before + 1)
     fake.wait_for_stop(fake.requests[-1].id)
     fake.reply = service.answer_over_passages
+
+
+def test_a_caller_who_leaves_before_the_encoder_is_done_is_let_go(shared, endpoint):
+    begun, gone = threading.Event(), threading.Event()
+
+    def wait(operation, inputs):
+        begun.set()
+        assert gone.wait(service.WAIT_SECONDS)
+        return service.encode_in_two_chunks(operation, inputs)
+
+    shared[0].store = wait
+    with closing(http.connect(endpoint)) as connection:
+        connection.request("POST", "/v1/chunks", b'{"documents": ["Ada."]}', {"Content-Type": "application/json"})
+        assert begun.wait(service.WAIT_SECONDS)
+    wait_until(lambda: "refrag_openai_running_requests 0.0" in http.request(endpoint, "GET", "/metrics")[2])
+    gone.set()
+    shared[0].store = service.encode_in_two_chunks
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + service.WAIT_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+
+
+def test_a_fault_of_the_endpoint_has_openais_form_and_a_line_in_the_log(endpoint, monkeypatch, caplog):
+    def fail(cut):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(app, "describe_chunks", fail)
+    status, headers, answer = http.request(endpoint, "POST", "/v1/chunks", {"documents": ["Ada."]})
+    assert (status, answer["error"]["code"]) == (500, "endpoint_failed")
+    assert headers["x-request-id"] in answer["error"]["message"]
+    assert headers["x-request-id"] in caplog.text and "a fault" in caplog.text
 
 
 def test_more_requests_than_allowed_are_turned_away_for_a_moment(url, fake):

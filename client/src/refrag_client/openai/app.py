@@ -55,7 +55,7 @@ def make_app(settings: EndpointSettings, backend: Backend, keys: ApiKeys, patien
             CORSMiddleware, allow_origins=list(settings.cors_origin), allow_methods=["*"], allow_headers=["*"]
         )
     _add_generation(app, backend, patience, metrics)
-    _add_encoder(app, backend)
+    _add_encoder(app, backend, patience)
     _add_models(app, backend)
     _add_operations(app, backend, metrics)
     _add_errors(app)
@@ -81,20 +81,20 @@ def _add_generation(app: FastAPI, backend: Backend, patience: Patience, metrics:
             await patience.run(generation.begin(), request.receive)
         except RefragError as error:
             raise from_refrag(error, ask.asked, ask.read) from error
-        except CallerLeft:
-            return Response()
         return EventStream(generation.events(), patience)
 
 
-def _add_encoder(app: FastAPI, backend: Backend) -> None:
+def _add_encoder(app: FastAPI, backend: Backend, patience: Patience) -> None:
     @app.post("/v1/embeddings")
-    async def embed(body: EmbeddingBody) -> dict[str, Any]:
+    async def embed(body: EmbeddingBody, request: Request) -> Response:
         backend.check_encoder(body.model)
-        return describe_embeddings(await backend.encode(body.input), len(body.input), ENCODER, body.encoding_format)
+        encoded = await patience.run(backend.encode(body.input), request.receive)
+        return JSONResponse(describe_embeddings(encoded, len(body.input), ENCODER, body.encoding_format))
 
     @app.post("/v1/chunks")
-    async def cut(body: ChunksBody) -> dict[str, Any]:
-        return describe_chunks(await backend.cut([document.text for document in body.documents]))
+    async def cut(body: ChunksBody, request: Request) -> Response:
+        texts = [document.text for document in body.documents]
+        return JSONResponse(describe_chunks(await patience.run(backend.cut(texts), request.receive)))
 
 
 def _add_models(app: FastAPI, backend: Backend) -> None:
@@ -139,6 +139,11 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(request: Request, error: Exception) -> Response:
         field = TEXTS[request.url.path]
         return error_response(from_refrag(cast(RefragError, error), asked=field, read=field))
+
+    @app.exception_handler(CallerLeft)
+    async def left(request: Request, error: Exception) -> Response:
+        # Which nobody hears.
+        return Response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """What stands before the routes: keys, limits of body and number, and the count of what passes."""
 
+import logging
 import time
 from uuid import uuid4
 
@@ -10,6 +11,8 @@ from refrag_client.openai.errors import RETRY_AFTER, ApiError, bad_field, error_
 from refrag_client.openai.keys import ApiKeys
 from refrag_client.openai.metrics import Metrics
 from refrag_client.openai.settings import EndpointSettings
+
+log = logging.getLogger(__name__)
 
 GUARDED = "/v1/"
 # Of a body that is too large, so much is read and thrown away, for that the caller may hear why it was refused.
@@ -43,6 +46,12 @@ class Gate:
         try:
             with self.metrics.running.track_inprogress():
                 await self._pass(scope, receive, send_named)
+        except Exception:
+            log.exception("request %s to %s failed", request_id, scope["path"])
+            if statuses:
+                # There is no status left to give; the connection ends before the answer does.
+                raise
+            await error_response(_fault(request_id))(scope, receive, send_named)
         finally:
             self.metrics.count(scope, statuses, time.perf_counter() - started)
 
@@ -99,6 +108,11 @@ class Gate:
             told = f"the body did not come whole within {self.stall_seconds:g} s"
             raise bad_field("body", f"{told}; send it faster", status=408, code="too_slow")
         return b"".join(parts)
+
+
+def _fault(request_id: str) -> ApiError:
+    told = f"the endpoint failed; its log tells why, under request {request_id}"
+    return ApiError(500, told, "server_error", code="endpoint_failed")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
