@@ -88,7 +88,7 @@ class LanceReader:
     def _open(self, name: str) -> Any:
         """Return the table, as it is now; raise InvalidRequest with the known names if there is none."""
         with storage_errors("opened"):
-            if name in self._tables and _is_there(self._tables[name]):
+            if name in self._tables and is_there(self._tables[name]):
                 return self._tables[name]
             known = self.names()
             if name not in known:
@@ -142,6 +142,15 @@ def storage_errors(act: str) -> Iterator[None]:
         raise Overloaded(f"the collections cannot be {act}: {error}; try again later") from error
 
 
+def is_there(table: Any) -> bool:
+    """Return whether the table still exists, and bring it up to date."""
+    try:
+        table.checkout_latest()
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return True
+
+
 def _search_text(table: Any, query: Query, where: str | None, limit: int) -> list[Hit]:
     found = table.search(MatchQuery(query.text, "text"), query_type="fts").select([*HIT_COLUMNS, "_score"])
     rows = _run(found, where, limit)
@@ -158,14 +167,6 @@ def _run(search: Any, where: str | None, limit: int) -> list[dict[str, Any]]:
     filtered = search if where is None else search.where(where, prefilter=True)
     rows: list[dict[str, Any]] = filtered.limit(limit).to_arrow().to_pylist()
     return rows
-
-
-def _is_there(table: Any) -> bool:
-    try:
-        table.checkout_latest()
-    except (OSError, RuntimeError, ValueError):
-        return False
-    return True
 
 
 def _told(fingerprint: str) -> str:

@@ -22,6 +22,7 @@ from refrag.retrieval.base import Document, PassageEncoderIdentity
 from refrag.retrieval.lance import (
     encoder_of,
     find_rows,
+    is_there,
     list_names,
     require_encoder,
     storage_errors,
@@ -59,7 +60,8 @@ class LanceWriter:
         self.encoder = encoder
         self._lock = _lock_of(address)
         with storage_errors("opened"):
-            self._database = lancedb.connect(address)
+            # Another process may have been the one that wrote, until it stopped.
+            self._database = lancedb.connect(address, read_consistency_interval=timedelta(0))
         self._tables: dict[str, Any] = {}
         self._is_indexed: set[str] = set()
         self._num_changes: dict[str, int] = {}
@@ -100,8 +102,7 @@ class LanceWriter:
             raise InvalidRequest(unknown_collection(name, known))
         with storage_errors("written"):
             self._database.drop_table(name)
-        self._tables.pop(name, None)
-        self._is_indexed.discard(name)
+        self._forget(name)
 
     def optimize(self, name: str) -> None:
         self._take_lock()
@@ -120,6 +121,11 @@ class LanceWriter:
         if self._num_changes[name] >= CHANGES_BETWEEN_OPTIMIZE:
             self.optimize(name)
 
+    def _forget(self, name: str) -> None:
+        self._tables.pop(name, None)
+        self._is_indexed.discard(name)
+        self._num_changes.pop(name, None)
+
     def _require(self, name: str) -> Any:
         table = self._find(name)
         if table is None:
@@ -128,8 +134,9 @@ class LanceWriter:
 
     def _find(self, name: str) -> Any:
         """Return the table with its indexes, or None; raise InvalidRequest if another encoder made its vectors."""
-        if name not in self._tables:
-            with storage_errors("opened"):
+        with storage_errors("opened"):
+            if name not in self._tables or not is_there(self._tables[name]):
+                self._forget(name)
                 if name not in list_names(self._database):
                     return None
                 self._tables[name] = self._database.open_table(name)

@@ -228,6 +228,22 @@ def test_a_second_writer_is_sent_away_until_the_first_is_gone(writer, address):
     second.close()
 
 
+def test_a_writer_that_takes_over_knows_what_the_first_has_done(writer, address):
+    corpus = Corpus(2)
+    writer.upsert("words", corpus.documents, corpus.vectors)
+    writer.upsert("gone", corpus.documents, corpus.vectors)
+    second = LanceWriter(address, ENCODER)
+    assert second.find_changed("words", corpus.documents) == second.find_changed("gone", corpus.documents) == []
+    writer.delete("words", ["p000"])
+    writer.drop("gone")
+    writer.close()
+    assert [each.id for each in second.find_changed("words", corpus.documents)] == ["p000"]
+    assert second.find_changed("gone", corpus.documents) == corpus.documents
+    second.upsert("gone", corpus.documents, corpus.vectors)
+    assert second.find_changed("gone", corpus.documents) == []
+    second.close()
+
+
 WRITER = """
 import sys
 from pathlib import Path
