@@ -36,16 +36,29 @@ class Condition:
 
 def parse_filter(text: str) -> tuple[Condition, ...]:
     """Return the conditions in a filter, or raise InvalidRequest that names the field at fault."""
-    try:
-        parsed = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f'filter is not JSON ({error}); send an object such as {{"lang": "en"}}') from None
-    if not isinstance(parsed, dict):
-        raise InvalidRequest(f'filter is {text[:80]}; send an object such as {{"lang": "en"}}')
+    parsed = parse_object(text, "filter", 'such as {"lang": "en"}')
     conditions = tuple(each for field, asked in parsed.items() for each in _parse_field(field, asked))
     if len(conditions) > MAX_CONDITIONS:
         raise InvalidRequest(f"filter has {len(conditions)} conditions, the limit is {MAX_CONDITIONS}")
     return conditions
+
+
+def parse_object(text: str, place: str, form: str) -> dict[str, Any]:
+    """Return the JSON object in a text, or raise InvalidRequest that names the place and tells the form."""
+    try:
+        parsed = json.loads(text)
+        # JSON can spell what no text can hold.
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        surrogate = error.object[error.start]
+        raise InvalidRequest(
+            f"{place} has the lone surrogate {surrogate!r}, which is no character; leave it out"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{place} is not JSON ({error}); send an object {form}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"{place} is {text[:80]}; send an object {form}")
+    return parsed
 
 
 def check_field_name(field: str, place: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from refrag.errors import InvalidRequest
 from refrag.retrieval.base import Document, Value
-from refrag.retrieval.conditions import check_field_name, check_scalar
+from refrag.retrieval.conditions import check_field_name, check_scalar, parse_object
 
 KEYS = ("id", "text", "title", "metadata")
 MAX_ID_BYTES = 512
@@ -32,12 +32,7 @@ def check_ids(ids: Sequence[str]) -> None:
 
 
 def _parse(place: str, text: str) -> Document:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"{place} is not JSON ({error}); send an object with {', '.join(KEYS)}") from None
-    if not isinstance(values, dict):
-        raise InvalidRequest(f"{place} is {text[:80]}; send an object with {', '.join(KEYS)}")
+    values = parse_object(text, place, f"with {', '.join(KEYS)}")
     if unknown := sorted(values.keys() - set(KEYS)):
         raise InvalidRequest(f"{place} has {', '.join(map(repr, unknown))}; allowed are {', '.join(KEYS)}")
     _check_id(f"{place}, id,", values.get("id"))

@@ -45,6 +45,9 @@ def test_values_stay_values_in_the_clause():
         ('{"open": {"gt": true}}', "compares true or false by gt"),
         ('{"year": {"gt": [1]}}', r"filter field 'year', gt, is \[1\]"),
         ('{"year": NaN}', "finite number"),
+        ('{"lang": "\\ud800"}', "filter has the lone surrogate"),
+        ('{"lang": ' + "[" * 5000 + "]" * 5000 + "}", "filter is not JSON"),
+        ('{"year": ' + "9" * 5000 + "}", "filter is not JSON"),
         (json.dumps({f"f{n}": 1 for n in range(33)}), "33 conditions, the limit is 32"),
     ],
 )

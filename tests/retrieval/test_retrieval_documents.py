@@ -43,3 +43,18 @@ def test_a_bad_document_is_told_with_its_field(document, problem):
 def test_what_is_not_json_is_told():
     with pytest.raises(InvalidRequest, match=r"documents\[0\] is not JSON"):
         parse_documents(["{"])
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ('{"id": "\\ud800", "text": "x"}', "the lone surrogate"),
+        ('{"id": "1", "text": "x\\udfff"}', "the lone surrogate"),
+        ('{"id": "1", "text": "x", "metadata": {"lang": "\\ud800"}}', "the lone surrogate"),
+        ('{"id": "1", "text": "x", "metadata": ' + "[" * 5000 + "]" * 5000 + "}", "not JSON"),
+        ('{"id": "1", "text": "x", "metadata": {"year": ' + "9" * 5000 + "}}", "not JSON"),
+    ],
+)
+def test_json_that_the_engine_cannot_keep_is_told(document, problem):
+    with pytest.raises(InvalidRequest, match=rf"documents\[0\] .*{problem}"):
+        parse_documents([document])
