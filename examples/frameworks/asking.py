@@ -31,7 +31,8 @@ class Endpoint:
 
     def ask(self, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Part:
         """Return the whole answer."""
-        answer = self._create(messages, documents, **options).model_dump()
+        with self._connect() as client:
+            answer = self._create(client, messages, documents, **options).model_dump()
         choice = answer["choices"][0]
         message = choice["message"]
         return Part(message["content"], message["citations"], choice["finish_reason"], answer["usage"])
@@ -39,12 +40,14 @@ class Endpoint:
     def stream(self, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Iterator[Part]:
         """Yield the answer in pieces; leaving the loop stops the server."""
         asked = {**options, "stream": True, "stream_options": {"include_usage": True}}
-        with self._create(messages, documents, **asked) as chunks:
+        with self._connect() as client, self._create(client, messages, documents, **asked) as chunks:
             for chunk in chunks:
                 yield _read_chunk(chunk.model_dump())
 
-    def _create(self, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Any:
-        client = OpenAI(base_url=self.base_url, api_key=self.api_key)
+    def _connect(self) -> OpenAI:
+        return OpenAI(base_url=self.base_url, api_key=self.api_key)
+
+    def _create(self, client: OpenAI, messages: Sequence[Json], documents: Sequence[Json], **options: Any) -> Any:
         body = {"documents": list(documents), "refrag": self.refrag}
         asked: Json = {"model": self.model, "messages": list(messages), **self.options, **options}
         return client.chat.completions.create(**asked, extra_body=body)

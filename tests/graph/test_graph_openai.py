@@ -15,6 +15,7 @@ from openai_endpoint import run_endpoint
 from raw_requests import PATIENCE_SECONDS
 from test_graph_cancel import ENDLESS, PASSAGES, QUESTION, count_generated_tokens, read_counter, wait_until
 
+from examples.frameworks import asking
 from refrag.pipeline import encode_chunks
 
 pytestmark = pytest.mark.server
@@ -153,6 +154,25 @@ def test_what_the_server_refuses_names_the_field(api, options, param, is_stream)
     with pytest.raises(openai.BadRequestError) as caught:
         ask(api, stream=is_stream, **options)
     assert caught.value.param == param
+
+
+def test_the_connectors_of_frameworks_close_what_they_open(base_url, client, monkeypatch):
+    opened = []
+
+    class Noted(openai.OpenAI):
+        def __init__(self, **options):
+            super().__init__(**options)
+            opened.append(self)
+
+    monkeypatch.setattr(asking, "OpenAI", Noted)
+    endpoint = asking.Endpoint(base_url, options={"max_tokens": 8})
+    expected = client.generate(QUESTION, PASSAGES, max_tokens=8).text
+    assert endpoint.ask(ASK, PASSAGES).text == expected
+    assert "".join(part.text for part in endpoint.stream(ASK, PASSAGES)) == expected
+    stream = endpoint.stream(ASK, PASSAGES)
+    next(stream)
+    stream.close()
+    assert [each.is_closed() for each in opened] == [True] * 3
 
 
 def test_an_unknown_model_is_not_found(api):
