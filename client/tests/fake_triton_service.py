@@ -39,6 +39,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self) -> None:
         self.reply: Reply = answer_in_pieces
         self.is_model_ready = True
+        self.models = {"refrag"}
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.stopped_ids: list[str] = []
         self.metadata: dict[str, str] = {}
@@ -48,7 +49,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._released = threading.Event()
 
     def ModelReady(self, request, context):
-        return service_pb2.ModelReadyResponse(ready=self.is_model_ready and request.name == "refrag")
+        return service_pb2.ModelReadyResponse(ready=self.is_model_ready and request.name in self.models)
 
     def ModelStreamInfer(self, request_iterator, context):
         request = next(request_iterator)

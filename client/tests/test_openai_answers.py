@@ -136,6 +136,35 @@ def test_a_collection_is_searched_and_what_it_gave_is_cited(endpoint, fake):
     assert source["document"] == {"id": "b", "title": "Bridges", "text": "Ada built the bridge."}
 
 
+def test_what_a_search_found_is_told_on_request(endpoint, fake):
+    fake.reply = service.answer_with(
+        passage_ids=["a"],
+        passage_titles=["Bridges"],
+        passage_scores=np.array([0.5], np.float32),
+        passage_texts=["Ada built the bridge."],
+        citations=np.zeros((0, 3), np.int32),
+    )
+    _, answer = http.post(endpoint, {**http.CHAT, "collection": "towns", "refrag": {"return_chunks": True}})
+    found = {"id": "a", "title": "Bridges", "text": "Ada built the bridge.", "score": 0.5}
+    assert answer["refrag"]["passages"] == [found]
+
+
+def test_collections_are_listed_where_triton_has_models_for_them(endpoint, fake, monkeypatch):
+    towns = {"name": "towns", "num_passages": 3, "encoder": "", "num_bytes": None}
+    fake.store = lambda operation, inputs: ({"encoder": "", "collections": [towns]}, {})
+    assert http.request(endpoint, "GET", "/v1/collections")[2]["data"] == []
+    monkeypatch.setattr(fake, "models", {"refrag", "refrag_rag"})
+    listed = [{"id": "towns", "object": "collection", "num_passages": 3}]
+    assert http.request(endpoint, "GET", "/v1/collections")[2]["data"] == listed
+
+
+def test_a_collection_of_a_server_without_any_is_refused(endpoint, fake):
+    fake.reply = service.fail_with("Request for unknown model: 'refrag_rag' is not found")
+    status, answer = http.post(endpoint, {**http.CHAT, "collection": "towns"})
+    assert (status, answer["error"]["param"]) == (400, "collection")
+    assert "no collections" in answer["error"]["message"]
+
+
 def test_which_chunks_were_expanded_is_told_on_request(endpoint):
     body = {**http.CHAT, "documents": DOCUMENTS, "refrag": {"return_chunks": True}}
     told = {"expanded_chunks": [2], "passage_weights": pytest.approx([1 / 3] * 3)}

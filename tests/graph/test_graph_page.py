@@ -1,6 +1,5 @@
 """The endpoint's page in a real browser: a question is answered twice, and the context is drawn chunk by chunk."""
 
-import os
 import shutil
 
 import pytest
@@ -14,8 +13,6 @@ PASSAGES = [
     "Viggo Upton built the lighthouse of Karsk, which has stood on its rock for a hundred years and will for more.",
 ]
 QUESTION = "Which animal does Mara Tolen keep?"
-# A folder for the picture in docs/: `SCREENSHOTS=docs pytest tests/graph/test_graph_page.py`.
-SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
 pytestmark = [
     pytest.mark.server,
@@ -50,7 +47,7 @@ def page(request, browser, base_url):
 
 def fill(page, passages=PASSAGES):
     page.get_by_label("Question").fill(QUESTION)
-    page.get_by_label("Passages").fill("\n\n".join(passages))
+    page.get_by_label("Passages, with blank lines").fill("\n\n".join(passages))
 
 
 def answers(page):
@@ -76,9 +73,6 @@ def test_both_answers_stream_in_and_are_the_grpc_clients(page, client):
     assert page.locator(".chunk.expanded").count() == statistics.num_expanded_chunks
     # Nothing sticks out of a small screen.
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    if SCREENSHOTS and page.viewport_size["width"] > 500:
-        page.locator(".chunk.expanded").first.hover()
-        page.screenshot(path=f"{SCREENSHOTS}/page.png", full_page=True)
 
 
 def test_a_chunk_tells_its_text_and_weight_to_mouse_and_keyboard(page):
@@ -109,6 +103,11 @@ def test_the_share_slider_is_what_is_asked_for(page):
     page.get_by_role("button", name="Ask", exact=True).click()
     wait_for_the_end(page)
     assert page.locator(".chunk.expanded").count() == 0
+
+
+def test_no_collection_is_offered_where_there_is_none(page):
+    expect(page.get_by_label("Passages, with blank lines")).to_be_visible()
+    expect(page.get_by_label("Collection")).to_be_hidden()
 
 
 def test_what_the_server_refuses_is_shown(browser, base_url):

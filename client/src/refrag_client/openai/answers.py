@@ -92,13 +92,20 @@ def usage(statistics: Statistics) -> Json:
 
 
 def _chunks(ask: Ask, answer: Answer) -> Json:
-    """Return what became of the chunks, where that was asked for; /v1/chunks tells where each of them lies."""
+    """Return what became of the chunks, and which passages were found, where that was asked for.
+
+    /v1/chunks tells where in the passages each chunk lies.
+    """
     if not ask.wants_chunks:
         return {}
-    told = {
+    told: Json = {
         "expanded_chunks": answer.statistics.expanded_chunks,
         "passage_weights": answer.passage_weights,
     }
+    if ask.is_search:
+        told["passages"] = [
+            {"id": each.id, "title": each.title, "text": each.text, "score": each.score} for each in answer.passages
+        ]
     return {"refrag": told}
 
 

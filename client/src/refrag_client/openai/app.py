@@ -13,12 +13,12 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from refrag_client.errors import RefragError
+from refrag_client.errors import RefragError, ServerError
 from refrag_client.openai.answers import Form
 from refrag_client.openai.backend import ENCODER, Backend
 from refrag_client.openai.bodies import ChatBody, ChunksBody, CompletionBody, EmbeddingBody
 from refrag_client.openai.embeddings import describe_chunks, describe_embeddings
-from refrag_client.openai.errors import ApiError, error_response, from_refrag, from_validation
+from refrag_client.openai.errors import ApiError, bad_field, error_response, from_refrag, from_validation
 from refrag_client.openai.gate import Gate
 from refrag_client.openai.generation import Generation
 from refrag_client.openai.keys import ApiKeys
@@ -57,6 +57,7 @@ def make_app(settings: EndpointSettings, backend: Backend, keys: ApiKeys, patien
     _add_generation(app, backend, patience, metrics)
     _add_encoder(app, backend, patience)
     _add_models(app, backend)
+    _add_collections(app, backend)
     _add_operations(app, backend, metrics)
     _add_errors(app)
     return app
@@ -80,6 +81,8 @@ def _add_generation(app: FastAPI, backend: Backend, patience: Patience, metrics:
                 return JSONResponse(await patience.run(generation.whole(), request.receive))
             await patience.run(generation.begin(), request.receive)
         except RefragError as error:
+            if isinstance(error, ServerError) and ask.is_search and not await backend.has_collections():
+                raise bad_field("collection", "this server has no collections; send documents") from error
             raise from_refrag(error, ask.asked, ask.read) from error
         return EventStream(generation.events(), patience)
 
@@ -114,6 +117,16 @@ def _add_models(app: FastAPI, backend: Backend) -> None:
         return describe(name)
 
 
+def _add_collections(app: FastAPI, backend: Backend) -> None:
+    @app.get("/v1/collections")
+    async def collections() -> dict[str, Any]:
+        found = [
+            {"id": each.name, "object": "collection", "num_passages": each.num_passages}
+            for each in await backend.collections()
+        ]
+        return {"object": "list", "data": found}
+
+
 def _add_operations(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
     @app.get("/")
     async def page() -> Response:
@@ -137,7 +150,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RefragError)
     async def refused(request: Request, error: Exception) -> Response:
-        field = TEXTS[request.url.path]
+        field = TEXTS.get(request.url.path, "path")
         return error_response(from_refrag(cast(RefragError, error), asked=field, read=field))
 
     @app.exception_handler(CallerLeft)

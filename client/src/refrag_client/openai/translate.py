@@ -29,9 +29,14 @@ class Ask:
     history: list[dict[str, str]] = field(default_factory=list)
 
     @property
+    def is_search(self) -> bool:
+        """Whether the server is to find the passages, in a collection."""
+        return self.options.get("collection") is not None
+
+    @property
     def read(self) -> str:
         """The field that the passages come from, for messages about them."""
-        return "documents" if self.options.get("collection") is None else "num_passages"
+        return "num_passages" if self.is_search else "documents"
 
     @property
     def passages(self) -> list[str]:
