@@ -28,9 +28,11 @@ INSTALLED := .venv/.installed
 # What the world's checkpoint is compared with, where it is there; `make train-world` trains it.
 COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/policy_blind/policy.safetensors)) $(addprefix --unlabelled-policy ,$(wildcard $(BASELINES)/policy_unlabelled/policy.safetensors))
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
+# The models that search collections, which `make play` adds.
+SEARCHING := $(REPOSITORY)/refrag_rag/config.pbtxt
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm constraints demo results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check frameworks format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo play results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check frameworks format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,6 +62,9 @@ constraints: install ## the newest releases that go together → constraints.txt
 demo: $(EXPORTED) ## start Triton and ask twenty questions about Python's documentation, compressed and plain side by side
 	$(BIN)/python -m examples.demo --repository $(REPOSITORY)
 
+play: $(SEARCHING) $(EXPORTED) ## Triton, OpenAI's endpoint, and a page to try it on over Python's documentation, until Ctrl-C → http://127.0.0.1:9000/
+	$(BIN)/python -m examples.play --repository $(REPOSITORY)
+
 # Under another name first: with a result file half written, the commit would count as changed.
 results: $(EXPORTED) ## the figures that the README quotes from the demo → perf/results
 	$(BIN)/python -m examples.demo --repository $(REPOSITORY) --output perf/results/demo.json > perf/results/demo.txt.new
@@ -70,6 +75,10 @@ serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and
 
 export: install ## checkpoint → ONNX models and a deployable repository; EXPORT_OPTIONS="--precision fp16"
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+
+# Once it has collections, every export keeps them.
+$(SEARCHING): | $(INSTALLED)
+	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --retrieval $(EXPORT_OPTIONS)
 
 # What is exported already stays, with the options it was exported with, until the checkpoint changes.
 $(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
