@@ -19,7 +19,7 @@ from examples.documentation import read_documentation
 from refrag.embedded import EmbeddedServer
 from refrag.embedded.ports import why_not_free
 from refrag.errors import RefragError, SetupError
-from refrag_client import CollectionClient, Document, RefragClient
+from refrag_client import CollectionClient, Document, InvalidRequest, RefragClient
 from refrag_client import RefragError as ClientError
 from refrag_client.corpus import read_files
 from refrag_client.openai.serving import serve
@@ -43,7 +43,10 @@ def play(
     environment = {"REFRAG_COLLECTIONS_PATH": str(data / "collections"), "REFRAG_STORE_DISK_PATH": str(data / "store")}
     print("Starting tritonserver …", flush=True)
     with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, environment=environment) as server:
-        index(server.grpc_address, collection, documents)
+        try:
+            index(server.grpc_address, collection, documents)
+        except InvalidRequest as error:
+            raise SetupError(f"{error}; or remove {data}, which starts anew") from error
         warm_up(server.grpc_address, collection, " ".join(documents[0].text.split()[:QUESTION_WORDS]))
         connection = {"url": server.grpc_address, "timeout_seconds": LONGEST_ANSWER_SECONDS}
         serve(settings, connection, lambda url: announce(url, server.grpc_address))
