@@ -110,11 +110,12 @@ def test_a_failure_after_the_first_token_ends_the_stream_with_an_error(shared, e
 
 def test_nobody_without_a_key_gets_in(url, fake, tmp_path, monkeypatch):
     fake.reply = service.answer_over_passages
-    (tmp_path / "keys").write_text("# of the team\nsesame\n\nother-key\n")
+    (tmp_path / "keys").write_text("# of the team\nsesame\n\nother-key\nclé\n", encoding="utf-8")
     monkeypatch.setenv(VARIABLE, "third, fourth")
     with http.running(url, api_keys=tmp_path / "keys") as endpoint:
-        for key in ("sesame", "other-key", "third", "fourth"):
-            assert http.post(endpoint, http.CHAT, headers={"Authorization": f"Bearer {key}"})[0] == 200
+        for key in ("sesame", "other-key", "clé", "third", "fourth"):
+            header = {"Authorization": f"Bearer {key}".encode()}
+            assert http.post(endpoint, http.CHAT, headers=header)[0] == 200
         for header in (
             {},
             {"Authorization": "Bearer wrong"},

@@ -75,7 +75,7 @@ class Gate:
 
     def _check_key(self, headers: dict[bytes, bytes]) -> None:
         given = headers.get(b"authorization")
-        if not self.keys or self.keys.open(None if given is None else given.decode("latin-1")):
+        if not self.keys or self.keys.open(None if given is None else given.decode(errors="surrogateescape")):
             return
         told = "the API key is none of this endpoint's" if given else "there is no API key"
         raise ApiError(
