@@ -75,7 +75,14 @@ def test_what_could_be_misread_is_refused_by_place_and_key(tmp_path, name, text,
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [('"a"\nb', "line 2: not JSON"), ('{"title": "a"}', "no passage"), ("[1]", "no passage")]
+    ("text", "what"),
+    [
+        ('"a"\nb', "line 2: not JSON"),
+        ('{"title": "a"}', "no passage"),
+        ("[1]", "no passage"),
+        ('"a"\n"\\ud800"', "line 2: the lone surrogate"),
+        ('"a"\n' + "[" * 5000 + "]" * 5000, "line 2: not JSON"),
+    ],
 )
 def test_bad_lines_are_named(tmp_path, text, what):
     with pytest.raises(InvalidRequest, match=what):

@@ -78,6 +78,7 @@ def test_the_passages_of_a_folder_have_their_paths_for_ids(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
+        ({"id": "b", "text": "x\ud800"}, "line 2: the lone surrogate"),
         ({"id": "b"}, "line 2: no passage among the keys id"),
         ({"id": "b", "text": "  "}, "line 2: the text is empty"),
         ({"id": "", "text": "x"}, 'line 2: id is ""; give a string that is not empty'),

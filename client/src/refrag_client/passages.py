@@ -40,7 +40,7 @@ def _as_whole_json(source: str, text: str) -> list[Any] | dict[str, Any] | None:
     """Return the array or object that the whole file is, or None; plain text may begin with a bracket too."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if source.endswith(".json") and not _is_json_lines(source, text):
             raise InvalidRequest(f"{source} is not JSON: {error}") from None
         return None
@@ -77,11 +77,22 @@ def _from_json_lines(source: str, text: str) -> list[str]:
 
 def read_json_line(place: str, line: str) -> str:
     """Return the passage in one line of JSON; raise InvalidRequest, which names `place`, if there is none."""
+    return text_of(place, load_json_line(place, line))
+
+
+def load_json_line(place: str, line: str) -> Any:
+    """Return the value in one line of JSON; raise InvalidRequest, which names `place`, for what no text can hold."""
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        surrogate = error.object[error.start]
+        raise InvalidRequest(
+            f"{place}: the lone surrogate {surrogate!r}, which is no character; make the file again"
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{place}: not JSON ({error}); give one JSON value per line") from None
-    return text_of(place, value)
+    return value
 
 
 def text_of(place: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from refrag_client.collections import Document
 from refrag_client.corpus import read_files
 from refrag_client.errors import InvalidRequest
-from refrag_client.passages import text_of
+from refrag_client.passages import load_json_line, text_of
 
 # Where the libraries of this field keep a document's id, and its metadata.
 ID_KEYS = ("id", "_id", "doc_id")
@@ -78,11 +78,10 @@ def _read_lines(path: Path) -> Iterator[tuple[Document | None, int]]:
 
 def _decode(place: str, line: bytes, number: int) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{place} is not UTF-8 at byte {error.start}; convert the file first") from None
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"{place}: not JSON ({error}); give one JSON value per line") from None
+    return load_json_line(place, text)
 
 
 def _read_document(place: str, value: Any) -> tuple[Document, bool]:
