@@ -32,7 +32,7 @@ EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 SEARCHING := $(REPOSITORY)/refrag_rag/config.pbtxt
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm constraints demo play results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check frameworks format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo play results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check frameworks aiperf format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -131,6 +131,10 @@ check: install ## formatting, lint, types, who imports whom, and the generated d
 frameworks: $(INSTALLED) ## LangChain, LlamaIndex, Haystack and LiteLLM, which tests/graph/test_graph_frameworks.py asks with → build/frameworks
 	$(PYTHON3) -m venv build/frameworks
 	build/frameworks/bin/pip install --quiet --requirement examples/frameworks/requirements.txt
+
+aiperf: $(INSTALLED) ## NVIDIA's AIPerf, with which tests/graph/test_graph_aiperf.py measures the endpoint → build/aiperf
+	$(PYTHON3) -m venv build/aiperf
+	build/aiperf/bin/pip install --quiet aiperf==0.13.0
 
 format: install ## format the code
 	$(BIN)/ruff format .
