@@ -83,6 +83,26 @@ def test_what_the_search_tells_names_the_field(shared, endpoint, message, param)
     assert (status, answer["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message", "param"),
+    [
+        (http.CHAT_PATH, {**http.CHAT, "max_completion_tokens": 0}, "max_tokens is 0", "max_completion_tokens"),
+        (http.CHAT_PATH, {**http.CHAT, "max_tokens": 0}, "max_tokens is 0", "max_tokens"),
+        (http.COMPLETION_PATH, {"prompt": " "}, "text_input is empty", "prompt"),
+    ],
+)
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_a_refusal_names_the_field_as_it_was_sent(shared, endpoint, path, body, message, param, num_before):
+    def refuse(fake, request):
+        yield from [service.piece_response("Ada", 0)][:num_before]
+        yield service.error_response("InvalidRequest", message)
+
+    shared[0].reply = refuse
+    answer = http.post_stream(endpoint, body, path)[-1] if num_before else http.post(endpoint, body, path)[1]
+    shared[0].reply = service.answer_over_passages
+    assert answer["error"]["param"] == param
+
+
 @pytest.mark.parametrize(("path", "field"), [("/v1/embeddings", "input"), ("/v1/chunks", "documents")])
 @pytest.mark.parametrize("problem", ["refused by the store", "no Unicode"])
 def test_what_is_wrong_with_texts_to_encode_names_their_field(shared, endpoint, path, field, problem):

@@ -83,8 +83,8 @@ def _add_generation(app: FastAPI, backend: Backend, patience: Patience, metrics:
         except RefragError as error:
             if isinstance(error, ServerError) and ask.is_search and not await backend.has_collections():
                 raise bad_field("collection", "this server has no collections; send documents") from error
-            raise from_refrag(error, ask.asked, ask.read) from error
-        return EventStream(generation.events(), patience)
+            raise from_refrag(error, ask.names) from error
+        return EventStream(generation.events(), patience, ask.names)
 
 
 def _add_encoder(app: FastAPI, backend: Backend, patience: Patience) -> None:
@@ -151,7 +151,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RefragError)
     async def refused(request: Request, error: Exception) -> Response:
         field = TEXTS.get(request.url.path, "path")
-        return error_response(from_refrag(cast(RefragError, error), asked=field, read=field))
+        return error_response(from_refrag(cast(RefragError, error), {"messages": field, "documents": field}))
 
     @app.exception_handler(CallerLeft)
     async def left(request: Request, error: Exception) -> Response:

@@ -97,14 +97,15 @@ def bad_field(param: str, message: str, status: int = 400, code: str | None = No
     return ApiError(status, message, param=param, code=code)
 
 
-def from_refrag(error: RefragError, asked: str = "messages", read: str = "documents") -> ApiError:
+def from_refrag(error: RefragError, names: Mapping[str, str]) -> ApiError:
     """Return the error for what the server or the client told.
 
-    asked, read: the fields of the body that the question and the passages come from.
+    names: what fields of a chat are called in this body, where that is something else.
     """
     message = str(error)
     if isinstance(error, InvalidRequest):
-        return ApiError(400, message, param=_field_in(message, asked, read))
+        param = _field_in(message)
+        return ApiError(400, message, param=names.get(param, param))
     if isinstance(error, Overloaded):
         return ApiError(429, message, "rate_limit_error", code="overloaded", headers=RETRY_AFTER)
     if isinstance(error, DeadlineExceeded):
@@ -130,11 +131,10 @@ def from_validation(path: str, errors: Sequence[Mapping[str, Any]]) -> ApiError:
     return bad_field(name, f"{name} is {_shorten(repr(error['input']), 60)}: {_complaint(error)}")
 
 
-def _field_in(message: str, asked: str, read: str) -> str:
-    """Return the field that the server's complaint is about: the first input that it names."""
+def _field_in(message: str) -> str:
+    """Return the field of a chat that the server's complaint is about: the first input that it names."""
     found = NAME.search(message)
-    param = FIELDS[found.group()] if found else asked
-    return {"messages": asked, "documents": read}.get(param, param)
+    return FIELDS[found.group()] if found else "messages"
 
 
 def _explain_body(error: Mapping[str, Any]) -> str:

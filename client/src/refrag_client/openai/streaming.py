@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -67,14 +67,19 @@ class Patience:
 
 
 class EventStream(Response):
-    """A response of server-sent events without names: one JSON object each, an error in place of the rest."""
+    """A response of server-sent events without names: one JSON object each, an error in place of the rest.
+
+    names: as for `from_refrag`.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[dict[str, Any], None], patience: Patience) -> None:
+    def __init__(
+        self, events: AsyncGenerator[dict[str, Any], None], patience: Patience, names: Mapping[str, str]
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self.events, self.patience = events, patience
+        self.events, self.patience, self.names = events, patience, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -83,7 +88,7 @@ class EventStream(Response):
         except CallerLeft:
             return
         except RefragError as error:
-            await _send(send, _encode(from_refrag(error).body()))
+            await _send(send, _encode(from_refrag(error, self.names).body()))
         await send({"type": "http.response.body", "body": END})
 
     async def _send_events(self, send: Send) -> None:

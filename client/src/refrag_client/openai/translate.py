@@ -1,7 +1,7 @@
 """Translation of a request's body into the question, the passages, the earlier turns and the options of the client."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from refrag_client.openai.bodies import ChatBody, CompletionBody, GenerationBody, Message
 from refrag_client.openai.documents import Document
@@ -15,28 +15,22 @@ USER, ASSISTANT = "user", "assistant"
 class Ask:
     """One request in the client's terms.
 
-    asked: the field that holds the question, for messages about it.
+    names: what fields of a chat are called in this body, for messages about them.
     """
 
     question: str
     documents: Sequence[Document]
     options: GenerateOptions
-    asked: str
+    names: Mapping[str, str]
     is_stream: bool
     wants_usage: bool
     wants_log_probs: bool
     wants_chunks: bool
-    history: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def is_search(self) -> bool:
         """Whether the server is to find the passages, in a collection."""
         return self.options.get("collection") is not None
-
-    @property
-    def read(self) -> str:
-        """The field that the passages come from, for messages about them."""
-        return "num_passages" if self.is_search else "documents"
 
     @property
     def passages(self) -> list[str]:
@@ -51,19 +45,19 @@ def translate_chat(body: ChatBody) -> Ask:
         raise bad_field("messages", "the last message must be the user's, with the question; add one")
     *history, last = turns
     question = "\n\n".join([*instructions, last["content"]])
-    max_tokens = _max_tokens(body)
-    return _ask(body, question, "messages", max_tokens, bool(body.logprobs), history)
+    names = {} if body.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+    return _ask(body, question, names, _max_tokens(body), bool(body.logprobs), history)
 
 
 def translate_completion(body: CompletionBody) -> Ask:
     """Return what the prompt asks."""
-    return _ask(body, body.prompt, "prompt", body.max_tokens, body.logprobs is not None, [])
+    return _ask(body, body.prompt, {"messages": "prompt"}, body.max_tokens, body.logprobs is not None, [])
 
 
 def _ask(
     body: GenerationBody,
     question: str,
-    asked: str,
+    names: Mapping[str, str],
     max_tokens: int | None,
     wants_log_probs: bool,
     history: list[dict[str, str]],
@@ -105,7 +99,7 @@ def _ask(
         question=question,
         documents=body.documents or [],
         options=options,
-        asked=asked,
+        names=names if body.collection is None else {**names, "documents": "num_passages"},
         is_stream=is_stream,
         wants_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
         wants_log_probs=wants_log_probs,
