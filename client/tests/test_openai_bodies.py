@@ -180,6 +180,14 @@ def test_thousands_of_faults_make_one_complaint(endpoint, monkeypatch, change, p
     assert len(complaints) == 1
 
 
+@pytest.mark.parametrize(("path", "field"), [("/v1/embeddings", "input"), ("/v1/chunks", "documents")])
+def test_texts_to_encode_are_limited_in_number(endpoint, path, field):
+    assert http.post(endpoint, {field: ["Ada."] * 2048}, path)[0] == 200
+    status, answer = http.post(endpoint, {field: ["Ada."] * 2049}, path)
+    assert (status, answer["error"]["param"]) == (400, field)
+    assert "at most 2048" in answer["error"]["message"]
+
+
 def test_an_error_does_not_repeat_all_that_was_sent(endpoint):
     status, answer = http.post(endpoint, {**http.CHAT, "a" * 90_000: 1})
     assert status == 400 and len(answer["error"]["message"]) < 4000 and len(answer["error"]["param"]) < 400

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fai
 from refrag_client.openai.documents import Document, read_document
 
 MAX_FIELDS = 100
+# Texts to encode at a time, as OpenAI has it: each becomes a vector, however short it is.
+MAX_TEXTS = 2048
 
 
 def _only(*allowed: Any) -> AfterValidator:
@@ -194,7 +196,7 @@ class EmbeddingBody(Body):
     """The body of /v1/embeddings."""
 
     model: str | None = None
-    input: Annotated[list[str], BeforeValidator(_texts("input"))]
+    input: Annotated[list[str], BeforeValidator(_texts("input")), Field(max_length=MAX_TEXTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[Any, _only()] = None
     user: Label = None
@@ -204,4 +206,4 @@ class ChunksBody(Body):
     """The body of /v1/chunks."""
 
     model: str | None = None
-    documents: Annotated[Documents, OneFault]
+    documents: Annotated[Documents, Field(max_length=MAX_TEXTS), OneFault]
