@@ -20,6 +20,7 @@ from refrag_client.openai.settings import EndpointSettings
 
 @pytest.fixture(scope="module")
 def shared():
+    """Yield a fake Triton that refuses what the real one would, in its words, and the endpoint before it."""
     with http.before_fake_triton(max_body_bytes=100_000) as shared:
         yield shared
 
