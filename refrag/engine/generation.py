@@ -44,7 +44,8 @@ def generate(
     """Yield one answer's deltas by Hugging Face's own cache and attention: the reference that the engine must equal."""
     generation = Generation(tokenizer, decoder.eos_ids, sampling)
     with torch.inference_mode():
-        inputs_embeds = decoder.embed_prompt(prompt.input_ids, prompt.chunk_embeddings)
+        device = decoder.backbone.device
+        inputs_embeds = decoder.embed_prompt(prompt.input_ids.to(device), prompt.chunk_embeddings.to(device))
     logits, cache = decoder.prefill(inputs_embeds)
     while True:
         delta = generation.extend(generation.pick(logits))

@@ -13,7 +13,7 @@ from refrag.teacher_forcing.predict import encode
 # Vectors kept in the host's memory: half a gigabyte at a width of 576.
 MAX_VECTORS = 200_000
 # Chunks that the encoder reads at once, which bounds memory.
-ENCODED_AT_ONCE = 256
+ENCODED_AT_ONCE = 1024
 
 
 class VectorMemory:
