@@ -29,6 +29,7 @@ from refrag.model.decoder import Decoder
 Recorder = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 # Query rows in a block of flex attention; a decoding sequence has only one.
 QUERY_BLOCK = 128
+MAX_KERNELS = 64
 NOWHERE = -1
 
 
@@ -198,6 +199,9 @@ def record_cuda_graph(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 @functools.cache
 def _compiled_attention() -> Callable[..., Tensor]:
+    # One kernel for each number of rows, each window and each dtype: beyond its usual eight torch gives up
+    # compiling, and what it calls instead cannot be recorded.
+    torch._dynamo.config.recompile_limit = max(MAX_KERNELS, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention, dynamic=False)
 
 
