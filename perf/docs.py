@@ -66,15 +66,14 @@ def headline() -> str:
     }
     on_gpu = read(RESULTS / "gpu.json")
     large = {size: gpu.best_speedup(on_gpu, size) for size in GPU_CHUNK_SIZES}
-    speedups = " and ".join(f"{row['speedup']:.1f} times (k={size})" for size, row in large.items())
+    speedups = " and ".join(f"{row['speedup']:.1f} (k={size})" for size, row in large.items()) + " times"
     level = next(row for row in levels["rows"] if row.get("concurrency") == HEADLINE_CALLERS)
     return (
         f"On {first_tokens['machine']}, with the tests' small pair and {HEADLINE_TOKENS:,} context tokens whose "
         f"vectors are stored, the first token\ncomes after {milliseconds['warm']:.0f} ms instead of "
-        f"{milliseconds['plain'] / 1e3:.1f} s. "
-        f"With {HEADLINE_CALLERS} callers at a time, {level['speedup']:.1f} times as many answers come per second over "
-        f"{levels['context_tokens']:,} tokens.\nOn {on_gpu['device']}, in process, a decoder of LLaMA-2-7B's shape gives the first "
-        f"token over {HEADLINE_TOKENS:,} tokens\n{speedups} sooner than plain."
+        f"{milliseconds['plain'] / 1e3:.1f} s; with {HEADLINE_CALLERS} callers, {level['speedup']:.1f} times as many "
+        f"answers come per second over {levels['context_tokens']:,} tokens. On one\n{on_gpu['device']}, in process, "
+        f"LLaMA-2-7B's shape gives it {speedups} sooner."
     )
 
 
