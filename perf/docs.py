@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from examples.demo import markdown_table as demo_table
-from perf import engine, gpu, leaving, load, peers, scale, sizing, source_map, store, ttft
+from perf import engine, gpu_report, leaving, load, peers, scale, sizing, source_map, store, ttft
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
@@ -65,7 +65,7 @@ def headline() -> str:
         and row["encoder"] == "fp32"
     }
     on_gpu = read(RESULTS / "gpu.json")
-    large = {size: gpu.best_speedup(on_gpu, size) for size in GPU_CHUNK_SIZES}
+    large = {size: gpu_report.best_speedup(on_gpu, size) for size in GPU_CHUNK_SIZES}
     speedups = " and ".join(f"{row['speedup']:.1f} (k={size})" for size, row in large.items()) + " times"
     level = next(row for row in levels["rows"] if row.get("concurrency") == HEADLINE_CALLERS)
     return (
@@ -147,7 +147,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "load": (RESULTS / "load.json", with_source(load.load_table)),
     "peers": (RESULTS / "peers.json", with_source(peers.peers_table)),
     "pair-ttft": (RESULTS / "smollm2" / "ttft.json", with_source(ttft.ttft_table)),
-    "gpu": (RESULTS / "gpu.json", with_source(gpu.prefill_table)),
+    "gpu": (RESULTS / "gpu.json", with_source(gpu_report.prefill_table)),
     "scale": (RESULTS / "scale.json", scale.markdown),
     "engine": (RESULTS / "engine.json", engine_results),
     "store": (RESULTS / "store.json", store.markdown),

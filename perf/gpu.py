@@ -37,7 +37,6 @@ from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.generation import generate
 from refrag.engine.request import EngineRequest
 from refrag.model.decoder import Decoder
-from refrag.reporting import table
 from refrag.request import SamplingParams
 
 SMOLLM2_135M: dict[str, Any] = {
@@ -119,8 +118,6 @@ TINY = Plan(
     trained=TINY_TRAINED,
     trained_batch=(2, 32),
 )
-# Of a row of perf.prefill -> its heading.
-SPEEDUPS = {"speedup": "cached", "speedup_not_cached": "not cached", "analytic": "analytic"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MIB, GIB = 2**20, 2**30
 
@@ -254,27 +251,6 @@ def _try(run: Callable[[], Report]) -> Report:
     finally:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def prefill_table(report: Report) -> str:
-    """Return first tokens at the paper's geometry: the plain prompt's, and for each compressed one what it saves."""
-    rows = []
-    for part in report["parts"].values():
-        for row in part.get("rows", ()):
-            way = "plain" if row["chunk_size"] is None else f"k={row['chunk_size']}, p={row['expand_fraction']:g}"
-            cells = [part["shape"], row["context_tokens"], row["batch"], way, row["prompt_slots"]]
-            cells.append(f"{row['ttft']['p50_ms']:.0f} ms")
-            cells += [f"{row[name]:.1f}×" if name in row else "" for name in SPEEDUPS]
-            rows.append([*cells, f"{100 * row['share_of_peak']:.0f}%"])
-    headers = ["decoder", "context tokens", "batch", "way", "slots", "first token", *SPEEDUPS.values(), "of the peak"]
-    return table(headers, rows, num_text=1)
-
-
-def best_speedup(report: Report, chunk_size: int) -> Report:
-    """Return the row of the longest context, alone and with nothing expanded, at this chunk size."""
-    rows = [row for part in report["parts"].values() for row in part.get("rows", ())]
-    wanted = [row for row in rows if (row["chunk_size"], row["expand_fraction"], row["batch"]) == (chunk_size, 0.0, 1)]
-    return max(wanted, key=lambda row: row["context_tokens"])
 
 
 def open_engine(plan: Plan, decoder: Decoder, max_active: int) -> Engine:

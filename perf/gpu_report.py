@@ -1,0 +1,28 @@
+"""Draws what perf.gpu has measured, which itself runs where nothing is installed that draws tables."""
+
+from perf.results import Report
+from refrag.reporting import table
+
+# Of a row of perf.prefill -> its heading.
+SPEEDUPS = {"speedup": "cached", "speedup_not_cached": "not cached", "analytic": "analytic"}
+
+
+def prefill_table(report: Report) -> str:
+    """Return first tokens at the paper's geometry: the plain prompt's, and for each compressed one what it saves."""
+    rows = []
+    for part in report["parts"].values():
+        for row in part.get("rows", ()):
+            way = "plain" if row["chunk_size"] is None else f"k={row['chunk_size']}, p={row['expand_fraction']:g}"
+            cells = [part["shape"], row["context_tokens"], row["batch"], way, row["prompt_slots"]]
+            cells.append(f"{row['ttft']['p50_ms']:.0f} ms")
+            cells += [f"{row[name]:.1f}×" if name in row else "" for name in SPEEDUPS]
+            rows.append([*cells, f"{100 * row['share_of_peak']:.0f}%"])
+    headers = ["decoder", "context tokens", "batch", "way", "slots", "first token", *SPEEDUPS.values(), "of the peak"]
+    return table(headers, rows, num_text=1)
+
+
+def best_speedup(report: Report, chunk_size: int) -> Report:
+    """Return the row of the longest context, alone and with nothing expanded, at this chunk size."""
+    rows = [row for part in report["parts"].values() for row in part.get("rows", ())]
+    wanted = [row for row in rows if (row["chunk_size"], row["expand_fraction"], row["batch"]) == (chunk_size, 0.0, 1)]
+    return max(wanted, key=lambda row: row["context_tokens"])
