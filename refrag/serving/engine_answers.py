@@ -12,7 +12,8 @@ from refrag.errors import InvalidRequest, RefragError
 from refrag.serving.responses import StreamingSink
 from refrag.serving.triton import Caller
 
-# An engine that was told to stop may send what it had on the way. So long its request's id is not given to another.
+# An engine that was told to stop may send what it had on the way. At least so long its request's id is not given to
+# another.
 ENDING_SECONDS = 5.0
 
 
@@ -57,8 +58,8 @@ class Announcement:
 class EngineAnswer:
     """An answer in the making. error: what ends it, once it was stopped or too late; is_ended: its caller knows.
 
-    caller: the correlation id of its request. is_over: the engine has said its last word. is_stopping: a stop is on its
-    way to the engine, which would end the next request with the id.
+    caller: the correlation id of its request. is_over: the engine has said its last word, or is no longer waited for.
+    is_stopping: a stop is on its way to the engine, which would end the next request with the id.
     """
 
     request_id: str

@@ -146,8 +146,9 @@ class Postprocessing:
         self._stop_engine(answer)
 
     def _stop_engine(self, answer: EngineAnswer) -> None:
-        answer.is_stopping = True
-        self._stops.submit(self._tell_engine, answer)
+        if not answer.is_stopping:
+            answer.is_stopping = True
+            self._stops.submit(self._tell_engine, answer)
 
     def _tell_engine(self, answer: EngineAnswer) -> None:
         try:
@@ -172,7 +173,8 @@ class Postprocessing:
         with self._changing:
             for answer in self._answers():
                 if now > answer.given_up:
-                    self.ids.release(answer.request_id, answer)
+                    answer.is_over = True
+                    self._forget(answer)
                 elif now > answer.announced.deadline and answer.error is None and not answer.is_ended:
                     self._interrupt(answer, DeadlineExceeded(LATE.format(answer.request_id)))
 
