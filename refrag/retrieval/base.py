@@ -13,6 +13,8 @@ from refrag.retrieval.conditions import Condition
 
 # E width of a passage vector
 
+# The words by which the refusal of a collection of another passage encoder is known, also across the wire.
+OTHER_ENCODER = "was indexed with"
 Mode = Literal["hybrid", "text", "dense"]
 Value = str | int | float | bool
 

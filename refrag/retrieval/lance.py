@@ -22,7 +22,7 @@ import lancedb
 from lancedb.query import MatchQuery
 
 from refrag.errors import InvalidRequest, Overloaded
-from refrag.retrieval.base import CollectionInfo, Hit, PassageEncoderIdentity, Query
+from refrag.retrieval.base import OTHER_ENCODER, CollectionInfo, Hit, PassageEncoderIdentity, Query
 from refrag.retrieval.fusion import fuse_rankings
 from refrag.retrieval.lance_rows import ENCODER_KEY, VECTOR, fields_of, hit_of, quote
 from refrag.retrieval.lance_sql import where_clause
@@ -128,7 +128,7 @@ def require_encoder(name: str, found: str, encoder: PassageEncoderIdentity | Non
     expected = "" if encoder is None else encoder.fingerprint
     if found != expected:
         raise InvalidRequest(
-            f"collection {name!r} was indexed with {_told(found)}, and this server has {_told(expected)}; {remedy}"
+            f"collection {name!r} {OTHER_ENCODER} {_told(found)}, and this server has {_told(expected)}; {remedy}"
             "index it again under another name, or drop it first (`refrag collections drop`)"
         )
 

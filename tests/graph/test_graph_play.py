@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 from raw_requests import PATIENCE_SECONDS
 
 from refrag.export.repository import export_repository
-from refrag_client import RefragClient
+from refrag_client import CollectionClient, RefragClient
 
 pytest.importorskip("lancedb")
 pytestmark = pytest.mark.server
@@ -79,24 +79,33 @@ def read_collections(addresses):
         return [(each["id"], each["num_passages"]) for each in json.loads(response.read())["data"]]
 
 
-def test_the_corpus_is_a_collection_under_its_name_which_stays_and_ctrl_c_ends_all(
-    searching_repository, notes, tmp_path
-):
-    for _ in range(2):
-        with playing(searching_repository, notes, tmp_path) as addresses:
-            assert read_collections(addresses) == [("notes", 3)]
+def find(addresses, question):
+    with CollectionClient(addresses["grpc"], timeout_seconds=PATIENCE_SECONDS) as client:
+        found = client.search(addresses["collection"], question, search_mode="text")
+        return {passage.title for passage in found}
+
+
+def test_the_corpus_is_a_collection_which_follows_its_files_and_ctrl_c_ends_all(searching_repository, notes, tmp_path):
+    corpus = shutil.copytree(notes, tmp_path / "notes")
+    for names in (set(NOTES), set(NOTES) - {"viggo.txt"}):
+        with playing(searching_repository, corpus, tmp_path / "data") as addresses:
+            assert addresses["collection"].startswith("notes-")
+            assert read_collections(addresses) == [(addresses["collection"], len(names))]
+            assert find(addresses, "lighthouse of Karsk") == names & {"viggo.txt"}
+            assert find(addresses, "a parrot") == {"mara.txt"}
         for address in (addresses["grpc"], addresses["page"].removeprefix("http://").removesuffix("/")):
             host, port = address.split(":")
             with pytest.raises(ConnectionRefusedError), socket.create_connection((host, int(port))):
                 pass
+        (corpus / "viggo.txt").unlink(missing_ok=True)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_the_page_asks_over_a_collection_and_draws_what_was_found(addresses):
     with RefragClient(addresses["grpc"], timeout_seconds=PATIENCE_SECONDS) as client:
-        shares = (0.5, 1.0)
+        collection, shares = addresses["collection"], (0.5, 1.0)
         expected = [
-            client.generate(QUESTION, collection="notes", num_passages=2, expand_fraction=share, max_tokens=64)
+            client.generate(QUESTION, collection=collection, num_passages=2, expand_fraction=share, max_tokens=64)
             for share in shares
         ]
     with sync_playwright() as playwright:
@@ -105,7 +114,7 @@ def test_the_page_asks_over_a_collection_and_draws_what_was_found(addresses):
         expect.set_options(timeout=1000 * PATIENCE_SECONDS)
         page.goto(addresses["page"])
         expect(page.get_by_label("Collection")).to_be_visible()
-        page.get_by_label("Collection").select_option("notes")
+        page.get_by_label("Collection").select_option(collection)
         expect(page.get_by_label("Passages, with blank lines")).to_be_hidden()
         page.get_by_label("Retrieve").fill("2")
         page.get_by_label("Question").fill(QUESTION)
