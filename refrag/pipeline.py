@@ -23,7 +23,7 @@ from refrag.model.attention_weights import read_attention
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.policies.base import Candidates, ChunkAttention, Selection
-from refrag.policies.budget import budget_of
+from refrag.policies.budget import budget_of, fallback_of
 from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks
 from refrag.policies.similarity import similarities
 from refrag.prompt import Prompt, lay_out_prompt
@@ -106,12 +106,13 @@ class Pipeline:
         """Return the chunks to expand, by the policy that the options name."""
         chunks, num_other_slots = context.chunks, self.chunker.num_other_slots(context.question_ids)
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, options.seed)
-        window = self.checkpoint.config.max_prompt_slots
-        budget = budget_of(context.limit(options), chunks.lengths, num_other_slots, window)
-        if is_chosen_by_decoder(options.policy, budget, len(chunks)):
+        limited, window = context.limit(options), self.checkpoint.config.max_prompt_slots
+        budget = budget_of(limited, chunks.lengths, num_other_slots, window)
+        fallback = fallback_of(limited, budget, chunks.lengths, num_other_slots, window - context.answer_tokens)
+        if is_chosen_by_decoder(options.policy, budget, len(chunks), fallback):
             attention = self.read_attention(context, vectors, question_vectors, options.sense_tokens)
             candidates = replace(candidates, attention=attention)
-        return select_chunks(options.policy, candidates, budget)
+        return select_chunks(options.policy, candidates, budget, fallback)
 
     def read_attention(
         self, context: PreparedContext, vectors: Tensor, question_vectors: Tensor, num_tokens: int = 0

@@ -31,6 +31,8 @@ class ExpansionOptions:
         refusing the request; so it is for one that leaves the share to the server.
     sense_tokens: tokens that the policy "attention" lets the decoder generate, and never sends, to see where they look
         besides the question.
+    min_confidence: share of the policy's weight that the expanded chunks are to hold; where those within the budget
+        hold less, the budget is raised once. 0 never raises it.
     """
 
     expand_fraction: float = 0.1
@@ -39,8 +41,10 @@ class ExpansionOptions:
     max_prompt_slots: int | None = None
     gives_way: bool = False
     sense_tokens: int = 0
+    min_confidence: float = 0.0
 
     def __post_init__(self) -> None:
+        check_min_confidence(self.min_confidence)
         if not 0 <= self.sense_tokens <= MAX_SENSE_TOKENS:
             raise InvalidRequest(f"sense_tokens is {self.sense_tokens}; allowed is 0 to {MAX_SENSE_TOKENS}")
         if self.max_prompt_slots is not None and self.max_prompt_slots < 1:
@@ -50,6 +54,28 @@ class ExpansionOptions:
                 f"expand_fraction is {self.expand_fraction}; "
                 "allowed is 0 (compress every chunk) to 1 (expand every chunk)"
             )
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """The raised budget of a selection that is not sure enough. Raises InvalidRequest for a value that is not allowed.
+
+    min_confidence: share of the policy's weight that the expanded chunks are to hold. budget: how many there may be.
+    """
+
+    min_confidence: float
+    budget: int
+
+    def __post_init__(self) -> None:
+        check_min_confidence(self.min_confidence)
+
+
+def check_min_confidence(min_confidence: float) -> None:
+    if not 0 <= min_confidence <= 1:
+        raise InvalidRequest(
+            f"min_confidence is {min_confidence}; allowed is 0 (the budget is never raised) to 1 (expand every chunk "
+            "that weighs anything, as far as there is room)"
+        )
 
 
 @dataclass(frozen=True)

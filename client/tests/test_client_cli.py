@@ -172,6 +172,11 @@ def test_json_comparison_holds_both(ask, capsys):
     assert set(json.loads(capsys.readouterr().out)) == {"compressed", "plain", "ttft_ratio"}
 
 
+def test_the_least_confidence_is_sent_where_it_is_named(ask, fake):
+    assert ask("--min-confidence", "0.75") == 0
+    assert service.read_inputs(fake.requests[0])["min_confidence"].tolist() == [0.75]
+
+
 def test_a_bad_request_exits_2(ask, capsys, fake):
     fake.reply = service.fail_with('{"type": "InvalidRequest", "message": "expand_fraction is -0.1"}')
     assert ask("--expand-fraction", "-0.1") == 2

@@ -24,6 +24,7 @@ def test_every_option_has_the_type_of_the_server():
         max_tokens=8,
         expand_fraction=0.5,
         max_prompt_slots=300,
+        min_confidence=0.9,
         policy="learned",
         temperature=0,
         top_k=5,
@@ -42,7 +43,7 @@ def test_every_option_has_the_type_of_the_server():
     assert inputs["seed"].dtype == np.uint64 and inputs["seed"].tolist() == [2**64 - 1]
     numbers = ("max_tokens", "max_prompt_slots", "top_k", "min_tokens", "priority", "deadline_ms")
     assert {inputs[name].dtype for name in numbers} == {np.dtype(np.int64)}
-    reals = ("expand_fraction", "temperature", "top_p", "repetition_penalty", "shadow_fraction")
+    reals = ("expand_fraction", "temperature", "top_p", "repetition_penalty", "shadow_fraction", "min_confidence")
     assert {inputs[name].dtype for name in reals} == {np.dtype(np.float32)}
     assert {inputs[name].dtype for name in ("stream", "log_probs", "exclude_input_in_output")} == {np.dtype(bool)}
 

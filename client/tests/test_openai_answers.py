@@ -176,6 +176,7 @@ def test_which_chunks_were_expanded_is_told_on_request(endpoint):
 def test_every_option_reaches_triton_under_its_own_name(endpoint, fake):
     options = {"temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": -1, "min_tokens": 2, "priority": 4}
     refrag = {"expand_fraction": 0.5, "policy": "random", "max_prompt_slots": 900, "deadline_ms": 5000}
+    refrag |= {"min_confidence": 0.5}
     body = {**http.CHAT, **options, "stop": ["\n", "END"], "max_completion_tokens": 7, "refrag": refrag}
     http.post(endpoint, {**body, "repetition_penalty": 1.5})
     inputs = sent(fake)

@@ -75,6 +75,7 @@ def test_what_triton_tells_has_its_status_and_field(shared, endpoint, error, sta
         ("10000 chunks are over the limit of 4096; send fewer passages", "num_passages"),
         ("sense_tokens is 999; allowed is 0 to 64", "refrag.sense_tokens"),
         ("shadow_fraction is 2; allowed is 0 to 1", "refrag.shadow_fraction"),
+        ("min_confidence is 2.0; allowed is 0 to 1", "refrag.min_confidence"),
     ],
 )
 def test_what_the_search_tells_names_the_field(shared, endpoint, message, param):

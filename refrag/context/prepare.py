@@ -35,6 +35,7 @@ class PreparedContext:
     new_tokens: tokens of the passages and turns that the chunker's cache did not know.
     num_cut_turns: earlier turns that are left out, since the window is full.
     max_prompt_slots: slots that the prompt may take, for one with earlier turns or that gives way; None for others.
+    answer_tokens: slots of the window that the answer may take.
     """
 
     chunks: PackedChunks
@@ -44,6 +45,7 @@ class PreparedContext:
     sources: Sources = NO_SOURCES
     num_cut_turns: int = 0
     max_prompt_slots: int | None = None
+    answer_tokens: int = 0
 
     def limit(self, options: ExpansionOptions) -> ExpansionOptions:
         """Return the options with no more slots than the context may take."""
@@ -61,6 +63,7 @@ def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -
         question_chunks=question_chunks,
         new_tokens=read.new_tokens,
         sources=Sources(locate(read.chunks.passages, read.spans), len(request.passages)),
+        answer_tokens=limits.answer_tokens,
     )
     if request.history:
         context = _add_history(context, request, chunker, limits)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from refrag.context.chunking import NO_TOKEN
 from refrag.errors import InvalidRequest, RefragError
-from refrag.request import SamplingParams
+from refrag.request import Fallback, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,10 +39,11 @@ class ChunksToSense:
     """Chunks of which the decoder is to choose those to expand, by its own attention.
 
     All are compressed in the prompt: row r of its chunk embeddings is chunk r, and has one slot.
-    policy: the name of the policy that chooses. budget: how many chunks, at least one and not all.
+    policy: the name of the policy that chooses. budget: how many chunks, not all, and none only with a fallback.
     token_ids (C, K): of each chunk, -1 after the end of a short one. passages (C,): number of each chunk's passage.
     similarities (C,): cosine of each chunk's vector with the question's.
     num_tokens: generated tokens whose attention is read besides the question's.
+    fallback: the raised budget, if there is to be one.
     """
 
     policy: str
@@ -51,12 +52,14 @@ class ChunksToSense:
     passages: "np.ndarray"
     similarities: "np.ndarray"
     num_tokens: int = 0
+    fallback: Fallback | None = None
 
     @property
     def most_added_slots(self) -> int:
         """Slots that the prompt may grow by, whichever chunks are expanded."""
         lengths = sorted((self.token_ids >= 0).sum(1).tolist(), reverse=True)
-        return sum(length - 1 for length in lengths[: self.budget])
+        most = self.budget if self.fallback is None else self.fallback.budget
+        return sum(length - 1 for length in lengths[:most])
 
 
 @dataclass(frozen=True, eq=False)

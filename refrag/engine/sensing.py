@@ -103,7 +103,7 @@ class Sensing:
         )
         no_vectors = torch.zeros(0, 0)
         candidates = Candidates(chunks.passages, no_vectors, no_vectors, attention=attention)
-        selection = select_chunks(chunks.policy, candidates, chunks.budget)
+        selection = select_chunks(chunks.policy, candidates, chunks.budget, chunks.fallback)
         expanded = list(selection.numbers)
         prompt = expand_in_place(self.question.prompt, chunks.token_ids, expanded, self.vocab_size)
         return Choice(expanded, selection.weights, prompt)

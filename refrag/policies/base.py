@@ -69,7 +69,8 @@ class Candidates:
 class Selection:
     """The numbers of the chunks to expand, and how much each chunk of the request weighs, FP32 (C,).
 
-    A weight is 0 or more, in any unit: the server tells each passage's share.
+    A weight is 0 or more, in any unit: the server tells each passage's share, and the share that the chunks to expand
+    hold is the selection's confidence.
     """
 
     numbers: Sequence[int]
@@ -81,8 +82,9 @@ class Policy:
     """A policy: a way to choose the chunks to expand.
 
     summary: what it selects, in a few words, for help texts. needs: see `Needs`.
-    select: takes the candidates and the budget, which is at least 1 and less than the number of chunks. Returns the
-        numbers of at most that many chunks, each once, in any order; in a `Selection` if it weighs the chunks.
+    select: takes the candidates and the budget, which is at least 1, and less than the number of chunks if there are
+        several. Returns the numbers of at most that many chunks, each once, in any order; in a `Selection` if it weighs
+        the chunks.
     is_trained: true if the checkpoint must have a policy.safetensors.
     """
 

@@ -9,23 +9,48 @@ from refrag.errors import CheckpointError, InvalidRequest, RefragError
 from refrag.model.policy import ExpansionPolicy
 from refrag.policies import POLICIES
 from refrag.policies.base import Candidates, Policy, Selection, TrainedPolicy
+from refrag.request import Fallback
 
 
-def select_chunks(name: str, candidates: Candidates, budget: int) -> Selection:
+def select_chunks(name: str, candidates: Candidates, budget: int, fallback: Fallback | None = None) -> Selection:
     """Return the chunks to expand, by the policy of that name, in ascending order.
 
     Where there is nothing to choose, or the policy weighs nothing, all expanded chunks weigh the same.
 
-    budget: how many it may expand, as `budget_of` has it. Raises InvalidRequest for a policy that is unknown or cannot
-    be served with this checkpoint, and RefragError if the policy selects what it may not.
+    budget: how many it may expand, as `budget_of` has it. fallback: as `fallback_of` has it; a policy that weighs
+    nothing has no confidence and never falls back.
+    Raises InvalidRequest for a policy that is unknown or cannot be served with this checkpoint, and RefragError if the
+    policy selects what it may not.
     """
     POLICIES.check(name)
     num_chunks = len(candidates)
-    if budget in (0, num_chunks):  # There is nothing to choose, whatever the policy.
+    if not _is_choice(budget, num_chunks, fallback):
         return weigh_equally(range(budget), num_chunks)
     policy = POLICIES.find(name)
     _refuse_unserved(name, policy, candidates)
-    return _checked(name, policy.select(candidates, budget), budget, num_chunks)
+    # A budget of none holds no weight, so that it is raised to one chunk at least, if the policy weighs them.
+    selected = policy.select(candidates, max(budget, 1))
+    selection = _checked(name, selected, max(budget, 1), num_chunks)
+    if fallback is None:
+        return selection
+    if isinstance(selected, Selection):
+        return raise_budget(selection, fallback)
+    return selection if budget else weigh_equally((), num_chunks)
+
+
+def raise_budget(selection: Selection, fallback: Fallback) -> Selection:
+    """Return the selection, with the heaviest other chunks if it holds less weight than `min_confidence` of all.
+
+    As few are added as hold it, or as many as the raised budget allows. Where nothing weighs anything, no number of
+    chunks is sure, and the raised budget is spent.
+    """
+    num_selected, num_chunks = len(selection.numbers), len(selection.weights)
+    weights = selection.weights.astype(np.float64)
+    others = np.setdiff1d(np.arange(num_chunks), selection.numbers)
+    order = [*selection.numbers, *others[np.argsort(-weights[others], kind="stable")].tolist()]
+    held = weights[order].cumsum()  # (C,)
+    sure = int(np.searchsorted(held, fallback.min_confidence * held[-1])) + 1 if held[-1] else num_chunks
+    return Selection(sorted(order[: max(num_selected, min(sure, fallback.budget))]), selection.weights)
 
 
 def weigh_equally(numbers: Sequence[int], num_chunks: int) -> Selection:
@@ -35,13 +60,13 @@ def weigh_equally(numbers: Sequence[int], num_chunks: int) -> Selection:
     return Selection(list(numbers), weights)
 
 
-def is_chosen_by_decoder(name: str, budget: int, num_chunks: int) -> bool:
+def is_chosen_by_decoder(name: str, budget: int, num_chunks: int, fallback: Fallback | None = None) -> bool:
     """Return whether only the decoder can choose the chunks, by its own attention.
 
     Raises InvalidRequest for a policy that is unknown.
     """
     POLICIES.check(name)
-    return 0 < budget < num_chunks and POLICIES.find(name).needs == "attention"
+    return _is_choice(budget, num_chunks, fallback) and POLICIES.find(name).needs == "attention"
 
 
 def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -> TrainedPolicy | None:
@@ -60,6 +85,11 @@ def open_trained_policy(config: RefragConfig, network: ExpansionPolicy | None) -
             f"or set `policy` in refrag.json to one of {_untrained_names()}"
         )
     return trained
+
+
+def _is_choice(budget: int, num_chunks: int, fallback: Fallback | None) -> bool:
+    """Return whether there is anything to choose, whatever the policy."""
+    return budget < num_chunks and (budget > 0 or fallback is not None)
 
 
 def _refuse_unserved(name: str, policy: Policy, candidates: Candidates) -> None:

@@ -10,6 +10,7 @@ from refrag.decoders.base import ChunksToSense, DecoderRequest, MixedPrompt
 from refrag.errors import InvalidRequest
 from refrag.policies import POLICIES
 from refrag.request import MAX_SENSE_TOKENS, SamplingParams
+from refrag.serving.fallback import read_fallback
 from refrag.serving.tensors import Tensors, flag, integer, scalar, text, texts
 
 OF_CHUNKS = ("sense_chunk_ids", "sense_passages", "sense_similarities")
@@ -67,13 +68,18 @@ def _read_chunks_to_sense(inputs: Tensors, num_rows: int) -> ChunksToSense | Non
     num_tokens, budget = integer(inputs, "sense_tokens") or 0, integer(inputs, "sense_budget") or 0
     if not 0 <= num_tokens <= MAX_SENSE_TOKENS:
         raise InvalidRequest(f"sense_tokens is {num_tokens}; allowed is 0 to {MAX_SENSE_TOKENS}")
-    if budget == 0:
+    raised = integer(inputs, "sense_raised_budget") or 0
+    if budget == raised == 0:
         return None
     policy = text(inputs, "sense_policy") or ""
     if POLICIES.find(policy).needs != "attention":
         raise InvalidRequest(f"policy {policy!r} does not choose by attention; name one that does")
-    if not 0 < budget < num_rows:
-        raise InvalidRequest(f"sense_budget is {budget}; allowed is 1 to {num_rows - 1}, one less than the chunks")
+    fewest = 0 if raised else 1
+    if not fewest <= budget < num_rows:
+        raise InvalidRequest(
+            f"sense_budget is {budget}; allowed is {fewest} to {num_rows - 1}, one less than the chunks"
+        )
+    fallback = read_fallback(inputs, "sense_raised_budget", raised, budget, num_rows)
     of_chunks = {name: inputs.get(name, np.zeros(0)) for name in OF_CHUNKS}
     if wrong := [f"{name} has {len(of_chunk)}" for name, of_chunk in of_chunks.items() if len(of_chunk) != num_rows]:
         raise InvalidRequest(
@@ -83,7 +89,7 @@ def _read_chunks_to_sense(inputs: Tensors, num_rows: int) -> ChunksToSense | Non
     token_ids, passages, similarities = (np.array(of_chunk) for of_chunk in of_chunks.values())
     if not np.isfinite(similarities).all():
         raise InvalidRequest("sense_similarities holds NaN or infinity; every value must be finite")
-    return ChunksToSense(policy, budget, token_ids, passages, similarities, num_tokens)
+    return ChunksToSense(policy, budget, token_ids, passages, similarities, num_tokens, fallback)
 
 
 def _read_sampling(inputs: Tensors, defaults: RequestDefaults) -> SamplingParams:

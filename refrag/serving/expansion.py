@@ -16,6 +16,7 @@ from refrag.policies.base import Candidates
 from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks, weigh_equally
 from refrag.policies.similarity import similarities
 from refrag.prompt import lay_out_prompt, table_extra_ids
+from refrag.serving.fallback import read_fallback
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, flag, float32, int32, integer, strings, text
 from refrag.serving.vectors import OLD_CONFIG, NewVectors, check_range, read_vectors
@@ -31,6 +32,7 @@ MOST_PASSAGES = 2**31
 NOTHING_TO_SENSE: Tensors = {
     "sense_policy": strings(""),
     "sense_budget": int32(0),
+    "sense_raised_budget": int32(0),
     "sense_chunk_ids": np.zeros((0, 0), np.int32),
     "sense_passages": int32(),
     "sense_similarities": float32(),
@@ -72,6 +74,8 @@ class Expansion:
     def run(self, inputs: Tensors) -> Tensors:
         chunks = self._read_chunks(inputs)
         budget = _read_budget(inputs, len(chunks))
+        raised = integer(inputs, "raised_budget") or 0
+        fallback = read_fallback(inputs, "raised_budget", raised, budget, len(chunks))
         num_needed = 0 if budget == len(chunks) else len(chunks)
         found = read_vectors(inputs, self.encoder.width, num_needed)
         self._check_size(len(chunks), len(found.encoded) - found.num_new)
@@ -82,8 +86,8 @@ class Expansion:
         seed = integer(inputs, "selection_seed") or 0
         candidates = Candidates(chunks.passages, vectors, question_vectors, self.trained, seed)
         policy = text(inputs, "resolved_policy") or ""
-        is_sensed = is_chosen_by_decoder(policy, budget, len(chunks))
-        selection = weigh_equally((), len(chunks)) if is_sensed else select_chunks(policy, candidates, budget)
+        is_sensed = is_chosen_by_decoder(policy, budget, len(chunks), fallback)
+        selection = weigh_equally((), len(chunks)) if is_sensed else select_chunks(policy, candidates, budget, fallback)
         expanded = selection.numbers
         if found.num_new:
             self._keep(found.take_new())
@@ -98,7 +102,7 @@ class Expansion:
             "chunk_weights": selection.weights,
             "context_tokens": int32(chunks.num_tokens),
             "num_chunks": int32(len(chunks)),
-            **(_to_sense(policy, budget, chunks, candidates) if is_sensed else NOTHING_TO_SENSE),
+            **(_to_sense(policy, budget, raised, chunks, candidates) if is_sensed else NOTHING_TO_SENSE),
         }
 
     def _plain_ids(self, inputs: Tensors, chunks: PackedChunks, num_expanded: int) -> np.ndarray:
@@ -143,12 +147,13 @@ class Expansion:
         self.store.close()
 
 
-def _to_sense(policy: str, budget: int, chunks: PackedChunks, candidates: Candidates) -> Tensors:
+def _to_sense(policy: str, budget: int, raised: int, chunks: PackedChunks, candidates: Candidates) -> Tensors:
     """Return what the decoder needs to choose the chunks itself."""
     found = similarities(candidates.chunk_vectors, candidates.question_vectors)
     return {
         "sense_policy": strings(policy),
         "sense_budget": int32(budget),
+        "sense_raised_budget": int32(raised),
         "sense_chunk_ids": chunks.token_ids,
         "sense_passages": chunks.passages,
         "sense_similarities": found.numpy(),

@@ -15,7 +15,7 @@ from refrag.errors import InvalidRequest, SetupError
 from refrag.history import read_turns
 from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
-from refrag.policies.budget import budget_of
+from refrag.policies.budget import budget_of, fallback_of
 from refrag.request import EXPAND_ALL, ExpansionOptions, Request
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
@@ -74,7 +74,9 @@ class Preprocessing:
         self.tokens.keep(context.new_tokens)
         chunks = context.chunks
         num_other_slots, window = self.chunker.num_other_slots(context.question_ids), self.config.max_prompt_slots
-        budget = budget_of(context.limit(request.expansion), chunks.lengths, num_other_slots, window)
+        options = context.limit(request.expansion)
+        budget = budget_of(options, chunks.lengths, num_other_slots, window)
+        fallback = fallback_of(options, budget, chunks.lengths, num_other_slots, window - context.answer_tokens)
         lookup = NOTHING_NEEDED if budget == len(chunks) else self._look_up(chunks)
         to_encode = PackedChunks.of(chunks[lookup.lacking], context.question_chunks)
         ids, mask = self.chunker.encoder_inputs(to_encode)
@@ -96,6 +98,7 @@ class Preprocessing:
             "chunk_tags": sign_rows(self.key, CHUNK, signed),
             "question_ids": np.array(context.question_ids, np.int32),
             "expansion_budget": int32(budget),
+            "raised_budget": int32(fallback.budget if fallback else 0),
             "resolved_policy": strings(request.expansion.policy),
             "is_shadowed": np.array([is_shadowed]),
             "selection_seed": np.array([request.expansion.seed], np.uint64),
@@ -132,6 +135,7 @@ class Preprocessing:
             seed=integer(inputs, "seed") or 0,
             gives_way=gives_way and policy != EXPAND_ALL,
             sense_tokens=integer(inputs, "sense_tokens") or 0,
+            min_confidence=scalar(inputs, "min_confidence") or 0.0,
         )
         POLICIES.check(expansion.policy)
         return Request(

@@ -22,6 +22,7 @@ ENSEMBLE_INPUTS = (
     "max_prompt_slots",
     "policy",
     "sense_tokens",
+    "min_confidence",
     "max_tokens",
     "temperature",
     "top_k",

@@ -35,6 +35,7 @@ from refrag.model.decoder import Decoder
 from refrag.policies.base import Candidates, ChunkAttention
 from refrag.policies.select import select_chunks
 from refrag.prompt import lay_out_prompt
+from refrag.request import Fallback
 
 CHUNK_SIZE, NULL_IDS, HEAD_IDS = 4, [7, 11, 13, 17, 19], [1, 5, 6]
 FAMILIES = ["llama", "qwen3", "gemma2", "gpt_neox"]
@@ -58,7 +59,9 @@ def family(request):
     return Decoder(AutoModelForCausalLM.from_config(config).eval().double())
 
 
-def make_sensed(num_chunks=20, num_question=9, budget=3, seed=0, num_tokens=0, sampling=GREEDY, **options):
+def make_sensed(
+    num_chunks=20, num_question=9, budget=3, seed=0, num_tokens=0, sampling=GREEDY, fallback=None, **options
+):
     """Make a request whose chunks are all compressed, short last chunks of passages among them."""
     rng = np.random.default_rng(seed)
     passages = [rng.integers(3, VOCAB_SIZE, int(count)) for count in rng.integers(5, 12, num_chunks)]
@@ -66,7 +69,9 @@ def make_sensed(num_chunks=20, num_question=9, budget=3, seed=0, num_tokens=0, s
     question_ids = np.random.default_rng(1000 + seed).integers(3, VOCAB_SIZE, num_question).tolist()
     prompt = lay_out_prompt(chunks, [], question_ids, VOCAB_SIZE, HEAD_IDS)
     embeddings = 0.3 * torch.randn(num_chunks, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
-    to_sense = ChunksToSense("attention", budget, chunks.token_ids, chunks.passages, rng.random(num_chunks), num_tokens)
+    to_sense = ChunksToSense(
+        "attention", budget, chunks.token_ids, chunks.passages, rng.random(num_chunks), num_tokens, fallback
+    )
     mixed = MixedPrompt(torch.from_numpy(prompt.input_ids).long(), embeddings)
     return EngineRequest(mixed, sampling, to_sense=to_sense, **options)
 
@@ -90,7 +95,10 @@ def choose_in_process(decoder, request, senses):
     attention = ChunkAttention(*read, np.array(senses.heads.weights), chunks.similarities, senses.heads.scoring)
     nothing = torch.zeros(0, 0)
     selection = select_chunks(
-        chunks.policy, Candidates(chunks.passages, nothing, nothing, attention=attention), chunks.budget
+        chunks.policy,
+        Candidates(chunks.passages, nothing, nothing, attention=attention),
+        chunks.budget,
+        chunks.fallback,
     )
     expanded = list(selection.numbers)
     return expanded, expand_in_place(prompt, chunks.token_ids, expanded, VOCAB_SIZE)
@@ -185,6 +193,19 @@ def test_the_answer_is_that_of_the_chunks_chosen_expanded_in_place(family, token
         assert len(choice.expanded) == request.to_sense.budget
         assert choice.num_slots <= len(request.prompt.input_ids) + request.to_sense.most_added_slots
         assert choice.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("budget", [0, 3])
+@pytest.mark.parametrize(("min_confidence", "raised"), [(0.5, 20), (1.0, 20), (1.0, 7)])
+def test_a_choice_that_is_not_sure_is_raised_as_far_as_there_is_room(llama, tokenizer, budget, min_confidence, raised):
+    request = make_sensed(budget=budget, fallback=Fallback(min_confidence, raised))
+    senses = make_senses(llama)
+    [(choice, answer)] = run_sensing(make_sensing_engine(llama, tokenizer, senses), [request])
+    assert (choice.expanded, answer) == answer_in_process(llama, tokenizer, request, senses)
+    assert budget < len(choice.expanded) <= raised
+    assert choice.num_slots <= len(request.prompt.input_ids) + request.to_sense.most_added_slots
+    if raised == 20:
+        assert choice.weights[choice.expanded].sum() >= min_confidence - 1e-5
 
 
 def test_sensing_among_other_requests_changes_nobody(llama, tokenizer):

@@ -57,6 +57,12 @@ def test_ids_of_rows_for_another_number_of_slots_are_refused(server, num_ids):
     [
         ({"sense_budget": np.array([4], np.int32)}, "sense_budget is 4; allowed is 1 to 3"),
         ({"sense_budget": np.array([-1], np.int32)}, "sense_budget is -1"),
+        ({"sense_raised_budget": np.array([5], np.int32)}, "sense_raised_budget is 5; allowed is the budget, 1, to 4"),
+        ({"sense_raised_budget": np.array([-1], np.int32)}, "sense_raised_budget is -1; allowed"),
+        (
+            {"sense_raised_budget": np.array([4], np.int32), "min_confidence": np.array([2], np.float32)},
+            "min_confidence is 2.0; allowed is 0",
+        ),
         ({"sense_tokens": np.array([99])}, "sense_tokens is 99; allowed is 0 to 16"),
         ({"sense_policy": texts("best")}, "policy is 'best'; allowed: learned"),
         ({"sense_policy": texts("similarity")}, "policy 'similarity' does not choose by attention"),

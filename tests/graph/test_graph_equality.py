@@ -72,6 +72,23 @@ def test_a_limit_of_slots_holds_and_is_used_where_no_fraction_is_given(client, r
         assert list(served.token_ids) == expected.token_ids
 
 
+@pytest.mark.parametrize("expand_fraction", [0.0, 0.1])
+@pytest.mark.parametrize("policy", ["learned", "similarity", "attention"])
+def test_a_raised_budget_equals_the_reference(client, reference, heldout, policy, expand_fraction):
+    raised = 0
+    for context in heldout[:8]:
+        question, options = context.questions[0].text, {"policy": policy, "expand_fraction": expand_fraction}
+        request = Request(question, context.passages, ExpansionOptions(**options, min_confidence=0.7))
+        expected = reference.answer(request, SamplingParams(MAX_TOKENS))
+        usual = client.generate(question, context.passages, **options, max_tokens=MAX_TOKENS)
+        served = client.generate(question, context.passages, **options, min_confidence=0.7, max_tokens=MAX_TOKENS)
+        assert list(served.statistics.expanded_chunks) == expected.expanded
+        assert list(served.token_ids) == expected.token_ids
+        assert set(usual.statistics.expanded_chunks) <= set(expected.expanded)
+        raised += len(expected.expanded) > usual.statistics.num_expanded_chunks
+    assert raised
+
+
 def test_attention_of_tokens_that_nobody_sees_equals_the_reference(client, reference, heldout):
     for context in heldout[:10]:
         question, options = context.questions[0].text, {"policy": "attention", "expand_fraction": 0.3}

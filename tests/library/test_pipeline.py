@@ -59,6 +59,22 @@ def test_a_limit_of_slots_is_made_use_of_and_kept(pipeline):
     assert limit - pipeline.checkpoint.config.chunk_size < answer.prompt.num_slots <= limit
 
 
+def test_who_wants_all_of_the_weight_reads_all_that_there_is_room_for(pipeline):
+    plain, options = ask(pipeline, policy="all"), {"expand_fraction": 0.0, "min_confidence": 1.0}
+    assert ask(pipeline, **options).token_ids == plain.token_ids
+    limit = plain.prompt.num_slots - 1
+    limited = ask(pipeline, **options, max_prompt_slots=limit)
+    assert limit - pipeline.checkpoint.config.chunk_size < limited.prompt.num_slots <= limit
+
+
+def test_a_raised_budget_leaves_room_for_the_answer(pipeline):
+    request = Request("Who?", ["word " * 5000], ExpansionOptions(0.01, min_confidence=1.0))
+    config, num_slots = pipeline.checkpoint.config, pipeline.answer(request, SAMPLING).prompt.num_slots
+    # Room is kept for the longest chunks, and the last one is short.
+    spare = config.max_prompt_slots - SAMPLING.max_tokens - num_slots
+    assert 0 <= spare < 2 * config.chunk_size
+
+
 def test_no_passages_leave_the_question(pipeline):
     answer = pipeline.answer(Request("Who?", []), SAMPLING)
     assert answer.prompt.num_slots == 1 + len(pipeline.chunker.question_ids("Who?"))

@@ -13,6 +13,7 @@ from refrag.request import ExpansionOptions, Request, SamplingParams
         ({"expand_fraction": 1.5}, "expand_fraction is 1.5"),
         ({"expand_fraction": float("nan")}, "expand_fraction is nan"),
         ({"max_prompt_slots": 0}, "max_prompt_slots is 0; it must be at least 1"),
+        ({"min_confidence": 1.5}, "min_confidence is 1.5; allowed is 0"),
     ],
 )
 def test_a_bad_request_says_what_was_given(options, named):

@@ -79,6 +79,10 @@ class GenerateRequest:
         default=None,
         metadata=_sent_as("INT64", "tokens that policy attention generates unseen, to see where they look"),
     )
+    min_confidence: float | None = field(
+        default=None,
+        metadata=_sent_as("FP32", "share of the policy's weight to expand at least: where the budget holds less, more"),
+    )
     temperature: float | None = field(default=None, metadata=_sent_as("FP32", "0 is greedy, more is more random"))
     top_k: int | None = field(default=None, metadata=_sent_as("INT64", "sample from this many likeliest tokens"))
     top_p: float | None = field(default=None, metadata=_sent_as("FP32", "sample from this much probability mass"))
@@ -132,6 +136,7 @@ class GenerateOptions(TypedDict, total=False):
     max_prompt_slots: int | None
     policy: str | None
     sense_tokens: int | None
+    min_confidence: float | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

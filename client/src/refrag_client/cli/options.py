@@ -12,6 +12,7 @@ OPTIONS = (
     "max_prompt_slots",
     "policy",
     "sense_tokens",
+    "min_confidence",
     "max_tokens",
     "temperature",
     "top_k",

@@ -106,6 +106,7 @@ class RefragOptions(Body):
     max_prompt_slots: int | None = None
     policy: str | None = None
     sense_tokens: int | None = None
+    min_confidence: float | None = None
     deadline_ms: int | None = None
     shadow_fraction: float | None = None
     whole_history: bool | None = None

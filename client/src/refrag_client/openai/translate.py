@@ -89,6 +89,7 @@ def _ask(
             "max_prompt_slots": refrag.max_prompt_slots,
             "policy": refrag.policy,
             "sense_tokens": refrag.sense_tokens,
+            "min_confidence": refrag.min_confidence,
             "deadline_ms": refrag.deadline_ms,
             "shadow_fraction": refrag.shadow_fraction,
             "whole_history": refrag.whole_history,
