@@ -206,6 +206,7 @@ def piece_response(
         "prompt_slots": [27],
         "num_output_tokens": [index + 1],
         "num_cut_turns": [0],
+        "chunk_budget": [1],
         "expanded_chunks": [2],
         "citations": np.array(citations if finish_reason else (), np.int32).reshape(-1, 3),
         "passage_weights": np.array(weights if finish_reason else (), np.float32),

@@ -177,6 +177,12 @@ def test_the_least_confidence_is_sent_where_it_is_named(ask, fake):
     assert service.read_inputs(fake.requests[0])["min_confidence"].tolist() == [0.75]
 
 
+def test_a_raised_budget_is_told(ask, capsys, fake):
+    fake.reply = service.answer_with(num_expanded_chunks=[3])
+    assert ask("--min-confidence", "0.75") == 0
+    assert "4 chunks, 3 of them stored, 3 expanded for a budget of 1 · 27 prompt slots" in capsys.readouterr().err
+
+
 def test_a_bad_request_exits_2(ask, capsys, fake):
     fake.reply = service.fail_with('{"type": "InvalidRequest", "message": "expand_fraction is -0.1"}')
     assert ask("--expand-fraction", "-0.1") == 2

@@ -24,7 +24,7 @@ def test_generate_returns_the_whole_answer(client):
     answer = client.generate("who?", ["a"])
     assert (answer.text, answer.token_ids, answer.finish_reason) == ("Ada built it.", (100, 101, 102), "stop")
     assert answer.log_probs == (-0.5, -0.5, -0.5)
-    assert answer.statistics == Statistics(64, 4, 3, 1, (2,), 27, 3, 0)
+    assert answer.statistics == Statistics(64, 4, 3, 1, (2,), 27, 3, 0, 1)
     assert 0 < answer.ttft_seconds <= answer.total_seconds
     assert (answer.citations, answer.passage_weights) == ((Citation(1, 4, 9),), (0.25, 0.75))
 

@@ -64,6 +64,7 @@ def test_usage_tells_context_tokens_and_prompt_slots_apart(endpoint):
             "chunks": 4,
             "stored_chunks": 3,
             "expanded_chunks": 1,
+            "chunk_budget": 1,
             "cut_turns": 0,
         },
     }

@@ -15,6 +15,7 @@ from refrag.serving.triton import FAILED, ResponseStream
 PASS_THROUGH = {
     "context_tokens": int32(0),
     "num_chunks": int32(0),
+    "chunk_budget": int32(0),
     "num_stored_chunks": int32(0),
     "num_cut_turns": int32(0),
     "expanded_chunks": int32(),

@@ -85,7 +85,9 @@ def test_a_raised_budget_equals_the_reference(client, reference, heldout, policy
         assert list(served.statistics.expanded_chunks) == expected.expanded
         assert list(served.token_ids) == expected.token_ids
         assert set(usual.statistics.expanded_chunks) <= set(expected.expanded)
-        raised += len(expected.expanded) > usual.statistics.num_expanded_chunks
+        assert served.statistics.chunk_budget == int(expand_fraction * served.statistics.num_chunks)
+        assert not usual.statistics.is_raised
+        raised += served.statistics.is_raised
     assert raised
 
 

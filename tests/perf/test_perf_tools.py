@@ -90,7 +90,7 @@ class FakeClient:
     """Gives answers whose statistics say that `num_stored` of ten chunks were stored."""
 
     def __init__(self, num_stored: int, ttft_seconds: float | None = 0.1) -> None:
-        self.statistics = Statistics(160, 10, num_stored, 0, (), 30, 1, 0)
+        self.statistics = Statistics(160, 10, num_stored, 0, (), 30, 1, 0, 1)
         self.ttft_seconds = ttft_seconds
 
     def generate(self, question, passages, **options):

@@ -18,6 +18,7 @@ class Statistics:
     `num_stored_chunks` counts the chunks whose vectors came from the store; the others were encoded.
     `expanded_chunks` are their numbers, which come with an answer's first piece and its last, and are () in between.
     `num_cut_turns` counts the turns of `history` for which the window had no room even compressed.
+    `chunk_budget` is how many chunks could be expanded before the budget was raised, for `min_confidence`.
     """
 
     context_tokens: int
@@ -28,6 +29,12 @@ class Statistics:
     prompt_slots: int
     num_output_tokens: int
     num_cut_turns: int
+    chunk_budget: int
+
+    @property
+    def is_raised(self) -> bool:
+        """Whether more chunks were expanded than the budget allowed, since the policy was not sure enough."""
+        return self.num_expanded_chunks > self.chunk_budget
 
 
 @dataclass(frozen=True)
@@ -133,4 +140,5 @@ def _read_statistics(response: Response) -> Statistics:
         prompt_slots=response.number("prompt_slots"),
         num_output_tokens=response.number("num_output_tokens"),
         num_cut_turns=response.number("num_cut_turns"),
+        chunk_budget=response.number("chunk_budget"),
     )

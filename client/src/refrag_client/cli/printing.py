@@ -54,10 +54,11 @@ def format_value(value: float | None, pattern: str) -> str:
 def _summarise(answer: Answer) -> str:
     statistics = answer.statistics
     ttft_ms = None if answer.ttft_seconds is None else 1000 * answer.ttft_seconds
+    raised = f" for a budget of {statistics.chunk_budget}" if statistics.is_raised else ""
     return (
         f"{statistics.num_output_tokens} output tokens · {statistics.context_tokens} context tokens"
         f" · {statistics.num_chunks} chunks, {statistics.num_stored_chunks} of them stored,"
-        f" {statistics.num_expanded_chunks} expanded"
+        f" {statistics.num_expanded_chunks} expanded{raised}"
         f" · {statistics.prompt_slots} prompt slots · TTFT {format_value(ttft_ms, '{:.1f} ms')}"
     )
 

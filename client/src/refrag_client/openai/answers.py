@@ -86,6 +86,7 @@ def usage(statistics: Statistics) -> Json:
             "chunks": statistics.num_chunks,
             "stored_chunks": statistics.num_stored_chunks,
             "expanded_chunks": statistics.num_expanded_chunks,
+            "chunk_budget": statistics.chunk_budget,
             "cut_turns": statistics.num_cut_turns,
         },
     }
