@@ -148,6 +148,12 @@ CONTRADICTIONS = {
     "chunk_passages ranges": lambda true: {"chunk_passages": -1 - true["chunk_passages"]},
     "chunk_token_ids ranges": lambda true: {"chunk_token_ids": true["chunk_token_ids"] + 10**6},
     "question_ids ranges": lambda true: {"question_ids": true["question_ids"] - 10**6},
+    "raised_budget is 1000; allowed is the budget, 0, to": lambda true: {"raised_budget": np.array([1000], np.int32)},
+    "raised_budget is -1": lambda true: {"raised_budget": np.array([-1], np.int32)},
+    "min_confidence is 2.0; allowed is 0": lambda true: {
+        "raised_budget": np.array([1], np.int32),
+        "min_confidence": np.array([2], np.float32),
+    },
     "chunk_vectors .* of the question": lambda true: {
         name: np.resize(true[name], (5000, *true[name].shape[1:])) for name in ENCODED
     },
