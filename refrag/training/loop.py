@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 
 from refrag.errors import TrainingError
 from refrag.training.backbones import keep_activations, layer_classes, recompute_activations, train_what_trains
-from refrag.training.draws import Draws
+from refrag.training.draws import open_draws
 from refrag.training.metrics import Figures, Metrics, mean_figures, step_figures
 from refrag.training.objective import BatchSource, Objective, Outcome
 from refrag.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
@@ -39,7 +39,7 @@ FREE_SETTINGS = {"snapshot_seconds", "gradient_checkpointing", "num_workers"}
 
 def run_stage(
     name: str, objective: Objective, source: BatchSource, optimisation: Optimisation, directory: Path
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train `objective` for `num_steps` steps in all, resuming from the newest snapshot in `directory`/snapshot.
 
     Return the cost: steps, minutes, and the means of the figures over the last twentieth of the steps. Raise
@@ -49,8 +49,7 @@ def run_stage(
     """
     stage = _Stage(name, objective, source, optimisation, directory)
     stage.resume()
-    with _stop_requests() as stop, stage.metrics() as metrics:
-        stage.open_draws()
+    with _stop_requests() as stop, stage.metrics() as metrics, stage.draws():
         while stage.step < optimisation.num_steps:
             figures = stage.take_step()
             if metrics is not None:
@@ -70,7 +69,8 @@ class _Stage:
         self, name: str, objective: Objective, source: BatchSource, optimisation: Optimisation, directory: Path
     ) -> None:
         self.name, self.source, self.optimisation, self.directory = name, source, optimisation, directory
-        self.accelerator = Accelerator(mixed_precision=_precision(optimisation.mixed_precision))
+        self.precision = choose_precision(optimisation.mixed_precision)
+        self.accelerator = Accelerator(mixed_precision=self.precision)
         refuse_strangers(self.accelerator.num_processes)
         self.original = objective
         # Sharding replaces the parameters of a module, so FSDP gets a copy and the original stays whole.
@@ -107,18 +107,21 @@ class _Stage:
         # Each stage has its own parts, and the plugin would keep the layer names of the first stage.
         self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(self.objective)
 
-    def open_draws(self) -> None:
-        """Begin to draw batches from the source's position: ahead of an accelerator, else when they are needed."""
+    @contextmanager
+    def draws(self) -> Iterator[None]:
+        """Draw batches from the source's position on: ahead of an accelerator, on a CPU when they are needed."""
         has_accelerator = self.accelerator.device.type != "cpu"
         num_workers = self.optimisation.num_workers if has_accelerator else 0
-        self.draws = Draws(self.source, self._draw, range(self.step, self.optimisation.num_steps), num_workers)
+        steps = range(self.step, self.optimisation.num_steps)
+        with open_draws(self.source, self._draw, steps, num_workers) as self.drawn:
+            yield
 
     def take_step(self) -> Figures:
         """Draw, roll out, update, and return the step's figures over all processes."""
         started = time.monotonic()
         progress = self.step / self.optimisation.num_steps
         learning_rate = self._set_learning_rate(progress)
-        drawn = zip(self.draws.take(), self._draw_numbers(), strict=True)
+        drawn = zip(self.drawn.take(), self._draw_numbers(), strict=True)
         batches = [self._place(batch, number) for batch, number in drawn]
         num_updates = self.objective.updates_per_batch
         figures = [each for epoch in range(num_updates) for each in self._update(batches, epoch)]
@@ -220,7 +223,7 @@ class _Stage:
         partial = final.with_suffix(".partial")
         # Safetensors would drop one of two tied weights, and warn of it at each snapshot.
         self.accelerator.save_state(str(partial), safe_serialization=False)
-        (partial / self._source_file).write_text(self.draws.position)
+        (partial / self._source_file).write_text(self.drawn.position)
         if self.accelerator.is_main_process:
             (partial / "run.json").write_text(json.dumps(self._run_state()))
         self.accelerator.wait_for_everyone()
@@ -246,7 +249,8 @@ class _Stage:
     def _settings(self) -> dict[str, Any]:
         """Return the settings that a snapshot and the run that resumes from it must have in common."""
         settings = self.optimisation.model_dump(mode="json", exclude=FREE_SETTINGS)
-        return {"stage": self.name, "num_processes": self.accelerator.num_processes, **settings}
+        computed = {"mixed_precision": self.precision}
+        return {"stage": self.name, "num_processes": self.accelerator.num_processes, **settings, **computed}
 
     def resume(self) -> None:
         """Continue from the newest snapshot, if there is one; raise TrainingError if its run had other settings."""
@@ -283,16 +287,18 @@ class _Stage:
             for name, value in self.model.state_dict().items():
                 whole[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
 
-    def cost(self) -> dict[str, float]:
+    def cost(self) -> dict[str, Any]:
         means = {name: round(value, 4) for name, value in sorted(mean_figures(self.closing_figures).items())}
-        return {"num_steps": self.step, "minutes": round(self.elapsed / 60, 1), **means}
+        precision = {} if self.precision == "no" else {"mixed_precision": self.precision}
+        return {"num_steps": self.step, "minutes": round(self.elapsed / 60, 1), **precision, **means}
 
 
-def _precision(wanted: str) -> str:
-    """Return the precision to compute in: "auto" is bfloat16 on a GPU that has it, and none elsewhere."""
+def choose_precision(wanted: str) -> str:
+    """Return the precision to compute in: "auto" is bfloat16 on a GPU that computes it, and none elsewhere."""
     if wanted != "auto":
         return wanted
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return "bf16" if has_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def newest_snapshot(directory: Path) -> Path | None:

@@ -138,7 +138,8 @@ class AskingRun(Run):
     max_passages: most passages in a context.
     rival_share: share of the contexts that ask for single facts among entities of one kind, which nothing but their
         names tells apart.
-    row_slots: slots of a row that short examples share without seeing each other; none gives each example a row.
+    row_slots: slots of a row that short examples share without seeing each other; none gives each example a row. One
+        example that needs more makes all rows of its batch as long.
     """
 
     tasks: Annotated[list[Task], Field(min_length=1)] = list(TASKS)

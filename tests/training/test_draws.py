@@ -1,11 +1,15 @@
 """Batches are the same whoever draws them: the training process, or processes beside it."""
 
 import json
+import multiprocessing
+import os
 import random
+import signal
 
 import pytest
 
-from refrag.training.draws import Draws
+from refrag.errors import InvalidRequest
+from refrag.training.draws import open_draws
 
 
 class Stream:
@@ -41,8 +45,8 @@ def take_all(source, num_workers, steps=range(2, 9)):
     def draw(step):
         return [source.draw(random.Random(f"{step} {number}"), step / 9) for number in range(2)]
 
-    draws = Draws(source, draw, steps, num_workers)
-    return [(draws.take(), json.loads(draws.position)) for _ in steps]
+    with open_draws(source, draw, steps, num_workers) as draws:
+        return [(draws.take(), json.loads(draws.position)) for _ in steps]
 
 
 @pytest.mark.parametrize("make_source", [Stream, Drawer])
@@ -56,9 +60,39 @@ def test_the_position_is_that_behind_the_batches_that_were_taken():
     assert positions == [2, 4, 6, 8, 10, 12, 14]
 
 
-def test_what_fails_in_another_process_is_raised_here():
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_is_wrong_with_the_data_is_told_in_its_own_words(num_workers):
     def fail(step):
-        raise ValueError(f"step {step} cannot be drawn")
+        raise InvalidRequest(f"row {step} has no passages")
 
-    with pytest.raises(ValueError, match="step 4 cannot be drawn"):
-        Draws(Drawer(), fail, range(4, 6), num_workers=1).take()
+    with (
+        open_draws(Drawer(), fail, range(4, 6), num_workers) as draws,
+        pytest.raises(InvalidRequest, match=r"^row 4 has no passages$"),
+    ):
+        draws.take()
+
+
+def test_a_fault_in_another_process_is_raised_here():
+    def fail(step):
+        raise ZeroDivisionError(f"step {step}")
+
+    with (
+        open_draws(Drawer(), fail, range(4, 6), num_workers=1) as draws,
+        pytest.raises(ZeroDivisionError, match="step 4"),
+    ):
+        draws.take()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_drawing_processes_to_the_training_one():
+    def draw(step):
+        return [step]
+
+    others = multiprocessing.active_children()
+    with open_draws(Drawer(), draw, range(40), num_workers=1) as draws:
+        assert draws.take() == [0]
+        [worker] = [child for child in multiprocessing.active_children() if child not in others]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker.pid, number)
+        assert [draws.take() for _ in range(39)] == [[step] for step in range(1, 40)]
+    worker.join(timeout=10)
+    assert not worker.is_alive()

@@ -17,6 +17,7 @@ import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,6 +25,7 @@ from refrag.errors import TrainingError
 from refrag.training.loop import (
     Objective,
     Outcome,
+    choose_precision,
     layer_classes,
     recompute_activations,
     run_stage,
@@ -303,7 +305,9 @@ def test_each_batch_is_rolled_out_once_and_updated_several_times(tmp_path):
     assert [line["tokens"] for line in logged(tmp_path)] == [2 * 12] * 2
 
 
-def test_a_resumed_run_logs_no_step_twice(tmp_path):
+def test_a_resumed_run_logs_no_step_twice(tmp_path, monkeypatch):
+    # Files of one second are read in the order of a counter's digits, of which a test session has many: 9 after 10.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, source=RandomSource(ask_for_the_end, 1))
     with pytest.raises(RuntimeError, match="crash"):
@@ -439,3 +443,24 @@ def refuse_muon(directory):
 
 if __name__ == "__main__":
     main()
+
+
+def test_auto_is_bfloat16_on_a_gpu_that_computes_it_alone(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    assert choose_precision("auto") == "no"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_precision("auto") == "no"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert choose_precision("auto") == "bf16"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert choose_precision("auto") == "no"
+    assert choose_precision("bf16") == "bf16"
+
+
+def test_a_snapshot_is_of_the_precision_that_auto_chose(tmp_path, monkeypatch):
+    train(tmp_path, num_steps=1, mixed_precision="auto")
+    AcceleratorState._reset_state()
+    monkeypatch.setattr("refrag.training.loop.choose_precision", lambda wanted: "bf16")
+    with pytest.raises(TrainingError, match="mixed_precision no there and bf16 here"):
+        train(tmp_path, num_steps=1, mixed_precision="auto")
