@@ -31,15 +31,13 @@ def cpu_name() -> str:
 
 
 def current_commit() -> str:
-    """Return the commit of the working tree, with the mark -dirty if it holds changes; "unknown" without git.
+    """Return the commit of the working tree, with the mark -dirty if it holds changes.
 
-    A copy of the tree without its history is told by REFRAG_COMMIT which one it is of.
+    Where git tells none, as in a copy without its history, REFRAG_COMMIT may; else it is "unknown".
     """
-    if told := os.environ.get(COMMIT):
-        return told
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+        told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout
     except OSError:  # git is not installed
-        return "unknown"
-    return result.stdout.strip() or "unknown"
+        told = ""
+    return told.strip() or os.environ.get(COMMIT, "unknown")

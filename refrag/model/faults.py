@@ -30,10 +30,12 @@ def difference(values: Tensor, expected: Tensor) -> float:
 def tolerance(decoder: Decoder) -> float:
     """Return the share of the largest logit by which two orders of the same sums may differ.
 
-    Rounding errors of the layers are independent, so that their sum grows with the root of their number: 32 layers of
-    random weights differ by 5.3% in bfloat16 on an H100.
+    In half precision it grows with the root of the number of layers, as the sum of their independent rounding errors
+    does: 32 layers of random weights were seen to differ by 5.3% in bfloat16 on an H100.
     """
-    few = TOLERANCES.get(decoder.token_embeddings.weight.dtype, DEFAULT_TOLERANCE)
+    few = TOLERANCES.get(decoder.token_embeddings.weight.dtype)
+    if few is None:
+        return DEFAULT_TOLERANCE
     return few * max(1.0, decoder.config.num_hidden_layers / FEW_LAYERS) ** 0.5
 
 

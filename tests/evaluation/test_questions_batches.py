@@ -9,6 +9,7 @@ import torch
 from question_files import ROW, write_rows
 
 from refrag.data.questions.read import read_questions
+from refrag.errors import InvalidRequest
 from refrag.evaluation.batch_reader import BatchReader
 from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile
@@ -104,3 +105,14 @@ def test_prompts_read_together_go_on_as_each_does_alone(world, rows):
         torch.testing.assert_close(read[number], alone[number].logits(continuations[number]), atol=1e-3, rtol=1e-4)
         assert perplexities[number] == pytest.approx(alone[number].log_perplexity(continuations[number]), abs=1e-4)
     assert math.isnan(perplexities[2])
+
+
+def test_too_little_memory_is_told_with_what_to_lower(world, rows, tmp_path, monkeypatch):
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    run = QuestionRun(world, rows, parse_conditions(CONDITIONS, 16), OPTIONS)
+    file = AnswersFile(tmp_path / "answers.jsonl", {"run": 1})
+    monkeypatch.setattr("refrag.evaluation.questions.run.BatchReader", run_out)
+    with pytest.raises(InvalidRequest, match=r"too little memory for 4 rows together .* lower batch_rows"):
+        run.answer_all(file, batch_rows=4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from perf.gpu import ON_GPU, TINY, compare_with_hugging_face, parts_of, run_parts
-from perf.gpu_report import best_speedup, prefill_table
+from perf.gpu_report import find_row, prefill_table
 
 ROOT = Path(__file__).parents[2]
 # What the project installs beside torch and transformers, by the names of its modules.
@@ -88,7 +88,7 @@ def test_on_a_gpu_the_engine_gives_hugging_faces_tokens(dtype, least):
     assert compare_with_hugging_face(ON_GPU, dtype)["share_of_equal_tokens"] >= least
 
 
-def test_the_table_and_the_best_speedup_are_those_of_the_longest_context():
+def test_the_table_has_every_row_and_each_is_found_by_what_it_is_of():
     def row(context_tokens, chunk_size, speedup):
         row = {"context_tokens": context_tokens, "chunk_size": chunk_size, "batch": 1, "prompt_slots": 9}
         row |= {"expand_fraction": None if chunk_size is None else 0.0, "ttft": {"p50_ms": 12.6}, "share_of_peak": 0.5}
@@ -96,7 +96,10 @@ def test_the_table_and_the_best_speedup_are_those_of_the_longest_context():
 
     rows = [row(512, None, None), row(512, 16, 2.0), row(2048, 16, 6.0), row(2048, 32, 9.0)]
     report = {"parts": {"prefill": {"shape": "30m", "rows": rows}, "training": {"tokens_per_second": 1.0}}}
-    assert best_speedup(report, 16)["speedup"] == 6.0
+    assert find_row(report, "30m", 2048, 16)["speedup"] == 6.0
+    assert find_row(report, "30m", 512, 16)["speedup"] == 2.0
+    with pytest.raises(KeyError, match="no row of 30m, 512 tokens, k=32"):
+        find_row(report, "30m", 512, 32)
     lines = prefill_table(report).splitlines()
     assert len(lines) == 2 + len(rows)
     assert [cell.strip() for cell in lines[2].strip("|").split("|")][3:6] == ["plain", "9", "13 ms"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from refrag.data.questions.arrange import arrange
@@ -68,13 +69,22 @@ class QuestionRun:
         self.controls = self._find_controls()
 
     def answer_all(self, file: AnswersFile, batch_rows: int = 1, part: Part | None = None) -> None:
-        """Answer what the file lacks, of all rows or a part of them, so many at a time."""
+        """Answer what the file lacks, of all rows or a part of them, so many at a time.
+
+        Raise InvalidRequest if a GPU has too little memory for so many.
+        """
         own = self.rows if part is None else self.rows[part.rows]
         with tqdm(total=len(own), desc="rows", unit="row", disable=None) as progress:
             for start in range(0, len(own), batch_rows):
                 rows = own[start : start + batch_rows]
                 self.contexts.keep_only(*rows, *(self.controls.get(row.id) for row in rows))
-                self._answer_rows(rows, file)
+                try:
+                    self._answer_rows(rows, file)
+                except torch.OutOfMemoryError as error:
+                    raise InvalidRequest(
+                        f"the GPU has too little memory for {len(rows)} rows together ({error}); lower batch_rows: the "
+                        "answers so far are kept, and the next run goes on"
+                    ) from None
                 progress.update(len(rows))
 
     def asked(self, row: QuestionRow) -> list[Condition]:
