@@ -18,7 +18,7 @@ from typing import Any
 
 import markdown as markdown_library
 
-from perf import engine, leaving, load, peers, plots, prefill, scale, sizing, store, ttft
+from perf import engine, gpu_report, leaving, load, peers, plots, prefill, scale, sizing, store, ttft
 from perf.results import Report
 from refrag.reporting import table
 
@@ -67,6 +67,7 @@ SECTIONS = (
     Section("peers", "Beside Hugging Face's generate", peers.markdown, (plots.peers,)),
     Section("scale", "Idle cost and growth", scale.markdown, (plots.passages, plots.callers)),
     Section("prefill", "The decoder in process", prefill.markdown, (plots.prefill,)),
+    Section("gpu", "The paper's geometry on a GPU", gpu_report.prefill_table),
     Section("engine", "The engine against other ways to run the decoder", engine.render, (plots.engine,)),
     Section("leaving", "Callers who leave", leaving.markdown),
     Section("store", "The store of chunk vectors", store.markdown),
