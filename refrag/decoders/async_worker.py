@@ -90,6 +90,7 @@ class AsyncWorker:
         self.names = itertools.count()
         self.changing = threading.Lock()
         self.closing: RefragError | None = None
+        self.is_closed = False
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="decoder-loop", daemon=True)
         self.thread.start()
@@ -132,13 +133,21 @@ class AsyncWorker:
             reason = Cancelled(f"request {request_id!r} was stopped by its caller")
             self.loop.call_soon_threadsafe(self._cancel, running, reason)
 
-    def close(self) -> None:
-        """End every request as ServerUnavailable, the engine, and the thread."""
+    def end_requests(self) -> None:
+        """End every request as ServerUnavailable, and take no more."""
         with self.changing:
             if self.closing is not None:
                 return
             self.closing = ServerUnavailable("the server is stopping and has cut this answer; ask again later")
         asyncio.run_coroutine_threadsafe(self._end_all(self.closing), self.loop).result()
+
+    def close(self) -> None:
+        """End every request as `end_requests` does, then the engine and the thread."""
+        self.end_requests()
+        with self.changing:
+            if self.is_closed:
+                return
+            self.is_closed = True
         self.engine.close()
         self._end_loop()
 

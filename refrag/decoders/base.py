@@ -262,6 +262,15 @@ def shows_attention(decoder: DecoderBackend | type[DecoderBackend]) -> bool:
     return getattr(decoder, "shows_attention", False)
 
 
+def end_requests(decoder: DecoderBackend) -> None:
+    """End every request as ServerUnavailable, before `close`.
+
+    A decoder whose closing takes time, as that of an engine in other processes, has a method `end_requests` for it, so
+    that callers are told while the server still answers. Others are closed.
+    """
+    getattr(decoder, "end_requests", decoder.close)()
+
+
 def _remedy(sampling: SamplingParams, limits: Limits, has_context: bool) -> str:
     """Return what makes a prompt and its answer fit the window."""
     if sampling.max_tokens >= limits.window:

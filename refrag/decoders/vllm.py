@@ -89,6 +89,9 @@ class VllmDecoder(WorkerDecoder):
         check_sampling(request.sampling)
         self.worker.submit(request, sink)
 
+    def end_requests(self) -> None:
+        self.worker.end_requests()
+
 
 def _parse_argument(word: str) -> tuple[str, Any]:
     name, equals, text = word.partition("=")

@@ -19,6 +19,7 @@ from refrag.decoders.base import (
     Sink,
     check_prompt,
     check_sensed,
+    end_requests,
     shows_attention,
 )
 from refrag.errors import CheckpointError, InvalidRequest, SetupError
@@ -91,7 +92,7 @@ class DecoderService:
         """End every request, and return how many there were."""
         stats = self.backend.stats()
         self.shadowing.close()
-        self.backend.close()
+        end_requests(self.backend)
         return stats.num_active + stats.num_waiting
 
     def _refuse_unsensed(self, chunks: ChunksToSense) -> None:

@@ -176,6 +176,18 @@ def test_closing_ends_every_request_and_the_engine_and_may_be_done_twice(engine,
     worker.close()
 
 
+def test_requests_can_be_ended_before_the_engine_which_takes_its_time(engine, worker):
+    running = [submit(worker) for _ in range(2)]
+    worker.end_requests()
+    assert all("has cut this answer" in str(sink.wait_for_error()) for sink in running)
+    assert not engine.is_closed
+    with pytest.raises(ServerUnavailable, match="stopping"):
+        submit(worker)
+    worker.close()
+    assert engine.is_closed
+    assert [sink.num_ends for sink in running] == [1, 1]
+
+
 def test_an_engine_that_cannot_be_opened_raises_its_own_error():
     def fail():
         raise SetupError("no room")
