@@ -22,7 +22,7 @@ _SHARED_MEMORY_BYTES_PER_INSTANCE = 16 * 2**20
 # Added to the drain for unloading the models; the server looks once a second whether they are unloaded.
 _UNLOAD_SECONDS = 5
 # Left of the drain when the decoder is told to end what still runs, so that callers hear of it in time.
-_LAST_WORD_SECONDS = 1.0
+_LAST_WORD_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 # With this argument a caller turns metrics off; then their port is not waited for.
 _NO_METRICS = "--allow-metrics=false"
