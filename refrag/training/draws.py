@@ -1,7 +1,7 @@
 """Draws the batches of each step, on request by other processes, so that an accelerator need not wait for its data."""
 
 import json
-import signal
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ def open_draws(
         # The source holds models on a device, which a process that starts anew could not have.
         multiprocessing_context="fork" if num_workers else None,
         prefetch_factor=STEPS_AHEAD if num_workers else None,
-        worker_init_fn=_outlive_stop_requests,
+        worker_init_fn=_leave_group,
     )
     draws = Draws(iter(loader), json.dumps(source.state()))
     try:
@@ -98,7 +98,6 @@ def _as_drawn(drawn: Any) -> Any:
     return drawn
 
 
-def _outlive_stop_requests(_: int) -> None:
-    """Leave it to the training process to end this one: a signal to the whole group reaches both at once."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_group(_: int) -> None:
+    """Leave it to the training process to end this one: a signal to its whole group would end both at once."""
+    os.setpgid(0, 0)

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 
 import pytest
 
@@ -83,16 +82,24 @@ def test_a_fault_in_another_process_is_raised_here():
         draws.take()
 
 
-def test_a_signal_to_the_whole_group_leaves_the_drawing_processes_to_the_training_one():
+def test_a_signal_to_the_whole_group_does_not_reach_the_processes_that_draw():
     def draw(step):
-        return [step]
+        return [step, os.getpgid(0)]
 
     others = multiprocessing.active_children()
-    with open_draws(Drawer(), draw, range(40), num_workers=1) as draws:
-        assert draws.take() == [0]
+    with open_draws(Drawer(), draw, range(4), num_workers=1) as draws:
+        _, group = draws.take()
         [worker] = [child for child in multiprocessing.active_children() if child not in others]
-        for number in (signal.SIGTERM, signal.SIGINT):
-            os.kill(worker.pid, number)
-        assert [draws.take() for _ in range(39)] == [[step] for step in range(1, 40)]
+        assert group == worker.pid != os.getpgid(0)
     worker.join(timeout=10)
     assert not worker.is_alive()
+
+
+def test_a_process_that_draws_ends_when_it_is_asked_to():
+    others = multiprocessing.active_children()
+    with open_draws(Drawer(), lambda step: [step], range(40), num_workers=1) as draws:
+        draws.take()
+        [worker] = [child for child in multiprocessing.active_children() if child not in others]
+        worker.terminate()
+        worker.join(timeout=10)
+        assert not worker.is_alive()
