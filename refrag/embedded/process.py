@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from refrag.embedded.leftovers import remove_run, take_lock
 
 _BIND_TO_PARENT = Path(__file__).parent / "bind_to_parent.py"
+# A killed process ends as soon as the kernel has freed what it held, which takes a moment for gigabytes.
+_GROUP_SECONDS, _GROUP_POLL_SECONDS = 10.0, 0.02
 
 
 class ServerProcess:
@@ -74,6 +77,7 @@ class ServerProcess:
         # The server is not reaped yet, so its number still names our group and no one else's.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         os.killpg(process.pid, signal.SIGKILL)
+        _wait_for_group(process.pid)
         with self._reaping:
             self.exit_code = process.wait()
         # The server removes its regions when it ends in order; after a crash, and after a busy port too, they stay.
@@ -107,3 +111,22 @@ class ServerProcess:
         with self._reaping:
             if self.process_id is not None and self.exit_code is None:
                 os.kill(self.process_id, number)
+
+
+def _wait_for_group(group: int) -> None:
+    """Return when no process of a killed group runs any more, or after far more time than the kernel takes for it."""
+    deadline = time.monotonic() + _GROUP_SECONDS
+    while _is_running(group) and time.monotonic() < deadline:
+        time.sleep(_GROUP_POLL_SECONDS)
+
+
+def _is_running(group: int) -> bool:
+    """Return whether a process of the group runs; one that nobody has reaped yet has ended."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, its_group, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False

@@ -1,0 +1,44 @@
+"""Nothing of a server's group runs once its end is told."""
+
+import os
+import sys
+import uuid
+
+from embedded_helpers import is_group_alive, wait_until
+
+from refrag.embedded.process import ServerProcess
+
+# Starts a child that holds memory, which the kernel takes a while to free, and ends by itself when it is told to.
+COMMAND = """
+import os, sys, time
+if os.fork() == 0:
+    held = bytearray(os.urandom(1 << 20) * 512)
+    open(sys.argv[1], "w").close()
+    time.sleep(600)
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+"""
+
+
+def start(tmp_path):
+    prefix, ready, leave = f"test_{uuid.uuid4().hex[:8]}", tmp_path / "ready", tmp_path / "leave"
+    command = [sys.executable, "-c", COMMAND, str(ready), str(leave)]
+    process = ServerProcess(command, os.environ, tmp_path / "log", prefix, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    process.start()
+    assert wait_until(ready.exists)
+    return process, leave
+
+
+def test_a_killed_server_leaves_no_process(tmp_path):
+    process, _ = start(tmp_path)
+    process.kill()
+    assert not is_group_alive(process.process_id)
+
+
+def test_a_server_that_ends_by_itself_leaves_no_process(tmp_path):
+    process, leave = start(tmp_path)
+    leave.touch()
+    assert process.wait(30)
+    assert process.exit_code == 0
+    assert not is_group_alive(process.process_id)
