@@ -31,7 +31,7 @@ class Table(Generic[T]):
 
     @property
     def names(self) -> list[str]:
-        """Names that `find` accepts, this package's own first."""
+        """Return the names that `find` accepts, this package's own first."""
         return list(self._entries)
 
     def check(self, name: str) -> None:

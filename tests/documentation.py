@@ -33,12 +33,12 @@ class Block:
 
     @property
     def runner(self) -> str | None:
-        """Name of the file that runs the block."""
+        """Return the name of the file that runs the block."""
         return self.marker.removeprefix("run: ") if self.marker.startswith("run: ") else None
 
     @property
     def commands(self) -> list[str]:
-        """The block's lines without comments, with lines that a backslash continues joined."""
+        """Return the block's lines without comments, with lines that a backslash continues joined."""
         lines = [line.partition(" #")[0].strip() for line in self.code.replace("\\\n", " ").splitlines()]
         return [line for line in lines if line]
 

@@ -1,3 +1,4 @@
+import endpoint as http
 import fake_triton_service
 import pytest
 
@@ -32,3 +33,19 @@ def run(url, capsys):
 def client(url):
     with RefragClient(url, timeout_seconds=fake_triton_service.WAIT_SECONDS) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Yield a fake Triton that refuses what the real one would, in its words, and OpenAI's endpoint before it."""
+    with http.before_fake_triton(max_body_bytes=100_000) as shared:
+        yield shared
+
+
+@pytest.fixture
+def endpoint(shared):
+    """Yield an endpoint that must still answer after the test."""
+    fake, running = shared
+    fake.reply = fake_triton_service.answer_over_passages
+    yield running
+    assert http.post(running, http.CHAT)[0] == 200

@@ -7,7 +7,6 @@ import string
 from contextlib import closing
 
 import endpoint as http
-import fake_triton_service as service
 import pytest
 
 from refrag_client.openai import app
@@ -50,21 +49,6 @@ VALID = {
     "/v1/embeddings": {"model": "chunk_encoder", "input": ["Ada built it."], "encoding_format": "float"},
     "/v1/chunks": {"documents": ["Ada built it."]},
 }
-
-
-@pytest.fixture(scope="module")
-def shared():
-    with http.before_fake_triton(max_body_bytes=100_000) as shared:
-        yield shared
-
-
-@pytest.fixture
-def endpoint(shared):
-    """An endpoint that must still answer after the test."""
-    fake, running = shared
-    fake.reply = service.answer_over_passages
-    yield running
-    assert http.post(running, http.CHAT)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -217,7 +201,7 @@ def spoil(rng, body):
 
 
 def holders(value):
-    """Every object and every list that has something in it."""
+    """Yield every object and every list that has something in it."""
     if isinstance(value, dict | list) and value:
         yield value
         for each in value.values() if isinstance(value, dict) else value:

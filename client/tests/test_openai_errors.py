@@ -18,22 +18,6 @@ from refrag_client.openai.serving import Endpoint
 from refrag_client.openai.settings import EndpointSettings
 
 
-@pytest.fixture(scope="module")
-def shared():
-    """Yield a fake Triton that refuses what the real one would, in its words, and the endpoint before it."""
-    with http.before_fake_triton(max_body_bytes=100_000) as shared:
-        yield shared
-
-
-@pytest.fixture
-def endpoint(shared):
-    """An endpoint that must still answer after the test."""
-    fake, running = shared
-    fake.reply = service.answer_over_passages
-    yield running
-    assert http.post(running, http.CHAT)[0] == 200
-
-
 def test_unknown_models_and_paths_are_not_found(endpoint):
     status, answer = http.post(endpoint, {**http.CHAT, "model": "gpt-4o"})
     assert (status, answer["error"]["param"]) == (404, "model")
@@ -233,7 +217,7 @@ def test_more_requests_than_allowed_are_turned_away_for_a_moment(url, fake):
 
 @contextmanager
 def stopping(url, **options):
-    """An endpoint that stops while a stream is on its way, of which the first part has come; its response."""
+    """Yield an endpoint that stops while a stream is on its way, of which the first part has come, and its response."""
     body = json.dumps({**http.CHAT, "stream": True})
     with http.running(url, **options) as endpoint, closing(http.connect(endpoint)) as connection:
         connection.request("POST", http.CHAT_PATH, body, {"Content-Type": "application/json"})

@@ -59,13 +59,13 @@ class BaseModel(Settings):
 
     @property
     def wheel_stem(self) -> str:
-        """The first letters of the wheel's name: package and version, as wheels spell them."""
+        """Return the first letters of the wheel's name: package and version, as wheels spell them."""
         name, _, version = (self.package or "").partition("==")
         return f"{name.replace('-', '_').replace('.', '_')}-{version}"
 
     @property
     def cache_name(self) -> str:
-        """Name of a package's folder in the cache; another file or another wheel has another name."""
+        """Return the name of a package's folder in the cache; another file or another wheel has another name."""
         content = hashlib.sha256(f"{self.file}\n{self.sha256}".encode()).hexdigest()
         return f"{self.wheel_stem}-{content[:HASH_LETTERS]}"
 

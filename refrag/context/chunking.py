@@ -78,7 +78,7 @@ class PackedChunks(Sequence[Chunk]):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Number of tokens of each chunk.  (C,)"""
+        """Return the number of tokens of each chunk.  (C,)"""
         lengths: np.ndarray = (self.token_ids != NO_TOKEN).sum(1)
         return lengths
 

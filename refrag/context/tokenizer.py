@@ -63,7 +63,7 @@ class TextTokenizer:
 
     @property
     def size(self) -> int:
-        """Number of tokens, added ones included."""
+        """Return the number of tokens, added ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def _read_all_as_text(self) -> None:

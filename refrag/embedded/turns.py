@@ -20,7 +20,7 @@ class FairLock:
 
     @property
     def num_waiting(self) -> int:
-        """Number of threads that have asked for the lock while another one has it."""
+        """Return the number of threads that have asked for the lock while another one has it."""
         return max(0, self._num_asked - self._num_served - 1)
 
     def __enter__(self) -> None:

@@ -96,7 +96,7 @@ class PagedStep:
 
     @property
     def last_rows(self) -> Tensor:
-        """Number of the last row of each span.  (S,)"""
+        """Return the number of the last row of each span.  (S,)"""
         return torch.tensor([span.rows.stop - 1 for span in self.spans], device=self.slots.device)
 
     def of_last_rows(self) -> "PagedStep":

@@ -22,27 +22,27 @@ class Decoder(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The backbone's config; that of its text model, if it reads images too."""
+        """Return the backbone's config; that of its text model, if it reads images too."""
         return self.backbone.config.get_text_config()
 
     @property
     def width(self) -> int:
-        """Width of token embeddings, D. A few families, like OPT, have other widths between their layers."""
+        """Return the width of token embeddings, D. A few families, like OPT, have other widths between their layers."""
         return self.token_embeddings.embedding_dim
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding matrix, V. Ids from V on cannot be tokens, and mark chunk embeddings."""
+        """Return the rows of the embedding matrix, V. Ids from V on cannot be tokens, and mark chunk embeddings."""
         return self.token_embeddings.num_embeddings
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where inputs have to be."""
+        """Return where the weights are, and where inputs have to be."""
         return self.backbone.device
 
     @property
     def last_layer(self) -> nn.Module | None:
-        """The backbone's last layer, or None if it does not keep its layers as transformers' decoders do."""
+        """Return the backbone's last layer, or None if it does not keep its layers as transformers' decoders do."""
         layers = getattr(self.backbone.base_model, "layers", None)
         return layers[-1] if isinstance(layers, nn.ModuleList) else None
 

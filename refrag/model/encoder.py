@@ -38,12 +38,12 @@ class ChunkEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width of the chunk vectors, V."""
+        """Return the width of the chunk vectors, V."""
         return self.backbone.config.hidden_size if self.ordered is None else self.ordered.width
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where inputs have to be."""
+        """Return where the weights are, and where inputs have to be."""
         return self.backbone.device
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

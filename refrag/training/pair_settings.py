@@ -49,7 +49,7 @@ class Backbone(Settings):
 
     @property
     def base(self) -> BaseModel | None:
-        """The base model that a checkpoint names, independent of the working folder."""
+        """Return the base model that a checkpoint names, independent of the working folder."""
         return self.pretrained.absolute() if isinstance(self.pretrained, BaseModel) else None
 
 

@@ -117,7 +117,7 @@ def test_the_tensors_that_cross_are_those_of_the_ensemble():
 
 
 def crossing_tensors():
-    """Name in the ensemble, type, documented shape where its rank is right, and the models at both ends."""
+    """Return the name in the ensemble, type, documented shape where its rank is right, and the models at both ends."""
     steps = read_config("refrag").ensemble_scheduling.step
     sources = {value: (step.model_name, key) for step in steps for key, value in step.output_map.items()}
     outputs = {tensor.name for tensor in read_config("refrag").output}

@@ -14,7 +14,7 @@ def read_metric(server, name):
 
 
 def wait_for_metric(server, name, at_least):
-    """Most metrics are brought up to date once a second."""
+    """Wait until the metric has come so far; most are brought up to date once a second."""
     wait_for(lambda: read_metric(server, name) >= at_least)
 
 

@@ -33,7 +33,7 @@ class Statistics:
 
     @property
     def is_raised(self) -> bool:
-        """Whether more chunks were expanded than the budget allowed, since the policy was not sure enough."""
+        """Return whether more chunks were expanded than the budget allowed, since the policy was not sure enough."""
         return self.num_expanded_chunks > self.chunk_budget
 
 

@@ -76,5 +76,5 @@ class BaseStream:
 
     @property
     def answer(self) -> Answer:
-        """The whole answer. Raises RefragError until the stream has been read to its end."""
+        """Return the whole answer. Raises RefragError until the stream has been read to its end."""
         return self._exchange.answer()

@@ -59,7 +59,7 @@ class ConnectionSettings:
 
     @property
     def place(self) -> str:
-        """The address for messages, with the proxy in between that the environment names, if there is one."""
+        """Return the address for messages, with the proxy in between that the environment names, if there is one."""
         return f"{self.url}{describe_proxy(self.url)}"
 
     @property

@@ -34,7 +34,7 @@ class Execution:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device itself."""
+        """Return the device as torch has it."""
         return torch.device(self.device or (GPU if torch.cuda.is_available() else "cpu"))
 
     @property

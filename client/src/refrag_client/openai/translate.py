@@ -29,7 +29,7 @@ class Ask:
 
     @property
     def is_search(self) -> bool:
-        """Whether the server is to find the passages, in a collection."""
+        """Return whether the server is to find the passages, in a collection."""
         return self.options.get("collection") is not None
 
     @property
