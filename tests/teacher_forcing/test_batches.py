@@ -222,3 +222,10 @@ def test_a_moved_batch_keeps_its_values(batch):
     moved = dict(values_of(batch.to(torch.device("cpu"))))
     for place, value in values_of(batch):
         assert torch.equal(moved[place], value) if isinstance(value, torch.Tensor) else moved[place] == value
+
+
+def test_short_examples_fill_rows_that_one_long_example_makes_longer():
+    short = [MixedExample([], set(), [Segment([2] * 10, 1.0)]) for _ in range(9)]
+    long = MixedExample([], set(), [Segment([3] * 50, 1.0)])
+    assert collate_mixed(short, VOCAB_SIZE, [], row_slots=20).input_ids.shape == (5, 20)
+    assert collate_mixed([*short, long], VOCAB_SIZE, [], row_slots=20).input_ids.shape == (3, 50)
