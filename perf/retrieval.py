@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--search-passages", type=int, default=10, help="that a search returns")
     parser.add_argument("--breakdown", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64, 128], help="passages")
     parser.add_argument("--longest-plain", type=int, default=32, help="passages; more take too long")
-    parser.add_argument("--window", type=int, default=32_768, help="slots of the decoder")
+    parser.add_argument("--window", type=int, default=8_192, help="slots of the decoder")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stage-requests", type=int, default=2)
     parser.add_argument("--output", type=Path)
