@@ -48,21 +48,24 @@ STAGES = {
     "project": "projector",
 }
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
-PASSAGE_WORDS, QUESTION_WORDS = 100, 12
+QUESTION_WORDS = 12
 WAYS = {"plain": 1.0, "compressed": 0.1}
 
 
-def draw_passages(corpus: Path | None, count: int, rng: random.Random) -> list[str]:
-    """Return `count` passages of the corpus, or of sentences of the documentation; fewer if the corpus has fewer."""
+def draw_passages(corpus: Path | None, count: int, num_words: int, rng: random.Random) -> list[str]:
+    """Return `count` passages of the corpus, or of sentences of the documentation, `num_words` or somewhat more each.
+
+    A corpus that has fewer gives all of them.
+    """
     if corpus is not None:
         return list(dict.fromkeys(read_passages(str(corpus))))[:count]
     sentences = [each for passage in read_documentation() for each in passage.replace("\n", " ").split(". ") if each]
-    return [_draw_passage(sentences, rng) for _ in range(count)]
+    return [_draw_passage(sentences, num_words, rng) for _ in range(count)]
 
 
-def _draw_passage(sentences: Sequence[str], rng: random.Random) -> str:
+def _draw_passage(sentences: Sequence[str], num_words: int, rng: random.Random) -> str:
     drawn: list[str] = []
-    while sum(len(each.split()) for each in drawn) < PASSAGE_WORDS:
+    while sum(len(each.split()) for each in drawn) < num_words:
         drawn.append(rng.choice(sentences))
     return ". ".join(drawn)
 
@@ -227,6 +230,7 @@ def main() -> None:
     )
     parser.add_argument("--corpus", type=Path, help="JSON lines of passages (default: made of Python's documentation)")
     parser.add_argument("--num-passages", type=int, default=10_000, help="to index")
+    parser.add_argument("--passage-words", type=int, default=100, help="of those that are made: whole sentences")
     parser.add_argument("--searches", type=int, default=200, help="of each mode and number of callers")
     parser.add_argument("--search-passages", type=int, default=10, help="that a search returns")
     parser.add_argument("--breakdown", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64, 128], help="passages")
@@ -237,7 +241,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rng = random.Random(0)
-    passages = draw_passages(options.corpus, options.num_passages, rng)
+    passages = draw_passages(options.corpus, options.num_passages, options.passage_words, rng)
     questions = draw_questions(passages, options.searches, rng)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -21,8 +21,8 @@ def test_stages_are_means_and_the_rest_makes_them_whole():
 
 
 def test_passages_are_drawn_alike_each_time_and_questions_are_parts_of_them():
-    passages = draw_passages(None, 20, random.Random(0))
-    assert passages == draw_passages(None, 20, random.Random(0)) and len(set(passages)) == 20
+    passages = draw_passages(None, 20, 40, random.Random(0))
+    assert passages == draw_passages(None, 20, 40, random.Random(0)) and len(set(passages)) == 20
     for question in draw_questions(passages, 5, random.Random(1)):
         assert any(question in " ".join(passage.split()) for passage in passages)
 
