@@ -12,6 +12,7 @@ from refrag.context.chunking import null_question_ids
 from refrag.decoders.base import DecoderRequest, Limits, Observe, Sink
 from refrag.decoders.worker import WorkerDecoder
 from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.int8_linear import quantise_decoder
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
 from refrag.engine.sensing import Senses
@@ -23,6 +24,7 @@ from refrag.model.checkpoint import load_decoder
 from refrag.model.tokenizers import load_decoder_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("none", "int8")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -31,17 +33,26 @@ class TorchSettings(EngineSettings):
     """Settings of the engine and of its place on the machine. Raises SetupError for values that are not allowed.
 
     device: cpu, cuda or cuda:N. dtype: type of weights and KV cache; float32, bfloat16 or float16.
+    quantization: none, or int8 for linear layers in 8 bits, on a CPU.
     num_threads: CPU threads of the decoder, 0 for all cores.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
+    quantization: str = "none"
     num_threads: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype not in DTYPES:
             raise SetupError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if self.quantization not in QUANTIZATIONS:
+            raise SetupError(f"quantization is {self.quantization!r}; it must be one of {', '.join(QUANTIZATIONS)}")
+        if self.quantization == "int8" and (self.device, self.dtype) != ("cpu", "float32"):
+            raise SetupError(
+                f"quantization is 'int8' with device {self.device!r} and dtype {self.dtype!r}; it is for cpu and "
+                "float32 alone"
+            )
         if not DEVICE.fullmatch(self.device):
             raise SetupError(f"device is {self.device!r}; it must be cpu, cuda or cuda:N")
         if self.device != "cpu" and not torch.cuda.is_available():
@@ -81,6 +92,8 @@ def open_engine(checkpoint: Path, settings: TorchSettings, window: int, num_thre
     torch.set_num_threads(num_threads)
     decoder = load_decoder(checkpoint, DTYPES[settings.dtype]).to(settings.device)
     tokenizer = load_decoder_tokenizer(checkpoint)
-    # Before the engine, which packs the weights.
+    # Before the weights are packed or rounded.
     senses = Senses(load_heads(checkpoint, decoder), null_question_ids(RefragConfig.load(checkpoint), tokenizer))
+    if settings.quantization == "int8":
+        quantise_decoder(decoder)
     return Engine(decoder, tokenizer, window, settings, senses=senses)

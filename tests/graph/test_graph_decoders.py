@@ -1,6 +1,7 @@
 """Every decoder gives Hugging Face's tokens, through a real server, whatever else it does at the same time."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ from served_metrics import read_metric, wait_for, wait_for_metric
 from vllm_environment import READY_SECONDS, needs_vllm, use_vllm
 
 from refrag.embedded import EmbeddedServer
+from refrag.engine.int8_linear import quantise_decoder
 from refrag.export.repository import export_repository
+from refrag.model.checkpoint import load_decoder
+from refrag.pipeline import Pipeline
 from refrag.request import ExpansionOptions, Request, SamplingParams
+from refrag.serving.choose_decoder import choose_decoder
 from refrag_client import Cancelled, DeadlineExceeded, RefragClient
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -24,13 +29,35 @@ QUESTION, PASSAGES = "What does Mara Tolen keep?", ["Mara Tolen keeps a parrot."
 ENDLESS = {"max_tokens": 3000, "min_tokens": 3000}
 
 
-@pytest.fixture(scope="module", params=["torch", pytest.param("vllm", marks=needs_vllm)])
-def served(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=["torch", "torch in int8", pytest.param("vllm", marks=needs_vllm)])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def checkpoint(kind, demo_checkpoint):
+    """Return the checkpoint whose decoder gives the expected tokens, by Hugging Face's own code."""
+    if kind != "torch in int8":
+        return demo_checkpoint
+    decoder = load_decoder(CHECKPOINT)
+    quantise_decoder(decoder)
+    return replace(demo_checkpoint, decoder=decoder)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint):
+    return Pipeline(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def served(kind, tmp_path_factory):
     """Start a server of its own, so that no answer of another test is in its KV cache."""
     repository = tmp_path_factory.mktemp("repository")
     export_repository(CHECKPOINT, repository)
-    if request.param == "vllm":
+    if kind == "vllm":
         use_vllm(repository)
+    elif kind == "torch in int8":
+        choose_decoder(repository, "torch", {"quantization": "int8"}, None)
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     with EmbeddedServer(repository, **ports, probe_seconds=0, ready_timeout_seconds=READY_SECONDS) as server:
         yield server
@@ -49,8 +76,8 @@ def mixed_prompts(reference, heldout):
 
 
 @pytest.fixture(scope="module")
-def expected(demo_checkpoint, mixed_prompts):
-    return [generate(demo_checkpoint.decoder, prompt) for prompt in mixed_prompts]
+def expected(checkpoint, mixed_prompts):
+    return [generate(checkpoint.decoder, prompt) for prompt in mixed_prompts]
 
 
 def questions(heldout):
@@ -118,12 +145,12 @@ def test_an_answer_from_a_reused_prefix_is_a_fresh_one(asked, served, heldout, e
     wait_for_metric(served, "refrag_reused_slots", before + 1)
 
 
-def test_the_same_ids_with_other_rows_share_nothing(served, demo_checkpoint, mixed_prompts):
+def test_the_same_ids_with_other_rows_share_nothing(served, checkpoint, mixed_prompts):
     """The rows of one prompt are put in the places of another's, with the ids as they are."""
     prompt = next(prompt for prompt in mixed_prompts if len(prompt.chunk_embeddings) > 8)
     other = type(prompt)(prompt.input_ids, prompt.chunk_embeddings.flip(0).contiguous())
     for each in (prompt, other, prompt):
-        assert decode(served, each) == generate(demo_checkpoint.decoder, each)
+        assert decode(served, each) == generate(checkpoint.decoder, each)
 
 
 def test_a_sampled_answer_is_the_same_for_its_seed_alone_and_among_others(asked, heldout):
@@ -145,8 +172,8 @@ def test_penalties_and_least_lengths_are_those_of_hugging_face(asked, reference,
         assert list(ask(asked, context, fraction, **options).token_ids) == wanted
 
 
-def test_log_probabilities_are_those_of_hugging_face(asked, demo_checkpoint, heldout, mixed_prompts, expected):
-    decoder = demo_checkpoint.decoder
+def test_log_probabilities_are_those_of_hugging_face(asked, checkpoint, heldout, mixed_prompts, expected):
+    decoder = checkpoint.decoder
     for number in (1, 5):
         answer = ask(asked, *questions(heldout)[number], log_probs=True, min_tokens=2)
         prompt = mixed_prompts[number]
