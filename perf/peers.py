@@ -3,24 +3,30 @@
     make perf-full        or: python -m perf.peers --output perf/results/peers.json
 
     generate      transformers in this process, over all context tokens: tokenise, embed, generate greedily
-    llama.cpp     its own server (perf/llama_cpp.py), over all context tokens, if `--gguf` names a file for it
+    llama.cpp     its own server (perf/llama_cpp.py), over all context tokens, for each file that `--gguf` names
     plain         the served ensemble with every chunk expanded: the same tokens, through Triton
     compressed    the served ensemble with the store warm and `--expand-fraction` of the chunks expanded
 
     TTFT          seconds from the text to the first token, at generate's streamer or at the client over gRPC
     answer        seconds from the text to the last token of the answer; all answers are equally long
+    tokens/s      of `--callers` who ask at once, each over passages of its own: the tokens of all answers over the time
+                  from the first of them to the last, so that with one caller it is the speed of decoding
 
-The ways take turns on passages that are new in every round; while one is timed the others are idle. The figures are
-medians over rounds, and medians of ratios within a round. Where the checkpoint's trained window is long enough, the run
-checks that generate and the plain path give the same tokens. The last line of the output is the report as one JSON
-object.
+The ensembles are served by each of `--decoders`: torch, int8 (torch in 8 bits) and vllm, whose environment `make vllm`
+makes. The ways take turns on passages that are new in every round; while one is timed the others are idle. The figures
+are medians over rounds, and medians of ratios within a round. Where the checkpoint's trained window is long enough, the
+run checks that generate and torch's plain path give the same tokens. The last line of the output is the report as one
+JSON object.
 """
 
 import argparse
+import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +42,22 @@ from perf.in_process import BareDecoder
 from perf.llama_cpp import LlamaCpp
 from perf.results import Report, describe_run, emit, median_ratio, summarise
 from refrag.config import RefragConfig
+from refrag.decoders.install import server_environment
 from refrag.reporting import table
+from refrag.serving.choose_decoder import choose_decoder
 from refrag_client import RefragClient, StoreClient
 
+ROOT = Path(__file__).parents[1]
 SPARE_SLOTS = 256
 LLAMA_CPP = "llama.cpp"
+GENERATE = "generate"
+# By the name of a way's decoder: what `refrag decoders use` is told.
+DECODERS: dict[str, tuple[str, dict[str, str]]] = {
+    "torch": ("torch", {}),
+    "int8": ("torch", {"quantization": "int8"}),
+    "vllm": ("vllm", {"num_threads": "2"}),
+}
+VLLM_ENVIRONMENT = ROOT / "build" / "decoders" / "vllm"
 
 
 @dataclass(frozen=True)
@@ -118,47 +135,85 @@ class Served:
         return Timed(answer.token_ids, answer.ttft_seconds, answer.total_seconds)
 
 
-def measure(options: argparse.Namespace) -> list[Report]:
+def measure(options: argparse.Namespace) -> Report:
     trained_window = RefragConfig.load(options.checkpoint).max_prompt_slots
-    window = max(options.context_tokens) + SPARE_SLOTS
-    with tempfile.TemporaryDirectory() as folder:
-        repository = deploy(options.checkpoint, Path(folder), window)
-        corpus, bare = Corpus(repository), BareDecoder(Path(folder, "checkpoint"))
-        with (
-            serve(repository, disk_path=f"{folder}/store") as server,
-            connect(server) as client,
-            StoreClient(server.grpc_address) as store,
-            start_llama_cpp(options.gguf, window) as llama_cpp,
-        ):
-            ways: dict[str, Way] = {
-                "generate": Generate(bare, options.num_tokens),
-                **({} if llama_cpp is None else {LLAMA_CPP: Quantised(llama_cpp, bare, options.num_tokens)}),
-                # Before the plain way, which would leave the passages' tokens in the server's memory.
-                "compressed": Served(client, options.expand_fraction, options.num_tokens),
-                "plain": Served(client, 1.0, options.num_tokens),
-            }
-            return [
-                measure_length(
-                    ways, corpus, store, num_tokens, options.rounds, num_tokens + SPARE_SLOTS < trained_window
-                )
-                for num_tokens in tqdm(options.context_tokens, desc="peers", disable=None)
-            ]
+    window = max([*options.context_tokens, options.caller_tokens]) + SPARE_SLOTS
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        repository = deploy(options.checkpoint, folder, window)
+        corpus, bare = Corpus(repository), BareDecoder(folder / "checkpoint")
+        ways: dict[str, Way] = {GENERATE: Generate(bare, options.num_tokens)}
+        for gguf in options.gguf:
+            running = LlamaCpp(gguf, window, torch.get_num_threads(), max([1, *options.callers]))
+            ways[f"{LLAMA_CPP}, {gguf.stem.rpartition('.')[2]}"] = Quantised(
+                stack.enter_context(running), bare, options.num_tokens
+            )
+        stores = []
+        for decoder in options.decoders:
+            client, store = _serve(repository, folder, decoder, stack)
+            label = "" if decoder == "torch" else f", {decoder}"
+            # Before the plain way, which would leave the passages' tokens in the server's memory.
+            ways[f"compressed{label}"] = Served(client, options.expand_fraction, options.num_tokens)
+            ways[f"plain{label}"] = Served(client, 1.0, options.num_tokens)
+            stores.append(store)
+        rows = []
+        for num_tokens in tqdm(options.context_tokens, desc="peers", disable=None):
+            must_agree = "torch" in options.decoders and num_tokens + SPARE_SLOTS < trained_window
+            rows.append(measure_length(ways, corpus, stores, num_tokens, options.rounds, must_agree))
+        rates = [measure_callers(ways, corpus, stores, number, options) for number in options.callers]
+    return {"rows": rows, "callers": rates}
 
 
-def start_llama_cpp(gguf: Path | None, window: int) -> AbstractContextManager[LlamaCpp | None]:
-    return nullcontext() if gguf is None else LlamaCpp(gguf, window, torch.get_num_threads())
+def _serve(repository: Path, folder: Path, decoder: str, stack: ExitStack) -> tuple[RefragClient, StoreClient]:
+    """Serve a copy of the repository by the named decoder until the stack closes."""
+    copied = folder / decoder
+    shutil.copytree(repository, copied)
+    backend, parameters = DECODERS[decoder]
+    environment = server_environment(VLLM_ENVIRONMENT) if backend == "vllm" else None
+    choose_decoder(copied, backend, parameters, environment)
+    server = stack.enter_context(serve(copied, disk_path=folder / f"{decoder}-store"))
+    return stack.enter_context(connect(server)), stack.enter_context(StoreClient(server.grpc_address))
+
+
+def measure_callers(
+    ways: dict[str, Way], corpus: Corpus, stores: Sequence[StoreClient], callers: int, options: argparse.Namespace
+) -> Report:
+    """Measure tokens per second of so many who ask at once; `generate` answers one at a time and is left out."""
+    rates: dict[str, list[float]] = {name: [] for name in ways if name != GENERATE}
+    for number in range(options.rounds + 1):
+        asked = [corpus.draw(options.caller_tokens) for _ in range(callers)]
+        for store in stores:
+            store.index([passage for passages in asked for passage in passages])
+        for name, series in rates.items():
+            began = time.perf_counter()
+            with ThreadPoolExecutor(callers) as pool:
+                answers = list(pool.map(ways[name], asked))
+            seconds = time.perf_counter() - began - min(answer.ttft for answer in answers)
+            # The first round warms up. The first token is where the time begins.
+            series += [(callers * options.num_tokens - 1) / seconds] if number else []
+    return {
+        "callers": callers,
+        "context_tokens": options.caller_tokens,
+        "tokens_per_second": {name: round(statistics.median(series), 1) for name, series in rates.items()},
+    }
 
 
 def measure_length(
-    ways: dict[str, Way], corpus: Corpus, store: StoreClient, num_tokens: int, rounds: int, must_agree: bool
+    ways: dict[str, Way],
+    corpus: Corpus,
+    stores: Sequence[StoreClient],
+    num_tokens: int,
+    rounds: int,
+    must_agree: bool,
 ) -> Report:
     timed: dict[str, list[Timed]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         passages = corpus.draw(num_tokens)
-        store.index(passages)
+        for store in stores:
+            store.index(passages)
         answers = {name: way(passages) for name, way in ways.items()}
         if must_agree:
-            assert answers["generate"].token_ids == answers["plain"].token_ids, "generate and the plain path disagree"
+            assert answers[GENERATE].token_ids == answers["plain"].token_ids, "generate and the plain path disagree"
         # The first round warms up.
         for name, answer in answers.items() if number else ():
             timed[name].append(answer)
@@ -167,31 +222,39 @@ def measure_length(
         seconds = {name: [getattr(one, quantity) for one in series] for name, series in timed.items()}
         row[quantity] = {name: summarise(values) for name, values in seconds.items()}
         row[f"{quantity}_against_generate"] = {
-            name: median_ratio(seconds["generate"], seconds[name]) for name in ways if name != "generate"
+            name: median_ratio(seconds[GENERATE], seconds[name]) for name in ways if name != GENERATE
         }
     return row
 
 
 def markdown(report: Report) -> str:
-    """Return a table, with machine, commit and command."""
+    """Return the tables, with machine, commit and command."""
     about = f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
-    return f"{peers_table(report)}\n\n{about}"
+    return "\n\n".join([peers_table(report), *([callers_table(report)] if report.get("callers") else []), about])
 
 
 def peers_table(report: Report) -> str:
-    others = list(report["rows"][0]["ttft_against_generate"])
-    header = ["context tokens", "first token of generate", *others, "answer of generate", *others]
     rows = []
     for row in report["rows"]:
-        cells = [f"{row['context_tokens']:,}"]
-        for quantity in ("ttft", "total"):
-            cells.append(f"{row[quantity]['generate']['p50_ms']:,.0f} ms")
-            cells += [
-                f"{row[quantity][name]['p50_ms']:,.0f} ms, {ratio:.1f}×"
-                for name, ratio in row[f"{quantity}_against_generate"].items()
-            ]
-        rows.append(cells)
-    return table(header, rows, num_text=0)
+        for name in row["ttft"]:
+            cells = [f"{row['context_tokens']:,}", name]
+            for quantity in ("ttft", "total"):
+                ratio = row[f"{quantity}_against_generate"].get(name)
+                cells += [f"{row[quantity][name]['p50_ms']:,.0f} ms", "" if ratio is None else f"{ratio:.1f}×"]
+            rows.append(cells)
+    header = ["context tokens", "way", "first token", "faster than generate", "answer", "faster than generate"]
+    return table(header, rows, num_text=2)
+
+
+def callers_table(report: Report) -> str:
+    """Return tokens per second by the number of callers."""
+    names = list(report["callers"][0]["tokens_per_second"])
+    rows = [[name, *(f"{row['tokens_per_second'][name]:,.1f}" for row in report["callers"])] for name in names]
+    return table(["tokens/s", *(_callers(row["callers"]) for row in report["callers"])], rows)
+
+
+def _callers(number: int) -> str:
+    return f"{number} caller{'s' * (number > 1)}"
 
 
 def main() -> None:
@@ -199,9 +262,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/world"))
     parser.add_argument("--context-tokens", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--expand-fraction", type=float, default=0.1)
-    parser.add_argument(
-        "--gguf", type=Path, help="a file of the same weights, to measure llama.cpp on; needs xllamacpp"
-    )
+    parser.add_argument("--decoders", nargs="+", choices=list(DECODERS), default=["torch"])
+    parser.add_argument("--gguf", type=Path, nargs="*", default=[], help="files for llama.cpp; needs xllamacpp")
+    parser.add_argument("--callers", type=int, nargs="*", default=[], help="who ask at once")
+    parser.add_argument("--caller-tokens", type=int, default=1024, help="context tokens of each caller")
     parser.add_argument("--num-tokens", type=int, default=32, help="tokens of every answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
@@ -211,8 +275,7 @@ def main() -> None:
         **describe_run("perf.peers"),
         "answer_tokens": options.num_tokens,
         "expand_fraction": options.expand_fraction,
-        "gguf": options.gguf and options.gguf.name,
-        "rows": measure(options),
+        **measure(options),
     }
     emit(report, markdown, options.output)
 

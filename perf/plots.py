@@ -90,11 +90,12 @@ def peers(report: Report) -> Figure:
     figure, axes = _figure("context tokens", "time to first token, ms")
     labels = [f"{row['context_tokens']:,}" for row in report["rows"]]
     ways = list(report["rows"][0]["ttft"])
+    width = 0.8 / len(ways)
     for index, name in enumerate(ways):
-        places = [place + (index - 1) * 0.27 for place in range(len(labels))]
+        places = [place + (index - (len(ways) - 1) / 2) * width for place in range(len(labels))]
         heights = [row["ttft"][name]["p50_ms"] for row in report["rows"]]
-        color = BASELINE["color"] if name == "generate" else COLORS[index - 1]
-        axes.bar(places, heights, width=0.25, label=name, color=color)
+        color = BASELINE["color"] if name == "generate" else COLORS[(index - 1) % len(COLORS)]
+        axes.bar(places, heights, width=0.95 * width, label=name, color=color)
     axes.set_xticks(range(len(labels)), labels)
     _logarithmic_times(axes)
     axes.legend(fontsize=8)

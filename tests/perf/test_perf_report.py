@@ -62,6 +62,10 @@ RESULTS = {
                 "total_against_generate": {"plain": 0.9, "compressed": 3.0},
             }
         ],
+        "callers": [
+            {"callers": callers, "context_tokens": 1024, "tokens_per_second": {"plain": rate, "compressed": rate}}
+            for callers, rate in ((1, 30.0), (8, 90.5))
+        ],
     },
     "scale": {
         **RUN,
@@ -127,7 +131,9 @@ def test_the_tables_tell_what_was_measured(folder):
     page = unaligned(report.markdown_page(folder))
     assert "| 8,192 | 16 | warm, p=0 | 600 | 40 ms | 50 ms | 22.0× | 70.0× | 1.25× |" in page
     assert "| 4 at a time | 8.00 | 1.00 | 8.0× |" in page
-    assert "| 4,096 | 40 ms | 40 ms, 0.9× | 40 ms, 6.0× |" in page
+    assert "| 4,096 | generate | 40 ms | | 40 ms | |" in page
+    assert "| 4,096 | compressed | 40 ms | 6.0× | 40 ms | 3.0× |" in page
+    assert "| plain | 30.0 | 90.5 |" in page
     assert "1,515 MiB, 1,500 MiB before them: +1.0%" in page
 
 
