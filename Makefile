@@ -32,7 +32,7 @@ EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
 SEARCHING := $(REPOSITORY)/refrag_rag/config.pbtxt
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm constraints demo play results serve export perf perf-full bench-engine bench-store bench-retrieval gpu docs test test-fast check frameworks aiperf format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo play results serve export perf perf-full bench-engine bench-store bench-retrieval bench-accuracy gpu docs test test-fast check frameworks aiperf format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -110,6 +110,9 @@ bench-store: install ## the store of chunk vectors: lookups, indexing, time to f
 
 bench-retrieval: install ## collections: indexing, searching, where an answer's time goes → perf/results/retrieval.json
 	$(BIN)/python -m perf.retrieval --output perf/results/retrieval.json
+
+bench-accuracy: install ## QUESTIONS over retrieved passages: accuracy and first token, plain and compressed → perf/results/accuracy.json
+	$(BIN)/python -m perf.accuracy $(QUESTIONS) --output perf/results/accuracy.json
 
 docs: install ## bring the figures, lists and drawings in README.md and docs/ up to date
 	$(BIN)/python -m perf.docs

@@ -50,9 +50,9 @@ def measure(options: argparse.Namespace) -> list[Report]:
 
 
 @contextmanager
-def endpoint(grpc_address: str) -> Iterator[str]:
-    """Run `refrag openai` in a process of its own; yield its base URL."""
-    program = [sys.executable, "-m", "refrag_client.cli.main", "openai", "--port", "0", "--url", grpc_address]
+def endpoint(grpc_address: str, *options: str) -> Iterator[str]:
+    """Run `refrag openai` with these options in a process of its own; yield its base URL."""
+    program = [sys.executable, "-m", "refrag_client.cli.main", "openai", "--port", "0", "--url", grpc_address, *options]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         try:
             lines = iter(process.stdout or ())

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,11 +81,8 @@ def _draw_stretch(words: Sequence[str], rng: random.Random) -> str:
 
 
 def measure_index(server: EmbeddedServer, passages: Sequence[str], folder: Path) -> Report:
-    path = folder / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(passages)))
-    command = [sys.executable, "-m", "refrag_client.cli.main", "index", str(path), "--collection", COLLECTION, "--json"]
-    done = subprocess.run([*command, "--url", server.grpc_address], stdout=subprocess.PIPE, text=True, check=True)
-    told = json.loads(done.stdout)
+    documents = ({"id": str(number), "text": text} for number, text in enumerate(passages))
+    told = fill_collection(server, documents, folder / "corpus.jsonl")
     return {
         "num_passages": told["num_passages"],
         "num_chunks": told["num_chunks"],
@@ -94,6 +91,19 @@ def measure_index(server: EmbeddedServer, passages: Sequence[str], folder: Path)
         "collection_bytes_per_passage": _size(folder / "collections") // told["num_passages"],
         "store_bytes_per_passage": _size(folder / "store") // told["num_passages"],
     }
+
+
+def fill_collection(server: EmbeddedServer, documents: Iterable[Mapping[str, str]], corpus: Path) -> Report:
+    """Index the documents, each with id, text and perhaps title, by `refrag index`; return its report.
+
+    corpus: where the file that it reads is written.
+    """
+    corpus.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    command = [sys.executable, "-m", "refrag_client.cli.main", "index", str(corpus), "--collection", COLLECTION]
+    command += ["--json", "--url", server.grpc_address]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    report: Report = json.loads(done.stdout)
+    return report
 
 
 def _size(folder: Path) -> int:
