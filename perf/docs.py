@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from examples.demo import markdown_table as demo_table
-from perf import engine, gpu_report, leaving, load, peers, scale, sizing, source_map, store, ttft
+from perf import engine, gpu_report, leaving, load, openai, peers, scale, sizing, source_map, store, ttft
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
@@ -147,11 +147,13 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "load": (RESULTS / "load.json", with_source(load.load_table)),
     "peers": (RESULTS / "peers.json", with_source(peers.peers_table)),
     "pair-ttft": (RESULTS / "smollm2" / "ttft.json", with_source(ttft.ttft_table)),
+    "pair-openai": (RESULTS / "smollm2" / "openai.json", with_source(openai.markdown)),
     "gpu": (RESULTS / "gpu.json", with_source(gpu_report.prefill_table)),
     "scale": (RESULTS / "scale.json", scale.markdown),
     "engine": (RESULTS / "engine.json", engine_results),
     "store": (RESULTS / "store.json", store.markdown),
     "leaving": (RESULTS / "leaving.json", with_source(leaving.markdown)),
+    "endpoint": (RESULTS / "openai.json", with_source(openai.markdown)),
     "sizing": (RESULTS / "sizing.json", sizing.markdown),
     "heads": (PAIR / "heads.json", with_source(render_recall)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},

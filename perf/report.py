@@ -18,7 +18,7 @@ from typing import Any
 
 import markdown as markdown_library
 
-from perf import engine, gpu_report, leaving, load, peers, plots, prefill, scale, sizing, store, ttft
+from perf import engine, gpu_report, leaving, load, openai, peers, plots, prefill, scale, sizing, store, ttft
 from perf.results import Report
 from refrag.reporting import table
 
@@ -70,6 +70,7 @@ SECTIONS = (
     Section("gpu", "The paper's geometry on a GPU", gpu_report.prefill_table),
     Section("engine", "The engine against other ways to run the decoder", engine.render, (plots.engine,)),
     Section("leaving", "Callers who leave", leaving.markdown),
+    Section("openai", "OpenAI's endpoint against gRPC", openai.markdown),
     Section("store", "The store of chunk vectors", store.markdown),
     Section("sizing", "How large a store is", sizing.markdown),
 )
