@@ -12,7 +12,7 @@ from vllm_environment import READY_SECONDS, needs_vllm, use_vllm
 from refrag.decoders.base import MixedPrompt
 from refrag.embedded import EmbeddedServer
 from refrag.engine.support import layer_shapes
-from refrag.errors import CheckpointError
+from refrag.errors import CheckpointError, SetupError
 from refrag.export.repository import export_repository
 from refrag.training.pair import make_pair
 from refrag.training.pair_settings import Backbone
@@ -21,6 +21,7 @@ from refrag_client import RefragClient
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 MAX_TOKENS = 12
+PORTS = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -51,20 +52,28 @@ HYBRIDS = {
 }
 
 
+def make_hybrid(architecture, **shape):
+    decoder = Backbone(architecture=architecture, shape=SHAPE | shape)
+    return make_pair(tiny_pair().model_copy(update={"decoder": decoder}))
+
+
+def export(checkpoint, folder, **values):
+    """Export the checkpoint to the new folder `repository` in `folder`, for vLLM with a small KV cache."""
+    checkpoint.save(folder / "checkpoint")
+    export_repository(folder / "checkpoint", folder / "repository")
+    use_vllm(folder / "repository", kv_cache_mib="128", max_active="8", max_step_slots="128", **values)
+    return folder / "repository"
+
+
 @pytest.fixture(scope="module", params=HYBRIDS)
 def checkpoint(request):
-    decoder = Backbone(architecture=request.param, shape=SHAPE | HYBRIDS[request.param][0])
-    return make_pair(tiny_pair().model_copy(update={"decoder": decoder}))
+    return make_hybrid(request.param, **HYBRIDS[request.param][0])
 
 
 @pytest.fixture(scope="module")
 def served(checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hybrid")
-    checkpoint.save(folder / "checkpoint")
-    export_repository(folder / "checkpoint", folder / "repository")
-    use_vllm(folder / "repository", kv_cache_mib="128", max_active="8", max_step_slots="128")
-    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    with EmbeddedServer(folder / "repository", **ports, probe_seconds=0, ready_timeout_seconds=READY_SECONDS) as server:
+    repository = export(checkpoint, tmp_path_factory.mktemp("hybrid"))
+    with EmbeddedServer(repository, **PORTS, probe_seconds=0, ready_timeout_seconds=READY_SECONDS) as server:
         yield server
 
 
@@ -72,7 +81,7 @@ def served(checkpoint, tmp_path_factory):
 def prompts(checkpoint):
     """Return prompts of tokens and chunk embeddings: shorter than a block, of several blocks, and of several steps."""
     torch.manual_seed(0)
-    vocab_size, scale = checkpoint.decoder.vocab_size, float(checkpoint.decoder.token_embeddings.weight.std())
+    vocab_size, scale = checkpoint.decoder.vocab_size, checkpoint.decoder.token_embeddings.weight.std().item()
     prompts = []
     for num_slots, num_chunks in ((5, 0), (9, 2), (40, 11), (150, 60), (300, 150), (301, 7)):
         ids = torch.randint(3, vocab_size, (num_slots,))
@@ -129,3 +138,31 @@ def test_a_question_with_compressed_passages_is_answered(served):
     with RefragClient(served.grpc_address, timeout_seconds=PATIENCE_SECONDS) as client:
         answer = client.generate("Who keeps it?", ["Mara keeps a parrot. " * 40] * 3, max_tokens=6, min_tokens=6)
     assert len(answer.token_ids) == 6
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("architecture", "shape", "values", "message"),
+    [
+        (
+            "lfm2",
+            HYBRIDS["lfm2"][0],
+            {"engine_arguments": "compilation_config='{\"custom_ops\": []}'"},
+            "vLLM computes this decoder otherwise token by token than for a whole prompt",
+        ),
+        (
+            "jamba",
+            {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_dt_rank": 8},
+            {},
+            "vLLM has started with this decoder but cannot answer: EngineDeadError",
+        ),
+    ],
+    ids=["a kernel that computes something else", "a kernel that is missing"],
+)
+def test_a_hybrid_that_vllms_kernels_fail_is_refused_when_it_loads(architecture, shape, values, message, tmp_path):
+    hybrid = make_hybrid(architecture, **shape)
+    with (
+        pytest.raises(SetupError, match=message),
+        EmbeddedServer(export(hybrid, tmp_path, **values), **PORTS, ready_timeout_seconds=READY_SECONDS),
+    ):
+        pass
