@@ -2,7 +2,7 @@
 
 import locale
 import os
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import fields
 from typing import Any
@@ -24,8 +24,8 @@ from refrag.model.tokenizers import load_decoder_tokenizer
 
 # S slots, D decoder width
 
-NUM_TRIED_SLOTS = 8
-# By which two log-probabilities of the same token may differ.
+NUM_TRIED_SLOTS, NUM_TRIED_TOKENS = 8, 9
+# By which two log-probabilities of the likeliest token may differ.
 TOLERANCES = {torch.float32: 0.01}
 DEFAULT_TOLERANCE = 0.3
 # vLLM's processes that have not ended by then are killed.
@@ -63,32 +63,40 @@ class VllmEngine:
         return cls(engine, options, embeddings, tokenizer, read_eos_ids(options), engine_stats)
 
     async def try_out(self) -> None:
-        """Answer a prompt of ids, and the same as rows; raise SetupError or CheckpointError unless both go alike.
+        """Answer a prompt of ids, the same as rows, and parts of the answer again; raise SetupError or CheckpointError
+        unless all go alike.
 
         Some of vLLM's kernels take one type of numbers only, and end its engine at the first prompt, not at the start.
+        Others compute something else token by token than for a whole prompt.
         """
         ids = torch.linspace(0, self.embeddings.vocab_size - 1, NUM_TRIED_SLOTS).long()
         try:
-            by_ids = await self._likeliest({"prompt_token_ids": ids.tolist()}, "tried-ids")
-            by_rows = await self._likeliest(self._prompt(self.embeddings.weight[ids]), "tried-rows")
+            [by_ids] = await self._greedy({"prompt_token_ids": ids.tolist()}, 1, "tried-ids")
+            by_steps = await self._greedy(self._prompt(self.embeddings.weight[ids]), NUM_TRIED_TOKENS, "tried-rows")
+            read = torch.cat([ids, torch.tensor([pick.token_id for pick in by_steps])])
+            at_once = [
+                await self._greedy(self._prompt(self.embeddings.weight[read[:length]]), 1, f"tried-{length}")
+                for length in range(NUM_TRIED_SLOTS + 1, len(read))
+            ]
         except Exception as error:
             raise SetupError(
                 f"vLLM has started with this decoder but cannot answer: {type(error).__name__}: {error}; the server's "
-                "log has what its processes said, often that another dtype is needed"
+                "log has what its processes said, often that another dtype is needed, or that vLLM has no kernel for a "
+                "layer on this device: docs/decoders.md says which hybrid decoders run on a CPU"
             ) from error
-        if abs(by_ids - by_rows) > TOLERANCES.get(self.embeddings.weight.dtype, DEFAULT_TOLERANCE):
-            raise CheckpointError(
-                "vLLM reads token ids of this decoder otherwise than their rows of its token embeddings: the likeliest "
-                f"token's log-probability is {by_ids:.3f} and {by_rows:.3f}; serve it with another decoder"
-            )
+        allowed = TOLERANCES.get(self.embeddings.weight.dtype, DEFAULT_TOLERANCE)
+        refuse_other_rows(by_ids, by_steps[0], allowed)
+        refuse_other_steps(by_steps[1:], [pick for [pick] in at_once], allowed)
 
-    async def _likeliest(self, prompt: dict[str, Any], name: str) -> float:
-        """Return the log-probability of the likeliest token after the prompt."""
+    async def _greedy(self, prompt: dict[str, Any], num_tokens: int, name: str) -> list[Pick]:
+        """Return the likeliest tokens after the prompt, with their log-probabilities."""
         from vllm import SamplingParams
 
-        sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=0, detokenize=False)
-        [output] = [output async for output in self.engine.generate(prompt, sampling, name)]
-        return _tokens_of(output).picks[0].log_probability or 0.0
+        sampling = SamplingParams(
+            max_tokens=num_tokens, min_tokens=num_tokens, ignore_eos=True, temperature=0, logprobs=0, detokenize=False
+        )
+        outputs = [output async for output in self.engine.generate(prompt, sampling, name)]
+        return _tokens_of(outputs[-1]).picks
 
     async def stream(self, request: DecoderRequest, name: str) -> AsyncGenerator[Tokens, None]:
         from vllm import SamplingParams
@@ -130,6 +138,29 @@ class VllmEngine:
             "prompt_token_ids": [self.embeddings.vocab_size] * len(rows),
             "prompt_is_token_ids": [False] * len(rows),
         }
+
+
+def refuse_other_rows(by_ids: Pick, by_rows: Pick, allowed: float) -> None:
+    """Raise CheckpointError if the log-probability of the likeliest token is another one after ids than after rows."""
+    told, got = by_ids.log_probability or 0.0, by_rows.log_probability or 0.0
+    if not abs(told - got) <= allowed:
+        raise CheckpointError(
+            "vLLM reads token ids of this decoder otherwise than their rows of its token embeddings: the likeliest "
+            f"token's log-probability is {told:.3f} and {got:.3f}; serve it with another decoder"
+        )
+
+
+def refuse_other_steps(by_steps: Sequence[Pick], at_once: Sequence[Pick], allowed: float) -> None:
+    """Raise CheckpointError if log-probabilities go apart on average: token by token, and after all read at once."""
+    pairs = list(zip(by_steps, at_once, strict=True))
+    apart = sum(abs((one.log_probability or 0.0) - (other.log_probability or 0.0)) for one, other in pairs) / len(pairs)
+    if not apart <= allowed:
+        raise CheckpointError(
+            "vLLM computes this decoder otherwise token by token than for a whole prompt: the likeliest tokens' "
+            f"log-probabilities differ by {apart:.3f} on average, and {allowed:g} is allowed; its kernels for this "
+            "device are at fault, so serve it on another device or with another decoder (docs/decoders.md says which "
+            "hybrid decoders run on a CPU)"
+        )
 
 
 def embed(request: DecoderRequest, embeddings: TokenEmbeddings) -> Tensor:
@@ -189,9 +220,33 @@ def _engine_arguments(options: EngineOptions) -> Any:
         raise SetupError(f"vLLM cannot be imported ({error}); {INSTALL}") from error
     arguments = options.engine_arguments()
     refuse_unknown(options.further, [field.name for field in fields(AsyncEngineArgs)])
-    # Compiling takes minutes on a CPU, and makes a step no faster.
-    arguments.setdefault("enforce_eager", current_platform.is_cpu())
-    return AsyncEngineArgs(**arguments)
+    if current_platform.is_cpu():
+        # Compiling takes minutes on a CPU, and makes a step no faster.
+        arguments.setdefault("enforce_eager", True)
+    engine_arguments = AsyncEngineArgs(**arguments)
+    if current_platform.is_cpu() and _has_state(engine_arguments):
+        _suit_state_on_cpu(engine_arguments, options.further)
+    return engine_arguments
+
+
+def _suit_state_on_cpu(arguments: Any, further: Collection[str]) -> None:
+    """Keep a decoder with layers of state from vLLM's CPU kernels that end its engine or compute something else.
+
+    The scan of Mamba 2 returns the state after a whole prompt alone, but the prefix cache takes it after each block.
+    The rotation of LFM2's queries and keys reaches their first head alone, which vLLM's own PyTorch code does not.
+    """
+    if "enable_prefix_caching" not in further:
+        arguments.enable_prefix_caching = False
+    if "compilation_config" not in further:
+        arguments.compilation_config.custom_ops.append("-rotary_embedding")
+
+
+def _has_state(arguments: Any) -> bool:
+    """Return whether layers of the decoder keep other state than keys and values, as far as vLLM knows it."""
+    try:
+        return bool(arguments.create_model_config().has_inner_state)
+    except Exception as error:
+        raise _cannot_serve(error) from error
 
 
 def _check_positions(options: EngineOptions) -> None:
@@ -206,10 +261,14 @@ def _start(arguments: Any, engine_stats: EngineStats) -> Any:
     try:
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[engine_stats.logger])
     except Exception as error:
-        raise SetupError(
-            f"vLLM cannot serve this decoder with these arguments: {type(error).__name__}: {error}; the server's log "
-            "has what its processes said"
-        ) from error
+        raise _cannot_serve(error) from error
+
+
+def _cannot_serve(error: Exception) -> SetupError:
+    return SetupError(
+        f"vLLM cannot serve this decoder with these arguments: {type(error).__name__}: {error}; the server's log has "
+        "what its processes said"
+    )
 
 
 def _tokens_of(output: Any) -> Tokens:

@@ -7,10 +7,18 @@ import torch
 
 from refrag.decoders.base import DecoderRequest, MixedPrompt
 from refrag.decoders.vllm import VllmSettings
-from refrag.decoders.vllm_engine import VllmEngine, embed, read_eos_ids, refuse_numpy_2
+from refrag.decoders.vllm_engine import (
+    VllmEngine,
+    embed,
+    read_eos_ids,
+    refuse_numpy_2,
+    refuse_other_rows,
+    refuse_other_steps,
+)
 from refrag.decoders.vllm_options import EngineOptions, check_sampling, refuse_unknown, sampling_arguments
 from refrag.decoders.vllm_stats import EngineStats
-from refrag.errors import InvalidRequest, SetupError
+from refrag.engine.answer import Pick
+from refrag.errors import CheckpointError, InvalidRequest, SetupError
 from refrag.model.embeddings import TokenEmbeddings, load_token_embeddings
 from refrag.request import SamplingParams
 
@@ -170,6 +178,21 @@ def test_numpy_2_is_refused_with_the_way_out(version, is_refused):
         return
     with pytest.raises(SetupError, match=r"NumPy 2.*refrag decoders install vllm"):
         refuse_numpy_2(version)
+
+
+def test_a_decoder_that_reads_ids_otherwise_than_their_rows_is_refused():
+    refuse_other_rows(Pick(3, -0.5), Pick(3, -0.505), allowed=0.01)
+    with pytest.raises(CheckpointError, match=r"ids of this decoder otherwise than their rows .* -0.500 and -0.600"):
+        refuse_other_rows(Pick(3, -0.5), Pick(3, -0.6), allowed=0.01)
+
+
+@pytest.mark.parametrize("log_probability", [-0.9, float("nan")])
+def test_a_decoder_whose_steps_are_not_its_prompts_is_refused(log_probability):
+    """One step of two, which is off by 0.4, is enough; so is one that is no number."""
+    at_once = [Pick(4, -0.5), Pick(5, -0.1)]
+    refuse_other_steps([Pick(4, -0.505), Pick(5, -0.1)], at_once, allowed=0.01)
+    with pytest.raises(CheckpointError, match=r"token by token than for a whole prompt.*docs/decoders.md"):
+        refuse_other_steps([Pick(4, log_probability), Pick(5, -0.1)], at_once, allowed=0.01)
 
 
 def test_a_prompt_is_sent_whole_as_rows_beside_ids_of_no_token(saved, tiny_checkpoint):

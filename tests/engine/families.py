@@ -130,6 +130,7 @@ REFUSED = {
     "electra, as the encoder that it is": ({"embedding_size": 32}, "it is not causal"),
     "falcon": ({}, OWN_ATTENTION),
     "falcon, with ALiBi": ({"alibi": True}, ALIBI),
+    "falcon_h1": ({"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8}, LAYER_TYPES + "hybrid"),
     "flint": ({}, SINKS),
     "gemma4_text": (
         {**GLOBAL, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB_SIZE},
@@ -141,6 +142,7 @@ REFUSED = {
     "granitemoe_swa": ({}, SINKS),
     "hrm_text": ({}, "compute attention more than once for a slot"),
     "jamba": ({}, LAYER_TYPES + "linear_attention"),
+    "lfm2, with convolutions": ({"layer_types": ["conv", "full_attention"]}, LAYER_TYPES + "conv"),
     "lfm3": ({}, LAYER_TYPES + "conv"),
     "llama4_text": ({}, LAYER_TYPES + "chunked_attention"),
     "mamba": ({}, LAYER_TYPES + "linear_attention"),
@@ -151,6 +153,10 @@ REFUSED = {
     "moshi": ({}, WINDOWS),
     "mpt": ({}, ALIBI),
     "mvp": (SEQ2SEQ, OWN_ATTENTION),
+    "nemotron_h": (
+        {"layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8, "mamba_head_dim": 8},
+        LAYER_TYPES + "linear_attention",
+    ),
     "openai-gpt": ({}, OWN_ATTENTION),
     "pegasus": (SEQ2SEQ, POSITIONS),
     "phimoe": ({}, WINDOWS),
