@@ -19,11 +19,16 @@ def describe_run(module: str) -> Report:
     return {"command": " ".join([f"python -m {module}", *sys.argv[1:]]), **describe_environment()}
 
 
-def emit(report: Report, draw: Callable[[Report], str], output: Path | None) -> None:
-    """Write the report to `output`, if given; print what `draw` makes of it, then the report as one line of JSON."""
+def write(report: Report, output: Path | None) -> None:
+    """Write the report to `output`, if given: whole, or as far as it has come."""
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def emit(report: Report, draw: Callable[[Report], str], output: Path | None) -> None:
+    """Write the report to `output`, if given; print what `draw` makes of it, then the report as one line of JSON."""
+    write(report, output)
     print(draw(report), end="\n\n")
     print(json.dumps(report))
 

@@ -23,15 +23,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from examples.documentation import read_documentation
 from perf.deployment import deploy, serve
-from perf.results import Report, describe_run, emit, median_ratio, summarise
+from perf.results import Report, describe_run, emit, median_ratio, summarise, write
 from perf.stages import Reading, StageClock
 from refrag.embedded import EmbeddedServer
 from refrag.reporting import table
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--stage-requests", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    report: Report = describe_run("perf.retrieval")
     rng = random.Random(0)
     passages = draw_passages(options.corpus, options.num_passages, options.passage_words, rng)
     questions = draw_questions(passages, options.searches, rng)
@@ -259,12 +261,15 @@ def main() -> None:
             options.checkpoint, folder, options.window, has_retrieval=True, passage_encoder=options.passage_encoder
         )
         with serve(repository, folder / "collections", disk_path=folder / "store") as server:
-            report = {
-                **describe_run("perf.retrieval"),
-                "index": measure_index(server, passages, folder),
-                "search": measure_search(server, questions, options.search_passages),
-                "breakdown": measure_breakdown(server, itertools.cycle(questions), options),
+            parts: dict[str, Callable[[], Any]] = {
+                "index": lambda: measure_index(server, passages, folder),
+                "search": lambda: measure_search(server, questions, options.search_passages),
+                "breakdown": lambda: measure_breakdown(server, itertools.cycle(questions), options),
             }
+            for part, measure in parts.items():
+                report[part] = measure()
+                # Each as it comes: a large collection takes an hour to index.
+                write(report, options.output)
     emit(report, markdown, options.output)
 
 
