@@ -58,6 +58,7 @@ class Int8Product:
         rounded = (weight / scales[:, None]).round_().to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
         self._scales, self._zeros = scales / LARGEST_INPUT, torch.zeros(len(scales), dtype=torch.int32)
+        self._middle = torch.tensor(SHIFT + 0.5)
         self._bias = _joint_bias(layers)
         self._sizes = [layer.out_features for layer in layers]
         self._input: Tensor | None = None
@@ -76,12 +77,13 @@ class Int8Product:
         rows = input.reshape(-1, input.shape[-1])  # (M, D)
         largest = rows.abs().amax(-1, keepdim=True).clamp_min_(TINY)  # (M, 1)
         # Cutting off rounds to the nearest, since all values are above zero by then.
-        rounded = rows.div(largest).mul_(LARGEST_INPUT).add_(SHIFT + 0.5).to(torch.uint16)
-        low, high = rounded.view(torch.uint8).view(*rows.shape, 2).unbind(-1)
-        low, high = torch.ops.onednn.qlinear_pointwise(
-            torch.cat([low, high]),
+        rounded = torch.addcdiv(self._middle, rows, largest, value=LARGEST_INPUT).to(torch.uint16)
+        low_and_high = rounded.view(torch.uint8).view(*rows.shape, 2).movedim(-1, 0)  # (2, M, D)
+        products = torch.ops.onednn.qlinear_pointwise(
+            low_and_high.reshape(-1, rows.shape[1]),
             *(1.0, ZERO, self._packed, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""),
-        ).chunk(2)
+        )  # (2 M, F)
+        low, high = products.chunk(2)
         output = low.add_(high, alpha=256).mul_(largest)
         if self._bias is not None:
             output += self._bias
