@@ -16,7 +16,21 @@ from functools import partial
 from pathlib import Path
 
 from examples.demo import markdown_table as demo_table
-from perf import engine, gpu_report, leaving, load, openai, peers, scale, sizing, source_map, store, ttft
+from perf import (
+    engine,
+    gpu_report,
+    int8,
+    leaving,
+    load,
+    openai,
+    peers,
+    policies,
+    scale,
+    sizing,
+    source_map,
+    store,
+    ttft,
+)
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
@@ -148,6 +162,8 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "peers": (RESULTS / "peers.json", with_source(peers.peers_table)),
     "pair-ttft": (RESULTS / "smollm2" / "ttft.json", with_source(ttft.ttft_table)),
     "pair-openai": (RESULTS / "smollm2" / "openai.json", with_source(openai.markdown)),
+    "pair-int8": (RESULTS / "smollm2" / "int8.json", with_source(int8.markdown)),
+    "pair-policies": (RESULTS / "smollm2" / "policies.json", policies.markdown),
     "gpu": (RESULTS / "gpu.json", with_source(gpu_report.prefill_table)),
     "scale": (RESULTS / "scale.json", scale.markdown),
     "engine": (RESULTS / "engine.json", engine_results),
