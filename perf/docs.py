@@ -17,6 +17,7 @@ from pathlib import Path
 
 from examples.demo import markdown_table as demo_table
 from perf import (
+    accuracy_report,
     engine,
     gpu_report,
     int8,
@@ -25,6 +26,7 @@ from perf import (
     openai,
     peers,
     policies,
+    retrieval,
     scale,
     sizing,
     source_map,
@@ -164,6 +166,8 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "pair-openai": (RESULTS / "smollm2" / "openai.json", with_source(openai.markdown)),
     "pair-int8": (RESULTS / "smollm2" / "int8.json", with_source(int8.markdown)),
     "pair-policies": (RESULTS / "smollm2" / "policies.json", policies.markdown),
+    "accuracy": (RESULTS / "accuracy.json", accuracy_report.markdown),
+    "retrieval": (RESULTS / "retrieval.json", retrieval.markdown),
     "gpu": (RESULTS / "gpu.json", with_source(gpu_report.prefill_table)),
     "scale": (RESULTS / "scale.json", scale.markdown),
     "engine": (RESULTS / "engine.json", engine_results),

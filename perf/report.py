@@ -18,7 +18,22 @@ from typing import Any
 
 import markdown as markdown_library
 
-from perf import engine, gpu_report, leaving, load, openai, peers, plots, prefill, scale, sizing, store, ttft
+from perf import (
+    accuracy_report,
+    engine,
+    gpu_report,
+    leaving,
+    load,
+    openai,
+    peers,
+    plots,
+    prefill,
+    retrieval,
+    scale,
+    sizing,
+    store,
+    ttft,
+)
 from perf.results import Report
 from refrag.reporting import table
 
@@ -71,6 +86,8 @@ SECTIONS = (
     Section("engine", "The engine against other ways to run the decoder", engine.render, (plots.engine,)),
     Section("leaving", "Callers who leave", leaving.markdown),
     Section("openai", "OpenAI's endpoint against gRPC", openai.markdown),
+    Section("accuracy", "Accuracy at equal latency", accuracy_report.markdown),
+    Section("retrieval", "Collections", retrieval.markdown),
     Section("store", "The store of chunk vectors", store.markdown),
     Section("sizing", "How large a store is", sizing.markdown),
 )
