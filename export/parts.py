@@ -54,7 +54,7 @@ def fingerprint_of(checkpoint: Path, config: RefragConfig, arithmetic: str) -> b
 
 @dataclass(frozen=True)
 class SharedParts:
-    """What several models of the repository get alike."""
+    """Parts that several models of the repository get alike."""
 
     config: RefragConfig
     encoder: EncoderIdentity

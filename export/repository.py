@@ -59,7 +59,7 @@ WRITTEN_IN_VERSION = ("model.py", ".gitkeep")
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What to add for collections. encoder: of passages and questions, None to search by words alone."""
+    """Parts to add for collections. encoder: of passages and questions, None to search by words alone."""
 
     encoder: SentenceEncoder | None
 

@@ -46,7 +46,7 @@ from openai import BadRequestError, OpenAI
 from tqdm import tqdm
 
 from perf.accuracy_report import PLAIN, Setting, markdown, summarise_answers
-from perf.deployment import LONGEST_ANSWER_SECONDS, deploy, serve
+from perf.deployment import LONGEST_ANSWER_SECONDS, deploy, serve, use_decoder
 from perf.openai import endpoint
 from perf.results import Report, describe_run, emit
 from perf.retrieval import COLLECTION, fill_collection
@@ -61,7 +61,6 @@ from refrag.evaluation.scores import contains_answer, exact_match, token_f1
 SCORES = {"contains": contains_answer, "f1": token_f1, "exact_match": exact_match}
 # What every refusal of too long a prompt advises.
 TOO_LONG = "send fewer"
-SLOTS_OF_A_BLOCK = 'parameters {{ key: "block_size" value {{ string_value: "{}" }} }}'
 
 
 def list_settings(options: argparse.Namespace) -> list[Setting]:
@@ -103,11 +102,7 @@ def gold_ids(row: QuestionRow) -> set[str]:
 
 def never_reuse(repository: Path, window: int) -> None:
     """Make the decoder's blocks as long as its window: no prompt fills one, and only full blocks are reused."""
-    path = repository / "decoder" / "config.pbtxt"
-    before, after = (SLOTS_OF_A_BLOCK.format(slots) for slots in (16, window))
-    text = path.read_text()
-    assert before in text, f"{path} has no line {before}"
-    path.write_text(text.replace(before, after))
+    use_decoder(repository, "torch", "--set", f"block_size={window}")
 
 
 def measure(rows: Sequence[QuestionRow], settings: Sequence[Setting], options: argparse.Namespace) -> Report:

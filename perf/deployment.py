@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,6 +59,12 @@ def widen(checkpoint: Path, target: Path, window: int, chunk_size: int | None = 
     replace(config, max_prompt_slots=window, chunk_size=chunk_size or config.chunk_size).save(target)
     path = target / "decoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": window}))
+
+
+def use_decoder(repository: Path, name: str, *options: str) -> None:
+    """Name the decoder in the repository, by `refrag decoders use` with these options."""
+    program = [sys.executable, "-m", "refrag_client.cli.main", "decoders", "use", name]
+    subprocess.run([*program, "--repository", str(repository), *options], stdout=subprocess.DEVNULL, check=True)
 
 
 @contextmanager

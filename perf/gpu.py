@@ -72,7 +72,7 @@ class PrefillPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and where."""
+    """The measurements to make, and the device for them."""
 
     device: str
     dtype: str

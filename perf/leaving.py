@@ -12,7 +12,6 @@ The last line of the output is the report as one JSON object.
 import argparse
 import http.client
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
 from perf.deployment import serve
+from perf.metrics import read_metric
 from perf.results import Report, describe_run, emit, median_ratio
 from refrag.embedded import EmbeddedServer
 from refrag.export.repository import export_repository
@@ -148,12 +148,8 @@ def measure_cost(server: EmbeddedServer, num_turns: int, num_tokens: int) -> Rep
 
 def count_tokens(server: EmbeddedServer) -> float:
     """Return how many tokens the decoder has made, by Triton's metrics."""
-    host, port = server.metrics_address.split(":")
-    with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-    (value,) = re.findall(r"^refrag_generated_tokens(?:\{.*\})? (\S+)$", text, re.MULTILINE)
-    return float(value)
+    (value,) = read_metric(server, "refrag_generated_tokens")
+    return value
 
 
 def _wait_for_rest(server: EmbeddedServer) -> tuple[float, float]:

@@ -37,27 +37,24 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from perf.corpus import QUESTION, Corpus
-from perf.deployment import ask, connect, deploy, serve
+from perf.deployment import ask, connect, deploy, serve, use_decoder
 from perf.in_process import BareDecoder
 from perf.llama_cpp import LlamaCpp
 from perf.results import Report, describe_run, emit, median_ratio, summarise
 from refrag.config import RefragConfig
-from refrag.decoders.install import server_environment
 from refrag.reporting import table
-from refrag.serving.choose_decoder import choose_decoder
 from refrag_client import RefragClient, StoreClient
 
 ROOT = Path(__file__).parents[1]
 SPARE_SLOTS = 256
 LLAMA_CPP = "llama.cpp"
 GENERATE = "generate"
-# By the name of a way's decoder: what `refrag decoders use` is told.
-DECODERS: dict[str, tuple[str, dict[str, str]]] = {
-    "torch": ("torch", {}),
-    "int8": ("torch", {"quantization": "int8"}),
-    "vllm": ("vllm", {"num_threads": "2"}),
+# By the name of a way's decoder: arguments of `refrag decoders use`.
+DECODERS = {
+    "torch": ["torch"],
+    "int8": ["torch", "--set", "quantization=int8"],
+    "vllm": ["vllm", "--folder", str(ROOT / "build" / "decoders" / "vllm")],
 }
-VLLM_ENVIRONMENT = ROOT / "build" / "decoders" / "vllm"
 
 
 @dataclass(frozen=True)
@@ -168,9 +165,7 @@ def _serve(repository: Path, folder: Path, decoder: str, stack: ExitStack) -> tu
     """Serve a copy of the repository by the named decoder until the stack closes."""
     copied = folder / decoder
     shutil.copytree(repository, copied)
-    backend, parameters = DECODERS[decoder]
-    environment = server_environment(VLLM_ENVIRONMENT) if backend == "vllm" else None
-    choose_decoder(copied, backend, parameters, environment)
+    use_decoder(copied, *DECODERS[decoder])
     server = stack.enter_context(serve(copied, disk_path=folder / f"{decoder}-store"))
     return stack.enter_context(connect(server)), stack.enter_context(StoreClient(server.grpc_address))
 

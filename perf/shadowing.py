@@ -24,13 +24,13 @@ import random
 import statistics
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from perf.corpus import QUESTION, Corpus
 from perf.deployment import deploy, serve
+from perf.metrics import read_metric
 from perf.results import Report, describe_run, emit, median_ratio, summarise
 from refrag.embedded import EmbeddedServer
 from refrag.reporting import table
@@ -46,7 +46,7 @@ IDLE_SECONDS = 3.0
 
 @dataclass
 class Turn:
-    """What one load gave: requests per second, seconds to first tokens, comparisons made until the server was idle."""
+    """Requests per second under one load, seconds to first tokens, and comparisons made until the server was idle."""
 
     rate: float
     ttft: list[float]
@@ -100,16 +100,10 @@ class Callers:
 def count_when_idle(server: EmbeddedServer) -> int:
     """Return the comparisons made so far, once there are no more of them."""
     count = -1
-    while (latest := _read_count(server)) != count:
+    while (latest := round(sum(read_metric(server, COUNTED)))) != count:
         count = latest
         time.sleep(IDLE_SECONDS)
     return count
-
-
-def _read_count(server: EmbeddedServer) -> int:
-    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:
-        lines = page.read().decode().splitlines()
-    return round(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(COUNTED)))
 
 
 def measure(options: argparse.Namespace) -> list[Report]:

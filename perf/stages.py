@@ -9,14 +9,13 @@
 Times are means over the requests between two readings.
 """
 
-import re
 import time
-import urllib.request
 from dataclasses import dataclass
 from types import TracebackType
 
 from tritonclient.grpc import InferenceServerClient
 
+from perf.metrics import read_metric
 from refrag.embedded import EmbeddedServer
 
 # The models before the decoder, in order.
@@ -80,11 +79,9 @@ class StageClock:
         return total, int(count)
 
     def _read_metric(self, name: str, label: str = "") -> float:
-        with urllib.request.urlopen(f"http://{self.server.metrics_address}/metrics", timeout=30) as response:
-            text = response.read().decode()
-        found = re.search(rf"^{name}(?:{{.*{re.escape(label)}.*}})? (\S+)$", text, re.MULTILINE)
-        assert found, f"the server tells no {name}"
-        return float(found[1])
+        values = read_metric(self.server, name, label)
+        assert values, f"the server tells no {name}"
+        return values[0]
 
 
 def queue_seconds(before: Reading, after: Reading) -> dict[str, float]:

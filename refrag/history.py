@@ -16,7 +16,7 @@ FORM = '{"role": "user", "content": "…"}'
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user or the assistant said."""
+    """One turn of a conversation, of the user or the assistant."""
 
     role: str
     content: str

@@ -1,4 +1,4 @@
-"""What the connectors share: one request to the endpoint by OpenAI's client, and what came of it."""
+"""Asks the endpoint by OpenAI's client, once for all connectors, and reads what came of it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -23,7 +23,7 @@ DEFAULT_TEXT_TOKENS = 256
 
 @dataclass(frozen=True)
 class Room:
-    """What earlier turns may take.
+    """Limits of the earlier turns.
 
     num_slots: of the prompt, besides passages, question and frame. num_chunks: of the encoder's, besides the same.
     text_tokens: tokens of the newest turns that stay text at most. is_plain: whether all chunks are to be expanded.

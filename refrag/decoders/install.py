@@ -32,7 +32,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an environment is made: a requirements file for each device, and the disk space that it takes."""
+    """Directions for making an environment: a requirements file for each device, and the disk space that it takes."""
 
     files: dict[Device, str]
     needed_gib: dict[Device, int]

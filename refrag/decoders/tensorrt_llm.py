@@ -1,4 +1,4 @@
-"""What an engine of TensorRT-LLM takes through Triton: the facts of a built engine, and the layout of its tensors.
+"""Describes what an engine of TensorRT-LLM takes through Triton: facts of a built engine, layout of its tensors.
 
 The ensemble `refrag_trtllm` asks NVIDIA's own backend, so this decoder is no `DecoderBackend`: its request is laid out
 by `refrag.serving.engine_request`, and its tokens become text in `refrag.serving.postprocessing`.
@@ -92,7 +92,7 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What the models around an engine know of it, kept beside them. `load` raises CheckpointError if it is missing.
+    """Facts of an engine for the models around it, kept beside them. `load` raises CheckpointError if it is missing.
 
     window: the most slots of prompt and answer together. eos_ids: tokens that end an answer, at least one.
     """

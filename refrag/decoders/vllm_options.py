@@ -1,4 +1,4 @@
-"""What vLLM is told: arguments of its engine, variables of its processes, sampling parameters of each request."""
+"""Translates for vLLM: arguments of its engine, variables of its processes, sampling parameters of each request."""
 
 import os
 import secrets

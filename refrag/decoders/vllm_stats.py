@@ -32,7 +32,7 @@ class EngineStats:
 
 
 class StepLogger:
-    """What vLLM calls a stat logger: the methods that it calls, without its base class."""
+    """A stat logger for vLLM: the methods that it calls, without its base class."""
 
     def __init__(self, stats: EngineStats) -> None:
         self.stats = stats

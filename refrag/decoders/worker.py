@@ -1,4 +1,4 @@
-"""What decoders that compute in a thread of their own have in common: all but `submit` goes to that thread's worker."""
+"""A base for decoders that compute in a thread of their own: all but `submit` goes to that thread's worker."""
 
 from typing import Protocol
 

@@ -2,17 +2,17 @@
 
 Weights have one scale for each output channel. Inputs are rounded as they come, to 16 bits with one scale for each row,
 so that no row depends on others of its step, and sums of products are exact. Eight bits for inputs too, as in
-SmoothQuant (Xiao et al., 2023), would be twice as fast for long prompts, but then rounding errors are so large that an
-answer changes with the order in which attention sums up.
+SmoothQuant (Xiao et al., 2023), would be half the products, but then rounding errors are so large that an answer
+changes with the order in which attention sums up.
 
 oneDNN computes the products of bytes, through the operators that torch has for exported quantised models; the two bytes
 of an input are two rows of one product. A call of them costs as much as reading a small layer's weights, so layers that
 read the same input, such as those of queries, keys and values, are computed in one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,11 @@ def quantise_decoder(decoder: Decoder) -> None:
     linear = [layer for layer in decoder.backbone.modules() if type(layer) is nn.Linear]
     layers = [layer for layer in linear if _is_quantised(layer)]
     probed = decoder.token_embeddings.weight[:NUM_PROBED].unsqueeze(0)
-    for siblings in find_siblings(layers, lambda: decoder.read(probed)):
+    try:
+        groups = find_siblings(layers, lambda: decoder.read(probed))
+    except Exception:  # a decoder that is not read in this way, which the engine refuses by name
+        groups = [[layer] for layer in layers]
+    for siblings in groups:
         product = Int8Product(siblings)
         for place, layer in enumerate(siblings):
             nothing = layer.weight.new_full((), float("nan")).expand(layer.weight.shape)
@@ -127,19 +131,19 @@ def find_siblings(layers: Sequence[nn.Linear], read: Callable[[], object]) -> li
 
     with _before_forward(layers, note):
         read()
-    counts = [sum(called is layer for called, _, _ in calls) for layer in layers]
-    once = {layer for layer, count in zip(layers, counts, strict=True) if count == 1}
-    number, groups, last = 0, [], None
+    counts = Counter(layer for layer, _, _ in calls)
+    groups = [[layer] for layer in layers if counts[layer] != 1]
+    last: tuple[Tensor, Tensor] | None = None
     for layer, given, copied in calls:
-        if layer not in once:
+        if counts[layer] != 1:
             last = None
             continue
-        if last is None or last[0] is not given or not torch.equal(last[1], copied):
-            number += 1
-        groups.append((number, layer))
+        if last is not None and last[0] is given and torch.equal(last[1], copied):
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
         last = given, copied
-    siblings = [[layer for _, layer in group] for _, group in groupby(groups, key=lambda pair: pair[0])]
-    return siblings + [[layer] for layer in layers if layer not in once]
+    return groups
 
 
 @contextmanager

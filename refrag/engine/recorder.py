@@ -23,7 +23,7 @@ HARMLESS = {"attention_mask", "position_ids"}
 
 @dataclass
 class Recorder:
-    """What each layer would keep of a row, how far back it would look, and how often it was computed.
+    """A record of what each layer would keep of a row, how far back it would look, and how often it was computed.
 
     inputs: names of tensors besides query, key and value that attention is to be computed with.
     """

@@ -29,7 +29,7 @@ from refrag.policies.select import select_chunks
 
 @dataclass(frozen=True)
 class Senses:
-    """What an engine senses with.
+    """Heads and null question that an engine senses with.
 
     null_ids: a question that asks nothing, inside the prompt's template.
     """

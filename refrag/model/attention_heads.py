@@ -28,7 +28,7 @@ SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Scoring:
-    """How the attention of the heads becomes one score for each chunk. Raises CheckpointError for a value out of range.
+    """Rules that make chunk scores of the heads' attention. Raises CheckpointError for a value out of range.
 
     query_slots: last slots of the prompt, at most, whose attention is read.
     similarity: share of the cosine in a chunk's score, 0 to 1; the rest is the attention's.

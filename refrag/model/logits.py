@@ -15,7 +15,7 @@ MULTIPLYING_TYPES = {"hyperclovax"}
 
 @dataclass(frozen=True)
 class LogitScale:
-    """What becomes of the output matrix's products: they are multiplied by `factor`, then softly bounded.
+    """A change to the output matrix's products: they are multiplied by `factor`, then softly bounded.
 
     bound: no logit is larger, positive or negative; None for no bound.
     """

@@ -1,4 +1,4 @@
-"""How far a decoder's positions reach: where their table ends, and where RoPE goes beyond what training has seen."""
+"""Finds how far a decoder's positions reach: where their table ends, where RoPE goes beyond what training has seen."""
 
 from typing import Any
 

@@ -64,7 +64,7 @@ class Written:
 
 @dataclass(frozen=True)
 class CollectionInfo:
-    """What a collection holds. encoder: fingerprint of the passage encoder, "" if it has no passage vectors."""
+    """A summary of a collection. encoder: fingerprint of the passage encoder, "" if it has no passage vectors."""
 
     name: str
     num_passages: int

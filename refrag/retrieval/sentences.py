@@ -1,4 +1,4 @@
-"""How a deployed sentence encoder reads passages and questions: passage_encoder.json and its tokenizer.
+"""Reads passages and questions for a deployed sentence encoder, by passage_encoder.json and its tokenizer.
 
 Its vectors have length 1, so that their product is the cosine.
 """
@@ -21,7 +21,7 @@ FILE, TOKENIZER = "passage_encoder.json", "passage_tokenizer.json"
 
 @dataclass(frozen=True)
 class SentenceForm:
-    """What the encoder needs beside its weights.
+    """The encoder's settings beside its weights.
 
     max_length: tokens of a text that it reads, special ones included; the rest is left out.
     passage_prefix, question_prefix: put before each, as some encoders were trained.

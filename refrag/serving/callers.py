@@ -1,4 +1,4 @@
-"""Whose request has an id now, so that a stop for one caller does not end what another began under the same id.
+"""Remembers whose request has an id, so that a stop for one caller does not end what another began under the same id.
 
 A caller is known by Triton's correlation id, which an ensemble hands on to its steps. A stop without one names nobody,
 and ends whichever request has the id.

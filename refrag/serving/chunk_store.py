@@ -1,4 +1,4 @@
-"""Beside the ensemble: the store for operators. Operations on a whole tier go through it in pages, by cursor.
+"""Serves the store to operators, beside the ensemble. Operations on a whole tier go through it in pages, by cursor.
 
 index    passages              encode what the store lacks, and return when it is committed
 cut      passages              tell where their chunks begin and end

@@ -19,7 +19,7 @@ ENDING_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Announcement:
-    """What postprocessing must know of an answer before its first token; times are of time.monotonic()."""
+    """Facts that postprocessing must have of an answer before its first token; times are of time.monotonic()."""
 
     prompt_slots: int
     max_tokens: int

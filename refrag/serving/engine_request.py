@@ -1,4 +1,4 @@
-"""In front of an engine of TensorRT-LLM: mixed prompt and options → the tensors of its Triton backend."""
+"""Turns mixed prompt and options into the tensors of TensorRT-LLM's Triton backend."""
 
 import secrets
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an answer rests on, as the model `decoder` is told it: where the chunks come from, and what they weigh."""
+"""Reads what an answer rests on, as the model `decoder` is told it: where the chunks come from, and what they weigh."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Beside the ensemble: collections for operators. The only process of the server that changes them.
+"""Serves collections to operators, beside the ensemble. The only process of the server that changes them.
 
 index      collection, documents   add or replace; returns once they are committed, chunk vectors included
 delete     collection, ids         remove

@@ -1,4 +1,4 @@
-"""In front of the ensemble: notices callers who have left, which an ensemble's steps are not told of.
+"""Notices callers who have left, in front of the ensemble, whose steps are not told of it.
 
 Triton tells a model that its own caller is gone, but not the steps of an ensemble. This model passes each request on to
 the ensemble, its responses back, and asks Triton now and then whether the caller still listens; if not, it stops the

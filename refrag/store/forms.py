@@ -17,7 +17,7 @@ FP16_EXPONENT = np.uint16(0x7C00)
 
 
 class Form(Protocol):
-    """What a value must look like."""
+    """A form that values must have."""
 
     def fit(self, values: Sequence[bytes]) -> list[bool]:
         """Return of each value whether it has this form."""

@@ -48,7 +48,7 @@ def fingerprint_encoder(
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What the store knows of an encoder: the fingerprint of its vectors' keys, and the numbers in a vector."""
+    """The encoder as the store knows it: the fingerprint of its vectors' keys, and the numbers in a vector."""
 
     fingerprint: bytes
     width: int

@@ -1,4 +1,4 @@
-"""What is sent to vLLM, without vLLM."""
+"""Options and requests are translated for vLLM, and refused, without vLLM."""
 
 from types import SimpleNamespace
 

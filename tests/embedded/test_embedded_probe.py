@@ -1,4 +1,4 @@
-"""What a server says to the probe's question, and what the probe makes of it."""
+"""A server answers the probe's question, and the probe draws the right conclusion."""
 
 import json
 import threading

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from engine_helpers import GREEDY, SHAPE, answer_alone, make_request, mixed_requests, run
+from families import REFUSED, WINDOW, make_family
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen2Config
 
@@ -11,7 +12,8 @@ from refrag.decoders.torch_engine import TorchSettings
 from refrag.engine import int8_linear
 from refrag.engine.engine import Engine, EngineSettings
 from refrag.engine.int8_linear import Int8Linear, Int8Product, find_siblings, quantise_decoder
-from refrag.errors import SetupError
+from refrag.engine.support import layer_shapes
+from refrag.errors import CheckpointError, SetupError
 from refrag.model.decoder import Decoder
 
 pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
@@ -123,10 +125,10 @@ def test_siblings_are_called_in_a_row_with_the_same_unchanged_input():
     groups = find_siblings(list(model.children()), lambda: model(torch.zeros(1, 4)))
     names = {layer: name for name, layer in model.named_children()}
     assert [[names[layer] for layer in group] for group in groups] == [
-        ["query", "key"],
-        ["changed"],
         ["again"],
         ["unused"],
+        ["query", "key"],
+        ["changed"],
     ]
 
 
@@ -158,6 +160,15 @@ def test_batched_is_alone(quantised, tokenizer):
     requests = [widen(request) for request in mixed_requests(10)]
     together = run(make_engine(quantised, tokenizer), requests, per_step=2)
     assert together == [answer_alone(quantised, tokenizer, request) for request in requests]
+
+
+@pytest.mark.parametrize("name", ["cpmant", "gemma4_text", "llama4_text", "xmod"])
+def test_a_decoder_that_cannot_be_read_from_embeddings_is_still_refused_by_name(name):
+    shape, reason = REFUSED[name]
+    decoder = make_family(name, **shape).float()
+    quantise_decoder(decoder)
+    with pytest.raises(CheckpointError, match=reason):
+        layer_shapes(decoder, WINDOW)
 
 
 def test_a_processor_without_the_instructions_is_told(monkeypatch):

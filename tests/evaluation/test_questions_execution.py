@@ -1,4 +1,4 @@
-"""Where a run computes is chosen by what is there, and a place that is not is refused."""
+"""A run computes where it can, and a device that is not there is refused."""
 
 import pytest
 import torch

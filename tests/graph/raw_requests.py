@@ -37,6 +37,24 @@ def raw_request(server, inputs, model="refrag", **options):
     return results
 
 
+def decode(server, prompt, max_tokens):
+    """Return the tokens of a prompt that is sent straight to the decoder."""
+    [response] = send_prompt(server, prompt, max_tokens)
+    assert not isinstance(response, str), response
+    return response.as_numpy("token_ids").tolist()
+
+
+def send_prompt(server, prompt, max_tokens):
+    """Return the responses to a prompt that is sent straight to the decoder, or its error's message."""
+    inputs = {
+        "input_ids": (prompt.input_ids.numpy().astype(np.int32), "INT32"),
+        "prompt_embedding_table": (prompt.chunk_embeddings.numpy(), "FP32"),
+        "request_output_len": (np.array([max_tokens]), "INT64"),
+        "streaming": (np.array([False]), "BOOL"),
+    }
+    return raw_request(server, inputs, model="decoder")
+
+
 def error_that_ends(stream):
     """Read a stream of a client up to its end, which is an error, and return that."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from raw_requests import PATIENCE_SECONDS, raw_request
+from raw_requests import PATIENCE_SECONDS, decode, raw_request, send_prompt
 from served_metrics import read_metric, wait_for, wait_for_metric
 from vllm_environment import READY_SECONDS, needs_vllm, use_vllm
 
@@ -26,10 +26,14 @@ CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "world"
 MAX_TOKENS = 12
 FRACTIONS = (0, 0.1, 0.3, 1)
 QUESTION, PASSAGES = "What does Mara Tolen keep?", ["Mara Tolen keeps a parrot."]
+needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
 ENDLESS = {"max_tokens": 3000, "min_tokens": 3000}
 
 
-@pytest.fixture(scope="module", params=["torch", "torch in int8", pytest.param("vllm", marks=needs_vllm)])
+@pytest.fixture(
+    scope="module",
+    params=["torch", pytest.param("torch in int8", marks=needs_vnni), pytest.param("vllm", marks=needs_vllm)],
+)
 def kind(request):
     return request.param
 
@@ -108,24 +112,6 @@ def ask(client, context, fraction, **options):
     return client.generate(context.questions[0].text, context.passages, **options)
 
 
-def decode(server, prompt):
-    """Return the tokens of a prompt that is sent straight to the decoder."""
-    [response] = send(server, prompt)
-    assert not isinstance(response, str), response
-    return response.as_numpy("token_ids").tolist()
-
-
-def send(server, prompt):
-    """Return the responses to a prompt that is sent straight to the decoder, or its error's message."""
-    inputs = {
-        "input_ids": (prompt.input_ids.numpy().astype(np.int32), "INT32"),
-        "prompt_embedding_table": (prompt.chunk_embeddings.numpy(), "FP32"),
-        "request_output_len": (np.array([MAX_TOKENS]), "INT64"),
-        "streaming": (np.array([False]), "BOOL"),
-    }
-    return raw_request(server, inputs, model="decoder")
-
-
 def test_greedy_tokens_are_those_of_hugging_face_on_fifty_mixed_prompts(asked, heldout, expected):
     assert [list(ask(asked, *question).token_ids) for question in questions(heldout)] == expected
 
@@ -150,7 +136,7 @@ def test_the_same_ids_with_other_rows_share_nothing(served, checkpoint, mixed_pr
     prompt = next(prompt for prompt in mixed_prompts if len(prompt.chunk_embeddings) > 8)
     other = type(prompt)(prompt.input_ids, prompt.chunk_embeddings.flip(0).contiguous())
     for each in (prompt, other, prompt):
-        assert decode(served, each) == generate(checkpoint.decoder, each)
+        assert decode(served, each, MAX_TOKENS) == generate(checkpoint.decoder, each)
 
 
 def test_a_sampled_answer_is_the_same_for_its_seed_alone_and_among_others(asked, heldout):
@@ -224,7 +210,7 @@ def test_a_row_that_is_not_finite_or_of_another_width_harms_nobody(asked, served
     spoilt = prompt.chunk_embeddings.clone()
     spoilt[3, 5] = float("nan")
     for rows, told in ((spoilt, "NaN or infinity"), (prompt.chunk_embeddings[:, :-1], "width")):
-        [message] = send(served, type(prompt)(prompt.input_ids, rows.contiguous()))
+        [message] = send_prompt(served, type(prompt)(prompt.input_ids, rows.contiguous()), MAX_TOKENS)
         assert told in message
     assert list(ask(asked, *questions(heldout)[4]).token_ids) == expected[4]
 

@@ -2,10 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
-from raw_requests import PATIENCE_SECONDS, raw_request
+from raw_requests import PATIENCE_SECONDS, decode
 from tiny import tiny_pair
 from vllm_environment import READY_SECONDS, needs_vllm, use_vllm
 
@@ -107,18 +106,6 @@ def greedy(decoder, prompt):
     return tokens
 
 
-def decode(server, prompt):
-    inputs = {
-        "input_ids": (prompt.input_ids.numpy().astype(np.int32), "INT32"),
-        "prompt_embedding_table": (prompt.chunk_embeddings.numpy(), "FP32"),
-        "request_output_len": (np.array([MAX_TOKENS]), "INT64"),
-        "streaming": (np.array([False]), "BOOL"),
-    }
-    [response] = raw_request(server, inputs, model="decoder")
-    assert not isinstance(response, str), response
-    return response.as_numpy("token_ids").tolist()
-
-
 def test_the_torch_engine_refuses_it_by_its_layers(checkpoint):
     layers = HYBRIDS[checkpoint.decoder.config.model_type][1]
     with pytest.raises(CheckpointError, match=f"it has layers of type {layers}; the engine supports only"):
@@ -128,9 +115,9 @@ def test_the_torch_engine_refuses_it_by_its_layers(checkpoint):
 @needs_vllm
 def test_its_tokens_are_hugging_faces_alone_and_among_others(served, prompts, expected):
     assert len({tuple(tokens) for tokens in expected}) == len(expected)
-    assert [decode(served, prompt) for prompt in prompts] == expected
+    assert [decode(served, prompt, MAX_TOKENS) for prompt in prompts] == expected
     with ThreadPoolExecutor(len(prompts)) as pool:
-        assert list(pool.map(lambda prompt: decode(served, prompt), prompts)) == expected
+        assert list(pool.map(lambda prompt: decode(served, prompt, MAX_TOKENS), prompts)) == expected
 
 
 @needs_vllm

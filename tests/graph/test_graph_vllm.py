@@ -1,4 +1,4 @@
-"""What is vLLM's alone: an engine in other processes that may die, and decoders that `torch` refuses."""
+"""vLLM alone has an engine in other processes that may die, and takes decoders that `torch` refuses."""
 
 import os
 import shutil

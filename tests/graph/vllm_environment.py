@@ -1,4 +1,4 @@
-"""Where the environment of the decoder `vllm` is, if `make vllm` has made it, and a repository that uses it."""
+"""Finds the environment of the decoder `vllm`, if `make vllm` has made it, and has a repository use it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which answers keep their request ids, with senders and an engine in the place of Triton's."""
+"""Running answers keep their request ids, with senders and an engine in the place of Triton's."""
 
 import importlib
 import sys

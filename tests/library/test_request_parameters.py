@@ -1,4 +1,4 @@
-"""What a request carries beside its tensors: Triton's own passes, wishes that would be ignored are refused by name."""
+"""Triton's own parameters of a request pass, and wishes that would be ignored are refused by name."""
 
 import pytest
 from google.protobuf import text_format

@@ -1,4 +1,4 @@
-"""How far two orders of the same sums may lie apart, before a decoder is refused."""
+"""A decoder is refused if two orders of the same sums lie further apart than rounding explains."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Where the vectors lie: parameters first, then the environment, then the defaults; and what means nothing is told."""
+"""Parameters say first where the vectors lie, then the environment, then the defaults; what means nothing is told."""
 
 import sys
 from dataclasses import replace

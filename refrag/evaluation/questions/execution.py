@@ -1,4 +1,4 @@
-"""How a run computes, which no answer depends on beyond rounding: options for the command line."""
+"""Options of how a run computes, for the command line. No answer depends on them beyond rounding."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ GPU_ROWS = 64
 
 @dataclass(frozen=True)
 class Execution:
-    """Where a run computes, and how much at once; raises InvalidRequest for what cannot be.
+    """The device that a run computes on, and how much at once; raises InvalidRequest for what cannot be.
 
     device: as PyTorch names it; None for the GPU where there is one, else the CPU.
     batch_rows: rows whose prompts are read together; None for 64 on a GPU, 1 on a CPU, which padding would only delay.

@@ -32,7 +32,7 @@ BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Inputs:
-    """What to read: the models, and a question set as `read_questions` takes it."""
+    """The files to read: the models, and a question set as `read_questions` takes it."""
 
     checkpoint: Path
     plain: Path | None

@@ -14,7 +14,7 @@ EarlierTurns = Literal["drop", "passages"]
 
 @dataclass(frozen=True)
 class QuestionOptions:
-    """What is asked, and how; raises InvalidRequest for a value out of range."""
+    """Options of what is asked, and how; raises InvalidRequest for a value out of range."""
 
     num_rows: int | None = field(
         default=None, metadata={"type": int, "help": "rows to draw by the seed; a larger number adds to a run"}

@@ -1,1 +1,1 @@
-"""Where the store's values lie: memory, disk, Redis."""
+"""Tiers that keep the store's values: memory, disk, Redis."""

@@ -1,4 +1,4 @@
-"""What a question is asked about, on the command line: passages, a corpus or collection to search, or a document."""
+"""Reads what a question is about from the command line: passages, a corpus or collection to search, or a document."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""What commands print of an answer: its text as it comes, what it took, and what it rests on."""
+"""Prints answers: its text as it comes, what it took, and what it rests on."""
 
 import sys
 from collections.abc import Iterable, Sequence

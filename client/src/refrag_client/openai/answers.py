@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Form:
-    """What the objects of one answer have in common, under the names of one of the two routes.
+    """The names that one of the two routes has for the objects of an answer, and what they share.
 
     request_id: by which Triton knows the request. is_chat: whether the answer is a message, or else a bare text.
     """

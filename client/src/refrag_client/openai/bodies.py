@@ -134,7 +134,7 @@ class Message(Body):
 
 
 class GenerationBody(Body):
-    """What both kinds of generation take."""
+    """A body of either kind of generation."""
 
     model: str | None = None
     documents: Annotated[Documents | None, OneFault] = None

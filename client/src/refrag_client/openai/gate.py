@@ -1,4 +1,4 @@
-"""What stands before the routes: keys, limits of body and number, and the count of what passes."""
+"""Guards the routes: checks keys, limits bodies and their number, and counts what passes."""
 
 import logging
 import time
