@@ -6,14 +6,14 @@ Sixteen callers ask one question after another, each about passages drawn anew f
 answers of the same length. Three loads take turns on the real server, and each begins when the decoder is idle:
 
     none           nobody is shadowed
-    shadowed       `shadow_fraction` of the requests are, in the background
-    more load      nobody is, but with that chance a caller asks again for the plain answer, like everybody else
+    shadowed       requests drawn with the chance `--shadow-fraction` are, in the background
+    more load      nobody is, but callers of drawn requests ask again for the plain answer, like everybody else
 
     requests/s     compressed answers over the time from the first request to the last answer; what was asked again for
                    plain is not counted
     first token    at the caller, of the compressed answers: median, 95th and 99th percentile
     against none   requests per second of the load over those of `none`: median of the ratios within a turn
-    shadows        comparisons that the server made, by the end of the turn and until it was idle
+    shadows        comparisons that the server made of the requests drawn, and those that it let go, being too busy
 
 The last line of the output is the report as one JSON object.
 """
@@ -24,7 +24,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,37 +39,56 @@ from refrag_client import Answer, AsyncRefragClient, StoreClient
 LOADS = ("none", "shadowed", "more load")
 WINDOW = 4096
 POOL_CONTEXTS = 8
-COUNTED = "refrag_shadow_agreement_count"
-# Metrics are told once a second; a decoder is idle if its shadows stand still for so long.
-IDLE_SECONDS = 3.0
+COMPARED, SKIPPED = "refrag_shadow_agreement_count", "refrag_shadow_skipped"
+LONGEST_SECONDS = 600.0
 
 
 @dataclass
 class Turn:
-    """Requests per second under one load, seconds to first tokens, and comparisons made until the server was idle."""
+    """Requests per second under one load, seconds to first tokens, and comparisons made and let go."""
 
     rate: float
     ttft: list[float]
-    num_shadows: int
+    num_compared: int
+    num_skipped: int
 
 
 @dataclass
 class Callers:
-    """Callers who draw their passages from a pool, and whether they ask again."""
+    """Callers who draw their passages from a pool, and the requests that are shadowed or asked again."""
 
+    server: EmbeddedServer
     client: AsyncRefragClient
     pool: Sequence[str]
     options: argparse.Namespace
     rng: random.Random
     ttft: list[float] = field(default_factory=list)
+    num_drawn: int = 0
 
-    async def ask(self, load: str) -> None:
+    async def take_turn(self, load: str) -> Turn:
+        """Let all callers ask at once until each has asked its share, then wait until the server is idle."""
+        before, self.ttft, self.num_drawn = self._count_shadows(), [], 0
+
+        async def call() -> None:
+            for _ in range(self.options.requests):
+                await self._ask(load)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(call() for _ in range(self.options.callers)))
+        rate = len(self.ttft) / (time.perf_counter() - began)
+        awaited = self.num_drawn if load == "shadowed" else 0
+        compared, skipped = await self._wait_for_shadows(before, awaited)
+        return Turn(rate, self.ttft, compared, skipped)
+
+    async def _ask(self, load: str) -> None:
         passages = self.rng.sample(list(self.pool), self.options.passages)
-        fraction = self.options.shadow_fraction
-        answer = await self._generate(passages, self.options.expand_fraction, fraction if load == "shadowed" else 0.0)
+        is_drawn = self.rng.random() < self.options.shadow_fraction
+        self.num_drawn += is_drawn
+        shadow_fraction = float(is_drawn and load == "shadowed")
+        answer = await self._generate(passages, self.options.expand_fraction, shadow_fraction)
         assert answer.ttft_seconds is not None
         self.ttft.append(answer.ttft_seconds)
-        if load == "more load" and self.rng.random() < fraction:
+        if is_drawn and load == "more load":
             await self._generate(passages, 1.0, 0.0)
 
     async def _generate(self, passages: Sequence[str], expand_fraction: float, shadow_fraction: float) -> Answer:
@@ -83,27 +102,19 @@ class Callers:
             min_tokens=num_tokens,
         )
 
-    async def take_turn(self, load: str, is_over: Callable[[], int]) -> Turn:
-        """Let all callers ask at once until each has asked its share, then wait until the server is idle."""
-        before, self.ttft = is_over(), []
+    async def _wait_for_shadows(self, before: tuple[int, int], awaited: int) -> tuple[int, int]:
+        """Return how many comparisons have been made and let go since, once all that are awaited have come."""
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while True:
+            compared, skipped = (now - then for now, then in zip(self._count_shadows(), before, strict=True))
+            if compared + skipped >= awaited:
+                return compared, skipped
+            assert time.monotonic() < deadline, f"{compared + skipped} of {awaited} shadows have come"
+            await asyncio.sleep(1)
 
-        async def call() -> None:
-            for _ in range(self.options.requests):
-                await self.ask(load)
-
-        began = time.perf_counter()
-        await asyncio.gather(*(call() for _ in range(self.options.callers)))
-        seconds = time.perf_counter() - began
-        return Turn(len(self.ttft) / seconds, self.ttft, await asyncio.to_thread(is_over) - before)
-
-
-def count_when_idle(server: EmbeddedServer) -> int:
-    """Return the comparisons made so far, once there are no more of them."""
-    count = -1
-    while (latest := round(sum(read_metric(server, COUNTED)))) != count:
-        count = latest
-        time.sleep(IDLE_SECONDS)
-    return count
+    def _count_shadows(self) -> tuple[int, int]:
+        compared, skipped = (sum(read_metric(self.server, name)) for name in (COMPARED, SKIPPED))
+        return round(compared), round(skipped)
 
 
 def measure(options: argparse.Namespace) -> list[Report]:
@@ -119,10 +130,10 @@ def measure(options: argparse.Namespace) -> list[Report]:
 async def _take_turns(server: EmbeddedServer, pool: Sequence[str], options: argparse.Namespace) -> list[Report]:
     turns: dict[str, list[Turn]] = {load: [] for load in LOADS}
     async with AsyncRefragClient(server.grpc_address, timeout_seconds=600) as client:
-        callers = Callers(client, pool, options, random.Random(0))
+        callers = Callers(server, client, pool, options, random.Random(0))
         for number in range(options.turns + 1):
             for load in LOADS:
-                turn = await callers.take_turn(load, lambda: count_when_idle(server))
+                turn = await callers.take_turn(load)
                 # The first turn warms up.
                 turns[load] += [turn] if number else []
     rates = {load: [turn.rate for turn in series] for load, series in turns.items()}
@@ -132,7 +143,8 @@ async def _take_turns(server: EmbeddedServer, pool: Sequence[str], options: argp
             "requests_per_second": round(statistics.median(rates[load]), 2),
             "against_none": median_ratio(rates[load], rates["none"]),
             "ttft": summarise([seconds for turn in series for seconds in turn.ttft]),
-            "shadows": sum(turn.num_shadows for turn in series),
+            "num_compared": sum(turn.num_compared for turn in series),
+            "num_skipped": sum(turn.num_skipped for turn in series),
         }
         for load, series in turns.items()
     ]
@@ -145,11 +157,12 @@ def markdown(report: Report) -> str:
             f"{row['requests_per_second']:.1f}",
             f"{row['against_none']:.2f}×",
             *(f"{row['ttft'][name]:,.0f} ms" for name in ("p50_ms", "p95_ms", "p99_ms")),
-            row["shadows"],
+            row["num_compared"],
+            row["num_skipped"],
         ]
         for row in report["rows"]
     ]
-    return table(["load", "requests/s", "against none", "first token", "p95", "p99", "shadows"], rows)
+    return table(["load", "requests/s", "against none", "first token", "p95", "p99", "shadows", "let go"], rows)
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from perf import load, peers, policies, scale, ttft
+from perf import int8, load, peers, policies, scale, shadowing, ttft
 from perf.deployment import deploy
 from refrag.config import RefragConfig
 
@@ -50,6 +51,24 @@ def test_policies_are_measured_against_none_with_the_time_that_sensing_takes(tmp
     assert [policy for policy, row in rows.items() if "sensing_ms" in row] == ["attention"]
 
 
+def test_shadows_are_counted_under_the_load_that_has_them_alone(tmp_path):
+    options = ["--checkpoint", "checkpoints/world", "--callers", 2, "--requests", 2, "--turns", 1]
+    options += ["--passages", 2, "--num-tokens", 4, "--shadow-fraction", 1]
+    rows = {row["load"]: row for row in run(shadowing, tmp_path / "shadowing.json", *options)["rows"]}
+    shadows = {load: row["num_compared"] + row["num_skipped"] for load, row in rows.items()}
+    assert shadows == {"none": 0, "shadowed": 4, "more load": 0}
+    assert rows["shadowed"]["num_compared"] > 0
+    assert all(row["requests_per_second"] > 0 and row["ttft"]["n"] == 4 for row in rows.values())
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
+def test_eight_bits_are_measured_beside_floats(tmp_path):
+    options = ["--checkpoint", "checkpoints/world", "--window", 64, "--num-windows", 2, "--rounds", 1]
+    report = run(int8, tmp_path / "int8.json", *options, "--slots", 64, "--callers", 2, "--num-tokens", 8)
+    assert 0.9 < report["text"]["agreement"] <= 1
+    assert report["decoding"][0]["tokens_per_second"].keys() == {"none", "int8"}
+
+
 def test_load_is_measured_by_perf_analyzer(tmp_path):
     options = ["--context-tokens", 300, "--concurrency", 2, "--request-rates", 5, "--requests", 3, "--num-tokens", 4]
     report = run(load, tmp_path / "load.json", *options)
@@ -67,6 +86,15 @@ def test_peers_give_the_same_tokens(tmp_path):
     [row] = report["rows"]
     assert row["tokens_compared"]
     assert set(row["ttft_against_generate"]) == {"plain", "compressed"}
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
+def test_peers_ask_several_at_once_by_every_decoder(tmp_path):
+    options = ["--context-tokens", 300, "--rounds", 1, "--num-tokens", 4, "--callers", 2, "--caller-tokens", 200]
+    report = run(peers, tmp_path / "peers.json", *options, "--decoders", "torch", "int8")
+    rates = report["callers"][0]["tokens_per_second"]
+    assert list(rates) == ["compressed", "plain", "compressed, int8", "plain, int8"]
+    assert all(rate > 0 for rate in rates.values())
 
 
 def test_growth_is_measured_over_requests(tmp_path):
