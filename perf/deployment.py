@@ -18,6 +18,13 @@ from refrag.export.repository import export_repository
 from refrag.model.whole import whole_checkpoint
 from refrag_client import Answer, RefragClient
 
+ROOT = Path(__file__).parents[1]
+# By the name that reports give a decoder: arguments of `refrag decoders use`. `make vllm` makes vllm's environment.
+DECODERS = {
+    "torch": ["torch"],
+    "int8": ["torch", "--set", "quantization=int8"],
+    "vllm": ["vllm", "--folder", str(ROOT / "build" / "decoders" / "vllm")],
+}
 # A plain prompt of 8,192 tokens takes a decoder of 135 million parameters about a minute on two cores.
 LONGEST_ANSWER_SECONDS = 600
 
@@ -79,6 +86,16 @@ def serve(repository: Path, collections: Path | None = None, /, **store: object)
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     # Without probes, which would be measured too.
     with EmbeddedServer(repository, **ports, probe_seconds=0, environment=variables) as server:
+        yield server
+
+
+@contextmanager
+def serve_decoder(name: str, repository: Path, folder: Path) -> Iterator[EmbeddedServer]:
+    """Serve a copy of the repository, in `folder`, by one of DECODERS, with a store of its own."""
+    copied = folder / name
+    shutil.copytree(repository, copied)
+    use_decoder(copied, *DECODERS[name])
+    with serve(copied, disk_path=folder / f"{name}-store") as server:
         yield server
 
 

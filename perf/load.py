@@ -14,6 +14,7 @@ level is measured compressed and plain in turn, with requests of its own, each s
     models         mean milliseconds that a request waited for each model of the ensemble and was computed by it, from
                    Triton's statistics; for the decoder, until its first token, from its own metrics
 
+Every decoder of `--decoders` serves the ensemble on its own, with the same passages; at each level they take turns.
 At a rate of requests per second, requests are sent whether or not earlier ones are answered.
 A request that fails ends the run. The last line of the output is the report as one JSON object.
 """
@@ -23,6 +24,7 @@ import math
 import random
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from tqdm import tqdm
 
 from perf.analyzer import Load, Timing, run_analyzer
 from perf.corpus import QUESTION, Corpus
-from perf.deployment import deploy, serve
+from perf.deployment import DECODERS, deploy, serve_decoder
 from perf.results import Report, describe_run, emit, summarise
 from perf.stages import Reading, StageClock, compute_seconds, queue_seconds
 from refrag.reporting import table
@@ -76,21 +78,28 @@ def measure(options: argparse.Namespace) -> list[Report]:
         window = int((1 + SPARE_SHARE) * options.context_tokens) + SPARE_SLOTS
         repository = deploy(options.checkpoint, Path(folder), window)
         corpus = Corpus(repository)
-        with (
-            serve(repository, disk_path=f"{folder}/store") as server,
-            StageClock(server) as clock,
-            StoreClient(server.grpc_address) as store,
-        ):
-            callers = make_callers(corpus, options)
-            store.index(callers.pool)
-            for expand_fraction in WAYS.values():
-                run_analyzer(server.grpc_address, "refrag", callers.draw(4, expand_fraction), Load(concurrency=2))
+        callers = make_callers(corpus, options)
+        with ExitStack() as stack:
+            clocks = {}
+            for decoder in options.decoders:
+                server = stack.enter_context(serve_decoder(decoder, repository, Path(folder)))
+                clocks[decoder] = stack.enter_context(StageClock(server))
+                warm(server.grpc_address, callers)
             loads = [Load(concurrency=count) for count in options.concurrency]
             loads += [Load(requests_per_second=rate) for rate in options.request_rates]
             return [
-                measure_load(server.grpc_address, clock, callers, load, options)
+                measure_load(decoder, clock, callers, load, options)
                 for load in tqdm(loads, desc="load", disable=None)
+                for decoder, clock in clocks.items()
             ]
+
+
+def warm(address: str, callers: Callers) -> None:
+    """Put the pool into the store, and send a few requests that are not measured."""
+    with StoreClient(address) as store:
+        store.index(callers.pool)
+    for expand_fraction in WAYS.values():
+        run_analyzer(address, "refrag", callers.draw(4, expand_fraction), Load(concurrency=2))
 
 
 def make_callers(corpus: Corpus, options: argparse.Namespace) -> Callers:
@@ -102,10 +111,16 @@ def make_callers(corpus: Corpus, options: argparse.Namespace) -> Callers:
     return Callers(pool, num_passages, options.num_tokens, random.Random(0))
 
 
-def measure_load(address: str, clock: StageClock, callers: Callers, load: Load, options: argparse.Namespace) -> Report:
-    """Measure compressed and plain at one level of load."""
+def measure_load(decoder: str, clock: StageClock, callers: Callers, load: Load, options: argparse.Namespace) -> Report:
+    """Measure compressed and plain at one level of load, by the decoder whose server the clock reads."""
+    address = clock.server.grpc_address
     count = math.ceil(options.requests * (load.concurrency or load.requests_per_second or 1))
-    row: Report = {"load": load.name, "concurrency": load.concurrency, "requests_per_second": load.requests_per_second}
+    row: Report = {
+        "load": load.name if decoder == "torch" else f"{load.name}, {decoder}",
+        "decoder": decoder,
+        "concurrency": load.concurrency,
+        "requests_per_second": load.requests_per_second,
+    }
     for name, expand_fraction in WAYS.items():
         before = clock.read()
         timings = run_analyzer(address, "refrag", callers.draw(count, expand_fraction), load)
@@ -178,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/world"))
     parser.add_argument("--context-tokens", type=int, default=4096)
+    parser.add_argument("--decoders", nargs="+", choices=list(DECODERS), default=["torch"])
     parser.add_argument("--num-tokens", type=int, default=16, help="tokens of every answer")
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--request-rates", type=float, nargs="*", default=[], help="requests per second")

@@ -14,13 +14,12 @@
 
 The ensembles are served by each of `--decoders`: torch, int8 (torch in 8 bits) and vllm, whose environment `make vllm`
 makes. The ways take turns on passages that are new in every round; while one is timed the others are idle. The figures
-are medians over rounds, and medians of ratios within a round. Where the checkpoint's trained window is long enough, the
-run checks that generate and torch's plain path give the same tokens. The last line of the output is the report as one
-JSON object.
+are medians over rounds, and medians of ratios within a round, with the least and the greatest of them. Where the
+checkpoint's trained window is long enough, the run checks that generate and torch's plain path give the same tokens.
+The last line of the output is the report as one JSON object.
 """
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
@@ -37,24 +36,17 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from perf.corpus import QUESTION, Corpus
-from perf.deployment import ask, connect, deploy, serve, use_decoder
+from perf.deployment import DECODERS, ask, connect, deploy, serve_decoder
 from perf.in_process import BareDecoder
 from perf.llama_cpp import LlamaCpp
-from perf.results import Report, describe_run, emit, median_ratio, summarise
+from perf.results import Report, describe_run, emit, median_ratio, ratios, summarise
 from refrag.config import RefragConfig
 from refrag.reporting import table
 from refrag_client import RefragClient, StoreClient
 
-ROOT = Path(__file__).parents[1]
 SPARE_SLOTS = 256
 LLAMA_CPP = "llama.cpp"
 GENERATE = "generate"
-# By the name of a way's decoder: arguments of `refrag decoders use`.
-DECODERS = {
-    "torch": ["torch"],
-    "int8": ["torch", "--set", "quantization=int8"],
-    "vllm": ["vllm", "--folder", str(ROOT / "build" / "decoders" / "vllm")],
-}
 
 
 @dataclass(frozen=True)
@@ -147,27 +139,19 @@ def measure(options: argparse.Namespace) -> Report:
             )
         stores = []
         for decoder in options.decoders:
-            client, store = _serve(repository, folder, decoder, stack)
+            server = stack.enter_context(serve_decoder(decoder, repository, folder))
+            client = stack.enter_context(connect(server))
             label = "" if decoder == "torch" else f", {decoder}"
             # Before the plain way, which would leave the passages' tokens in the server's memory.
             ways[f"compressed{label}"] = Served(client, options.expand_fraction, options.num_tokens)
             ways[f"plain{label}"] = Served(client, 1.0, options.num_tokens)
-            stores.append(store)
+            stores.append(stack.enter_context(StoreClient(server.grpc_address)))
         rows = []
         for num_tokens in tqdm(options.context_tokens, desc="peers", disable=None):
             must_agree = "torch" in options.decoders and num_tokens + SPARE_SLOTS < trained_window
             rows.append(measure_length(ways, corpus, stores, num_tokens, options.rounds, must_agree))
         rates = [measure_callers(ways, corpus, stores, number, options) for number in options.callers]
     return {"rows": rows, "callers": rates}
-
-
-def _serve(repository: Path, folder: Path, decoder: str, stack: ExitStack) -> tuple[RefragClient, StoreClient]:
-    """Serve a copy of the repository by the named decoder until the stack closes."""
-    copied = folder / decoder
-    shutil.copytree(repository, copied)
-    use_decoder(copied, *DECODERS[decoder])
-    server = stack.enter_context(serve(copied, disk_path=folder / f"{decoder}-store"))
-    return stack.enter_context(connect(server)), stack.enter_context(StoreClient(server.grpc_address))
 
 
 def measure_callers(
@@ -190,6 +174,7 @@ def measure_callers(
         "callers": callers,
         "context_tokens": options.caller_tokens,
         "tokens_per_second": {name: round(statistics.median(series), 1) for name, series in rates.items()},
+        "tokens_per_second_range": {name: _range(series, 1) for name, series in rates.items()},
     }
 
 
@@ -216,10 +201,16 @@ def measure_length(
     for quantity in ("ttft", "total"):
         seconds = {name: [getattr(one, quantity) for one in series] for name, series in timed.items()}
         row[quantity] = {name: summarise(values) for name, values in seconds.items()}
-        row[f"{quantity}_against_generate"] = {
-            name: median_ratio(seconds[GENERATE], seconds[name]) for name in ways if name != GENERATE
+        others = [name for name in ways if name != GENERATE]
+        row[f"{quantity}_against_generate"] = {name: median_ratio(seconds[GENERATE], seconds[name]) for name in others}
+        row[f"{quantity}_against_generate_range"] = {
+            name: _range(ratios(seconds[GENERATE], seconds[name]), 3) for name in others
         }
     return row
+
+
+def _range(values: Sequence[float], digits: int) -> list[float]:
+    return [round(min(values), digits), round(max(values), digits)]
 
 
 def markdown(report: Report) -> str:
@@ -234,18 +225,29 @@ def peers_table(report: Report) -> str:
         for name in row["ttft"]:
             cells = [f"{row['context_tokens']:,}", name]
             for quantity in ("ttft", "total"):
-                ratio = row[f"{quantity}_against_generate"].get(name)
-                cells += [f"{row[quantity][name]['p50_ms']:,.0f} ms", "" if ratio is None else f"{ratio:.1f}×"]
+                cells += [f"{row[quantity][name]['p50_ms']:,.0f} ms", _ratio(row, quantity, name)]
             rows.append(cells)
     header = ["context tokens", "way", "first token", "faster than generate", "answer", "faster than generate"]
     return table(header, rows, num_text=2)
 
 
+def _ratio(row: Report, quantity: str, name: str) -> str:
+    if name == GENERATE:
+        return ""
+    low, high = row[f"{quantity}_against_generate_range"][name]
+    return f"{row[f'{quantity}_against_generate'][name]:.1f}× ({low:.1f}–{high:.1f})"
+
+
 def callers_table(report: Report) -> str:
     """Return tokens per second by the number of callers."""
     names = list(report["callers"][0]["tokens_per_second"])
-    rows = [[name, *(f"{row['tokens_per_second'][name]:,.1f}" for row in report["callers"])] for name in names]
+    rows = [[name, *(_rate(row, name) for row in report["callers"])] for name in names]
     return table(["tokens/s", *(_callers(row["callers"]) for row in report["callers"])], rows)
+
+
+def _rate(row: Report, name: str) -> str:
+    low, high = row["tokens_per_second_range"][name]
+    return f"{row['tokens_per_second'][name]:,.1f} ({low:,.1f}–{high:,.1f})"
 
 
 def _callers(number: int) -> str:

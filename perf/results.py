@@ -41,4 +41,9 @@ def summarise(seconds: Sequence[float]) -> Report:
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Return the median of the ratios within a turn, of values that were measured in turns."""
-    return round(statistics.median(n / d for n, d in zip(numerators, denominators, strict=True)), 3)
+    return round(statistics.median(ratios(numerators, denominators)), 3)
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Return the ratio within each turn."""
+    return [n / d for n, d in zip(numerators, denominators, strict=True)]

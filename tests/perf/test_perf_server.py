@@ -81,6 +81,15 @@ def test_load_is_measured_by_perf_analyzer(tmp_path):
     assert report["rows"][0]["plain"]["ttft"]["n"] == 6
 
 
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
+def test_decoders_take_turns_under_load(tmp_path):
+    options = ["--context-tokens", 300, "--concurrency", 2, "--requests", 1, "--num-tokens", 4]
+    report = run(load, tmp_path / "load.json", *options, "--decoders", "torch", "int8")
+    assert [row["load"] for row in report["rows"]] == ["2 at a time", "2 at a time, int8"]
+    assert [row["decoder"] for row in report["rows"]] == ["torch", "int8"]
+    assert all(row["speedup"] > 0 for row in report["rows"])
+
+
 def test_peers_give_the_same_tokens(tmp_path):
     report = run(peers, tmp_path / "peers.json", "--context-tokens", 300, "--rounds", 1, "--num-tokens", 4)
     [row] = report["rows"]
@@ -95,6 +104,8 @@ def test_peers_ask_several_at_once_by_every_decoder(tmp_path):
     rates = report["callers"][0]["tokens_per_second"]
     assert list(rates) == ["compressed", "plain", "compressed, int8", "plain, int8"]
     assert all(rate > 0 for rate in rates.values())
+    for name, (low, high) in report["callers"][0]["tokens_per_second_range"].items():
+        assert low <= rates[name] <= high
 
 
 def test_growth_is_measured_over_requests(tmp_path):
