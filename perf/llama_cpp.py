@@ -11,6 +11,7 @@ when it is loaded.
 import argparse
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -49,11 +50,16 @@ class LlamaCpp(AbstractContextManager["LlamaCpp"]):
             {"Content-Type": "application/json"},
         )
         start, first, piece = time.perf_counter(), None, {}
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as lines:
-            for line in lines:
-                if line.startswith(STREAM_PREFIX):
-                    first = first or time.perf_counter()
-                    piece = json.loads(line.removeprefix(STREAM_PREFIX))
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as lines:
+                for line in lines:
+                    if line.startswith(STREAM_PREFIX):
+                        first = first or time.perf_counter()
+                        piece = json.loads(line.removeprefix(STREAM_PREFIX))
+        except urllib.error.HTTPError as error:
+            # It has no window beyond the one that the weights were trained with.
+            said = error.read().decode(errors="replace")
+            raise RuntimeError(f"llama.cpp refused a prompt of {len(prompt):,} tokens: {said}") from error
         num_predicted = piece.get("tokens_predicted")
         assert first is not None and num_predicted == num_tokens, f"llama.cpp: {num_predicted} of {num_tokens} tokens"
         return first - start, time.perf_counter() - start

@@ -39,7 +39,7 @@ from perf.corpus import QUESTION, Corpus
 from perf.deployment import DECODERS, ask, connect, deploy, serve_decoder
 from perf.in_process import BareDecoder
 from perf.llama_cpp import LlamaCpp
-from perf.results import Report, describe_run, emit, median_ratio, ratios, summarise
+from perf.results import Report, describe_run, emit, median_ratio, ratios, summarise, write
 from refrag.config import RefragConfig
 from refrag.reporting import table
 from refrag_client import RefragClient, StoreClient
@@ -124,7 +124,8 @@ class Served:
         return Timed(answer.token_ids, answer.ttft_seconds, answer.total_seconds)
 
 
-def measure(options: argparse.Namespace) -> Report:
+def measure(report: Report, options: argparse.Namespace) -> None:
+    """Add the rows to the report, which is written after each: a run takes long."""
     trained_window = RefragConfig.load(options.checkpoint).max_prompt_slots
     window = max([*options.context_tokens, options.caller_tokens]) + SPARE_SLOTS
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -146,12 +147,14 @@ def measure(options: argparse.Namespace) -> Report:
             ways[f"compressed{label}"] = Served(client, options.expand_fraction, options.num_tokens)
             ways[f"plain{label}"] = Served(client, 1.0, options.num_tokens)
             stores.append(stack.enter_context(StoreClient(server.grpc_address)))
-        rows = []
+        report |= {"rows": [], "callers": []}
         for num_tokens in tqdm(options.context_tokens, desc="peers", disable=None):
             must_agree = "torch" in options.decoders and num_tokens + SPARE_SLOTS < trained_window
-            rows.append(measure_length(ways, corpus, stores, num_tokens, options.rounds, must_agree))
-        rates = [measure_callers(ways, corpus, stores, number, options) for number in options.callers]
-    return {"rows": rows, "callers": rates}
+            report["rows"].append(measure_length(ways, corpus, stores, num_tokens, options.rounds, must_agree))
+            write(report, options.output)
+        for number in options.callers:
+            report["callers"].append(measure_callers(ways, corpus, stores, number, options))
+            write(report, options.output)
 
 
 def measure_callers(
@@ -272,8 +275,8 @@ def main() -> None:
         **describe_run("perf.peers"),
         "answer_tokens": options.num_tokens,
         "expand_fraction": options.expand_fraction,
-        **measure(options),
     }
+    measure(report, options)
     emit(report, markdown, options.output)
 
 

@@ -31,6 +31,14 @@ def test_vllm_is_named_with_its_own_parameters_and_its_environment(repository):
     assert "block_size" not in named
 
 
+@pytest.mark.parametrize("model", ["model_repository/preprocessing", "export/variants/tensorrt_llm/engine_request"])
+def test_conversations_leave_the_answer_that_the_decoder_gives_by_default(model):
+    root = Path(__file__).parents[2]
+    configs = [(path / "config.pbtxt").read_text() for path in (TEMPLATE.parent, root / model)]
+    decoder, other = ({found[1]: found[2] for found in PARAMETER.finditer(text)} for text in configs)
+    assert other["default_max_tokens"] == decoder["default_max_tokens"]
+
+
 def test_torch_again_is_the_config_as_it_was_shipped(repository):
     choose_decoder(repository, "vllm", {}, Path("/environments/vllm/server"))
     choose_decoder(repository, "torch", {}, None)
