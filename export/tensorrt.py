@@ -19,7 +19,7 @@ from refrag.export.graphs import BATCH, CHUNK_ENCODER, LENGTH, PROJECTOR, Graph
 
 ONNX_FILE, PLAN_FILE, SCRIPT = "model.onnx", "model.plan", "build_plans.sh"
 # The max_batch_size of both models' config.pbtxt; the batch for which kernels are chosen.
-MAX_CHUNKS, USUAL_CHUNKS = 4096, 256
+MAX_CHUNKS, USUAL_CHUNKS = 8192, 256
 CONTAINER = "nvcr.io/nvidia/tensorrt:25.10-py3"
 
 # Smallest, usual and largest shape.

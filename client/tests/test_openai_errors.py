@@ -31,7 +31,7 @@ def test_unknown_models_and_paths_are_not_found(endpoint):
     [
         (("InvalidRequest", "temperature is -1; it must be 0"), 400, "temperature"),
         (("InvalidRequest", "stop_words holds 17 words"), 400, "stop"),
-        (("InvalidRequest", "10000 chunks are over the limit of 4096; send fewer passages"), 400, "documents"),
+        (("InvalidRequest", "10000 chunks are over the limit of 8192; send fewer passages"), 400, "documents"),
         (("InvalidRequest", "policy is 'best'; allowed: learned"), 400, "refrag.policy"),
         (("InvalidRequest", "text_input takes 9000 slots by itself"), 400, "messages"),
         (("Overloaded", "256 requests wait already"), 429, None),
@@ -56,7 +56,7 @@ def test_what_triton_tells_has_its_status_and_field(shared, endpoint, error, sta
         ("num_passages is 300; allowed is 1 to 256", "num_passages"),
         ("filter field 'year' is of type number, and is compared with 'a'", "filter"),
         ("search_mode is 'best'; allowed: hybrid, text, dense", "search_mode"),
-        ("10000 chunks are over the limit of 4096; send fewer passages", "num_passages"),
+        ("10000 chunks are over the limit of 8192; send fewer passages", "num_passages"),
         ("sense_tokens is 999; allowed is 0 to 64", "refrag.sense_tokens"),
         ("shadow_fraction is 2; allowed is 0 to 1", "refrag.shadow_fraction"),
         ("min_confidence is 2.0; allowed is 0 to 1", "refrag.min_confidence"),

@@ -51,7 +51,7 @@ class ExpansionSettings(StoreSettings):
     """
 
     num_threads: int = 1
-    max_chunks: int = 4096
+    max_chunks: int = 8192
     keep_unsigned_vectors: bool = False
 
 

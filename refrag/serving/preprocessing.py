@@ -42,7 +42,7 @@ class PreprocessingSettings(StoreSettings):
     default_max_tokens: the decoder's, for which a conversation leaves room.
     """
 
-    max_chunks: int = 4096
+    max_chunks: int = 8192
     max_text_bytes: int = 4 * 1024 * 1024
     shadow_fraction: float = 0.0
     history_text_tokens: int = DEFAULT_TEXT_TOKENS

@@ -82,8 +82,8 @@ def test_an_operator_of_onnx_runtime_alone_is_found(tmp_path):
 
 def test_the_profiles_reach_from_one_chunk_to_the_largest_batch(tmp_path):
     encoder, projector = plan_jobs(tmp_path, "1", encoder_length=48, encoder_width=384)
-    assert encoder.shapes == dict.fromkeys(CHUNK_ENCODER.inputs, ((1, 1), (256, 48), (4096, 48)))
-    assert projector.shapes == {"chunk_vectors": ((1, 384), (256, 384), (4096, 384))}
+    assert encoder.shapes == dict.fromkeys(CHUNK_ENCODER.inputs, ((1, 1), (256, 48), (8192, 48)))
+    assert projector.shapes == {"chunk_vectors": ((1, 384), (256, 384), (8192, 384))}
     for graph in (CHUNK_ENCODER, PROJECTOR):
         config = read_config(graph.name, "configs/tensorrt_plan.pbtxt")
         assert config.max_batch_size == MAX_CHUNKS
@@ -106,7 +106,7 @@ def test_the_script_builds_a_plan_in_each_models_folder(tmp_path):
     subprocess.run([script], check=True, env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"})
     expected = [f"{job.folder} {' '.join(trtexec_arguments(job))} --stronglyTyped" for job in jobs]
     assert notes.read_text().splitlines() == expected
-    assert "--maxShapes=input_ids:4096x48,attention_mask:4096x48" in expected[0]
+    assert "--maxShapes=input_ids:8192x48,attention_mask:8192x48" in expected[0]
 
 
 class FakeTensorrt(types.ModuleType):

@@ -43,12 +43,12 @@ def test_an_empty_passage_among_others_changes_nothing(client):
 
 
 def test_ten_thousand_passages_are_refused_with_their_number_and_the_limit(client):
-    with pytest.raises(InvalidRequest, match=r"10000 chunks .* limit of 4096; send fewer"):
+    with pytest.raises(InvalidRequest, match=r"10000 chunks .* limit of 8192; send fewer"):
         client.generate(GOOD[0], ["Mara keeps a cat."] * 10_000)
 
 
 def test_a_passage_of_one_megabyte_is_refused(client):
-    with pytest.raises(InvalidRequest, match="over the limit of 4096; send fewer or shorter"):
+    with pytest.raises(InvalidRequest, match="over the limit of 8192; send fewer or shorter"):
         client.generate(GOOD[0], ["Mara keeps a cat. " * 60_000])
 
 

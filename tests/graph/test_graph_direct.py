@@ -12,7 +12,7 @@ from refrag_client import InvalidRequest
 pytestmark = pytest.mark.server
 
 # What config.pbtxt allows: chunks in one request to the encoder.
-MOST_ROWS, NUM_CALLERS = 4096, 6
+MOST_ROWS, NUM_CALLERS = 8192, 6
 
 
 def encoder_length(server):
