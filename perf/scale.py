@@ -17,7 +17,6 @@ A request that fails ends the run. The last line of the output is the report as 
 
 import argparse
 import random
-import re
 import statistics
 import tempfile
 import time
@@ -31,6 +30,7 @@ from perf.analyzer import Load, run_analyzer
 from perf.corpus import Corpus
 from perf.deployment import ask, deploy, serve
 from perf.load import Callers, describe
+from perf.memory import memory_mib
 from perf.results import Report, describe_run, emit, summarise
 from refrag.embedded import EmbeddedServer
 from refrag.reporting import table
@@ -121,31 +121,6 @@ def _send(client: RefragClient, pool: Sequence[str], count: int, rng: random.Ran
         answers = callers.map(lambda own, fraction: ask(client, own, fraction, 2), passages, fractions)
         for _ in tqdm(answers, total=count, desc="requests", disable=None):
             pass
-
-
-def memory_mib(server: EmbeddedServer) -> float:
-    """Return the proportional set size, in MiB, of the server's process group."""
-    assert server.process_id is not None, "the server does not run"
-    sizes = [
-        _proportional_kib(process) for process in Path("/proc").glob("[0-9]*") if _group(process) == server.process_id
-    ]
-    return round(sum(sizes) / 1024, 1)
-
-
-def _group(process: Path) -> int | None:
-    try:
-        # The process's name, in brackets, may hold any character.
-        return int(process.joinpath("stat").read_text().rpartition(")")[2].split()[2])
-    except (OSError, IndexError):
-        return None
-
-
-def _proportional_kib(process: Path) -> int:
-    try:
-        found = re.search(r"^Pss:\s+(\d+)", process.joinpath("smaps_rollup").read_text(), re.MULTILINE)
-    except OSError:  # the process has ended
-        return 0
-    return int(found[1]) if found else 0
 
 
 def markdown(report: Report) -> str:

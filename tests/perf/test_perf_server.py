@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf import int8, load, peers, policies, scale, shadowing, ttft
+from perf import document, int8, load, peers, policies, scale, shadowing, ttft
 from perf.deployment import deploy
 from refrag.config import RefragConfig
 
@@ -106,6 +106,14 @@ def test_peers_ask_several_at_once_by_every_decoder(tmp_path):
     assert all(rate > 0 for rate in rates.values())
     for name, (low, high) in report["callers"][0]["tokens_per_second_range"].items():
         assert low <= rates[name] <= high
+
+
+def test_a_document_fills_the_window(tmp_path):
+    report = run(document, tmp_path / "document.json", "--window", 256, "--max-tokens", 8)
+    assert 0.5 * 256 < report["prompt_slots"] <= 256 - 8
+    assert report["context_tokens"] > 8 * report["prompt_slots"]
+    assert report["peak_mib"] > report["idle_mib"] > 0
+    assert report["answer_tokens"] > 0 and report["passages"] > 1
 
 
 def test_growth_is_measured_over_requests(tmp_path):
