@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from perf.analyzer import Load, Timing, run_analyzer
 from perf.corpus import QUESTION, Corpus
-from perf.deployment import DECODERS, deploy, serve_decoder
-from perf.results import Report, describe_run, emit, summarise
+from perf.deployment import DECODERS, LONGEST_ANSWER_SECONDS, deploy, serve_decoder
+from perf.results import Report, describe_run, emit, summarise, write
 from perf.stages import Reading, StageClock, compute_seconds, queue_seconds
 from refrag.reporting import table
 from refrag_client import StoreClient
@@ -65,6 +65,7 @@ class Callers:
                 "expand_fraction": [float(expand_fraction)],
                 "max_tokens": [self.num_tokens],
                 "min_tokens": [self.num_tokens],
+                "deadline_ms": [1000 * LONGEST_ANSWER_SECONDS],
                 # For an FP32 output without elements perf_analyzer exports whatever lies in memory there, and its
                 # export ends early if that is no number.
                 "log_probs": [True],
@@ -73,7 +74,8 @@ class Callers:
         ]
 
 
-def measure(options: argparse.Namespace) -> list[Report]:
+def measure(report: Report, options: argparse.Namespace) -> None:
+    """Add the rows to the report, which is written after each: a run takes long."""
     with tempfile.TemporaryDirectory() as folder:
         window = int((1 + SPARE_SHARE) * options.context_tokens) + SPARE_SLOTS
         repository = deploy(options.checkpoint, Path(folder), window)
@@ -87,11 +89,10 @@ def measure(options: argparse.Namespace) -> list[Report]:
                 warm(server.grpc_address, callers)
             loads = [Load(concurrency=count) for count in options.concurrency]
             loads += [Load(requests_per_second=rate) for rate in options.request_rates]
-            return [
-                measure_load(decoder, clock, callers, load, options)
-                for load in tqdm(loads, desc="load", disable=None)
-                for decoder, clock in clocks.items()
-            ]
+            for load in tqdm(loads, desc="load", disable=None):
+                for decoder, clock in clocks.items():
+                    report["rows"].append(measure_load(decoder, clock, callers, load, options))
+                    write(report, options.output)
 
 
 def warm(address: str, callers: Callers) -> None:
@@ -200,12 +201,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=6, help="of each caller; at a rate, seconds of it")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    report = {
+    report: Report = {
         **describe_run("perf.load"),
         "context_tokens": options.context_tokens,
         "answer_tokens": options.num_tokens,
-        "rows": measure(options),
+        "rows": [],
     }
+    measure(report, options)
     emit(report, markdown, options.output)
 
 
