@@ -54,6 +54,11 @@ class Models:
         for module in (*self.checkpoint.modules.values(), self.plain, *self.policies.values()):
             module.to(device)
 
+    def cast_decoders(self, dtype: torch.dtype) -> None:
+        """Have both decoders compute in another type; encoder, projector and policies keep theirs."""
+        for decoder in (self.checkpoint.decoder, self.plain):
+            decoder.to(dtype)
+
     def without_chat(self) -> "Models":
         """Return the same models for texts that stand in no chat."""
         config = self.checkpoint.config

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from refrag.evaluation.batch_reader import BatchReader
 from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile
 from refrag.evaluation.questions.conditions import parse_conditions
+from refrag.evaluation.questions.evaluate import evaluate_questions
+from refrag.evaluation.questions.identity import Inputs, identify
 from refrag.evaluation.questions.options import QuestionOptions
+from refrag.evaluation.questions.part import answers_path
 from refrag.evaluation.questions.run import QuestionRun
 from refrag.teacher_forcing.prompt_reader import PromptReader
 
@@ -89,6 +93,23 @@ def test_rows_that_are_read_together_resume_in_the_middle(world, rows, tmp_path,
     assert_same(answer(world, rows, killed, 4), alone)
     resumed = [json.loads(line) for line in killed.read_text().splitlines()]
     assert len(resumed) == len(lines) and resumed[:num_lines] == list(map(json.loads, lines[:num_lines]))
+
+
+def test_bfloat16_is_close_to_float32_and_mixes_with_nothing(rows, tmp_path, alone):
+    inputs = Inputs(WORLD, None, write_rows(tmp_path, ROWS))
+    halves, output = replace(OPTIONS, dtype="bfloat16"), tmp_path / "town.json"
+    report = evaluate_questions(inputs, CONDITIONS, halves, output)
+    assert report["options"]["dtype"] == "bfloat16"
+    answers = AnswersFile(answers_path(output), identify(inputs, halves)).answers
+    assert answers.keys() == alone.keys()
+    differences = [
+        abs(one["log_perplexity"] - alone[key]["log_perplexity"])
+        for key, one in answers.items()
+        if "log_perplexity" in one
+    ]
+    assert 0 < max(differences) < 0.3
+    with pytest.raises(InvalidRequest, match="dtype bfloat16 there, float32 here"):
+        evaluate_questions(inputs, CONDITIONS, OPTIONS, output)
 
 
 def test_prompts_read_together_go_on_as_each_does_alone(world, rows):

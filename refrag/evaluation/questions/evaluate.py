@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from refrag.data.questions.read import read_questions
 from refrag.data.questions.row import QuestionRow
 from refrag.evaluation.models import Models, load_models
@@ -71,6 +73,7 @@ def _open(
     rows = read_rows(inputs, options)
     models = load_models(inputs.checkpoint, inputs.plain)
     models.move_to(execution.torch_device)
+    models.cast_decoders(getattr(torch, options.dtype))
     run = QuestionRun(models, rows, parse_conditions(conditions, models.checkpoint.config.chunk_size), options)
     return run, AnswersFile(answers, identify(inputs, options))
 

@@ -10,6 +10,7 @@ from refrag.errors import InvalidRequest
 from refrag.retrieval.bm25 import Strength
 
 EarlierTurns = Literal["drop", "passages"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class QuestionOptions:
         },
     )
     depth: int = field(default=DEFAULT_DEPTH, metadata={"help": "passages to search for, where a question lists none"})
+    dtype: Dtype = field(
+        default="float32",
+        metadata={"choices": ["float32", "bfloat16"], "help": "type that the decoders compute in; not the encoder"},
+    )
     seed: int = field(default=0, metadata={"help": "draws the rows, the order of passages and the resamples"})
 
     def __post_init__(self) -> None:
