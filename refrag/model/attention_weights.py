@@ -43,7 +43,8 @@ def read_attention(
         tokens = decoder.token_embeddings(torch.tensor(generated, device=input_ids.device))
         prompt, rows = torch.cat([prompt, tokens]), range(rows.start, rows.stop + len(generated))
     weights = read_weights(decoder, prompt, heads.by_layer, rows, chunk_slots)
-    return weights.cpu().numpy(), null_weights.cpu().numpy()
+    # NumPy has no bfloat16.
+    return weights.float().cpu().numpy(), null_weights.float().cpu().numpy()
 
 
 def likeliest_tokens(decoder: Decoder, inputs_embeds: Tensor, count: int) -> list[int]:
