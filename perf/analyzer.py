@@ -1,7 +1,9 @@
-"""Runs NVIDIA's perf_analyzer, which comes with tritonclient, against a served model, and reads its export.
+"""Runs NVIDIA's perf_analyzer, which comes with tritonclient, against the served graph, and reads its export.
 
 The binary needs two libraries that the server's wheel carries under other names, so we give it a folder of links with
-the names that it asks for.
+the names that it asks for. For an FP32 output without elements it exports whatever lies in memory there, and the export
+ends early if that is no number. So it asks an ensemble of its own, `refrag` without its FP32 outputs, which have no
+elements in most responses.
 """
 
 import json
@@ -15,11 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 from refrag.embedded.runtime import find_wheel
 from refrag.errors import SetupError
 
 # The name that the binary asks for, and the first part of the wheel's name.
 LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
+ENSEMBLE, MEASURED = "refrag", "refrag_measured"
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,34 @@ def find_binary() -> Path:
     return Path(found)
 
 
-def run_analyzer(address: str, model: str, requests: Sequence[dict[str, Any]], load: Load) -> list[Timing]:
-    """Send each request once, streaming, and return when its responses came; raise SetupError if any failed."""
+def add_measured(repository: Path) -> None:
+    """Add the ensemble that `run_analyzer` asks to a repository that is not served yet."""
+    config = text_format.Parse((repository / ENSEMBLE / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    config.name = MEASURED
+    hidden = {output.name for output in config.output if output.data_type == model_config_pb2.TYPE_FP32}
+    kept = [output for output in config.output if output.name not in hidden]
+    del config.output[:]
+    config.output.extend(kept)
+    for step in config.ensemble_scheduling.step:
+        for name, tensor in list(step.output_map.items()):
+            if tensor in hidden:
+                del step.output_map[name]
+    folder = repository / MEASURED
+    # An ensemble's version holds no file.
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def run_analyzer(address: str, requests: Sequence[dict[str, Any]], load: Load) -> list[Timing]:
+    """Send each request once, streaming, and return when its responses came; raise SetupError if any failed.
+
+    The repository that is served must have been through `add_measured`.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, export = folder / "requests.json", folder / "export.json"
         data.write_text(json.dumps({"data": list(requests)}))
-        command = [str(find_binary()), "-m", model, "-u", address, "-i", "grpc", "--streaming", "--async"]
+        command = [str(find_binary()), "-m", MEASURED, "-u", address, "-i", "grpc", "--streaming", "--async"]
         command += ["--input-data", str(data), *load.options]
         command += ["--request-count", str(len(requests)), "--profile-export-file", str(export)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(folder))

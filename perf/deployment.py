@@ -99,6 +99,11 @@ def serve_decoder(name: str, repository: Path, folder: Path) -> Iterator[Embedde
         yield server
 
 
+def decoder_suffix(name: str) -> str:
+    """Return what stands in tables behind the name of a way or a load by this one of DECODERS."""
+    return "" if name == "torch" else f", {name}"
+
+
 def connect(server: EmbeddedServer) -> RefragClient:
     """Return a client that waits for the longest answers."""
     return RefragClient(server.grpc_address, timeout_seconds=LONGEST_ANSWER_SECONDS)

@@ -31,9 +31,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from perf.analyzer import Load, Timing, run_analyzer
+from perf.analyzer import Load, Timing, add_measured, run_analyzer
 from perf.corpus import QUESTION, Corpus
-from perf.deployment import DECODERS, LONGEST_ANSWER_SECONDS, deploy, serve_decoder
+from perf.deployment import DECODERS, LONGEST_ANSWER_SECONDS, decoder_suffix, deploy, serve_decoder
 from perf.results import Report, describe_run, emit, summarise, write
 from perf.stages import Reading, StageClock, compute_seconds, queue_seconds
 from refrag.reporting import table
@@ -66,9 +66,6 @@ class Callers:
                 "max_tokens": [self.num_tokens],
                 "min_tokens": [self.num_tokens],
                 "deadline_ms": [1000 * LONGEST_ANSWER_SECONDS],
-                # For an FP32 output without elements perf_analyzer exports whatever lies in memory there, and its
-                # export ends early if that is no number.
-                "log_probs": [True],
             }
             for _ in range(count)
         ]
@@ -79,6 +76,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         window = int((1 + SPARE_SHARE) * options.context_tokens) + SPARE_SLOTS
         repository = deploy(options.checkpoint, Path(folder), window)
+        add_measured(repository)
         corpus = Corpus(repository)
         callers = make_callers(corpus, options)
         with ExitStack() as stack:
@@ -100,7 +98,7 @@ def warm(address: str, callers: Callers) -> None:
     with StoreClient(address) as store:
         store.index(callers.pool)
     for expand_fraction in WAYS.values():
-        run_analyzer(address, "refrag", callers.draw(4, expand_fraction), Load(concurrency=2))
+        run_analyzer(address, callers.draw(4, expand_fraction), Load(concurrency=2))
 
 
 def make_callers(corpus: Corpus, options: argparse.Namespace) -> Callers:
@@ -117,14 +115,14 @@ def measure_load(decoder: str, clock: StageClock, callers: Callers, load: Load, 
     address = clock.server.grpc_address
     count = math.ceil(options.requests * (load.concurrency or load.requests_per_second or 1))
     row: Report = {
-        "load": load.name if decoder == "torch" else f"{load.name}, {decoder}",
+        "load": f"{load.name}{decoder_suffix(decoder)}",
         "decoder": decoder,
         "concurrency": load.concurrency,
         "requests_per_second": load.requests_per_second,
     }
     for name, expand_fraction in WAYS.items():
         before = clock.read()
-        timings = run_analyzer(address, "refrag", callers.draw(count, expand_fraction), load)
+        timings = run_analyzer(address, callers.draw(count, expand_fraction), load)
         row[name] = {**describe(timings), "models_ms": model_times(before, clock.read())}
     # At a fixed rate, throughput only repeats the rate.
     if load.concurrency is not None:

@@ -36,7 +36,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from perf.corpus import QUESTION, Corpus
-from perf.deployment import DECODERS, ask, connect, deploy, serve_decoder
+from perf.deployment import DECODERS, ask, connect, decoder_suffix, deploy, serve_decoder
 from perf.in_process import BareDecoder
 from perf.llama_cpp import LlamaCpp
 from perf.results import Report, describe_run, emit, median_ratio, ratios, summarise, write
@@ -142,12 +142,11 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         for decoder in options.decoders:
             server = stack.enter_context(serve_decoder(decoder, repository, folder))
             client = stack.enter_context(connect(server))
-            label = "" if decoder == "torch" else f", {decoder}"
+            suffix = decoder_suffix(decoder)
             # Before the plain way, which would leave the passages' tokens in the server's memory.
-            ways[f"compressed{label}"] = Served(client, options.expand_fraction, options.num_tokens)
-            ways[f"plain{label}"] = Served(client, 1.0, options.num_tokens)
+            ways[f"compressed{suffix}"] = Served(client, options.expand_fraction, options.num_tokens)
+            ways[f"plain{suffix}"] = Served(client, 1.0, options.num_tokens)
             stores.append(stack.enter_context(StoreClient(server.grpc_address)))
-        report |= {"rows": [], "callers": []}
         for num_tokens in tqdm(options.context_tokens, desc="peers", disable=None):
             must_agree = "torch" in options.decoders and num_tokens + SPARE_SLOTS < trained_window
             report["rows"].append(measure_length(ways, corpus, stores, num_tokens, options.rounds, must_agree))
@@ -219,7 +218,7 @@ def _range(values: Sequence[float], digits: int) -> list[float]:
 def markdown(report: Report) -> str:
     """Return the tables, with machine, commit and command."""
     about = f"`{report['command']}` on {report['machine']}, commit {report['commit']}."
-    return "\n\n".join([peers_table(report), *([callers_table(report)] if report.get("callers") else []), about])
+    return "\n\n".join([peers_table(report), *([callers_table(report)] if report["callers"] else []), about])
 
 
 def peers_table(report: Report) -> str:
@@ -271,10 +270,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    report = {
+    report: Report = {
         **describe_run("perf.peers"),
         "answer_tokens": options.num_tokens,
         "expand_fraction": options.expand_fraction,
+        "rows": [],
+        "callers": [],
     }
     measure(report, options)
     emit(report, markdown, options.output)

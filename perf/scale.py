@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from perf.analyzer import Load, run_analyzer
+from perf.analyzer import Load, add_measured, run_analyzer
 from perf.corpus import Corpus
 from perf.deployment import ask, deploy, serve
 from perf.load import Callers, describe
@@ -49,6 +49,7 @@ MOST_PASSAGES = 8
 def measure(options: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         repository = deploy(options.checkpoint, Path(folder), WINDOW)
+        add_measured(repository)
         corpus = Corpus(repository)
         pool = [corpus.draw_passage() for _ in range(POOL_SIZE)]
         start = time.perf_counter()
@@ -89,7 +90,7 @@ def measure_callers(
 ) -> Report:
     callers = Callers(pool, MOST_PASSAGES, ANSWER_TOKENS, rng)
     requests = callers.draw(options.requests_per_caller * count, 0.0)
-    timings = run_analyzer(server.grpc_address, "refrag", requests, Load(concurrency=count))
+    timings = run_analyzer(server.grpc_address, requests, Load(concurrency=count))
     return {"callers": count, **describe(timings), "memory_mib": memory_mib(server)}
 
 

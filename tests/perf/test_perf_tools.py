@@ -2,19 +2,24 @@
 
 import json
 import random
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from perf import decoders, prefill, ttft
 from perf.analytic import predicted_speedup
-from perf.analyzer import read_export
+from perf.analyzer import add_measured, read_export
 from perf.load import Callers, describe
 from perf.prefill import Case
 from perf.stages import Reading, compute_seconds, queue_seconds, stage_seconds
 from refrag.errors import SetupError
 from refrag_client import Answer, Statistics
 
+ROOT = Path(__file__).parents[2]
 PHASES = {"queue": 0.001, "compute_input": 0.0, "compute_infer": 0.01, "compute_output": 0.0}
 MODELS = ("preprocessing", "chunk_encoder", "expansion_policy", "projector")
 
@@ -62,6 +67,22 @@ EXPORT = """{"experiments":[{"requests":[
      "response_outputs":[{"text_output":"nan, inf","token_log_probs":-1.5},{"token_log_probs":[-2,1]},{}]},
     {"timestamp":1050000000,"response_timestamps":[1250000000],"response_outputs":[{"token_log_probs":-3}]}
 ]}]}"""
+
+
+def test_the_ensemble_that_is_measured_lacks_outputs_that_break_an_export(tmp_path):
+    source = ROOT / "model_repository" / "refrag" / "config.pbtxt"
+    (tmp_path / "refrag").mkdir()
+    shutil.copyfile(source, tmp_path / "refrag" / "config.pbtxt")
+    add_measured(tmp_path)
+    whole, measured = (
+        text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        for path in (source, tmp_path / "refrag_measured" / "config.pbtxt")
+    )
+    lacking = {one.name for one in whole.output} - {one.name for one in measured.output}
+    assert lacking == {"token_log_probs", "passage_weights"}
+    mapped = [tensor for step in measured.ensemble_scheduling.step for tensor in step.output_map.values()]
+    assert not lacking.intersection(mapped) and {one.name for one in measured.output} <= set(mapped)
+    assert measured.input == whole.input and measured.name == "refrag_measured"
 
 
 def test_an_export_that_broke_off_says_why():
