@@ -155,7 +155,7 @@ CONTRADICTIONS = {
         "min_confidence": np.array([2], np.float32),
     },
     "chunk_vectors .* of the question": lambda true: {
-        name: np.resize(true[name], (5000, *true[name].shape[1:])) for name in ENCODED
+        name: np.resize(true[name], (8200, *true[name].shape[1:])) for name in ENCODED
     },
 }
 
