@@ -168,6 +168,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "pair-openai": (RESULTS / "smollm2" / "openai.json", with_source(openai.markdown)),
     "pair-shadowing": (RESULTS / "smollm2" / "shadowing.json", with_source(shadowing.markdown)),
     "pair-peers": (RESULTS / "smollm2" / "peers.json", peers.markdown),
+    "pair-load": (RESULTS / "smollm2" / "load.json", with_source(load.load_table)),
     "pair-document": (RESULTS / "smollm2" / "document.json", with_source(document.markdown)),
     "pair-int8": (RESULTS / "smollm2" / "int8.json", with_source(int8.markdown)),
     "pair-policies": (RESULTS / "smollm2" / "policies.json", policies.markdown),
