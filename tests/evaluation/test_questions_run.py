@@ -26,6 +26,7 @@ from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.run import QuestionRun, make_request, score
 from refrag.evaluation.questions.summary import render, summarise
 from refrag.evaluation.reading import TargetedPrompt, read
+from refrag.model.attention_heads import AttentionHeads
 from refrag.pipeline import Pipeline
 from refrag.request import ExpansionOptions, Request, SamplingParams
 from refrag.teacher_forcing.prompt_reader import PromptReader
@@ -91,6 +92,18 @@ def test_a_compressed_prompt_is_the_pipelines(plain_models, rows, policy):
     assert built.prompt.input_ids.tolist() == answer.prompt.input_ids.tolist()
     assert list(built.expanded) == answer.expanded
     assert PromptReader(plain_models.checkpoint.decoder, built.prompt).answer(4)[0] == answer.token_ids
+
+
+def test_all_heads_are_read_though_the_checkpoint_names_one(plain_models, rows):
+    one_head = AttentionHeads(((0, 0),), (1.0,))
+    models = replace(plain_models, checkpoint=replace(plain_models.checkpoint, heads=one_head))
+    contexts = Contexts(models, lambda row: make_request(row, OPTIONS), None, 4, seed=0)
+    condition = parse_condition("p=0.5:attention-all-heads", 16)
+    default = AttentionHeads.default(plain_models.checkpoint.decoder)
+    assert contexts._pipeline(condition).heads == default
+    assert contexts._pipeline(parse_condition("p=0.5:attention", 16)).heads == one_head
+    expected = build(plain_models, rows[0], "p=0.5:attention").expanded
+    assert list(contexts.build(rows[0], None, condition).expanded) == list(expected)
 
 
 def test_the_plain_prompt_is_the_pipelines_with_everything_expanded(plain_models, rows):

@@ -6,8 +6,9 @@ plain:p=0.1             the same, cut behind as many tokens as compression with 
 gold                    the passages with the evidence alone, read by the plain decoder
 p=0                     every chunk compressed
 p=0.1:POLICY            a tenth of the chunks expanded, chosen by a policy: learned, learned-as-served, similarity,
-                        attention, base-similarity (the encoder's as it was before training), random, oracle, or any
-                        other that is served
+                        attention, attention-all-heads (of the middle layers, though the checkpoint names some),
+                        base-similarity (the encoder's as it was before training), random, oracle, or any other that
+                        is served
 p=0:shuffled, p=0:zeroed, p=0.1:POLICY:shuffled …   controls
 
 k=8:… in front sets another chunk size than the checkpoint's.

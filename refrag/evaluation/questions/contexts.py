@@ -28,6 +28,10 @@ from refrag.request import ExpansionOptions, Request
 
 # C chunks, Q question chunks, E encoder width
 
+# The served policies with other settings than the checkpoint's -> the policy.
+AS_SERVED, ALL_HEADS = "learned as served", "attention all heads"
+VARIANTS = {AS_SERVED: LEARNED_POLICY, ALL_HEADS: "attention"}
+
 
 @dataclass(frozen=True)
 class RowContext:
@@ -83,7 +87,7 @@ class Contexts:
     ) -> None:
         self.models, self.make_request = models, make_request
         self.window, self.max_tokens, self.seed = window, max_tokens, seed
-        self._pipelines: dict[tuple[int, bool, bool], Pipeline] = {}
+        self._pipelines: dict[tuple[int, bool, bool, bool], Pipeline] = {}
         self._encoded: dict[tuple[str, int], RowContext] = {}
 
     def build(self, row: QuestionRow, control: QuestionRow | None, condition: Condition) -> RowPrompt:
@@ -147,8 +151,7 @@ class Contexts:
             return self._base_encoder.rank(kept.context.chunks, self.make_request(kept.row).question)[:budget]
         if selection == "oracle":
             return find_answer_chunks(kept.row, Spans(pipeline.chunker), kept.places)[:budget]
-        policy = LEARNED_POLICY if selection == "learned as served" else selection
-        options = ExpansionOptions(fraction, policy, self._seed(kept.row))
+        options = ExpansionOptions(fraction, VARIANTS.get(selection, selection), self._seed(kept.row))
         return list(pipeline.select(options, kept.context, kept.vectors, kept.question_vectors).numbers)
 
     @cached_property
@@ -192,14 +195,17 @@ class Contexts:
     def _pipeline(self, condition: Condition) -> Pipeline:
         """Return the served pipeline, whose learned policy spends the whole budget unless it is asked as served.
 
-        For a plain condition it has the plain decoder.
+        For a plain condition it has the plain decoder; for attention of all heads none that were found.
         """
         spends_all, is_plain = condition.selection == LEARNED_POLICY, condition.form != "compressed"
-        key = condition.chunk_size, spends_all, is_plain
+        reads_all = condition.selection == ALL_HEADS
+        key = condition.chunk_size, spends_all, reads_all, is_plain
         if key not in self._pipelines:
             checkpoint = self.models.checkpoint.with_chunk_size(condition.chunk_size)
             if spends_all:
                 checkpoint = replace(checkpoint, config=replace(checkpoint.config, policy_confidence=1.0))
+            if reads_all:
+                checkpoint = replace(checkpoint, heads=None)
             if is_plain:
                 checkpoint = replace(checkpoint, decoder=self.models.plain)
             self._pipelines[key] = Pipeline(checkpoint)

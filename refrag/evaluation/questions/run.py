@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from refrag.config import LEARNED_POLICY
 from refrag.data.questions.arrange import arrange
 from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.data.questions.turns import with_last_turns
@@ -18,7 +19,7 @@ from refrag.evaluation.models import Models
 from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
 from refrag.evaluation.questions.conditions import select_by, spell
-from refrag.evaluation.questions.contexts import Contexts, RowPrompt
+from refrag.evaluation.questions.contexts import AS_SERVED, VARIANTS, Contexts, RowPrompt
 from refrag.evaluation.questions.controls import count_shared, find_control
 from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.part import Part
@@ -30,7 +31,7 @@ from refrag.teacher_forcing.distribution import TopDistribution
 from refrag.teacher_forcing.fidelity import compare_with_plain
 
 # Selections that no server offers under this name.
-OWN_SELECTIONS = (base_encoder.NAME, "oracle", "learned as served")
+OWN_SELECTIONS = (base_encoder.NAME, "oracle", *VARIANTS)
 
 
 # Of one batch: slots, which the cache holds, and pairs of them, for which attention may keep a weight in every head.
@@ -228,7 +229,7 @@ def _recall(gold: Sequence[int], built: RowPrompt) -> float:
 
 def _refuse_unanswerable(models: Models, rows: Sequence[QuestionRow], conditions: Sequence[Condition]) -> None:
     """Raise an error, before anything is answered, for what would fail in the middle of the run."""
-    if any(select_by(conditions, name) for name in ("learned", "learned as served")):
+    if any(select_by(conditions, name) for name in (LEARNED_POLICY, AS_SERVED)):
         models.checkpoint.require_policy()
     if select_by(conditions, base_encoder.NAME):
         base_encoder.require_base(models.checkpoint)
