@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf import document, int8, load, peers, policies, scale, shadowing, ttft
+from perf import conversation, document, int8, load, peers, policies, scale, shadowing, ttft
 from perf.deployment import deploy
 from refrag.config import RefragConfig
 
@@ -114,6 +114,20 @@ def test_a_document_fills_the_window(tmp_path):
     assert report["context_tokens"] > 8 * report["prompt_slots"]
     assert report["peak_mib"] > report["idle_mib"] > 0
     assert report["answer_tokens"] > 0 and report["passages"] > 1
+
+
+def test_a_conversation_grows_in_every_way_and_none_leaves_a_turn_out(tmp_path):
+    options = ["--checkpoint", "checkpoints/world", "--turns", 10, 30, "--passage-tokens", 50, "--rounds", 1]
+    rows = run(conversation, tmp_path / "conversation.json", *options)["rows"]
+    found = {(row["scenario"], row["turns"], row["way"]): row for row in rows}
+    assert len(found) == 12
+    for scenario, num_answers in (("in a row", 10), ("new passages", 1)):
+        plain, compressed = ([found[scenario, turns, way] for turns in (10, 30)] for way in ("plain", "p=0"))
+        assert plain[1]["prompt_slots"] - plain[0]["prompt_slots"] > 400
+        assert compressed[1]["prompt_slots"] - compressed[0]["prompt_slots"] < 80
+        assert plain[0]["growth_over_plain"] is None and plain[1]["growth_over_plain"] == 1
+        assert all(row["ttft"]["n"] == num_answers for row in plain + compressed)
+    assert found["in a row", 30, "p=0.1"]["expanded_chunks"] > 0 == compressed[1]["expanded_chunks"]
 
 
 def test_growth_is_measured_over_requests(tmp_path):
