@@ -18,6 +18,7 @@ from pathlib import Path
 from examples.demo import markdown_table as demo_table
 from perf import (
     accuracy_report,
+    conversation,
     document,
     engine,
     gpu_report,
@@ -170,6 +171,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "pair-peers": (RESULTS / "smollm2" / "peers.json", peers.markdown),
     "pair-load": (RESULTS / "smollm2" / "load.json", with_source(load.load_table)),
     "pair-document": (RESULTS / "smollm2" / "document.json", with_source(document.markdown)),
+    "pair-conversation": (RESULTS / "smollm2" / "conversation.json", with_source(conversation.markdown)),
     "pair-int8": (RESULTS / "smollm2" / "int8.json", with_source(int8.markdown)),
     "pair-policies": (RESULTS / "smollm2" / "policies.json", policies.markdown),
     "accuracy": (RESULTS / "accuracy.json", accuracy_report.markdown),
