@@ -57,7 +57,7 @@ class Answer:
 class Pipeline:
     """Answers questions with one checkpoint, by the same steps as the ensemble.
 
-    history_text_tokens: tokens of the newest earlier turns that stay text; `preprocessing` has the same parameter.
+    history_text_tokens: tokens of the newest earlier turns that stay text at most; `preprocessing` has it too.
     """
 
     def __init__(self, checkpoint: Checkpoint, history_text_tokens: int = DEFAULT_TEXT_TOKENS) -> None:

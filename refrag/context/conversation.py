@@ -6,11 +6,13 @@
 A pair is a user's turn with its answer. As a chunk it may be compressed or expanded like any other. Without a chat
 template an expanded pair and one in text are the same tokens, which is how the checkpoint was trained.
 
-What the window cannot hold even compressed is cut, the oldest pair first.
+What the window cannot hold even compressed is cut, the oldest pair first. Pairs leave the text some at a time, so that
+most prompts of a conversation begin like the one before.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -50,18 +52,20 @@ class LaidOutHistory:
 
 def lay_out_history(pairs: Sequence[Pair], chunker: Chunker, room: Room) -> LaidOutHistory:
     """Return the layout of the pairs, which are given oldest first."""
-    text_ids: list[int] = []
-    left = list(pairs)
+    read = chunker.read_passages([as_passage(pair, chunker.config.template) for pair in pairs])
+    limit, texts = min(room.text_tokens, room.num_slots), list[list[int]]()
     for token_ids in _newest_first(pairs, chunker):
-        if len(text_ids) + len(token_ids) > min(room.text_tokens, room.num_slots):
+        if sum(map(len, texts)) + len(token_ids) > limit:
             break
-        text_ids = token_ids + text_ids
-        left.pop()
-    read = chunker.read_passages([as_passage(pair, chunker.config.template) for pair in left])
-    num_cut = len(left) - _count_fitting(read.chunks, len(left), len(text_ids), room)
+        texts.append(token_ids)
+    sizes = np.bincount(read.chunks.passages, read.chunks.lengths, len(pairs))
+    num_older = _begin_text(len(pairs) - len(texts), sizes, room.text_tokens)
+    text_ids = [*chain.from_iterable(reversed(texts[: len(pairs) - num_older]))]
+    older = int(np.searchsorted(read.chunks.passages, num_older))
+    num_cut = num_older - _count_fitting(read.chunks[:older], num_older, len(text_ids), room)
     first = int(np.searchsorted(read.chunks.passages, num_cut))
-    kept = PackedChunks(read.chunks.token_ids[first:], read.chunks.passages[first:] - num_cut)
-    return LaidOutHistory(ReadPassages(kept, read.spans[first:], read.new_tokens), text_ids, num_cut)
+    kept = PackedChunks(read.chunks.token_ids[first:older], read.chunks.passages[first:older] - num_cut)
+    return LaidOutHistory(ReadPassages(kept, read.spans[first:older], read.new_tokens), text_ids, num_cut)
 
 
 def as_passage(pair: Pair, template: PromptTemplate) -> str:
@@ -69,6 +73,20 @@ def as_passage(pair: Pair, template: PromptTemplate) -> str:
     if template.is_chat:
         return f"{USER}: {pair.question}\n{ASSISTANT}: {pair.answer}"
     return f"{template.question_prefix.strip()} {pair.question} {template.answer_prefix.strip()} {pair.answer}"
+
+
+def _begin_text(first: int, sizes: np.ndarray, text_tokens: int) -> int:
+    """Return the number of the pair with which the text begins; from `first` on all would fit.
+
+    It begins where another half of `text_tokens` is full, counted from the oldest pair. So it begins with the same pair
+    for several questions in a row, and their prompts begin alike, which the decoder need not compute again.
+
+    sizes (P,): tokens of each pair.
+    """
+    num_halves = np.concatenate([[0], sizes.cumsum()]) // max(1, text_tokens // 2)  # full before each pair
+    places = np.flatnonzero(np.diff(num_halves[:-1], prepend=-1))
+    later = places[places >= first]
+    return int(later[0]) if len(later) else first
 
 
 def _newest_first(pairs: Sequence[Pair], chunker: Chunker) -> Iterator[list[int]]:

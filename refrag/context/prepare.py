@@ -17,7 +17,7 @@ class ContextLimits:
     """Limits of a request with earlier turns.
 
     answer_tokens: slots of the window that are left for the answer. num_chunks: of passages, turns and question.
-    text_tokens: tokens of the newest turns that stay text, instead of being cut into chunks.
+    text_tokens: tokens of the newest turns that stay text at most, instead of being cut into chunks.
     """
 
     answer_tokens: int

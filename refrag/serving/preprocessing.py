@@ -38,7 +38,7 @@ class PreprocessingSettings(StoreSettings):
     max_chunks: limit for context and question chunks of one request together; at most chunk_encoder's max_batch_size.
     max_text_bytes: limit for question, passages and history together, checked before anything is tokenised.
     shadow_fraction: share of the requests to answer a second time from the plain prompt, where a request does not say.
-    history_text_tokens: tokens of the newest earlier turns that stay text; older ones become chunks.
+    history_text_tokens: tokens of the newest earlier turns that stay text at most; older ones become chunks.
     default_max_tokens: the decoder's, for which a conversation leaves room.
     """
 

@@ -1,5 +1,6 @@
 """Earlier turns in the prompt: newest in text, older ones as chunks behind the passages, the oldest cut at the end."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,36 @@ def test_the_newest_pairs_are_text_within_the_budget_and_all_others_are_chunks(p
     assert set(some.chunks.passages.tolist()) == {0, 1, 2, 3}
     assert set(all_text.chunks.passages.tolist()) == {0, 1}
     assert [each.num_cut_turns for each in (none, some, all_text)] == [0, 0, 0]
+
+
+def test_most_questions_keep_the_text_of_the_one_before_so_that_their_prompts_begin_alike(pipeline):
+    wide, counts = with_window(pipeline, 8192, 240), range(40, 140, 2)
+    contexts = [prepared(wide, turns(count)) for count in counts]
+    begins = [int(context.chunks.passages[-1]) for context in contexts]
+    assert begins == sorted(begins), "a pair that has left the text never returns"
+    moves = sum(before < after for before, after in itertools.pairwise(begins))
+    assert 0 < moves <= len(begins) // 3
+    texts = [len(context.question_ids) - len(contexts[0].question_ids) for context in contexts]
+    assert max(texts) - min(texts) <= 120 + 40, "half of the limit, and a pair"
+    for before, after in itertools.pairwise(contexts):
+        common = len(before.chunks)
+        assert list(after.chunks[:common]) == list(before.chunks)
+
+
+def test_a_newest_pair_that_fits_is_always_text(pipeline):
+    long = [
+        turn for number in range(9) for turn in (Turn("user", f"Ship {number}? " * 9), Turn("assistant", "In port."))
+    ]
+    all_text = prepared(with_window(pipeline, 8192, 9999), long)
+    one, none = prepared(with_window(pipeline, 8192, 0), long[:2]), prepared(with_window(pipeline, 8192, 0), [])
+    length = one.chunks.num_tokens - none.chunks.num_tokens
+    for limit in range(length + 2, 4 * length):
+        context = prepared(with_window(pipeline, 8192, limit), long)
+        assert (
+            len(none.question_ids)
+            < len(context.question_ids)
+            <= min(len(all_text.question_ids), len(none.question_ids) + limit)
+        )
 
 
 def test_a_chat_is_what_the_chat_template_renders(tiny_checkpoint):
