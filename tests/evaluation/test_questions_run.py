@@ -24,7 +24,7 @@ from refrag.evaluation.questions.evaluate import evaluate_questions
 from refrag.evaluation.questions.identity import Inputs
 from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.run import QuestionRun, make_request, score
-from refrag.evaluation.questions.summary import render, summarise
+from refrag.evaluation.questions.summary import render, render_policies, summarise
 from refrag.evaluation.reading import TargetedPrompt, read
 from refrag.model.attention_heads import AttentionHeads
 from refrag.pipeline import Pipeline
@@ -285,13 +285,21 @@ def test_another_run_may_not_go_on_in_the_same_file(tmp_path):
 
 
 def test_the_report_has_every_condition_with_its_differences_and_reads_as_markdown(plain_models, rows, tmp_path):
-    run, file = run_all(plain_models, rows, tmp_path / "a.jsonl")
+    conditions = ("gold", "p=0.5:learned", "p=0.5:random", "p=1:random")
+    run, file = run_all(plain_models, rows, tmp_path / "a.jsonl", conditions)
     report = json.loads(json.dumps(summarise(run, file)))
     assert [row["condition"] for row in report["rows"]] == list(map(spell, run.conditions))
     plain = report["rows"][1]
     assert plain["num_questions"] == 4 and plain["refused_rightly"]["value"] in (0, 1)
     pairs = {(one["condition"], one["against"]) for one in report["differences"]}
     assert {("k=16:p=0", "k=16:p=0:shuffled"), ("k=16:p=0", "k=16:p=0:zeroed")} <= pairs
+    same_budget = ("k=16:p=0.5:random", "k=16:p=0.5:learned")
+    assert [pair for pair in pairs if "learned" in pair[1] or "random" in pair[1]] == [same_budget]
+    recall = {row["condition"]: row["gold_recall"]["value"] for row in report["rows"] if "gold_recall" in row}
+    compared = next(one for one in report["differences"] if (one["condition"], one["against"]) == same_budget)
+    assert compared["gold_recall"]["value"] == pytest.approx(recall[same_budget[0]] - recall[same_budget[1]])
+    policies = render_policies(report, same_budget[1])
+    assert policies.count("| k=16:p=0.5:random") == 2 and "zeroed" not in policies
     same = next(one for one in report["differences"] if one["condition"] == "k=16:p=1:random")
     assert [row["condition"] for row in report["rows"] if not row["num_questions"]] == []
     assert (same["against"], same["log_perplexity"]["value"]) == ("plain", 0)

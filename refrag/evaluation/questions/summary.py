@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,11 +79,21 @@ def summarise(run: "QuestionRun", file: AnswersFile) -> dict[str, Any]:
 
 
 def _pairs(asked: Collection[Condition], plain: Condition, none: Condition) -> list[tuple[Condition, Condition]]:
-    """Return what is compared with what: all with plain and with no context, true embeddings with their controls."""
+    """Return what is compared with what.
+
+    All with plain and with no context, true embeddings with their controls, each policy with those before it that have
+    the same budget.
+    """
     controlled = [(replace(one, embeddings="true"), one) for one in asked if one.embeddings != "true"]
+    selecting = [one for one in asked if one.selection != "none" and one.embeddings == "true"]
     return [
         *((one, other) for other in (plain, none) for one in asked if one != other),
         *((true, control) for true, control in controlled if true in asked),
+        *(
+            (later, other)
+            for other, later in combinations(selecting, 2)
+            if replace(later, selection=other.selection) == other
+        ),
     ]
 
 
@@ -106,7 +117,9 @@ def render(report: Values) -> str:
         sections.append("## Recovery\n\n" + about + _figures(shown, names, decimals=RECOVERED))
     for against in dict.fromkeys(row["against"] for row in differences):
         chosen = [row for row in differences if row["against"] == against]
-        sections.append(f"## Difference from `{against}`\n\n" + _figures(chosen, {**MEASURES, **FIDELITY}, bold=True))
+        sections.append(
+            f"## Difference from `{against}`\n\n" + _figures(chosen, {**MEASURES, **FIDELITY, **RECALL}, bold=True)
+        )
     return "\n\n".join(sections)
 
 
@@ -118,6 +131,21 @@ def render_briefly(report: Values) -> str:
     measures = {name: MEASURES[name] for name in ("contains", "f1", "log_perplexity")}
     columns = {**measures, "recovery_f1": "R of F1", "prompt_slots": SIZES["prompt_slots"]}
     return _figures(rows, columns, decimals=(*DECIMALS, "recovery_f1"))
+
+
+def render_policies(report: Values, against: str) -> str:
+    """Return the report's policies in Markdown, beside plain and all compressed, then compared with one of them."""
+    names = ("contains", "f1", "log_perplexity")
+    measures = {**RECALL, **{name: MEASURES[name] for name in names}}
+    shown = [row for row in report["rows"] if row["settings"]["embeddings"] == "true"]
+    compared = [row for row in report["differences"] if row["against"] == against and "gold_recall" in row]
+    return "\n\n".join(
+        [
+            _figures(shown, {**measures, "prompt_slots": SIZES["prompt_slots"]}),
+            f"Differences from `{against}` on the same rows:",
+            _figures(compared, measures, bold=True),
+        ]
+    )
 
 
 def _answers(run: "QuestionRun", file: AnswersFile, condition: Condition) -> dict[str, Answer]:
@@ -152,7 +180,7 @@ def _estimate(answers: Mapping[str, Answer], name: str, seed: int) -> Estimate |
 
 def _differences(answers: Mapping[str, Answer], others: Mapping[str, Answer], seed: int) -> dict[str, Any]:
     differences = {}
-    for name in (*MEASURES, *FIDELITY):
+    for name in (*MEASURES, *FIDELITY, *RECALL):
         values, other_values = _columns(name, answers, others)
         if len(values) and name in SHARES:
             differences[name] = asdict(estimate_share_difference(values > 0, other_values > 0))
