@@ -15,6 +15,7 @@ POLICIES: Table[Policy] = Table(
     built_in={
         LEARNED_POLICY: "refrag.policies.learned:POLICY",
         "similarity": "refrag.policies.similarity:POLICY",
+        "neighbourhood": "refrag.policies.neighbourhood:POLICY",
         "attention": "refrag.policies.attention:POLICY",
         "random": "refrag.policies.random:POLICY",
         EXPAND_NOTHING: "refrag.policies.fixed:NONE",

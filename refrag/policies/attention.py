@@ -10,6 +10,7 @@ import numpy as np
 
 from refrag.model.attention_heads import Scoring
 from refrag.policies.base import Candidates, ChunkAttention, Policy, Selection
+from refrag.policies.neighbourhood import LEAST_DEVIATION, rank, spread, standardised
 
 # N attention heads, C context chunks
 
@@ -19,8 +20,6 @@ LEAST_SHARE = 0.1
 MOST_DEVIATIONS = 4.0
 # Of weights whose shares are taken: a head that sees no chunk has no share to give.
 LEAST_SUM = 1e-30
-# Scores that differ less than so do not differ.
-LEAST_DEVIATION = 1e-6
 # Deviations of a normal distribution in its median absolute deviation.
 DEVIATIONS_IN_MEDIAN = 1.4826
 
@@ -29,8 +28,8 @@ def select_attended(candidates: Candidates, budget: int) -> Selection:
     """Select the chunks of the highest scores. A chunk weighs its share of the attention under the question."""
     attention = candidates.attention
     assert attention is not None, "select_chunks refuses a request that needs attention if it has not been read"
-    ranked = np.argsort(-score_attended(attention, candidates.passages), kind="stable")
-    return Selection(ranked[:budget].tolist(), shares_of_chunks(attention).astype(np.float32))
+    ranked = rank(score_attended(attention, candidates.passages))
+    return Selection(ranked[:budget], shares_of_chunks(attention).astype(np.float32))
 
 
 def score_attended(attention: ChunkAttention, passages: np.ndarray) -> np.ndarray:
@@ -43,9 +42,9 @@ def combine(
     scores: np.ndarray, weights: np.ndarray, passages: np.ndarray, similarities: np.ndarray, scoring: Scoring
 ) -> np.ndarray:
     """Return each chunk's score, of those that each head gives it.  (N, C), (N,), (C,), (C,) -> (C,)"""
-    attended = _standardised(weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS))
-    mixed = (1 - scoring.similarity) * attended + scoring.similarity * _standardised(similarities)
-    return spread(mixed, passages, scoring)
+    attended = standardised(weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS))
+    mixed = (1 - scoring.similarity) * attended + scoring.similarity * standardised(similarities)
+    return spread(mixed, passages, scoring.neighbours, scoring.passage)
 
 
 def shares_of_chunks(attention: ChunkAttention) -> np.ndarray:
@@ -71,29 +70,10 @@ def deviations(scores: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def spread(scores: np.ndarray, passages: np.ndarray, scoring: Scoring) -> np.ndarray:
-    """Return the scores with a part of those of their neighbours in the passage, and of the passage's best.  (C,)"""
-    same = passages[1:] == passages[:-1]
-    left, right = np.concatenate([[False], same]), np.concatenate([same, [False]])
-    sums = np.where(left, np.roll(scores, 1), 0.0) + np.where(right, np.roll(scores, -1), 0.0)
-    smoothed = scores + scoring.neighbours * sums / np.maximum(1, left.astype(int) + right)
-    numbers = np.unique(passages, return_inverse=True)[1]
-    best = np.full(len(passages), -np.inf)
-    np.maximum.at(best, numbers, smoothed)
-    scored: np.ndarray = smoothed + scoring.passage * best[numbers]
-    return scored
-
-
 def _shares(weights: np.ndarray) -> np.ndarray:
     weights = weights.astype(np.float64)
     shares: np.ndarray = weights / np.maximum(weights.sum(1, keepdims=True), LEAST_SUM)
     return shares
-
-
-def _standardised(scores: np.ndarray) -> np.ndarray:
-    """Return the scores with mean 0 and deviation 1, or all 0 if they are alike.  (C,)"""
-    standardised: np.ndarray = (scores - scores.mean()) / max(scores.std(), LEAST_DEVIATION)
-    return standardised
 
 
 POLICY = Policy("chunks that the question makes the decoder look at", "attention", select_attended)

@@ -29,7 +29,7 @@ def _sent_as(datatype: Datatype, help: str, name: str | None = None, is_json: bo
 
 
 # For the help only: a server may have further policies. It refuses an unknown name and lists those that it has.
-POLICIES = ("learned", "similarity", "attention", "random", "none", "all")
+POLICIES = ("learned", "similarity", "neighbourhood", "attention", "random", "none", "all")
 # Of texts in `history`, in turn.
 ROLES = ("user", "assistant")
 SEARCH_MODES = ("hybrid", "text", "dense")
