@@ -26,7 +26,7 @@ from perf.stages import StageClock
 from refrag.reporting import table
 from refrag_client import Answer, RefragClient, StoreClient
 
-FLOOR = "none"
+FLOOR, POLICIES = "none", ["random", "similarity", "neighbourhood", "learned", "attention"]
 # Slots beyond the context: the question's and the template's, and one for the answer's only token.
 SPARE_SLOTS = 192
 
@@ -115,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/smollm2"))
     parser.add_argument("--context-tokens", type=int, nargs="+", default=[2048, 8000])
-    parser.add_argument("--policies", nargs="+", default=["random", "similarity", "learned", "attention"])
+    parser.add_argument(
+        "--policies", nargs="+", default=["random", "similarity", "neighbourhood", "learned", "attention"]
+    )
     parser.add_argument("--expand-fraction", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)

@@ -65,7 +65,8 @@ def test_vectors_picks_and_prompts_are_those_of_the_pipeline(cases, models, sele
 
 def test_a_selection_that_nobody_has_is_refused_with_the_policies(cases):
     with pytest.raises(
-        InvalidRequest, match="policy is 'best'; allowed: learned, similarity, attention, random, none, all"
+        InvalidRequest,
+        match="policy is 'best'; allowed: learned, similarity, neighbourhood, attention, random, none, all",
     ):
         choose_chunks(cases, compressed(8, "best", 0.2))
 

@@ -116,7 +116,7 @@ def test_the_command_finds_heads_that_the_pipeline_then_reads(world, tmp_path, c
     assert find(world) == 0
     values = json.loads(report.read_text())
     assert render(values) in capsys.readouterr().out
-    for policy in ("attention", "similarity", "learned", "random"):
+    for policy in ("attention", "similarity", "neighbourhood", "learned", "random"):
         by_share = [values["recall"][policy][f"{share:g}"]["value"] for share in SHARES]
         assert by_share == sorted(by_share), "a larger budget cannot find less"
     assert values["recall"]["attention"]["0.2"]["value"] > values["recall"]["random"]["0.2"]["value"]

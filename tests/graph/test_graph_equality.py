@@ -20,6 +20,7 @@ MAX_TOKENS = 12
         ("learned", 0.5),
         ("learned", 1),
         ("similarity", 0.1),
+        ("neighbourhood", 0.1),
         ("attention", 0.1),
         ("attention", 0.5),
         ("none", 0.1),
@@ -73,7 +74,7 @@ def test_a_limit_of_slots_holds_and_is_used_where_no_fraction_is_given(client, r
 
 
 @pytest.mark.parametrize("expand_fraction", [0.0, 0.1])
-@pytest.mark.parametrize("policy", ["learned", "similarity", "attention"])
+@pytest.mark.parametrize("policy", ["learned", "similarity", "neighbourhood", "attention"])
 def test_a_raised_budget_equals_the_reference(client, reference, heldout, policy, expand_fraction):
     raised = 0
     for context in heldout[:8]:

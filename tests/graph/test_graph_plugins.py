@@ -122,7 +122,8 @@ def test_the_toys_answer(toy_client):
 
 def test_a_policy_that_nobody_offers_is_refused_with_the_toy_in_the_list(toy_client):
     with pytest.raises(
-        InvalidRequest, match="policy is 'first'; allowed: learned, similarity, attention, random, none, all, last"
+        InvalidRequest,
+        match="policy is 'first'; allowed: learned, similarity, neighbourhood, attention, random, none, all, last",
     ):
         toy_client.generate(QUESTION, PASSAGES, policy="first")
 

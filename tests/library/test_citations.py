@@ -79,7 +79,7 @@ def test_spans_are_those_of_the_expanded_chunks_of_passages(pipeline, seed, frac
     assert cited == expected
 
 
-@pytest.mark.parametrize("policy", ["learned", "similarity", "random"])
+@pytest.mark.parametrize("policy", ["learned", "similarity", "neighbourhood", "random"])
 def test_each_policys_weights_are_shares(pipeline, policy):
     weights = ask(pipeline, policy=policy, expand_fraction=0.3).passage_weights
     assert len(weights) == len(PASSAGES)

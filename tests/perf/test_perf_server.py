@@ -44,7 +44,7 @@ def test_first_tokens_are_measured_with_their_stages(tmp_path):
 def test_policies_are_measured_against_none_with_the_time_that_sensing_takes(tmp_path):
     options = ["--checkpoint", "checkpoints/world", "--context-tokens", 400, "--rounds", 1]
     rows = {row["policy"]: row for row in run(policies, tmp_path / "policies.json", *options)["rows"]}
-    assert list(rows) == ["none", "random", "similarity", "learned", "attention"]
+    assert list(rows) == ["none", "random", "similarity", "neighbourhood", "learned", "attention"]
     assert rows["none"]["over_none"] == 1
     assert rows["none"]["prompt_slots"] < rows["attention"]["prompt_slots"] == rows["similarity"]["prompt_slots"]
     assert 0 < rows["attention"]["sensing_ms"] < rows["attention"]["ttft"]["p50_ms"]

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refrag.model.attention_heads import Scoring
-from refrag.policies.attention import combine, score_attended, shares_of_chunks, spread
+from refrag.policies.attention import combine, score_attended, shares_of_chunks
 from refrag.policies.base import Candidates, ChunkAttention
+from refrag.policies.neighbourhood import spread
 from refrag.policies.select import select_chunks
 
 NUM_HEADS, NUM_CHUNKS = 6, 40
@@ -76,10 +77,10 @@ def test_heads_that_see_no_chunk_leave_the_choice_to_similarity():
 
 def test_neighbours_lend_each_other_their_scores_within_a_passage_alone():
     scores, passages = np.array([0.0, 0, 8, 0, 0, 0]), np.array([0, 0, 0, 1, 1, 1])
-    lent = spread(scores, passages, Scoring(neighbours=0.5, passage=0.0))
+    lent = spread(scores, passages, 0.5, 0.0)
     # The chunk in the middle of the passage has two neighbours, of which one scores.
     assert lent.tolist() == [0, 2, 8, 0, 0, 0]
-    raised = spread(scores, passages, Scoring(neighbours=0.0, passage=0.25))
+    raised = spread(scores, passages, 0.0, 0.25)
     assert raised.tolist() == [2, 2, 10, 0, 0, 0]
 
 

@@ -78,7 +78,7 @@ def test_where_nothing_weighs_anything_the_raised_budget_is_spent():
     assert raise_budget(Selection([3], np.zeros(5, np.float32)), Fallback(0.1, 3)).numbers == [0, 1, 3]
 
 
-@pytest.mark.parametrize("policy", ["learned", "similarity"])
+@pytest.mark.parametrize("policy", ["learned", "similarity", "neighbourhood"])
 @pytest.mark.parametrize("fraction", [0, 0.1, 0.5])
 @pytest.mark.parametrize("min_confidence", [0.2, 0.7, 0.95, 1.0])
 def test_a_policy_that_weighs_chunks_reaches_what_is_asked_for(network, policy, fraction, min_confidence):

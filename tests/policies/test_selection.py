@@ -69,7 +69,24 @@ def test_of_chunks_with_the_same_text_the_first_is_nearest():
     assert rank_by_similarity(vectors.contiguous(), torch.randn(3, 384)) == list(range(41))
 
 
-@pytest.mark.parametrize("policy", ["learned", "similarity", "random"])
+def test_a_chunk_beside_others_like_the_question_goes_before_a_likelier_one_alone():
+    cosines = torch.tensor([0.5, 0.6, 0.5, 0.7, -0.1, -0.1])
+    vectors = torch.stack([cosines, (1 - cosines**2).sqrt()], 1)
+    candidates = Candidates(np.array([0, 0, 0, 1, 1, 1]), vectors, torch.tensor([[1.0, 0.0]]))
+    assert select_chunks("similarity", candidates, 1).numbers == [3]
+    chosen = select_chunks("neighbourhood", candidates, 1)
+    assert chosen.numbers == [1]
+    assert chosen.weights == pytest.approx([0.5, 0.6, 0.5, 0.7, 0, 0])
+    assert select_chunks("neighbourhood", candidates, 3).numbers == [0, 1, 2]
+
+
+def test_chunks_in_passages_of_their_own_have_no_neighbourhood():
+    alone = Candidates(np.arange(12), VECTORS, QUESTION)
+    picks = [select_chunks(policy, alone, 5).numbers for policy in ("similarity", "neighbourhood")]
+    assert picks[0] == picks[1]
+
+
+@pytest.mark.parametrize("policy", ["learned", "similarity", "neighbourhood", "random"])
 @pytest.mark.parametrize("fraction, count", [(0, 0), (0.1, 1), (0.5, 6), (1, 12)])
 def test_a_policy_spends_its_whole_budget_and_no_more(network, policy, fraction, count):
     chosen = select(network, policy=policy, expand_fraction=fraction)
@@ -90,12 +107,13 @@ def test_random_picks_depend_on_the_seed_alone(network):
 @pytest.mark.parametrize("name", ["best", "Attention", ""])
 def test_an_unknown_policy_is_refused_with_the_list(network, name):
     with pytest.raises(
-        InvalidRequest, match=f"policy is '{name}'; allowed: learned, similarity, attention, random, none, all"
+        InvalidRequest,
+        match=f"policy is '{name}'; allowed: learned, similarity, neighbourhood, attention, random, none, all",
     ):
         select(network, policy=name)
 
 
-@pytest.mark.parametrize("policy", ["similarity", "random", "none", "all"])
+@pytest.mark.parametrize("policy", ["similarity", "neighbourhood", "random", "none", "all"])
 def test_what_needs_no_training_is_served_without_a_network(network, policy):
     options = {"policy": policy, "expand_fraction": 0.5, "seed": 3}
     assert select(None, **options) == select(network, **options)
@@ -103,7 +121,8 @@ def test_what_needs_no_training_is_served_without_a_network(network, policy):
 
 def test_a_trained_policy_is_refused_where_there_is_no_network():
     with pytest.raises(
-        InvalidRequest, match=r"'learned' needs a trained network.*allowed: similarity, attention, random, none, all"
+        InvalidRequest,
+        match=r"'learned' needs a trained network.*allowed: similarity, neighbourhood, attention, random, none, all",
     ):
         select(None, policy="learned", expand_fraction=0.5)
 
@@ -113,7 +132,7 @@ def test_a_checkpoint_without_a_network_must_name_a_default_that_needs_none():
     assert open_trained_policy(RefragConfig(**config, policy="random"), None) is None
     with pytest.raises(
         CheckpointError,
-        match=r"no policy.safetensors.*'learned' needs.*one of similarity, attention, random, none, all",
+        match=r"no policy.safetensors.*'learned' needs.*one of similarity, neighbourhood, attention, random, none, all",
     ):
         open_trained_policy(RefragConfig(**config), None)
     with pytest.raises(CheckpointError, match="a default policy that nobody offers: policy is 'best'"):

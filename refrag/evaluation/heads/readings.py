@@ -25,7 +25,7 @@ from refrag.request import ExpansionOptions, Request
 SHARES = (0.05, 0.1, 0.2)
 # Of a score, in deviations: FP16 has no more than 65504.
 MOST_KEPT = 1e4
-OTHER_POLICIES = ("similarity", LEARNED_POLICY, "random")
+OTHER_POLICIES = ("similarity", "neighbourhood", LEARNED_POLICY, "random")
 
 
 @dataclass(frozen=True)
