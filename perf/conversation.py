@@ -42,6 +42,9 @@ IN_A_ROW, NEW_PASSAGES = "in a row", "new passages"
 TURN_WORDS = 7
 IN_A_ROW_QUESTIONS = 10
 
+# Answers by scenario, number of turns and way.
+Asked = dict[tuple[str, int, str], list[Answer]]
+
 
 class Conversation:
     """One conversation, the same in every way."""
@@ -86,11 +89,8 @@ def measure(options: argparse.Namespace) -> list[Report]:
     return [describe(asked, *key, first_turn=min(options.turns)) for key in asked]
 
 
-Asked = dict[tuple[str, int, str], list[Answer]]
-
-
 def ask_in_a_row(conversation: Conversation, turns: Sequence[int]) -> Asked:
-    """Return the answers to the last questions before each number of turns, by scenario, number of turns and way."""
+    """Return the answers to the last questions up to each number of turns."""
     counted = {turn: end for end in turns for turn in range(end - IN_A_ROW_QUESTIONS + 1, end + 1)}
     asked: Asked = {(IN_A_ROW, end, way): [] for end in turns for way in WAYS}
     for turn in tqdm(range(1, max(turns) + 1), desc=IN_A_ROW, disable=None):
@@ -102,7 +102,7 @@ def ask_in_a_row(conversation: Conversation, turns: Sequence[int]) -> Asked:
 
 
 def ask_about_new(conversation: Conversation, turns: Sequence[int], num_tokens: int, num_rounds: int) -> Asked:
-    """Return the answers of all rounds, by scenario, number of turns and way."""
+    """Return the answers of all rounds."""
     asked: Asked = {(NEW_PASSAGES, end, way): [] for end in turns for way in WAYS}
     for _ in tqdm(range(num_rounds), desc=NEW_PASSAGES, disable=None):
         for end in turns:

@@ -39,7 +39,7 @@ from perf import (
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
-from refrag.evaluation.questions.summary import BRIEF_OF_LONG, render_briefly, render_policies
+from refrag.evaluation.questions.summary import render_briefly, render_policies
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.reporting import table
@@ -55,7 +55,6 @@ TASK_ROWS = (
     "REFRAG k=16, 10% oracle",
 )
 QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual")
-LONG_ANSWER_SETS = ("mtrag-turns", "mtrag-last", "qmsum", "squality")
 POLICY_SETS = ("policies-xquad", "policies-nq")
 # Number of lines shown of the demo's transcript: the first question with both answers.
 NUM_SHOWN = 4
@@ -101,12 +100,6 @@ def headline() -> str:
 def questions(report: Report) -> str:
     """Return the table of a question set, with how many rows were asked and where that was."""
     return f"{report['num_rows']} questions.\n\n{render_briefly(report)}\n\n{source_line(report)}"
-
-
-def long_answers(report: Report) -> str:
-    """Return the table of a question set whose answers are sentences."""
-    figures = render_briefly(report, BRIEF_OF_LONG, recovered="log_perplexity")
-    return f"{report['num_rows']} questions.\n\n{figures}\n\n{source_line(report)}"
 
 
 def compared_policies(report: Report) -> str:

@@ -53,19 +53,19 @@ class LaidOutHistory:
 def lay_out_history(pairs: Sequence[Pair], chunker: Chunker, room: Room) -> LaidOutHistory:
     """Return the layout of the pairs, which are given oldest first."""
     read = chunker.read_passages([as_passage(pair, chunker.config.template) for pair in pairs])
-    limit, texts = min(room.text_tokens, room.num_slots), list[list[int]]()
+    texts: list[list[int]] = []  # the newest first
     for token_ids in _newest_first(pairs, chunker):
-        if sum(map(len, texts)) + len(token_ids) > limit:
+        if sum(map(len, texts)) + len(token_ids) > min(room.text_tokens, room.num_slots):
             break
         texts.append(token_ids)
     sizes = np.bincount(read.chunks.passages, read.chunks.lengths, len(pairs))
     num_older = _begin_text(len(pairs) - len(texts), sizes, room.text_tokens)
     text_ids = [*chain.from_iterable(reversed(texts[: len(pairs) - num_older]))]
-    older = int(np.searchsorted(read.chunks.passages, num_older))
-    num_cut = num_older - _count_fitting(read.chunks[:older], num_older, len(text_ids), room)
+    end = int(np.searchsorted(read.chunks.passages, num_older))
+    num_cut = num_older - _count_fitting(read.chunks[:end], num_older, len(text_ids), room)
     first = int(np.searchsorted(read.chunks.passages, num_cut))
-    kept = PackedChunks(read.chunks.token_ids[first:older], read.chunks.passages[first:older] - num_cut)
-    return LaidOutHistory(ReadPassages(kept, read.spans[first:older], read.new_tokens), text_ids, num_cut)
+    kept = PackedChunks(read.chunks.token_ids[first:end], read.chunks.passages[first:end] - num_cut)
+    return LaidOutHistory(ReadPassages(kept, read.spans[first:end], read.new_tokens), text_ids, num_cut)
 
 
 def as_passage(pair: Pair, template: PromptTemplate) -> str:

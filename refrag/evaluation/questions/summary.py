@@ -37,8 +37,8 @@ MEASURES = {
     "refused_wrongly": "refused, answerable, %",
     "log_perplexity": "log-perplexity",
 }
-# Those of a brief report, of short answers and of long ones.
-BRIEF, BRIEF_OF_LONG = ("contains", "f1", "log_perplexity"), ("rouge_l", "refused_wrongly", "log_perplexity")
+# Those of a brief report.
+BRIEF = {name: MEASURES[name] for name in ("contains", "f1", "log_perplexity")}
 # Of which an answer has 0 or 1.
 SHARES = ("exact_match", "contains", "true_answer", "refused_rightly", "refused_wrongly")
 RECOVERED = ("exact_match", "f1", "contains", "rouge_l", "log_perplexity")
@@ -125,23 +125,18 @@ def render(report: Values) -> str:
     return "\n\n".join(sections)
 
 
-def render_briefly(report: Values, names: Sequence[str] = BRIEF, recovered: str = "f1") -> str:
-    """Return one table of the report in Markdown: these measures, recovery of one, and the size of the prompt."""
+def render_briefly(report: Values) -> str:
+    """Return one table of the report in Markdown: the usual measures, recovery of F1, and the size of the prompt."""
     rows = [
-        {**row, **({"recovered": row["recovery"][recovered]} if recovered in row["recovery"] else {})}
-        for row in report["rows"]
+        {**row, **({"recovery_f1": row["recovery"]["f1"]} if "f1" in row["recovery"] else {})} for row in report["rows"]
     ]
-    columns = {
-        **{name: MEASURES[name] for name in names},
-        "recovered": f"R of {MEASURES[recovered].removesuffix(', %')}",
-        "prompt_slots": SIZES["prompt_slots"],
-    }
-    return _figures(rows, columns, decimals=(*DECIMALS, "recovered"))
+    columns = {**BRIEF, "recovery_f1": "R of F1", "prompt_slots": SIZES["prompt_slots"]}
+    return _figures(rows, columns, decimals=(*DECIMALS, "recovery_f1"))
 
 
 def render_policies(report: Values, against: str) -> str:
     """Return the report's policies in Markdown, beside plain and all compressed, then compared with one of them."""
-    measures = {**RECALL, **{name: MEASURES[name] for name in BRIEF}}
+    measures = {**RECALL, **BRIEF}
     shown = [row for row in report["rows"] if row["settings"]["embeddings"] == "true"]
     compared = [row for row in report["differences"] if row["against"] == against and "gold_recall" in row]
     return "\n\n".join(
