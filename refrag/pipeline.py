@@ -22,10 +22,10 @@ from refrag.model.attention_heads import AttentionHeads
 from refrag.model.attention_weights import read_attention
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
+from refrag.model.similarity import similarities
 from refrag.policies.base import Candidates, ChunkAttention, Selection
 from refrag.policies.budget import budget_of, fallback_of
 from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks
-from refrag.policies.similarity import similarities
 from refrag.prompt import Prompt, lay_out_prompt
 from refrag.request import ExpansionOptions, Request, SamplingParams
 from refrag.store.values import round_to_stored

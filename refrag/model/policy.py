@@ -1,18 +1,21 @@
 """Network of the learned policy: a logit per chunk from a two-layer transformer (paper §2 and appendix).
 
-It differs from the paper's in three ways. It can read the question's chunk vectors; the paper's never sees the
+It differs from the paper's in four ways. It can read the question's chunk vectors; the paper's never sees the
 question. It reads chunk vectors, not projected embeddings, so that it fits any decoder. It reads each chunk together
-with its neighbours in the passage, because a chunk often says "it" of what the one before it names.
+with its neighbours in the passage, because a chunk often says "it" of what the one before it names. And it learns what
+to add to the score of `neighbourhood`, the policy without training, which it is until it has learned.
 """
 
 import torch
 from torch import Tensor, nn
 
+from refrag.model.similarity import score_neighbourhoods, similarities
+
 # B contexts, C chunks, Q question chunks, E encoder width, W policy width
 
 NUM_LAYERS = 2
-# Of the comparison with the question at the start: the product of equal states is about 2.25 √W.
-START_SHARPNESS = 1.5
+# Of the score without training, at the start: so sharp are its probabilities about right.
+START_WEIGHT = 1.5
 
 
 class ExpansionPolicy(nn.Module):
@@ -32,23 +35,24 @@ class ExpansionPolicy(nn.Module):
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         if question_aware:
-            self._start_from_similarity()
+            self.neighbourhood_weight = nn.Parameter(torch.tensor(START_WEIGHT))
+            self._start_from_neighbourhood()
 
     @torch.no_grad()
-    def _start_from_similarity(self) -> None:
-        """Let chunks that are like the question score high from the start, which the layers then refine.
+    def _start_from_neighbourhood(self) -> None:
+        """Let the layers add nothing at the start, and see chunk and question alike.
 
-        Chunk and question go through the same random projection, which about keeps angles, and are compared by a scaled
-        product. Weights that are all random take thousands of labelled questions to get there.
+        Both go through the same random projection, which about keeps angles. Weights that are all random take thousands
+        of labelled questions to find out what is like the question.
         """
         own = self.question_in.weight.shape[1]
         self.chunk_in.weight.zero_()
         self.chunk_in.weight[:, own : 2 * own] = self.question_in.weight
-        for linear in (self.chunk_in, self.question_in, self.query, self.key):
+        for linear in (self.chunk_in, self.question_in, self.query, self.key, self.score):
             linear.bias.zero_()
-        for linear in (self.query, self.key):
-            nn.init.eye_(linear.weight)
-            linear.weight.mul_(START_SHARPNESS)
+        nn.init.eye_(self.query.weight)
+        for linear in (self.key, self.score):
+            linear.weight.zero_()
 
     def forward(
         self,
@@ -70,7 +74,8 @@ class ExpansionPolicy(nn.Module):
         chunks, question = states[:, :num_chunks], states[:, num_chunks:]
         logits = self.score(chunks).squeeze(-1)  # (B, C)
         if self.question_aware:
-            logits = logits + self._match(chunks, question, question_mask)
+            alike = score_neighbourhoods(similarities(chunk_vectors, question_vectors, question_mask), passages)
+            logits = logits + self._match(chunks, question, question_mask) + self.neighbourhood_weight * alike.detach()
         return logits.masked_fill(passages < 0, float("-inf"))
 
     def _match(self, chunks: Tensor, question: Tensor, question_mask: Tensor) -> Tensor:

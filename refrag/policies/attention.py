@@ -7,10 +7,11 @@ every head gives each chunk the logarithm of how much its share has grown. After
 """
 
 import numpy as np
+import torch
 
 from refrag.model.attention_heads import Scoring
+from refrag.model.similarity import LEAST_DEVIATION, rank, spread, standardised
 from refrag.policies.base import Candidates, ChunkAttention, Policy, Selection
-from refrag.policies.neighbourhood import LEAST_DEVIATION, rank, spread, standardised
 
 # N attention heads, C context chunks
 
@@ -28,7 +29,7 @@ def select_attended(candidates: Candidates, budget: int) -> Selection:
     """Select the chunks of the highest scores. A chunk weighs its share of the attention under the question."""
     attention = candidates.attention
     assert attention is not None, "select_chunks refuses a request that needs attention if it has not been read"
-    ranked = rank(score_attended(attention, candidates.passages))
+    ranked = rank(torch.from_numpy(score_attended(attention, candidates.passages)))
     return Selection(ranked[:budget], shares_of_chunks(attention).astype(np.float32))
 
 
@@ -42,9 +43,10 @@ def combine(
     scores: np.ndarray, weights: np.ndarray, passages: np.ndarray, similarities: np.ndarray, scoring: Scoring
 ) -> np.ndarray:
     """Return each chunk's score, of those that each head gives it.  (N, C), (N,), (C,), (C,) -> (C,)"""
-    attended = standardised(weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS))
-    mixed = (1 - scoring.similarity) * attended + scoring.similarity * standardised(similarities)
-    return spread(mixed, passages, scoring.neighbours, scoring.passage)
+    limited = torch.from_numpy(weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS))
+    alike = torch.from_numpy(similarities.astype(np.float64))
+    mixed = (1 - scoring.similarity) * standardised(limited) + scoring.similarity * standardised(alike)
+    return spread(mixed, torch.from_numpy(passages), scoring.neighbours, scoring.passage).numpy()
 
 
 def shares_of_chunks(attention: ChunkAttention) -> np.ndarray:

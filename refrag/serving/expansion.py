@@ -12,9 +12,9 @@ from refrag.context.deployed import DeployedFrame
 from refrag.errors import InvalidRequest, RefragError
 from refrag.machine.allocator import keep_freed_memory
 from refrag.model.policy_file import load_policy
+from refrag.model.similarity import similarities
 from refrag.policies.base import Candidates
 from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks, weigh_equally
-from refrag.policies.similarity import similarities
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.serving.fallback import read_fallback
 from refrag.serving.store_metrics import StoreMetrics

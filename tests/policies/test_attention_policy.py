@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refrag.model.attention_heads import Scoring
+from refrag.model.similarity import spread
 from refrag.policies.attention import combine, score_attended, shares_of_chunks
 from refrag.policies.base import Candidates, ChunkAttention
-from refrag.policies.neighbourhood import spread
 from refrag.policies.select import select_chunks
 
 NUM_HEADS, NUM_CHUNKS = 6, 40
@@ -76,7 +76,7 @@ def test_heads_that_see_no_chunk_leave_the_choice_to_similarity():
 
 
 def test_neighbours_lend_each_other_their_scores_within_a_passage_alone():
-    scores, passages = np.array([0.0, 0, 8, 0, 0, 0]), np.array([0, 0, 0, 1, 1, 1])
+    scores, passages = torch.tensor([0.0, 0, 8, 0, 0, 0]), torch.tensor([0, 0, 0, 1, 1, 1])
     lent = spread(scores, passages, 0.5, 0.0)
     # The chunk in the middle of the passage has two neighbours, of which one scores.
     assert lent.tolist() == [0, 2, 8, 0, 0, 0]

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, InvalidRequest, RefragError
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
+from refrag.model.similarity import rank, similarities
 from refrag.policies import POLICIES
 from refrag.policies.base import Candidates, Policy, TrainedPolicy
 from refrag.policies.budget import budget_of, expansion_budget
 from refrag.policies.learned import score_chunks
 from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks
-from refrag.policies.similarity import rank_by_similarity
 from refrag.request import ExpansionOptions
 
 PASSAGES = np.array([number // 3 for number in range(12)])
@@ -59,14 +59,14 @@ def test_the_budget_rounds_down(fraction, num_chunks, budget):
 
 def test_similarity_takes_the_chunks_nearest_to_the_question_by_angle():
     vectors = torch.tensor([[0.0, 2.0], [3.0, 0.1], [1.0, 1.0]])
-    assert rank_by_similarity(vectors, torch.tensor([[5.0, 0.0]])) == [1, 2, 0]
+    assert rank(similarities(vectors, torch.tensor([[5.0, 0.0]]))) == [1, 2, 0]
     # Each part of a long question counts alike, however long its vector is.
-    assert rank_by_similarity(vectors, torch.tensor([[50.0, 0.0], [0.0, 1.0]])) == [2, 1, 0]
+    assert rank(similarities(vectors, torch.tensor([[50.0, 0.0], [0.0, 1.0]]))) == [2, 1, 0]
 
 
 def test_of_chunks_with_the_same_text_the_first_is_nearest():
     vectors = torch.randn(1, 384).expand(41, 384)
-    assert rank_by_similarity(vectors.contiguous(), torch.randn(3, 384)) == list(range(41))
+    assert rank(similarities(vectors.contiguous(), torch.randn(3, 384))) == list(range(41))
 
 
 def test_a_chunk_beside_others_like_the_question_goes_before_a_likelier_one_alone():
@@ -204,6 +204,14 @@ def test_an_untrained_policy_prefers_chunks_that_are_like_the_question():
         logits = score_chunks(fresh, PASSAGES, vectors, vectors[[number]] + 0.3 * torch.randn(1, 64))
         ranks.append(int((logits > logits[number]).sum()))
     assert sum(ranks) / len(ranks) < 1
+
+
+def test_an_untrained_policy_is_neighbourhood():
+    torch.manual_seed(0)
+    fresh, vectors, question = ExpansionPolicy(64, width=32).eval(), torch.randn(12, 64), torch.randn(2, 64)
+    logits = score_chunks(fresh, PASSAGES, vectors, question)
+    candidates = Candidates(PASSAGES, vectors, question)
+    assert sorted(rank(logits)[:5]) == sorted(select_chunks("neighbourhood", candidates, 5).numbers)
 
 
 def test_a_question_blind_policy_does_not():
