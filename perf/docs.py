@@ -39,7 +39,7 @@ from perf import (
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
-from refrag.evaluation.questions.summary import render_briefly, render_policies
+from refrag.evaluation.questions.summary import BRIEF_OF_LONG, render_briefly, render_policies
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.reporting import table
@@ -56,6 +56,7 @@ TASK_ROWS = (
 )
 QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual")
 POLICY_SETS = ("policies-xquad", "policies-nq")
+LONG_ANSWER_SETS = ("mtrag-turns", "mtrag-last", "qmsum", "squality")
 # Number of lines shown of the demo's transcript: the first question with both answers.
 NUM_SHOWN = 4
 # The README quotes the performance at this context length and this number of callers.
@@ -105,6 +106,12 @@ def questions(report: Report) -> str:
 def compared_policies(report: Report) -> str:
     """Return the policies on a question set, and how they differ from similarity."""
     figures = render_policies(report, against="k=16:p=0.1:similarity")
+    return f"{report['num_rows']} questions.\n\n{figures}\n\n{source_line(report)}"
+
+
+def long_answers(report: Report) -> str:
+    """Return the table of a question set whose answers are sentences."""
+    figures = render_briefly(report, BRIEF_OF_LONG, recovered="log_perplexity")
     return f"{report['num_rows']} questions.\n\n{figures}\n\n{source_line(report)}"
 
 
@@ -193,6 +200,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "heads": (PAIR / "heads.json", with_source(render_recall)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},
+    **{name: (PAIR / "questions" / f"{name}.json", long_answers) for name in LONG_ANSWER_SETS},
     "answers": (WORLD / "evaluation.json", partial(evaluation_table, table_name="answers")),
     "tasks": (WORLD / "evaluation.json", partial(markdown_tasks, table_name="answers", names=TASK_ROWS)),
     "int8": (WORLD / "int8.json", integers),

@@ -39,6 +39,8 @@ MEASURES = {
 }
 # Those of a brief report.
 BRIEF = {name: MEASURES[name] for name in ("contains", "f1", "log_perplexity")}
+# Those of answers that are sentences.
+BRIEF_OF_LONG = {name: MEASURES[name] for name in ("rouge_l", "refused_wrongly", "log_perplexity")}
 # Of which an answer has 0 or 1.
 SHARES = ("exact_match", "contains", "true_answer", "refused_rightly", "refused_wrongly")
 RECOVERED = ("exact_match", "f1", "contains", "rouge_l", "log_perplexity")
@@ -125,13 +127,15 @@ def render(report: Values) -> str:
     return "\n\n".join(sections)
 
 
-def render_briefly(report: Values) -> str:
-    """Return one table of the report in Markdown: the usual measures, recovery of F1, and the size of the prompt."""
+def render_briefly(report: Values, measures: Mapping[str, str] = BRIEF, recovered: str = "f1") -> str:
+    """Return one table of the report in Markdown: some measures, recovery of one of them, and the size of the prompt."""
     rows = [
-        {**row, **({"recovery_f1": row["recovery"]["f1"]} if "f1" in row["recovery"] else {})} for row in report["rows"]
+        {**row, **({"recovered": row["recovery"][recovered]} if recovered in row["recovery"] else {})}
+        for row in report["rows"]
     ]
-    columns = {**BRIEF, "recovery_f1": "R of F1", "prompt_slots": SIZES["prompt_slots"]}
-    return _figures(rows, columns, decimals=(*DECIMALS, "recovery_f1"))
+    of = MEASURES[recovered].removesuffix(", %")
+    columns = {**measures, "recovered": f"R of {of}", "prompt_slots": SIZES["prompt_slots"]}
+    return _figures(rows, columns, decimals=(*DECIMALS, "recovered"))
 
 
 def render_policies(report: Values, against: str) -> str:
