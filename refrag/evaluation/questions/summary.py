@@ -128,7 +128,7 @@ def render(report: Values) -> str:
 
 
 def render_briefly(report: Values, measures: Mapping[str, str] = BRIEF, recovered: str = "f1") -> str:
-    """Return one table of the report in Markdown: some measures, recovery of one of them, and the size of the prompt."""
+    """Return one table of the report in Markdown: some measures, recovery of one, and the size of the prompt."""
     rows = [
         {**row, **({"recovered": row["recovery"][recovered]} if recovered in row["recovery"] else {})}
         for row in report["rows"]
