@@ -104,8 +104,8 @@ def questions(report: Report) -> str:
 
 
 def compared_policies(report: Report) -> str:
-    """Return the policies on a question set, and how they differ from similarity."""
-    figures = render_policies(report, against="k=16:p=0.1:similarity")
+    """Return the policies on a question set, and how they differ from similarity and from plain."""
+    figures = render_policies(report, others=("k=16:p=0.1:similarity", "plain"))
     return f"{report['num_rows']} questions.\n\n{figures}\n\n{source_line(report)}"
 
 

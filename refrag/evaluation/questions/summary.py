@@ -138,18 +138,16 @@ def render_briefly(report: Values, measures: Mapping[str, str] = BRIEF, recovere
     return _figures(rows, columns, decimals=(*DECIMALS, "recovered"))
 
 
-def render_policies(report: Values, against: str) -> str:
-    """Return the report's policies in Markdown, beside plain and all compressed, then compared with one of them."""
+def render_policies(report: Values, others: Sequence[str]) -> str:
+    """Return the report's policies in Markdown, beside plain and all compressed, and compared with `others`."""
     measures = {**RECALL, **BRIEF}
     shown = [row for row in report["rows"] if row["settings"]["embeddings"] == "true"]
-    compared = [row for row in report["differences"] if row["against"] == against and "gold_recall" in row]
-    return "\n\n".join(
-        [
-            _figures(shown, {**measures, "prompt_slots": SIZES["prompt_slots"]}),
-            f"Differences from `{against}` on the same rows:",
-            _figures(compared, measures, bold=True),
-        ]
-    )
+    policies = [row["condition"] for row in shown if "gold_recall" in row]
+    parts = [_figures(shown, {**measures, "prompt_slots": SIZES["prompt_slots"]})]
+    for against in others:
+        compared = [row for row in report["differences"] if row["against"] == against and row["condition"] in policies]
+        parts += [f"Differences from `{against}` on the same rows:", _figures(compared, measures, bold=True)]
+    return "\n\n".join(parts)
 
 
 def _answers(run: "QuestionRun", file: AnswersFile, condition: Condition) -> dict[str, Answer]:
