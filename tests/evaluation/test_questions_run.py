@@ -298,8 +298,8 @@ def test_the_report_has_every_condition_with_its_differences_and_reads_as_markdo
     recall = {row["condition"]: row["gold_recall"]["value"] for row in report["rows"] if "gold_recall" in row}
     compared = next(one for one in report["differences"] if (one["condition"], one["against"]) == same_budget)
     assert compared["gold_recall"]["value"] == pytest.approx(recall[same_budget[0]] - recall[same_budget[1]])
-    policies = render_policies(report, same_budget[1])
-    assert policies.count("| k=16:p=0.5:random") == 2 and "zeroed" not in policies
+    policies = render_policies(report, (same_budget[1], "plain"))
+    assert policies.count("| k=16:p=0.5:random") == 3 and "zeroed" not in policies
     same = next(one for one in report["differences"] if one["condition"] == "k=16:p=1:random")
     assert [row["condition"] for row in report["rows"] if not row["num_questions"]] == []
     assert (same["against"], same["log_perplexity"]["value"]) == ("plain", 0)
