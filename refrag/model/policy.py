@@ -34,8 +34,8 @@ class ExpansionPolicy(nn.Module):
         self.score = nn.Linear(width, 1)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
+        self.neighbourhood_weight = nn.Parameter(torch.tensor(START_WEIGHT))
         if question_aware:
-            self.neighbourhood_weight = nn.Parameter(torch.tensor(START_WEIGHT))
             self._start_from_neighbourhood()
 
     @torch.no_grad()

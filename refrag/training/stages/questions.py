@@ -67,7 +67,7 @@ def train_policy(policy: ExpansionPolicy, trains: bool = True) -> None:
     """
     policy.requires_grad_(trains)
     if not policy.question_aware:
-        for unused in (policy.question_in, policy.query, policy.key):
+        for unused in (policy.question_in, policy.query, policy.key, policy.neighbourhood_weight):
             unused.requires_grad_(False)
 
 
