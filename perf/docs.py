@@ -56,7 +56,7 @@ TASK_ROWS = (
 )
 QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual")
 POLICY_SETS = ("policies-xquad", "policies-nq")
-LONG_ANSWER_SETS = ("qmsum", "squality")
+LONG_ANSWER_SETS = ("mtrag-turns", "mtrag-last", "qmsum", "squality")
 # Number of lines shown of the demo's transcript: the first question with both answers.
 NUM_SHOWN = 4
 # The README quotes the performance at this context length and this number of callers.
