@@ -99,19 +99,22 @@ def headline() -> str:
 
 
 def questions(report: Report) -> str:
-    """Return the table of a question set, with how many rows were asked and where that was."""
-    return f"{report['num_rows']} questions.\n\n{render_briefly(report)}\n\n{source_line(report)}"
+    """Return the table of a question set whose answers are short."""
+    return with_count(report, render_briefly(report))
 
 
 def compared_policies(report: Report) -> str:
     """Return the policies on a question set, and how they differ from similarity and from plain."""
-    figures = render_policies(report, others=("k=16:p=0.1:similarity", "plain"))
-    return f"{report['num_rows']} questions.\n\n{figures}\n\n{source_line(report)}"
+    return with_count(report, render_policies(report, others=("k=16:p=0.1:similarity", "plain")))
 
 
 def long_answers(report: Report) -> str:
     """Return the table of a question set whose answers are sentences."""
-    figures = render_briefly(report, BRIEF_OF_LONG, recovered="log_perplexity")
+    return with_count(report, render_briefly(report, BRIEF_OF_LONG, recovered="log_perplexity"))
+
+
+def with_count(report: Report, figures: str) -> str:
+    """Return the figures of a question set between how many questions were asked and where that was."""
     return f"{report['num_rows']} questions.\n\n{figures}\n\n{source_line(report)}"
 
 

@@ -45,5 +45,6 @@ def fill(module: M, weights: dict[str, torch.Tensor], path: Path) -> M:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit: {error}") from None
+        problem = " ".join(str(error).split()).rstrip(" .")
+        raise CheckpointError(f"{path} does not fit: {problem}; train or export the checkpoint again") from None
     return module.eval()

@@ -8,6 +8,7 @@ every head gives each chunk the logarithm of how much its share has grown. After
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from refrag.model.attention_heads import Scoring
 from refrag.model.similarity import LEAST_DEVIATION, rank, spread, standardised
@@ -29,11 +30,11 @@ def select_attended(candidates: Candidates, budget: int) -> Selection:
     """Select the chunks of the highest scores. A chunk weighs its share of the attention under the question."""
     attention = candidates.attention
     assert attention is not None, "select_chunks refuses a request that needs attention if it has not been read"
-    ranked = rank(torch.from_numpy(score_attended(attention, candidates.passages)))
+    ranked = rank(score_attended(attention, candidates.passages))
     return Selection(ranked[:budget], shares_of_chunks(attention).astype(np.float32))
 
 
-def score_attended(attention: ChunkAttention, passages: np.ndarray) -> np.ndarray:
+def score_attended(attention: ChunkAttention, passages: np.ndarray) -> Tensor:
     """Return each chunk's score, by attention and by similarity.  (C,)"""
     scores = deviations(growth(attention.question, attention.null))
     return combine(scores, attention.weights, passages, attention.similarities, attention.scoring)
@@ -41,12 +42,12 @@ def score_attended(attention: ChunkAttention, passages: np.ndarray) -> np.ndarra
 
 def combine(
     scores: np.ndarray, weights: np.ndarray, passages: np.ndarray, similarities: np.ndarray, scoring: Scoring
-) -> np.ndarray:
+) -> Tensor:
     """Return each chunk's score, of those that each head gives it.  (N, C), (N,), (C,), (C,) -> (C,)"""
     limited = torch.from_numpy(weights @ np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS))
     alike = torch.from_numpy(similarities.astype(np.float64))
     mixed = (1 - scoring.similarity) * standardised(limited) + scoring.similarity * standardised(alike)
-    return spread(mixed, torch.from_numpy(passages), scoring.neighbours, scoring.passage).numpy()
+    return spread(mixed, torch.from_numpy(passages), scoring.neighbours, scoring.passage)
 
 
 def shares_of_chunks(attention: ChunkAttention) -> np.ndarray:

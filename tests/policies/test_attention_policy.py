@@ -69,7 +69,7 @@ def test_heads_that_see_no_chunk_leave_the_choice_to_similarity():
     scoring = Scoring(similarity=0.5, neighbours=0.0, passage=0.0)
     # All tie by attention, where the later rank is the higher.
     scores = score_attended(make_attention(nowhere, nowhere, None, similarities, scoring), PASSAGES)
-    assert np.isfinite(scores).all()
+    assert torch.isfinite(scores).all()
     by_similarity = Scoring(similarity=1.0)
     chosen = select(make_attention(nowhere, nowhere, None, similarities, by_similarity), 3)
     assert chosen == sorted(np.argsort(-similarities)[:3].tolist())

@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from refrag.config import RefragConfig
 from refrag.errors import CheckpointError, InvalidRequest, RefragError
 from refrag.model.policy import ExpansionPolicy, pick_in_turn, with_neighbours
+from refrag.model.policy_file import load_policy_file
 from refrag.model.similarity import rank, similarities
 from refrag.policies import POLICIES
 from refrag.policies.base import Candidates, Policy, TrainedPolicy
@@ -212,6 +214,13 @@ def test_an_untrained_policy_is_neighbourhood():
     logits = score_chunks(fresh, PASSAGES, vectors, question)
     candidates = Candidates(PASSAGES, vectors, question)
     assert sorted(rank(logits)[:5]) == sorted(select_chunks("neighbourhood", candidates, 5).numbers)
+
+
+def test_a_policy_file_without_a_weight_is_refused_with_what_to_do(network, tmp_path):
+    path = tmp_path / "policy.safetensors"
+    save_file({name: weight for name, weight in network.state_dict().items() if name != "neighbourhood_weight"}, path)
+    with pytest.raises(CheckpointError, match='"neighbourhood_weight"; train or export the checkpoint again'):
+        load_policy_file(path, 4, question_aware=True)
 
 
 def test_a_question_blind_policy_does_not():

@@ -13,6 +13,7 @@ import numpy as np
 from refrag.errors import InvalidRequest
 from refrag.evaluation.heads.readings import SHARES, Reading
 from refrag.model.attention_heads import AttentionHeads, Scoring
+from refrag.model.similarity import rank
 from refrag.policies.attention import combine
 
 # N heads, C chunks
@@ -95,8 +96,7 @@ def choose(reading: Reading, numbers: np.ndarray, scoring: Scoring, share: float
         reading.similarities,
         scoring,
     )
-    chosen: list[int] = np.argsort(-scores, kind="stable")[: reading.budget(share)].tolist()
-    return chosen
+    return rank(scores)[: reading.budget(share)]
 
 
 def finds_by_policy(readings: Sequence[Reading], policy: str, share: float) -> np.ndarray:
