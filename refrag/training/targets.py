@@ -12,14 +12,15 @@ No label is needed: the teacher is the decoder that reads the passages in full (
 mass, where xRAG's released code drops it).
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,6 +37,8 @@ from refrag.teacher_forcing.prompt_reader import PromptReader
 # R rows, T tokens of all answers, N likeliest tokens
 
 QUESTIONS, PASSAGES, TARGETS = "questions.jsonl", "passages.jsonl", "targets.safetensors"
+# Of the metadata: what the answers were given to.
+ROWS = "rows"
 TENSORS = {"lengths", "token_ids", "likeliest_ids", "log_probabilities"}
 
 
@@ -76,24 +79,38 @@ def write_targets(
             "log_probabilities": distribution.log_probabilities.half(),
         },
         folder / TARGETS,
+        {ROWS: digest_rows(rows)},
     )
 
 
 def read_targets(file: Path, rows: Sequence[QuestionRow]) -> dict[str, Target]:
     """Return the target of each row by its id; raise TrainingError if the file is none or is of other rows."""
     try:
-        tensors = load_file(file)
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            written = (opened.metadata() or {}).get(ROWS)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{file} cannot be read: {error}; write the targets again") from None
     if tensors.keys() != TENSORS or len(tensors["lengths"]) != len(rows):
         held = f"{len(tensors['lengths'])} answers" if "lengths" in tensors else sorted(tensors)
         raise TrainingError(f"{file} holds {held}, but there are {len(rows)} questions; name the targets of these rows")
+    if written != digest_rows(rows):
+        raise TrainingError(
+            f"{file} holds answers to other questions, to these in another order, or over other passages; name the "
+            "questions and the targets that one call wrote, or write the targets again"
+        )
     lengths = tensors["lengths"].tolist()
     parts = (tensors[name].split(lengths) for name in ("token_ids", "likeliest_ids", "log_probabilities"))
     return {
         row.id: Target(token_ids.tolist(), TopDistribution(likeliest.long(), logs.float()))
         for row, token_ids, likeliest, logs in zip(rows, *parts, strict=True)
     }
+
+
+def digest_rows(rows: Sequence[QuestionRow]) -> str:
+    """Return a hash of the rows' order, questions and passages, all of which their targets depend on."""
+    asked = [(row.id, row.history, row.question, [passage.id for passage in row.passages]) for row in rows]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def plain_prompt(

@@ -123,6 +123,8 @@ def test_targets_of_other_rows_are_refused(folder, tmp_path):
     rows = read_questions(folder / "questions.jsonl")
     with pytest.raises(TrainingError, match="holds 5 answers, but there are 4 questions"):
         read_targets(folder / "targets.safetensors", rows[:4])
+    with pytest.raises(TrainingError, match="holds answers to other questions, to these in another order"):
+        read_targets(folder / "targets.safetensors", rows[::-1])
     with pytest.raises(TrainingError, match="write the targets again"):
         read_targets(folder / "questions.jsonl", rows)
 
