@@ -206,6 +206,14 @@ def test_a_weak_retriever_draws_among_the_first_fifty():
     assert len(set(weak)) == 10 and max(weak) < 50 and weak != numbers(arrange(make_row(), 10))
 
 
+def test_evidence_that_was_not_found_is_in_the_context_only_if_it_is_to_be_kept():
+    row = make_row(gold=(55,), num_found=55)
+    assert numbers(arrange(row, 100, shuffle=False)) == numbers(arrange(row, shuffle=False)) == list(range(55))
+    assert 55 in numbers(arrange(row, 10, keep_gold=True))
+    few = make_row(gold=(12,), num_found=12)
+    assert all(12 not in numbers(arrange(few, 10, seed, strength="weak")) for seed in range(50))
+
+
 def test_parts_of_a_document_stay_in_its_order():
     row = make_row(gold=None, keeps_order=True)
     assert numbers(arrange(row, seed=1, strength="weak")) == list(range(60))

@@ -17,7 +17,7 @@ def arrange(
     keep_gold: bool = False,
     strength: Strength = "strong",
 ) -> QuestionRow:
-    """Return the row with `num_passages` of its passages, or with all if None, and `gold` as positions among them.
+    """Return the row with `num_passages` of those found, or with all if None, and `gold` as positions among them.
 
     Parts of a document stay in its order, and are never drawn by a weak retriever.
     keep_gold: passages with evidence that were not among the first take the places of the last that are.
@@ -26,8 +26,9 @@ def arrange(
     if num_passages is not None and num_passages < 1:
         raise InvalidRequest(f"num_passages is {num_passages}; it must be at least 1")
     rng = random.Random(f"{seed} {row.id}")
-    count = len(row.passages) if num_passages is None else min(num_passages, len(row.passages))
-    chosen = _retrieved(row, count, rng, strength)
+    found = len(row.passages) if row.num_found is None else row.num_found
+    count = found if num_passages is None else min(num_passages, found)
+    chosen = _retrieved(row, found, count, rng, strength)
     if keep_gold:
         chosen = _with_gold(chosen, row.gold or ())
     if row.keeps_order:
@@ -42,10 +43,10 @@ def only_gold(row: QuestionRow) -> QuestionRow:
     return _pick(row, sorted(row.gold or ()))
 
 
-def _retrieved(row: QuestionRow, count: int, rng: random.Random, strength: Strength) -> list[int]:
+def _retrieved(row: QuestionRow, found: int, count: int, rng: random.Random, strength: Strength) -> list[int]:
     if strength == "strong" or row.keeps_order:
         return list(range(count))
-    pool = range(min(max(WEAK_POOL, count), len(row.passages)))
+    pool = range(min(max(WEAK_POOL, count), found))
     return rng.sample(pool, count)
 
 
@@ -60,4 +61,4 @@ def _with_gold(chosen: Sequence[int], gold: Sequence[int]) -> list[int]:
 
 def _pick(row: QuestionRow, chosen: Sequence[int]) -> QuestionRow:
     gold = None if row.gold is None else tuple(place for place, one in enumerate(chosen) if one in row.gold)
-    return replace(row, passages=tuple(row.passages[one] for one in chosen), gold=gold)
+    return replace(row, passages=tuple(row.passages[one] for one in chosen), gold=gold, num_found=None)

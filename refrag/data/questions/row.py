@@ -32,6 +32,7 @@ class QuestionRow:
     history: the earlier turns as pairs of role and text.
     extra: further fields of the source, such as `true_answer`.
     keeps_order: true if the passages are parts of one document, whose order must stay.
+    num_found: of the passages, how many were found; those behind them hold evidence that was not. None if all were.
     """
 
     id: str
@@ -45,3 +46,4 @@ class QuestionRow:
     task: str = "open"
     extra: Mapping[str, Any] = field(default_factory=dict)
     keeps_order: bool = False
+    num_found: int | None = None

@@ -32,4 +32,4 @@ def _fill(
     needed = [numbers[passage_id] for passage_id in question.needed]
     order = list(dict.fromkeys(itertools.chain(found, needed)))
     gold = None if question.row.gold is None else tuple(order.index(needed[one]) for one in question.row.gold)
-    return replace(question.row, passages=tuple(pool[number] for number in order), gold=gold)
+    return replace(question.row, passages=tuple(pool[number] for number in order), gold=gold, num_found=len(found))
