@@ -4,7 +4,7 @@ from pathlib import Path
 
 from refrag.base_models.folder import check_folder, missing_files
 from refrag.base_models.reference import BaseModel
-from refrag.errors import SetupError
+from refrag.errors import CheckpointError, SetupError
 
 # A model and its tokenizer, without the same weights in other forms.
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -12,9 +12,18 @@ IGNORED = ["*/*"]
 
 
 def find_on_hub(reference: BaseModel) -> Path | None:
-    """Return the model's folder in the hub's cache, or None if it is not there in full."""
+    """Return the model's folder in the hub's cache, or None if it is not there in full.
+
+    Raises CheckpointError if the name is none that the hub could have.
+    """
+    from huggingface_hub.errors import HFValidationError
+
     try:
         folder = _snapshot(reference, local_files_only=True)
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{reference} is no name of a model on the hub: {error}; write `hub` as owner/model, or name a `folder`"
+        ) from None
     except OSError:
         return None
     return None if missing_files(folder) else check_folder(folder)

