@@ -36,7 +36,7 @@ def select_attended(candidates: Candidates, budget: int) -> Selection:
 
 def score_attended(attention: ChunkAttention, passages: np.ndarray) -> Tensor:
     """Return each chunk's score, by attention and by similarity.  (C,)"""
-    scores = deviations(growth(attention.question, attention.null))
+    scores = deviations(attention.question, attention.null)
     return combine(scores, attention.weights, passages, attention.similarities, attention.scoring)
 
 
@@ -64,12 +64,15 @@ def growth(question: np.ndarray, null: np.ndarray) -> np.ndarray:
     return grown
 
 
-def deviations(scores: np.ndarray) -> np.ndarray:
-    """Return each head's scores as deviations from its median.  (N, C)"""
-    centred = scores - np.median(scores, 1, keepdims=True)
-    deviation = DEVIATIONS_IN_MEDIAN * np.median(np.abs(centred), 1, keepdims=True)
-    # A head that sees no chunk, all being beyond its window, has no deviation.
-    scaled: np.ndarray = centred / np.maximum(deviation, LEAST_DEVIATION)
+def deviations(question: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Return by how much each chunk's share grows, in each head's deviations from its median.  (N, C), (N, C) -> (N, C)
+
+    A chunk that a head sees under neither, being beyond its window, counts for nothing there: it is at the median.
+    """
+    grown = np.ma.array(growth(question, null), mask=(question <= 0) & (null <= 0))
+    centred = grown - np.ma.median(grown, axis=1, keepdims=True)
+    deviation = DEVIATIONS_IN_MEDIAN * np.ma.median(np.ma.abs(centred), axis=1, keepdims=True)
+    scaled: np.ndarray = (centred / np.maximum(deviation.filled(0), LEAST_DEVIATION)).filled(0)
     return scaled
 
 

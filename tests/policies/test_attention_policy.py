@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from refrag.model.attention_heads import Scoring
 from refrag.model.similarity import spread
-from refrag.policies.attention import combine, score_attended, shares_of_chunks
+from refrag.policies.attention import combine, deviations, score_attended, shares_of_chunks
 from refrag.policies.base import Candidates, ChunkAttention
 from refrag.policies.select import select_chunks
 
@@ -97,3 +97,13 @@ def test_shares_of_the_attention_add_up_to_one():
     shares = shares_of_chunks(attention)
     assert shares.sum() == pytest.approx(1)
     assert shares.min() >= 0
+
+
+def test_a_head_that_sees_few_chunks_ranks_those():
+    """Of 40 chunks it sees the last 12, as in a sliding window; its scores are those of a prompt of these alone."""
+    null, question = draw_weights(0), draw_weights(1)
+    null[:, :-12] = question[:, :-12] = 0
+    scores = deviations(question, null)
+    assert not scores[:, :-12].any()
+    assert len(np.unique(scores[:, -12:].clip(-4, 4))) > 6 * 8
+    assert deviations(np.zeros((2, 5)), np.zeros((2, 5))).tolist() == [[0.0] * 5] * 2

@@ -78,7 +78,10 @@ def test_a_chunk_beside_others_like_the_question_goes_before_a_likelier_one_alon
     assert select_chunks("similarity", candidates, 1).numbers == [3]
     chosen = select_chunks("neighbourhood", candidates, 1)
     assert chosen.numbers == [1]
-    assert chosen.weights == pytest.approx([0.5, 0.6, 0.5, 0.7, 0, 0])
+    assert chosen.weights.sum() == pytest.approx(1) and chosen.weights.argmax() == 1
+    network = ExpansionPolicy(2, 8)
+    logits = score_chunks(network, candidates.passages, vectors, candidates.question_vectors)
+    assert chosen.weights == pytest.approx(logits.softmax(0).numpy(), abs=1e-6)
     assert select_chunks("neighbourhood", candidates, 3).numbers == [0, 1, 2]
 
 

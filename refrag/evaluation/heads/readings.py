@@ -15,7 +15,7 @@ from refrag.evaluation.questions.choices import find_answer_chunks
 from refrag.model.attention_heads import AttentionHeads, Scoring
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.pipeline import Pipeline
-from refrag.policies.attention import deviations, growth
+from refrag.policies.attention import deviations
 from refrag.policies.budget import expansion_budget
 from refrag.request import ExpansionOptions, Request
 
@@ -80,7 +80,7 @@ class Reader:
             return None
         vectors, question_vectors = self.pipeline.encode(context)
         attention = self.pipeline.read_attention(context, vectors, question_vectors)
-        scores = deviations(growth(attention.question, attention.null)).clip(-MOST_KEPT, MOST_KEPT)
+        scores = deviations(attention.question, attention.null).clip(-MOST_KEPT, MOST_KEPT)
         reading = Reading(scores.astype(np.float16), passages, attention.similarities, evidence)
         for policy in OTHER_POLICIES if is_compared else ():
             if policy != LEARNED_POLICY or self.checkpoint.policy is not None:
