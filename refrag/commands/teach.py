@@ -36,6 +36,8 @@ EXTRA = "train,evaluate"
 # Passages that requests are about are few, but their neighbours are to be found among all of the same part.
 FEWEST_PASSAGES = 20
 HELD_OUT_SHARE = 0.2
+# Folders of the requests to learn from, and of those to judge by.
+PARTS = ("targets", "held-out")
 NUM_NEIGHBOURS = 10
 # Options on which everything depends, beside the checkpoint and the passages; the run itself keeps what --set changes.
 SETTINGS = ("num_rows", "num_held_out", "num_passages", "max_tokens", "seed")
@@ -76,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     learned, held_out = split_passages(arguments.passages, arguments.seed)
     preset = fill_in_preset(arguments)
     keep_settings(arguments)
-    parts = {"targets": (learned, arguments.num_rows), "held-out": (held_out, arguments.num_held_out)}
+    parts = dict(zip(PARTS, ((learned, arguments.num_rows), (held_out, arguments.num_held_out)), strict=True))
     write_requests(arguments, parts)
     train(preset, output)
     before = judge(arguments, arguments.checkpoint, output / "before.json")
@@ -124,8 +126,12 @@ def fill_in_preset(arguments: argparse.Namespace) -> "Preset":
 
 
 def keep_settings(arguments: argparse.Namespace) -> None:
-    """Write what the folder depends on, or raise InvalidRequest if it was begun with something else."""
+    """Write what the folder depends on, or raise InvalidRequest if it was begun with something else.
+
+    Until the first requests are written, nothing depends on it: options that were refused may be corrected.
+    """
     from refrag.evaluation.questions.identity import digest_files, digest_model
+    from refrag.training.targets import TARGETS
 
     file = arguments.output / "settings.json"
     settings = {
@@ -133,7 +139,7 @@ def keep_settings(arguments: argparse.Namespace) -> None:
         "passages": digest_files([arguments.passages], arguments.passages.parent),
         **{name: getattr(arguments, name) for name in SETTINGS},
     }
-    if not file.exists():
+    if not file.exists() or not any((arguments.output / name / TARGETS).exists() for name in PARTS):
         arguments.output.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=1) + "\n")
         return

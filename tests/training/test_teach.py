@@ -96,3 +96,10 @@ def test_a_setting_that_the_preset_lacks_is_named(checkpoint, tmp_path, capsys):
         teach(tmp_path / "new", checkpoint, write_passages(tmp_path), "--set", "runs.teach.optimisation.steps=3") == 1
     )
     assert "runs.teach.optimisation.steps" in capsys.readouterr().err
+
+
+def test_options_that_were_refused_may_be_corrected(checkpoint, tmp_path, capsys):
+    passages, output = write_passages(tmp_path), tmp_path / "new"
+    assert teach(output, checkpoint, passages, "--num-rows", "0") == 2
+    assert "num_rows is 0" in capsys.readouterr().err
+    assert teach(output, checkpoint, passages) == 0
