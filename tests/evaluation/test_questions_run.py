@@ -81,6 +81,11 @@ def test_a_condition_of_another_form_is_refused(text):
         parse(text)
 
 
+def test_a_policy_that_heeds_no_budget_is_no_condition():
+    with pytest.raises(InvalidRequest, match="all expands every chunk, whatever p is; write p=1:learned for that"):
+        parse("p=0.1:all")
+
+
 @pytest.mark.parametrize("policy", ["learned-as-served", "random", "attention"])
 def test_a_compressed_prompt_is_the_pipelines(plain_models, rows, policy):
     request = make_request(rows[0], OPTIONS)
@@ -145,6 +150,8 @@ def test_a_context_beyond_the_window_is_cut_and_the_cut_reported(plain_models, r
     assert build(plain_models, rows[0], "p=0", small).cut_tokens == 0
     compressed = build(plain_models, rows[0], "p=0.5:random", small)
     assert compressed.cut_tokens and len(compressed.prompt.input_ids) <= small.window - OPTIONS.max_tokens
+    with pytest.raises(InvalidRequest, match=r"window is 9999, but the decoder of 'plain' has \d+ slots"):
+        build(plain_models, rows[0], "plain", replace(OPTIONS, window=9999))
     with pytest.raises(InvalidRequest, match=r"row 'q1': its question needs .* slots with max_tokens, the window is 9"):
         build(plain_models, rows[0], "plain", replace(OPTIONS, window=9))
 
@@ -273,7 +280,10 @@ def test_a_killed_run_resumes_and_ends_as_one_that_was_not(plain_models, rows, t
 
 def test_another_run_may_not_go_on_in_the_same_file(tmp_path):
     path = tmp_path / "a.jsonl"
-    AnswersFile(path, {"checkpoint": "abc", "seed": 0})
+    first = AnswersFile(path, {"checkpoint": "abc", "seed": 0})
+    with pytest.raises(InvalidRequest, match="is being written by another run"):
+        AnswersFile(path, {"checkpoint": "abc", "seed": 0})
+    del first
     with pytest.raises(InvalidRequest, match=r"another run \(checkpoint abc there, abd here\); name another --output"):
         AnswersFile(path, {"checkpoint": "abd", "seed": 0})
     path.write_text('{"prompt": 1}\n')
@@ -285,7 +295,7 @@ def test_another_run_may_not_go_on_in_the_same_file(tmp_path):
 
 
 def test_the_report_has_every_condition_with_its_differences_and_reads_as_markdown(plain_models, rows, tmp_path):
-    conditions = ("gold", "p=0.5:learned", "p=0.5:random", "p=1:random")
+    conditions = ("gold", "plain:p=0.5", "p=0.5:learned", "p=0.5:random", "p=1:random")
     run, file = run_all(plain_models, rows, tmp_path / "a.jsonl", conditions)
     report = json.loads(json.dumps(summarise(run, file)))
     assert [row["condition"] for row in report["rows"]] == list(map(spell, run.conditions))
@@ -293,6 +303,8 @@ def test_the_report_has_every_condition_with_its_differences_and_reads_as_markdo
     assert plain["num_questions"] == 4 and plain["refused_rightly"]["value"] in (0, 1)
     pairs = {(one["condition"], one["against"]) for one in report["differences"]}
     assert {("k=16:p=0", "k=16:p=0:shuffled"), ("k=16:p=0", "k=16:p=0:zeroed")} <= pairs
+    at_equal_slots = {one for one, other in pairs if other == "plain:k=16:p=0.5"}
+    assert at_equal_slots == {"k=16:p=0.5:learned", "k=16:p=0.5:random"}
     same_budget = ("k=16:p=0.5:random", "k=16:p=0.5:learned")
     assert [pair for pair in pairs if "learned" in pair[1] or "random" in pair[1]] == [same_budget]
     recall = {row["condition"]: row["gold_recall"]["value"] for row in report["rows"] if "gold_recall" in row}

@@ -4,8 +4,10 @@ A run that was killed goes on where it stopped. The first line says what the ans
 is refused, so that no table mixes two.
 """
 
+import fcntl
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ Answer = dict[str, Any]
 class AnswersFile:
     """Answers by the id of their row and the text of their condition.
 
-    identity: what they depend on. Raises InvalidRequest if the file there has another, or is no such file.
+    identity: what they depend on. Raises InvalidRequest if the file there has another, or is no such file, or while
+    another run writes it.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -27,6 +30,7 @@ class AnswersFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         # As JSON has it, to be equal with what is read.
         self.identity: Mapping[str, Any] = json.loads(json.dumps(identity))
+        weakref.finalize(self, os.close, _open_alone(path))
         if path.exists() and path.stat().st_size:
             self.answers, num_bytes = _read(path, self.identity)
             # Without a last line that a kill left unfinished.
@@ -58,6 +62,20 @@ class AnswersFile:
     def _append(self, value: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
+
+
+def _open_alone(path: Path) -> int:
+    """Return a descriptor of the file that keeps other runs out while it is open, or raise InvalidRequest if one is in.
+
+    It is closed with the process, however that ends.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise InvalidRequest(f"{path} is being written by another run; let it end, or name another --output") from None
+    return descriptor
 
 
 def _read(path: Path, identity: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Answer], int]:

@@ -51,7 +51,8 @@ class BaseEncoder:
 
     def _read(self, question: str) -> Tensor:
         """Return the vector of the question, read as a whole.  -> (E,)"""
-        longest = self.encoder.backbone.config.max_position_embeddings
+        # Some models have more positions than they can use; the tokenizer knows, or names a number beyond all.
+        longest = min(self.tokenizer.model_max_length, self.encoder.backbone.config.max_position_embeddings)
         read = self.tokenizer([question], return_tensors="pt", truncation=True, max_length=longest)
         batch = EncoderBatch(read["input_ids"], read["attention_mask"]).to(self.encoder.device)
         return encode(self.encoder, batch)[0]

@@ -35,6 +35,8 @@ DEFAULT_CONDITIONS = (
 )
 PLAIN_FORMS: dict[str, ContextForm] = {"none": "none", "plain": "full", "gold": "gold"}
 NAMES = {form: name for name, form in PLAIN_FORMS.items()} | {"truncated": "plain"}
+# The served policy that heeds no budget.
+EVERYTHING = "all"
 NUMBER = re.compile(r"([kp])=([\d.]+)")
 
 
@@ -63,6 +65,8 @@ def parse_condition(text: str, chunk_size: int) -> Condition:
     embeddings = words.pop() if words and words[-1] in CONTROLS else "true"
     if form is not None or len(words) != (fraction > 0):
         raise _unknown(text)
+    if words[:1] == [EVERYTHING]:
+        raise InvalidRequest(f"{text!r}: {EVERYTHING} expands every chunk, whatever p is; write p=1:learned for that")
     selection = words[0].replace("-", " ") if words else "none"
     return compressed(size, selection, fraction, cast(Embeddings, embeddings))
 

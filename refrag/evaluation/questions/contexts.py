@@ -22,6 +22,7 @@ from refrag.evaluation.models import Models
 from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.base_encoder import BaseEncoder
 from refrag.evaluation.questions.choices import find_answer_chunks
+from refrag.evaluation.questions.conditions import spell
 from refrag.pipeline import Pipeline
 from refrag.policies.budget import expansion_budget
 from refrag.request import ExpansionOptions, Request
@@ -164,7 +165,13 @@ class Contexts:
 
     def _room(self, pipeline: Pipeline, whole: RowContext, condition: Condition) -> int:
         """Return the slots that the window leaves for the context."""
-        window = self.window or self.models.window(condition.form)
+        own = self.models.window(condition.form)
+        window = self.window or own
+        if window > own:
+            raise InvalidRequest(
+                f"window is {window}, but the decoder of {spell(condition)!r} has {own} slots; give no more, or "
+                "none for each decoder's own"
+            )
         empty = whole.first(0)
         rest = pipeline.build_prompt(empty.context, [], empty.vectors)[0].num_slots + self.max_tokens
         if rest > window:

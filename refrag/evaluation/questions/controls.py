@@ -9,8 +9,9 @@ from refrag.errors import InvalidRequest
 def find_control(rows: Sequence[QuestionRow], number: int) -> QuestionRow:
     """Return the nearest row that shares no passage with this one, whose vectors then tell nothing about it.
 
-    Rows before it come first, so that adding rows leaves controls as they are. Where all rows share passages with it,
-    the one that shares the fewest is returned. Raises InvalidRequest if no other row has passages.
+    Rows before it come first, so that adding rows leaves controls as they are, except of the first rows, whose control
+    may stand behind them. Where all rows share passages with it, the one that shares the fewest is returned. Raises
+    InvalidRequest if no other row has passages.
     """
     row = rows[number]
     others = [one for one in (*reversed(rows[:number]), *rows[number + 1 :]) if one.passages]

@@ -38,7 +38,7 @@ MEASURES = {
     "log_perplexity": "log-perplexity",
 }
 # Those of a brief report.
-BRIEF = {name: MEASURES[name] for name in ("contains", "f1", "log_perplexity")}
+BRIEF = {name: MEASURES[name] for name in ("contains", "f1", "refused_rightly", "log_perplexity")}
 # Those of answers that are sentences.
 BRIEF_OF_LONG = {name: MEASURES[name] for name in ("rouge_l", "refused_wrongly", "log_perplexity")}
 # Of which an answer has 0 or 1.
@@ -51,6 +51,7 @@ SIZES = {
     "context_tokens": "context tokens",
     "cut_tokens": "tokens cut",
 }
+CUT = {"num_cut": "questions cut"}
 SHARED = {"num_sharing_controls": "controls that share a passage"}
 RECALL = {"gold_recall": "evidence expanded, %"}
 DECIMALS = ("log_perplexity", "divergence")
@@ -85,20 +86,28 @@ def summarise(run: "QuestionRun", file: AnswersFile) -> dict[str, Any]:
 def _pairs(asked: Collection[Condition], plain: Condition, none: Condition) -> list[tuple[Condition, Condition]]:
     """Return what is compared with what.
 
-    All with plain and with no context, true embeddings with their controls, each policy with those before it that have
-    the same budget.
+    All with plain and with no context, true embeddings with their controls, compression with plain cut to its slots,
+    each policy with those before it that have the same budget.
     """
     controlled = [(replace(one, embeddings="true"), one) for one in asked if one.embeddings != "true"]
     selecting = [one for one in asked if one.selection != "none" and one.embeddings == "true"]
+    cut = [one for one in asked if one.form == "truncated"]
+    compressed = [one for one in asked if one.form == "compressed" and one.embeddings == "true"]
     return [
         *((one, other) for other in (plain, none) for one in asked if one != other),
         *((true, control) for true, control in controlled if true in asked),
+        *((one, other) for other in cut for one in compressed if _budget(one) == _budget(other)),
         *(
             (later, other)
             for other, later in combinations(selecting, 2)
             if replace(later, selection=other.selection) == other
         ),
     ]
+
+
+def _budget(condition: Condition) -> tuple[int, float]:
+    """Return what the slots of a compressed prompt follow from, or of a plain one cut to as many."""
+    return condition.chunk_size, condition.expand_fraction
 
 
 def render(report: Values) -> str:
@@ -112,7 +121,7 @@ def render(report: Values) -> str:
     sections = [
         head,
         "## Answers\n\n" + _figures(rows, MEASURES),
-        "## Fidelity and size\n\n" + _figures(rows, {**FIDELITY, **RECALL, **SIZES, **SHARED}),
+        "## Fidelity and size\n\n" + _figures(rows, {**FIDELITY, **RECALL, **SIZES, **CUT, **SHARED}),
     ]
     if any(row["recovery"] for row in rows):
         about = "Share of the way from no context to plain: R = (condition − none) / (plain − none).\n\n"
@@ -127,14 +136,19 @@ def render(report: Values) -> str:
     return "\n\n".join(sections)
 
 
-def render_briefly(report: Values, measures: Mapping[str, str] = BRIEF, recovered: str = "f1") -> str:
-    """Return one table of the report in Markdown: some measures, recovery of one, and the size of the prompt."""
+def render_briefly(
+    report: Values,
+    measures: Mapping[str, str] = BRIEF,
+    recovered: str = "f1",
+    sizes: Collection[str] = ("prompt_slots",),
+) -> str:
+    """Return one table of the report in Markdown: some measures, recovery of one, and sizes of the prompt."""
     rows = [
         {**row, **({"recovered": row["recovery"][recovered]} if recovered in row["recovery"] else {})}
         for row in report["rows"]
     ]
     of = MEASURES[recovered].removesuffix(", %")
-    columns = {**measures, "recovered": f"R of {of}", "prompt_slots": SIZES["prompt_slots"]}
+    columns = {**measures, "recovered": f"R of {of}", **{name: {**SIZES, **CUT}[name] for name in sizes}}
     return _figures(rows, columns, decimals=(*DECIMALS, "recovered"))
 
 
