@@ -116,13 +116,14 @@ def _answer_without_command(arguments: list[str]) -> None:
 
 
 def _describe_commands() -> str:
-    lines = []
-    for name, offers in find_offers().items():
+    lines, every = [], find_offers()
+    width = max(map(len, every), default=0) + 2
+    for name, offers in every.items():
         try:
             text = load_command(offers).HELP
         except RefragError as error:
             text = f"({error})"
-        lines.append(f"  {name:10}{text}")
+        lines.append(f"  {name:{width}}{text}")
     return "\n".join(["commands:", *lines, "", "`refrag COMMAND --help` tells what one takes."])
 
 
