@@ -21,11 +21,13 @@ def prefill_table(report: Report) -> str:
     return table(headers, rows, num_text=1)
 
 
-def find_row(report: Report, shape: str, context_tokens: int, chunk_size: int) -> Report:
-    """Return the row of one prompt of this length with nothing expanded; raise KeyError if it was not measured."""
-    wanted = (context_tokens, 1, chunk_size, 0.0)
+def find_row(report: Report, shape: str, context_tokens: int, chunk_size: int, expand_fraction: float) -> Report:
+    """Return the row of one prompt of this length; raise KeyError if it was not measured."""
+    wanted = (context_tokens, 1, chunk_size, expand_fraction)
     for part in report["parts"].values():
         for row in part.get("rows", ()) if part.get("shape") == shape else ():
             if (row["context_tokens"], row["batch"], row["chunk_size"], row["expand_fraction"]) == wanted:
                 return row
-    raise KeyError(f"no row of {shape}, {context_tokens} tokens, k={chunk_size}, p=0; run make gpu to its end")
+    raise KeyError(
+        f"no row of {shape}, {context_tokens} tokens, k={chunk_size}, p={expand_fraction:g}; run make gpu to its end"
+    )

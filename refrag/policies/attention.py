@@ -69,11 +69,14 @@ def deviations(question: np.ndarray, null: np.ndarray) -> np.ndarray:
 
     A chunk that a head sees under neither, being beyond its window, counts for nothing there: it is at the median.
     """
-    grown = np.ma.array(growth(question, null), mask=(question <= 0) & (null <= 0))
-    centred = grown - np.ma.median(grown, axis=1, keepdims=True)
-    deviation = DEVIATIONS_IN_MEDIAN * np.ma.median(np.ma.abs(centred), axis=1, keepdims=True)
-    scaled: np.ndarray = (centred / np.maximum(deviation.filled(0), LEAST_DEVIATION)).filled(0)
-    return scaled
+    grown, sees = growth(question, null), (question > 0) | (null > 0)
+    scores = np.zeros_like(grown)
+    for head in np.flatnonzero(sees.any(1)):
+        seen = grown[head, sees[head]]
+        centred = seen - np.median(seen)
+        deviation = DEVIATIONS_IN_MEDIAN * np.median(np.abs(centred))
+        scores[head, sees[head]] = centred / max(deviation, LEAST_DEVIATION)
+    return scores
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:

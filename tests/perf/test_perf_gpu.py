@@ -96,10 +96,10 @@ def test_the_table_has_every_row_and_each_is_found_by_what_it_is_of():
 
     rows = [row(512, None, None), row(512, 16, 2.0), row(2048, 16, 6.0), row(2048, 32, 9.0)]
     report = {"parts": {"prefill": {"shape": "30m", "rows": rows}, "training": {"tokens_per_second": 1.0}}}
-    assert find_row(report, "30m", 2048, 16)["speedup"] == 6.0
-    assert find_row(report, "30m", 512, 16)["speedup"] == 2.0
+    assert find_row(report, "30m", 2048, 16, 0.0)["speedup"] == 6.0
+    assert find_row(report, "30m", 512, 16, 0.0)["speedup"] == 2.0
     with pytest.raises(KeyError, match="no row of 30m, 512 tokens, k=32"):
-        find_row(report, "30m", 512, 32)
+        find_row(report, "30m", 512, 32, 0.0)
     lines = prefill_table(report).splitlines()
     assert len(lines) == 2 + len(rows)
     assert [cell.strip() for cell in lines[2].strip("|").split("|")][3:6] == ["plain", "9", "13 ms"]
