@@ -48,7 +48,8 @@ class Geometry:
 
 
 GEOMETRIES = (
-    Geometry("demo checkpoint", 192, 4, 192),
+    Geometry("the tests' small pair", 192, 4, 192),
+    Geometry("MiniLM, SmolLM2-135M", 576, 30, 3 * 64),
     Geometry("RoBERTa-base, LLaMA-3.1-8B", 768, 32, 8 * 128),
     Geometry("RoBERTa-large, LLaMA-2-7B", 1024, 32, 32 * 128),
 )
