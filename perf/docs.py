@@ -54,7 +54,7 @@ TASK_ROWS = (
     "REFRAG k=16, 10% learned",
     "REFRAG k=16, 10% oracle",
 )
-QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual", "rejection")
+QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual")
 POLICY_SETS = ("policies-xquad", "policies-nq")
 # Questions that take several passages, and passages of a weak retriever.
 SCATTERED_SETS = ("policies-hotpotqa", "policies-musique", "policies-nq-weak")
@@ -101,9 +101,9 @@ def headline() -> str:
     return (
         f"On {first_tokens['machine']}, with the tests' small pair and {HEADLINE_TOKENS:,} context tokens whose "
         f"vectors are stored, the first token\ncomes after {first} all compressed and {second} with a tenth expanded, "
-        f"instead of {milliseconds['plain', 1.0] / 1e3:.1f} s; all compressed,\n{HEADLINE_CALLERS} callers get "
-        f"{level['speedup']:.1f} times as many answers per second over {levels['context_tokens']:,} tokens. On one "
-        f"{on_gpu['device']}, in\nprocess, LLaMA-2-7B's shape gives the first token {compressed} times sooner (k="
+        f"instead of {milliseconds['plain', 1.0] / 1e3:.1f} s; all compressed, {HEADLINE_CALLERS} callers\nget "
+        f"{level['speedup']:.1f} times as many answers per second over {levels['context_tokens']:,} tokens. On one {on_gpu['device']}, "
+        f"in process,\nLLaMA-2-7B's shape gives it {compressed} times sooner (k="
         f"{' and '.join(map(str, GPU_CHUNK_SIZES))}), with a tenth expanded {expanded} times."
     )
 
@@ -122,11 +122,6 @@ def long_answers(report: Report) -> str:
     """Return the table of a question set whose answers are sentences."""
     sizes = ("prompt_slots", "num_cut")
     return with_count(report, render_briefly(report, BRIEF_OF_LONG, recovered="log_perplexity", sizes=sizes))
-
-
-def chunk_sizes(report: Report) -> str:
-    """Return the table of a question set over several chunk sizes with nothing expanded."""
-    return with_count(report, render_briefly(report, recovered="log_perplexity"))
 
 
 def with_count(report: Report, figures: str) -> str:
@@ -218,7 +213,6 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "sizing": (RESULTS / "sizing.json", sizing.markdown),
     "heads": (PAIR / "heads.json", with_source(render_recall)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},
-    "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},
     **{
         name: (PAIR / "questions" / f"{name}.json", partial(compared_policies, others=("k=16:p=0.1:similarity",)))
