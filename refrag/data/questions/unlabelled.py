@@ -1,7 +1,9 @@
 """Makes questions of passages alone, without any label: what a teacher answers to them can be taught to a student.
 
-The requests are general ones, and ones after what a sentence says of something that it names. Whoever teaches a
-decoder from them learns to say what its plain self would have said, no more.
+Most of the requests begin a sentence of a passage and ask for the rest, which only the passage tells: a decoder that was
+trained on questions of facts answers these, where it says of most general requests that they are not in the passages.
+The others are general, or after something that a passage names. Whoever teaches a decoder from them learns to say what
+its plain self would have said, no more.
 """
 
 import random
@@ -17,9 +19,13 @@ REQUESTS = (
     "List the facts that the passages tell.",
     "What are the passages about?",
 )
+BEGUN = ("{beginning} what?", 'Complete the sentence: "{beginning} …"', 'What follows "{beginning}"?')
 ABOUT = ("What do the passages say about {name}?", "Who or what is {name}?", "State one fact about {name}.")
 # Names, roughly: runs of capitalised words that do not begin a sentence.
 NAME = re.compile(r"(?<=[a-z,;] )[A-Z][\w’'-]+(?: [A-Z][\w’'-]+)*")
+END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+# Words of a sentence whose rest is asked for, and how many of them the rest may be.
+SENTENCE_WORDS, REST_WORDS = (7, 40), (2, 4)
 SOURCE = "unlabelled"
 
 
@@ -52,8 +58,14 @@ def ask_unlabelled(passages: Sequence[SourcePassage], num_rows: int, num_passage
 
 
 def _requests(passage: SourcePassage, rng: random.Random) -> Iterator[str]:
-    """Yield as many general requests as ones about names, where the passage has names."""
+    """Yield a general request, one about a name and several after the rest of a sentence, where there are such."""
     yield rng.choice(REQUESTS)
     names = sorted({passage.title, *NAME.findall(passage.text)} - {""})
     if names:
         yield rng.choice(ABOUT).format(name=rng.choice(names))
+    sentences = [sentence.split() for sentence in END_OF_SENTENCE.split(passage.text)]
+    fewest, most = SENTENCE_WORDS
+    if fitting := [words for words in sentences if fewest <= len(words) <= most]:
+        words = rng.choice(fitting)
+        beginning = " ".join(words[: -rng.randint(*REST_WORDS)])
+        yield from (form.format(beginning=beginning) for form in BEGUN)
