@@ -102,8 +102,8 @@ def headline() -> str:
         f"On {first_tokens['machine']}, with the tests' small pair and {HEADLINE_TOKENS:,} context tokens whose "
         f"vectors are stored, the first token\ncomes after {first} all compressed and {second} with a tenth expanded, "
         f"instead of {milliseconds['plain', 1.0] / 1e3:.1f} s; all compressed, {HEADLINE_CALLERS} callers\nget "
-        f"{level['speedup']:.1f} times as many answers per second over {levels['context_tokens']:,} tokens. On one {on_gpu['device']}, "
-        f"in process,\nLLaMA-2-7B's shape gives it {compressed} times sooner (k="
+        f"{level['speedup']:.1f} times as many answers per second over {levels['context_tokens']:,} tokens. On one "
+        f"{on_gpu['device']}, in process,\nLLaMA-2-7B's shape gives it {compressed} times sooner (k="
         f"{' and '.join(map(str, GPU_CHUNK_SIZES))}), with a tenth expanded {expanded} times."
     )
 

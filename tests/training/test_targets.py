@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from refrag.data.questions.contexts import RowContexts
 from refrag.data.questions.passages import read_pool
 from refrag.data.questions.read import read_questions
+from refrag.data.questions.row import SourcePassage
 from refrag.data.questions.unlabelled import ask_unlabelled
 from refrag.errors import InvalidRequest, TrainingError
 from refrag.teacher_forcing import distribution
@@ -51,6 +52,15 @@ def test_requests_are_about_their_passages_and_the_same_for_a_seed(tmp_path):
     assert all(row.gold == (0,) and len({each.id for each in row.passages}) == 3 for row in rows)
     named = [row for row in rows if "Lurd" in row.question]
     assert named and all("Lurd" in row.passages[0].content for row in named)
+
+
+def test_most_requests_ask_for_what_a_sentence_of_the_passage_goes_on_to_say():
+    text = "Ana Korvin built the bridge over the Lurd in four cold years. Short one. The mill stands beside it."
+    pool = [SourcePassage(str(number), "", text) for number in range(3)]
+    asked = {row.question for row in ask_unlabelled(pool, 200, 2, seed=0)}
+    begun = [one for one in asked if "Ana Korvin built the bridge over" in one]
+    assert {one[:4] for one in begun} == {"Ana ", "Comp", "What"} and not any("cold years" in one for one in begun)
+    assert not any("Short one" in one for one in asked)
 
 
 def test_what_is_written_is_a_question_set_with_the_teachers_answers(checkpoint, folder):

@@ -1,9 +1,9 @@
 """Makes questions of passages alone, without any label: what a teacher answers to them can be taught to a student.
 
-Most of the requests begin a sentence of a passage and ask for the rest, which only the passage tells: a decoder that was
-trained on questions of facts answers these, where it says of most general requests that they are not in the passages.
-The others are general, or after something that a passage names. Whoever teaches a decoder from them learns to say what
-its plain self would have said, no more.
+Most of the requests begin a sentence of a passage and ask for the rest, which only the passage tells: a decoder that
+was trained on questions of facts answers these, where it says of most general requests that they are not in the
+passages. The others are general, or after something that a passage names. Whoever teaches a decoder from them learns to
+say what its plain self would have said, no more.
 """
 
 import random
