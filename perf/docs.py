@@ -54,7 +54,7 @@ TASK_ROWS = (
     "REFRAG k=16, 10% learned",
     "REFRAG k=16, 10% oracle",
 )
-QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual")
+QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual", "rejection")
 POLICY_SETS = ("policies-xquad", "policies-nq")
 # Questions that take several passages, and passages of a weak retriever.
 SCATTERED_SETS = ("policies-hotpotqa", "policies-musique", "policies-nq-weak")
@@ -122,6 +122,11 @@ def long_answers(report: Report) -> str:
     """Return the table of a question set whose answers are sentences."""
     sizes = ("prompt_slots", "num_cut")
     return with_count(report, render_briefly(report, BRIEF_OF_LONG, recovered="log_perplexity", sizes=sizes))
+
+
+def chunk_sizes(report: Report) -> str:
+    """Return the table of a question set at several chunk sizes, with nothing expanded."""
+    return with_count(report, render_briefly(report, recovered="log_perplexity"))
 
 
 def with_count(report: Report, figures: str) -> str:
@@ -213,6 +218,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "sizing": (RESULTS / "sizing.json", sizing.markdown),
     "heads": (PAIR / "heads.json", with_source(render_recall)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},
+    "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},
     **{
         name: (PAIR / "questions" / f"{name}.json", partial(compared_policies, others=("k=16:p=0.1:similarity",)))
