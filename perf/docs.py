@@ -39,6 +39,7 @@ from perf import (
 from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
+from refrag.evaluation.questions.comparison import render_comparison
 from refrag.evaluation.questions.summary import BRIEF_OF_LONG, render_briefly, render_policies
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
@@ -217,6 +218,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "endpoint": (RESULTS / "openai.json", with_source(openai.markdown)),
     "sizing": (RESULTS / "sizing.json", sizing.markdown),
     "heads": (PAIR / "heads.json", with_source(render_recall)),
+    "taught": (PAIR / "taught.json", with_source(render_comparison)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},
     "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},
