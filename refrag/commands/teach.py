@@ -37,7 +37,7 @@ EXTRA = "train,evaluate"
 FEWEST_PASSAGES = 20
 HELD_OUT_SHARE = 0.2
 # Folders of the requests to learn from, and of those to judge by.
-PARTS = ("targets", "held-out")
+LEARNED, HELD_OUT = "targets", "held-out"
 NUM_NEIGHBOURS = 10
 # Options on which everything depends, beside the checkpoint and the passages; the run itself keeps what --set changes.
 SETTINGS = ("num_rows", "num_held_out", "num_passages", "max_tokens", "seed")
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     learned, held_out = split_passages(arguments.passages, arguments.seed)
     preset = fill_in_preset(arguments)
     keep_settings(arguments)
-    parts = dict(zip(PARTS, ((learned, arguments.num_rows), (held_out, arguments.num_held_out)), strict=True))
+    parts = {LEARNED: (learned, arguments.num_rows), HELD_OUT: (held_out, arguments.num_held_out)}
     write_requests(arguments, parts)
     train(preset, output)
     before = judge(arguments, arguments.checkpoint, output / "before.json")
@@ -118,7 +118,7 @@ def fill_in_preset(arguments: argparse.Namespace) -> "Preset":
     from refrag.training.preset_file import load_preset
 
     places = {
-        "data": str(arguments.output / "targets"),
+        "data": str(arguments.output / LEARNED),
         "runs.teach.start": str(arguments.checkpoint),
         "runs.teach.max_passages": arguments.num_passages,
     }
@@ -139,7 +139,7 @@ def keep_settings(arguments: argparse.Namespace) -> None:
         "passages": digest_files([arguments.passages], arguments.passages.parent),
         **{name: getattr(arguments, name) for name in SETTINGS},
     }
-    if not file.exists() or not any((arguments.output / name / TARGETS).exists() for name in PARTS):
+    if not file.exists() or not any((arguments.output / name / TARGETS).exists() for name in (LEARNED, HELD_OUT)):
         arguments.output.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=1) + "\n")
         return
@@ -196,7 +196,7 @@ def judge(arguments: argparse.Namespace, checkpoint: Path, report: Path) -> dict
     from refrag.training.targets import QUESTIONS
 
     selection = "learned" if RefragConfig.load(checkpoint).policy == LEARNED_POLICY else "similarity"
-    inputs = Inputs(checkpoint, arguments.checkpoint, arguments.output / "held-out" / QUESTIONS)
+    inputs = Inputs(checkpoint, arguments.checkpoint, arguments.output / HELD_OUT / QUESTIONS)
     options = QuestionOptions(num_passages=arguments.num_passages, max_tokens=arguments.max_tokens, seed=arguments.seed)
     evaluate_questions(inputs, ["none", "plain", "p=0", f"p=0.2:{selection}"], options, report)
     return dict(AnswersFile(answers_path(report), identify(inputs, options)).answers)

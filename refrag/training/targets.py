@@ -109,7 +109,7 @@ def read_targets(file: Path, rows: Sequence[QuestionRow]) -> dict[str, Target]:
 
 def digest_rows(rows: Sequence[QuestionRow]) -> str:
     """Return a hash of the rows' order, questions and passages, all of which their targets depend on."""
-    asked = [(row.id, row.history, row.question, [passage.id for passage in row.passages]) for row in rows]
+    asked = [(row.id, row.history, row.question, [passage.content for passage in row.passages]) for row in rows]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

@@ -1,10 +1,13 @@
 """A run is known by what it reads: models, data and options, and by nothing else that lies in the same folders."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
-from question_files import write_beir, write_open_domain
+from question_files import ROW, write_beir, write_open_domain, write_rows
 
+from refrag.errors import InvalidRequest
+from refrag.evaluation.questions.evaluate import read_rows
 from refrag.evaluation.questions.identity import Inputs, digest_files, digest_model, identify
 from refrag.evaluation.questions.options import QuestionOptions
 
@@ -60,3 +63,23 @@ def test_files_are_known_by_their_names_and_contents(tmp_path):
     assert digest_files([tmp_path / "copy"], tmp_path / "copy") == digest_files(
         [tmp_path / "tokenizer.json"], tmp_path / "tokenizer.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"num_passages": 100},
+            "depth is 50, but num_passages 100 with a strong retriever takes the best 100 passages",
+        ),
+        (
+            {"strength": "weak", "depth": 20},
+            "depth is 20, .* weak retriever takes the best 50 passages; set depth to at",
+        ),
+    ],
+)
+def test_fewer_passages_than_are_to_be_read_are_never_searched_for(inputs, options, told):
+    with pytest.raises(InvalidRequest, match=told):
+        read_rows(inputs, QuestionOptions(**options))
+    listed = replace(inputs, data=write_rows(inputs.data.parent, [ROW]))
+    assert len(read_rows(listed, QuestionOptions(**options))) == 1

@@ -150,7 +150,7 @@ def test_a_context_beyond_the_window_is_cut_and_the_cut_reported(plain_models, r
     assert build(plain_models, rows[0], "p=0", small).cut_tokens == 0
     compressed = build(plain_models, rows[0], "p=0.5:random", small)
     assert compressed.cut_tokens and len(compressed.prompt.input_ids) <= small.window - OPTIONS.max_tokens
-    with pytest.raises(InvalidRequest, match=r"window is 9999, but the decoder of 'plain' has \d+ slots"):
+    with pytest.raises(InvalidRequest, match=r"window is 9999; the decoders have \d+ \(compressed\) and \d+"):
         build(plain_models, rows[0], "plain", replace(OPTIONS, window=9999))
     with pytest.raises(InvalidRequest, match=r"row 'q1': its question needs .* slots with max_tokens, the window is 9"):
         build(plain_models, rows[0], "plain", replace(OPTIONS, window=9))

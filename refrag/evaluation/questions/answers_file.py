@@ -31,7 +31,7 @@ class AnswersFile:
         # As JSON has it, to be equal with what is read.
         self.identity: Mapping[str, Any] = json.loads(json.dumps(identity))
         weakref.finalize(self, os.close, _open_alone(path))
-        if path.exists() and path.stat().st_size:
+        if path.stat().st_size:
             self.answers, num_bytes = _read(path, self.identity)
             # Without a last line that a kill left unfinished.
             os.truncate(path, num_bytes)
@@ -67,7 +67,7 @@ class AnswersFile:
 def _open_alone(path: Path) -> int:
     """Return a descriptor of the file that keeps other runs out while it is open, or raise InvalidRequest if one is in.
 
-    It is closed with the process, however that ends.
+    It is closed with the process, however that ends. A file of locks beside it would be left behind.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -22,7 +22,6 @@ from refrag.evaluation.models import Models
 from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.base_encoder import BaseEncoder
 from refrag.evaluation.questions.choices import find_answer_chunks
-from refrag.evaluation.questions.conditions import spell
 from refrag.pipeline import Pipeline
 from refrag.policies.budget import expansion_budget
 from refrag.request import ExpansionOptions, Request
@@ -75,7 +74,7 @@ class Contexts:
     """Prompts of rows for the models to compare.
 
     make_request: turns a row into what a client would send. window: slots of prompt and answer; None for each decoder's
-    own. max_tokens: of an answer.
+    own. max_tokens: of an answer. Raises InvalidRequest for a window beyond that of either decoder.
     """
 
     def __init__(
@@ -86,6 +85,7 @@ class Contexts:
         max_tokens: int,
         seed: int,
     ) -> None:
+        _refuse_window(models, window)
         self.models, self.make_request = models, make_request
         self.window, self.max_tokens, self.seed = window, max_tokens, seed
         self._pipelines: dict[tuple[int, bool, bool, bool], Pipeline] = {}
@@ -165,13 +165,7 @@ class Contexts:
 
     def _room(self, pipeline: Pipeline, whole: RowContext, condition: Condition) -> int:
         """Return the slots that the window leaves for the context."""
-        own = self.models.window(condition.form)
-        window = self.window or own
-        if window > own:
-            raise InvalidRequest(
-                f"window is {window}, but the decoder of {spell(condition)!r} has {own} slots; give no more, or "
-                "none for each decoder's own"
-            )
+        window = self.window or self.models.window(condition.form)
         empty = whole.first(0)
         rest = pipeline.build_prompt(empty.context, [], empty.vectors)[0].num_slots + self.max_tokens
         if rest > window:
@@ -217,6 +211,15 @@ class Contexts:
                 checkpoint = replace(checkpoint, decoder=self.models.plain)
             self._pipelines[key] = Pipeline(checkpoint)
         return self._pipelines[key]
+
+
+def _refuse_window(models: Models, window: int | None) -> None:
+    own = {"compressed": models.window("compressed"), "plain": models.window("full")}
+    if window is not None and window > min(own.values()):
+        raise InvalidRequest(
+            f"window is {window}; the decoders have {own['compressed']} (compressed) and {own['plain']} (plain) slots: "
+            "give no more than either, or leave it out for each decoder's own"
+        )
 
 
 def _num_fitting(chunks: PackedChunks, expand_fraction: float, room: int) -> int:

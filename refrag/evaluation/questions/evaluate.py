@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from refrag.data.questions.read import read_questions
+from refrag.data.questions.read import detect_form, read_questions
 from refrag.data.questions.row import QuestionRow
+from refrag.errors import InvalidRequest
 from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile
 from refrag.evaluation.questions.conditions import parse_conditions
@@ -20,6 +21,7 @@ from refrag.evaluation.questions.part import Part, answers_path, find_parts
 from refrag.evaluation.questions.run import QuestionRun
 from refrag.evaluation.questions.summary import summarise
 from refrag.machine.environment import describe_environment
+from refrag.retrieval.bm25 import WEAK_POOL
 
 
 def evaluate_questions(
@@ -55,7 +57,16 @@ def answer_part(
 
 
 def read_rows(inputs: Inputs, options: QuestionOptions) -> list[QuestionRow]:
-    """Return the rows in an order that the seed draws, so that an unfinished run has asked a fair sample."""
+    """Return the rows in an order that the seed draws, so that an unfinished run has asked a fair sample.
+
+    Raises InvalidRequest, before anything is searched, if fewer passages were searched for than are to be read.
+    """
+    needed = max(options.num_passages, WEAK_POOL if options.strength == "weak" else 0)
+    if options.depth < needed and (inputs.form or detect_form(inputs.data)) != "rows":
+        raise InvalidRequest(
+            f"depth is {options.depth}, but num_passages {options.num_passages} with a {options.strength} retriever "
+            f"takes the best {needed} passages; set depth to at least {needed}"
+        )
     return read_questions(
         inputs.data,
         inputs.form,
