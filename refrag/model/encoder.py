@@ -70,6 +70,15 @@ class OrderedPooling(nn.Module):
         self.chunk_size, self.width = chunk_size, width
         self.weight = nn.Parameter(torch.eye(encoder_width, width).repeat(chunk_size, 1, 1))  # (K, E, V)
 
+    @torch.no_grad()
+    def widened(self, chunk_size: int) -> "OrderedPooling":
+        """Return the same pooling with places for chunks of `chunk_size` tokens; new ones start as the last one."""
+        encoder_width = self.weight.shape[1]
+        pooling = OrderedPooling(max(chunk_size, self.chunk_size), encoder_width, self.width)
+        pooling.weight[: self.chunk_size] = self.weight
+        pooling.weight[self.chunk_size :] = self.weight[-1]
+        return pooling
+
     def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool the states by their places.  (C, L, E), (C, L) -> (C, V)"""
         places = torch.arange(self.chunk_size, device=states.device) + FIRST_PLACE

@@ -1,6 +1,7 @@
 """Makes the untrained pair: decoder and encoder, pretrained or of random weights, and what stands between them."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def join_parts(
         chunk_size=pair.chunk_size,
         trained_chunk_sizes=pair.trained_chunk_sizes,
         max_prompt_slots=pair.max_prompt_slots,
-        encoder_length=pair.encoder_length or _default_encoder_length(pair, encoder_tokenizer),
+        encoder_length=pair.encoder_length or _encoder_length(_longest_chunk(pair), encoder_tokenizer),
         pooling=pair.pooling,
         vector_width=pair.vector_width,
         template=pair.template,
@@ -86,6 +87,27 @@ def join_parts(
         decoder_tokenizer=decoder_tokenizer,
         encoder_tokenizer=encoder_tokenizer,
     )
+
+
+def take_chunk_sizes(checkpoint: Checkpoint, chunk_sizes: list[int]) -> Checkpoint:
+    """Return the checkpoint with other sizes of chunk to train, in decoder tokens, and room for the longest of them.
+
+    Its encoder may read more tokens of a chunk, and ordered pooling gets more places. What it is served with stays its
+    size, or becomes the longest where that is not among them. Raise TrainingError if the encoder has too few positions.
+    """
+    longest, config = max(chunk_sizes), checkpoint.config
+    if checkpoint.encoder.ordered is not None:
+        pooling = checkpoint.encoder.ordered.widened(longest)
+        checkpoint = replace(checkpoint, encoder=ChunkEncoder(checkpoint.encoder.backbone, config.pooling, pooling))
+    config = replace(
+        config,
+        chunk_size=config.chunk_size if config.chunk_size in chunk_sizes else longest,
+        trained_chunk_sizes=sorted(set(chunk_sizes)),
+        encoder_length=max(config.encoder_length, _encoder_length(longest, checkpoint.encoder_tokenizer)),
+    )
+    checkpoint = replace(checkpoint, config=config)
+    refuse_misfits(checkpoint, sample_chunks(checkpoint, longest, seed=0))
+    return checkpoint
 
 
 def add_adapters(checkpoint: Checkpoint, pair: Pair) -> None:
@@ -188,9 +210,7 @@ def _ordered_pooling(pair: Pair, encoder_backbone: Any) -> OrderedPooling | None
     if pair.pooling != "ordered":
         return None
     encoder_width = encoder_backbone.config.hidden_size
-    return OrderedPooling(
-        max(*pair.trained_chunk_sizes, pair.chunk_size), encoder_width, pair.vector_width or encoder_width
-    )
+    return OrderedPooling(_longest_chunk(pair), encoder_width, pair.vector_width or encoder_width)
 
 
 def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:
@@ -206,12 +226,15 @@ def _end_answers_with(tokenizer: PreTrainedTokenizerFast, model: Any) -> None:
     )
 
 
-def _default_encoder_length(pair: Pair, encoder_tokenizer: PreTrainedTokenizerFast | None) -> int:
-    """Return how many encoder tokens the longest chunk may have; without a tokenizer it reads the decoder's tokens."""
-    longest = max(*pair.trained_chunk_sizes, pair.chunk_size)
+def _longest_chunk(pair: Pair) -> int:
+    return max(*pair.trained_chunk_sizes, pair.chunk_size)
+
+
+def _encoder_length(chunk_size: int, encoder_tokenizer: PreTrainedTokenizerFast | None) -> int:
+    """Return how many encoder tokens a chunk may have; without a tokenizer the encoder reads the decoder's tokens."""
     if encoder_tokenizer is None:
-        return longest
-    return ENCODER_LENGTH_MARGIN * longest + encoder_tokenizer.num_special_tokens_to_add()
+        return chunk_size
+    return ENCODER_LENGTH_MARGIN * chunk_size + encoder_tokenizer.num_special_tokens_to_add()
 
 
 def _decoder_tokenizer(pair: Pair) -> PreTrainedTokenizerFast:

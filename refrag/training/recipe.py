@@ -24,7 +24,13 @@ from refrag.model.policy import ExpansionPolicy
 from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
-from refrag.training.pair import fit_projector, make_pair, match_projector, start_encoder_from_decoder
+from refrag.training.pair import (
+    fit_projector,
+    make_pair,
+    match_projector,
+    start_encoder_from_decoder,
+    take_chunk_sizes,
+)
 from refrag.training.preset import Preset
 from refrag.training.settings import (
     AnyRun,
@@ -151,6 +157,8 @@ def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
         checkpoint = load_run(preset, runs, run.start)
     else:
         checkpoint = load_checkpoint(Path(run.start), merge_adapters=False)
+    if run.trained_chunk_sizes is not None:
+        checkpoint = take_chunk_sizes(checkpoint, run.trained_chunk_sizes)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
 

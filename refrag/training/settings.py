@@ -91,12 +91,15 @@ class Run(Settings):
 
     start: run of the same preset whose checkpoint this one starts from, or folder of any checkpoint; none starts from
         the untrained pair.
+    trained_chunk_sizes: every batch has chunks of one of these sizes, drawn at random, and the checkpoint keeps them;
+        by default those that the checkpoint it starts from has.
     tokens_per_step: about how many tokens one batch on one process has. A batch of text counts all that the encoder
         and the decoder read. A batch of questions counts each context and each question once, although fine-tuning
         mostly repeats the context for every question. A batch of selections counts the decoder's slots.
     """
 
     start: str | None = None
+    trained_chunk_sizes: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
     optimisation: Optimisation
     tokens_per_step: PositiveInt = 4096
 
