@@ -238,6 +238,19 @@ def test_a_chunk_longer_than_ordered_pooling_has_places_for_is_refused(tiny_chec
         load_checkpoint(tmp_path)
 
 
+def test_widened_ordered_pooling_reads_short_chunks_as_before_and_later_places_as_its_last(tiny_checkpoint):
+    pool = ordered_encoder(tiny_checkpoint).ordered
+    torch.nn.init.normal_(pool.weight)
+    wide, last = pool.widened(20), pool.chunk_size
+    states, width = torch.randn(1, 3, pool.weight.shape[1]), pool.width
+    short, long = torch.tensor([[2, 3, 17]]), torch.tensor([[2, 3, 21]])
+    assert (wide.chunk_size, wide.width, pool.chunk_size) == (20, width, last)
+    assert torch.allclose(wide(states, short), pool(states, short), atol=1e-5)
+    # Place 17 is the last of the sixteen, 21 the last of the twenty.
+    assert torch.allclose(wide(states, long), pool(states, short), atol=1e-5)
+    assert torch.equal(pool.widened(4).weight, pool.weight)
+
+
 def test_ordered_pooling_is_saved_with_the_encoder(tiny_checkpoint, tmp_path):
     encoder = ordered_encoder(tiny_checkpoint)
     torch.nn.init.normal_(encoder.ordered.weight)

@@ -10,6 +10,7 @@ from refrag.errors import TrainingError
 from refrag.model.adapters import adapter_state
 from refrag.model.backbones import has_adapter, is_of_adapter
 from refrag.model.checkpoint import load_checkpoint
+from refrag.training.pair import take_chunk_sizes
 from refrag.training.preset import Preset
 from refrag.training.recipe import CHECKPOINT, load_run, summarise_runs, train_all
 
@@ -91,6 +92,32 @@ def test_a_loaded_checkpoint_is_merged_and_computes_what_was_trained(preset, run
     # The merged decoder is rounded to half precision, as it is served.
     assert torch.allclose(*embeddings, atol=1e-5) and torch.allclose(*states, atol=1e-2)
     assert not any(has_adapter(module) for module in parts_of(merged))
+
+
+def test_a_run_teaches_a_checkpoint_longer_chunks(preset, runs, tmp_path):
+    start = runs / "reconstruct" / CHECKPOINT
+    run = preset.runs["finetune"].model_dump() | {"start": str(start), "trained_chunk_sizes": [4, 16, 24]}
+    longer = Preset.model_validate({**preset.model_dump(), "runs": {"finetune": run}})
+    train_all(longer, tmp_path)
+    before, after = load_checkpoint(start), load_run(longer, tmp_path)
+    assert (after.config.trained_chunk_sizes, after.config.chunk_size) == ([4, 16, 24], 16)
+    assert after.encoder.ordered.chunk_size == 24 and before.encoder.ordered.chunk_size == 16
+    assert after.config.encoder_length == before.config.encoder_length + 2 * (24 - 16)
+    assert after.with_chunk_size(24).config.chunk_size == 24
+
+
+def test_chunks_longer_than_an_encoder_has_positions_for_are_not_taught(preset, runs, tmp_path):
+    start = str(runs / "reconstruct" / CHECKPOINT)
+    run = preset.runs["finetune"].model_dump() | {"start": start, "trained_chunk_sizes": [4096]}
+    longer = Preset.model_validate({**preset.model_dump(), "runs": {"finetune": run}})
+    with pytest.raises(TrainingError, match="cannot read encoder_length = 819"):
+        train_all(longer, tmp_path)
+    assert not (tmp_path / "finetune").exists()
+
+
+def test_a_checkpoint_that_is_taught_other_sizes_alone_serves_the_longest(preset, runs):
+    checkpoint = take_chunk_sizes(load_run(preset, runs, "reconstruct"), [8, 4, 8])
+    assert (checkpoint.config.trained_chunk_sizes, checkpoint.config.chunk_size) == ([4, 8], 8)
 
 
 def test_the_settings_that_are_kept_name_files_as_the_preset_does(preset, runs):

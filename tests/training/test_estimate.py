@@ -170,6 +170,12 @@ def test_batches_of_text_have_the_shapes_that_are_foreseen(tiny_checkpoint, stag
     assert len(shapes(drawn)) >= 4
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_runs_own_chunk_sizes_are_foreseen_in_place_of_the_pairs(stage):
+    pair = tiny_pair().model_copy(update={"trained_chunk_sizes": [4]})
+    assert batch_shapes(tiny_pair(), make_run(stage, trained_chunk_sizes=[4])) == batch_shapes(pair, make_run(stage))
+
+
 @pytest.mark.parametrize("form", ["mixed", "plain"])
 def test_replayed_text_has_the_shapes_that_are_foreseen(tiny_checkpoint, form):
     run = make_run("finetune", form=form, replay=REPLAY)
