@@ -40,7 +40,12 @@ from perf.results import Report
 from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
 from refrag.evaluation.questions.comparison import render_comparison
-from refrag.evaluation.questions.summary import BRIEF_OF_LONG, render_briefly, render_policies
+from refrag.evaluation.questions.summary import (
+    BRIEF_OF_LONG,
+    render_briefly,
+    render_chunk_sizes,
+    render_policies,
+)
 from refrag.evaluation.report import markdown_differences, markdown_tasks
 from refrag.evaluation.report import markdown_table as evaluation_table
 from refrag.reporting import table
@@ -124,8 +129,8 @@ def long_answers(report: Report) -> str:
 
 
 def chunk_sizes(report: Report) -> str:
-    """Return the table of a question set at several chunk sizes, with nothing expanded."""
-    return with_count(report, render_briefly(report, recovered="log_perplexity"))
+    """Return the table of a question set at several chunk sizes, with nothing expanded, and how these differ."""
+    return with_count(report, render_chunk_sizes(report))
 
 
 def with_count(report: Report, figures: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +87,7 @@ def _pairs(asked: Collection[Condition], plain: Condition, none: Condition) -> l
     """Return what is compared with what.
 
     All with plain and with no context, true embeddings with their controls, compression with plain cut to its slots,
-    each policy with those before it that have the same budget.
+    each policy with those before it that have the same budget, smaller chunks with larger ones.
     """
     controlled = [(replace(one, embeddings="true"), one) for one in asked if one.embeddings != "true"]
     selecting = [one for one in asked if one.selection != "none" and one.embeddings == "true"]
@@ -101,6 +101,12 @@ def _pairs(asked: Collection[Condition], plain: Condition, none: Condition) -> l
             (later, other)
             for other, later in combinations(selecting, 2)
             if replace(later, selection=other.selection) == other
+        ),
+        *(
+            (one, other)
+            for one in compressed
+            for other in compressed
+            if one.chunk_size < other.chunk_size and replace(one, chunk_size=other.chunk_size) == other
         ),
     ]
 
@@ -162,6 +168,20 @@ def render_policies(report: Values, others: Sequence[str]) -> str:
         compared = [row for row in report["differences"] if row["against"] == against and row["condition"] in policies]
         parts += [f"Differences from `{against}` on the same rows:", _figures(compared, measures, bold=True)]
     return "\n\n".join(parts)
+
+
+def render_chunk_sizes(report: Values) -> str:
+    """Return a brief report of chunk sizes at one budget in Markdown, and how each differs from the next larger."""
+    true = [row for row in report["rows"] if row["settings"]["embeddings"] == "true"]
+    by_size = sorted((row for row in true if row["settings"]["form"] == "compressed"), key=_chunk_size)
+    pairs = [(one["condition"], other["condition"]) for one, other in pairwise(by_size)]
+    compared = [row for row in report["differences"] if (row["condition"], row["against"]) in pairs]
+    named = [{**row, "condition": f"{row['condition']} less {row['against']}"} for row in compared]
+    return f"{render_briefly(report, recovered='log_perplexity')}\n\n{_figures(named, BRIEF, bold=True)}"
+
+
+def _chunk_size(row: Values) -> int:
+    return row["settings"]["chunk_size"]
 
 
 def _answers(run: "QuestionRun", file: AnswersFile, condition: Condition) -> dict[str, Answer]:

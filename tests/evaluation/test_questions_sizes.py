@@ -1,0 +1,32 @@
+"""A question set that is asked with several chunk sizes is reported with how each differs from the next larger one."""
+
+from question_files import ROW, write_rows
+
+from refrag.evaluation.questions.evaluate import evaluate_questions
+from refrag.evaluation.questions.identity import Inputs
+from refrag.evaluation.questions.options import QuestionOptions
+from refrag.evaluation.questions.summary import render_chunk_sizes
+
+ROWS = [
+    ROW,
+    {**ROW, "id": "q2", "question": "When did the mill burn?", "answers": ["1911"], "passages": ["mill"], "gold": [0]},
+]
+CONDITIONS = ["k=16:p=0", "k=4:p=0", "k=8:p=0", "k=8:p=0.5:random", "k=8:p=0.5:similarity"]
+
+
+def test_chunk_sizes_are_compared_at_the_same_budget_and_policy(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.save(tmp_path / "checkpoint")
+    inputs = Inputs(tmp_path / "checkpoint", None, write_rows(tmp_path, ROWS))
+    options = QuestionOptions(max_tokens=4, source_order=True)
+    report = evaluate_questions(inputs, CONDITIONS, options, tmp_path / "sizes.json")
+    pairs = [(row["condition"], row["against"]) for row in report["differences"] if row["against"].endswith("p=0")]
+    assert pairs == [("k=4:p=0", "k=16:p=0"), ("k=4:p=0", "k=8:p=0"), ("k=8:p=0", "k=16:p=0")]
+
+    perplexity = {row["condition"]: row["log_perplexity"]["value"] for row in report["rows"]}
+    [compared] = [row for row in report["differences"] if (row["condition"], row["against"]) == pairs[1]]
+    assert abs(compared["log_perplexity"]["value"] - (perplexity["k=4:p=0"] - perplexity["k=8:p=0"])) < 2e-4
+
+    at_nothing = [row for row in report["rows"] if "p=0.5" not in row["condition"]]
+    text = render_chunk_sizes({**report, "rows": at_nothing})
+    named = [line.split("|")[1].strip() for line in text.splitlines() if " less " in line]
+    assert named == ["k=4:p=0 less k=8:p=0", "k=8:p=0 less k=16:p=0"]
