@@ -117,6 +117,11 @@ def questions(report: Report) -> str:
     return with_count(report, render_briefly(report))
 
 
+def without_recovery(report: Report) -> str:
+    """Return the table of a question set where plain is too near to no context for a share of the way between them."""
+    return with_count(report, render_briefly(report, recovered=None))
+
+
 def compared_policies(report: Report) -> str:
     """Return the policies on a question set, and how they differ from similarity and from plain."""
     return with_count(report, render_policies(report, others=("k=16:p=0.1:similarity", "plain")))
@@ -223,6 +228,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "heads": (PAIR / "heads.json", with_source(render_recall)),
     "taught": (PAIR / "taught.json", with_source(render_comparison)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},
+    "untuned": (PAIR / "questions" / "untuned.json", without_recovery),
     "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},
     **{name: (PAIR / "questions" / f"{name}.json", long_answers) for name in LONG_ANSWER_SETS},

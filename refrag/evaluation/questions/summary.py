@@ -145,16 +145,16 @@ def render(report: Values) -> str:
 def render_briefly(
     report: Values,
     measures: Mapping[str, str] = BRIEF,
-    recovered: str = "f1",
+    recovered: str | None = "f1",
     sizes: Collection[str] = ("prompt_slots",),
 ) -> str:
-    """Return one table of the report in Markdown: some measures, recovery of one, and sizes of the prompt."""
+    """Return one table of the report in Markdown: some measures, recovery of one or none, and sizes of the prompt."""
     rows = [
         {**row, **({"recovered": row["recovery"][recovered]} if recovered in row["recovery"] else {})}
         for row in report["rows"]
     ]
-    of = MEASURES[recovered].removesuffix(", %")
-    columns = {**measures, "recovered": f"R of {of}", **{name: {**SIZES, **CUT}[name] for name in sizes}}
+    head = {} if recovered is None else {"recovered": f"R of {MEASURES[recovered].removesuffix(', %')}"}
+    columns = {**measures, **head, **{name: {**SIZES, **CUT}[name] for name in sizes}}
     return _figures(rows, columns, decimals=(*DECIMALS, "recovered"))
 
 
@@ -177,7 +177,7 @@ def render_chunk_sizes(report: Values) -> str:
     pairs = [(one["condition"], other["condition"]) for one, other in pairwise(by_size)]
     compared = [row for row in report["differences"] if (row["condition"], row["against"]) in pairs]
     named = [{**row, "condition": f"{row['condition']} less {row['against']}"} for row in compared]
-    return f"{render_briefly(report, recovered='log_perplexity')}\n\n{_figures(named, BRIEF, bold=True)}"
+    return f"{render_briefly(report, recovered=None)}\n\n{_figures(named, BRIEF, bold=True)}"
 
 
 def _chunk_size(row: Values) -> int:
