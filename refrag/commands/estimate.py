@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, fields
 
 from refrag.commands.train import add_preset
+from refrag.errors import InvalidRequest
 
 HELP = "tell what training a preset takes on given hardware"
 EXTRA = "train"
@@ -34,7 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
     from refrag.training.estimate import Hardware, estimate, report
     from refrag.training.preset_file import load_preset
 
-    hardware = Hardware(**{field.name: getattr(arguments, field.name) for field in fields(Hardware)})
+    given = {field.name: getattr(arguments, field.name) for field in fields(Hardware)}
+    for name, value in given.items():
+        if not value > 0:
+            raise InvalidRequest(f"{name} is {value:g}; it must be above 0")
+    hardware = Hardware(**given)
     found = estimate(load_preset(arguments.preset, arguments.set), hardware)
     print(report(found, hardware))
     print(json.dumps({"hardware": asdict(hardware), "runs": [run.to_json() for run in found]}))

@@ -36,6 +36,8 @@ EXTRA = "train,evaluate"
 # Passages that requests are about are few, but their neighbours are to be found among all of the same part.
 FEWEST_PASSAGES = 20
 HELD_OUT_SHARE = 0.2
+# Those held out are each other's controls.
+FEWEST_REQUESTS = {"num_rows": 1, "num_held_out": 2, "num_passages": 1, "max_tokens": 1}
 # Folders of the requests to learn from, and of those to judge by.
 LEARNED, HELD_OUT = "targets", "held-out"
 NUM_NEIGHBOURS = 10
@@ -75,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     # bm25s logs every index that it builds.
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     output: Path = arguments.output
+    refuse_too_few(arguments)
     learned, held_out = split_passages(arguments.passages, arguments.seed)
     preset = fill_in_preset(arguments)
     keep_settings(arguments)
@@ -91,12 +94,22 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps({"checkpoint": str(output / "checkpoint"), "fidelity": str(output / "fidelity.json")}))
 
 
+def refuse_too_few(arguments: argparse.Namespace) -> None:
+    """Raise InvalidRequest for numbers of requests with which nothing could be learned, or be compared at the end."""
+    for name, fewest in FEWEST_REQUESTS.items():
+        if (given := getattr(arguments, name)) < fewest:
+            raise InvalidRequest(f"{name} is {given}; it must be at least {fewest}")
+
+
 def split_passages(file: Path, seed: int) -> "tuple[list[SourcePassage], list[SourcePassage]]":
-    """Return the passages to learn from, and those held out; raise InvalidRequest for fewer than FEWEST_PASSAGES."""
-    pool = _read(file)
+    """Return the passages to learn from, and those held out, each text once.
+
+    Raise InvalidRequest for fewer than FEWEST_PASSAGES.
+    """
+    pool = list({one.content: one for one in _read(file)}.values())
     if len(pool) < FEWEST_PASSAGES:
         raise InvalidRequest(
-            f"{file} holds {len(pool)} passages, of which a fifth is held out to judge by; give at least "
+            f"{file} holds {len(pool)} different passages, of which a fifth is held out to judge by; give at least "
             f"{FEWEST_PASSAGES}"
         )
     random.Random(seed).shuffle(pool)

@@ -19,11 +19,31 @@ def load_pretrained(auto_class: type, folder: Path, **options: Any) -> Any:
     """Load whatever `auto_class` loads from a folder, or raise CheckpointError that names the folder."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; a REFRAG checkpoint holds {DECODER}/ and {ENCODER}/")
+    return load_named(auto_class, str(folder), local_files_only=True, **options)
+
+
+def load_named(auto_class: type, name: str, **options: Any) -> Any:
+    """Load whatever `auto_class` loads from a folder or from the Hugging Face hub.
+
+    Raises CheckpointError that names it if it is not there, or cut off, or lacks weights: transformers would draw these
+    at random, anew at each loading.
+    """
     try:
         with _quiet_transformers():
-            return auto_class.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[attr-defined]
+            loaded = auto_class.from_pretrained(name, output_loading_info=True, **options)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+        raise CheckpointError(
+            f"{name} cannot be loaded: {error}; name a folder that holds a whole Hugging Face model, or a model of the "
+            "hub"
+        ) from error
+    model, report = loaded
+    # An encoder's pooler is never used, and many models are published without it.
+    if lacking := sorted(key for key in report["missing_keys"] if "pooler" not in key.split(".")):
+        raise CheckpointError(
+            f"{name} has no weights for {len(lacking)} parameters, such as {lacking[0]}; copy or download it again, "
+            "whole"
+        )
+    return model
 
 
 def has_adapter(module: Decoder | ChunkEncoder) -> bool:

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from refrag.context.chunking import Chunk, Chunker
 from refrag.errors import TrainingError
@@ -29,11 +32,19 @@ def _refuse_tokenizer(checkpoint: Checkpoint) -> None:
         )
     if tokenizer.eos_token_id is None:
         raise TrainingError("the decoder's tokenizer has no EOS token to end answers with; set its eos_token")
-    highest, vocab_size = max(tokenizer.eos_token_id, tokenizer.bos_token_id or 0), checkpoint.decoder.vocab_size
-    if highest >= vocab_size:
+    _refuse_unknown_ids("decoder", tokenizer, checkpoint.decoder.vocab_size)
+    if checkpoint.encoder_tokenizer is not None:
+        backbone: Any = checkpoint.encoder.backbone
+        num_rows = backbone.get_input_embeddings().num_embeddings
+        _refuse_unknown_ids("encoder", checkpoint.encoder_tokenizer, num_rows)
+
+
+def _refuse_unknown_ids(part: str, tokenizer: PreTrainedTokenizerFast, num_rows: int) -> None:
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= num_rows:
         raise TrainingError(
-            f"the decoder's tokenizer has a token {highest}, but the decoder has embeddings for {vocab_size} tokens; "
-            "resize its embeddings, or name the decoder's own tokenizer"
+            f"the {part}'s tokenizer has a token {highest}, but the {part} has embeddings for {num_rows} tokens; "
+            f"resize its embeddings, or name the {part}'s own tokenizer"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,13 @@ def step_figures(figures: Sequence[Figures], num_updates: int) -> Figures:
 
 
 def read_curve(directory: Path) -> list[Figures]:
-    """Return a run's metrics as up to NUM_CURVE_POINTS means over equal stretches, each with its last step."""
-    lines = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
-    length = -(-len(lines) // NUM_CURVE_POINTS)
+    """Return a run's metrics as up to NUM_CURVE_POINTS means over equal stretches, each with its last step.
+
+    None before the first step; half a line, which a kill can leave, is left out.
+    """
+    written = (directory / METRICS).read_text().splitlines()
+    lines = [json.loads(line) for line in written if math.isfinite(_step_of(line))]
+    length = max(1, -(-len(lines) // NUM_CURVE_POINTS))
     stretches = [lines[start : start + length] for start in range(0, len(lines), length)]
     return [{**_rounded(mean_figures(stretch)), "step": stretch[-1]["step"]} for stretch in stretches]
 

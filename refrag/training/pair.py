@@ -21,6 +21,7 @@ from refrag.context.chunking import NO_TOKEN, PackedChunks
 from refrag.data.tokenizer import train_tokenizer
 from refrag.data.world.world import make_document, make_world
 from refrag.errors import TrainingError
+from refrag.model.backbones import load_named
 from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder, OrderedPooling, encode_in_batches
@@ -123,7 +124,7 @@ def add_adapters(checkpoint: Checkpoint, pair: Pair) -> None:
 def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_prompt_slots: int) -> Any:
     """Load the pretrained causal LM, or make one of random weights with the tokenizer's vocabulary."""
     if backbone.pretrained is not None:
-        model = AutoModelForCausalLM.from_pretrained(_source(backbone), dtype=torch.float32)
+        model = load_named(AutoModelForCausalLM, _source(backbone), dtype=torch.float32)
         _end_answers_with(tokenizer, model)
         return model
     own = {
@@ -139,7 +140,7 @@ def make_decoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, max_pro
 def make_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Any:
     """Load the pretrained encoder, or make one of random weights that reads the decoder's tokens."""
     if backbone.pretrained is not None:
-        return AutoModel.from_pretrained(_source(backbone), dtype=torch.float32)
+        return load_named(AutoModel, _source(backbone), dtype=torch.float32)
     # Chunks are padded with 0 where the tokenizer has no padding token.
     config = make_config(backbone, {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id or 0})
     options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
@@ -252,7 +253,13 @@ def _source(backbone: Backbone) -> str:
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"the tokenizer of {name} cannot be loaded: {error}; name a folder that holds a whole Hugging Face model "
+            "with its tokenizer, or a model of the hub"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TrainingError(
             f"the tokenizer of {name} is a {type(tokenizer).__name__}, which has no tokenizer.json to serve; "

@@ -44,6 +44,7 @@ from refrag.training.settings import (
     Recover,
     Select,
 )
+from refrag.training.shapes import longest_text_slots
 from refrag.training.stages.continuation import Continuation, ContinueSource
 from refrag.training.stages.finetune import FinetuneSource, Finetuning
 from refrag.training.stages.gains import GainLearning, GainSource
@@ -159,7 +160,21 @@ def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
         checkpoint = load_checkpoint(Path(run.start), merge_adapters=False)
     if run.trained_chunk_sizes is not None:
         checkpoint = take_chunk_sizes(checkpoint, run.trained_chunk_sizes)
+    _refuse_long_texts(checkpoint.config, run)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
+
+
+def _refuse_long_texts(config: RefragConfig, run: AnyRun) -> None:
+    """Raise TrainingError for text beyond the window before the run, at whose end the longest would come."""
+    if not isinstance(run, Reconstruct | Continue):
+        return
+    needed = longest_text_slots(config.trained_chunk_sizes, run)
+    if needed > config.max_prompt_slots:
+        raise TrainingError(
+            f"the longest texts of the curriculum, of {max(run.curriculum.num_chunks)} chunks of "
+            f"{max(config.trained_chunk_sizes)} tokens, need {needed} slots, and max_prompt_slots of the pair is "
+            f"{config.max_prompt_slots}; lower curriculum.num_chunks, continuation_tokens or the chunk sizes"
+        )
 
 
 def _unprepared(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:
@@ -175,13 +190,14 @@ def _prepare_compression(checkpoint: Checkpoint, run: AnyRun, preset: Preset) ->
     starts_elsewhere = run.start is not None and run.start not in preset.runs
     if starts_elsewhere or getattr(run, "form", "mixed") == "plain":
         return checkpoint
+    if any(cost["stage"] != "pretrain" for cost in checkpoint.config.provenance.get("runs", {}).values()):
+        return checkpoint
     pair = preset.require_pair()
-    is_first = not any(cost["stage"] != "pretrain" for cost in checkpoint.config.provenance.get("runs", {}).values())
-    if is_first and pair.encoder.pretrained is None:
+    if pair.encoder.pretrained is None:
         start_encoder_from_decoder(checkpoint)
-    if is_first and isinstance(run, Recover):
+    if isinstance(run, Recover):
         fit_projector(checkpoint, first_chunks(checkpoint, run))
-    elif is_first:
+    else:
         match_projector(checkpoint, pair.seed)
     return checkpoint
 

@@ -6,7 +6,7 @@ which `stages/questions.py` names, also where they come from files.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -67,6 +67,15 @@ def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
     if isinstance(run, Select):
         return list(_selection_shapes(pair, run))
     return list(_gain_shapes(pair, run) if isinstance(run, Gains) else _policy_shapes(pair, run))
+
+
+def longest_text_slots(chunk_sizes: Collection[int], run: Reconstruct | Continue) -> int:
+    """Return the decoder's slots for the run's longest text, behind the last stage of its curriculum."""
+    num_chunks, size = max(run.curriculum.num_chunks), max(chunk_sizes)
+    if isinstance(run, Reconstruct):
+        return _context_slots(num_chunks, 0.0, size) + num_chunks * size
+    fraction = 1.0 if run.form == "plain" else max(run.expand_fractions)
+    return _context_slots(num_chunks, fraction, size) + run.continuation_tokens
 
 
 def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:

@@ -69,6 +69,19 @@ def test_a_row_that_names_no_passage_has_evidence_in_all_that_hold_the_answer(ma
     assert {context.chunks[number].passage for number in evidence} == {0, 1}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_all_of_the_evidence_is_shown_though_fewer_passages_were_asked_for(maker, seed):
+    joined = replace(ROW, passages=(*ROW.passages, *OTHER.passages), gold=(0, 1))
+    context = maker.make(joined, 1, seed)
+    assert sorted(context.passages) == sorted(passage.content for passage in ROW.passages)
+    assert context.questions[0].answer == "Ana Korvin"
+
+
+def test_evidence_that_is_said_to_be_nowhere_is_looked_for_in_the_texts(maker):
+    assert maker.make(replace(OTHER, gold=()), 1, seed=0).questions[0].answer == NOT_FOUND
+    assert maker.make(replace(ROW, gold=()), 2, seed=0).questions[0].answer == "Ana Korvin"
+
+
 def test_without_the_evidence_the_answer_says_so(maker):
     for context in (
         maker.make_answerless(ROW, OTHER, 2, seed=0),

@@ -279,6 +279,12 @@ def test_the_papers_runs_fit_on_eight_gpus_in_days(paper):
     assert "8 GPUs of 80 GiB" in report(runs, hardware)
 
 
+@pytest.mark.parametrize(("option", "name"), [("--num-gpus", "num_gpus"), ("--utilisation", "utilisation")])
+def test_hardware_that_is_none_is_refused(option, name, capsys):
+    assert main(["estimate", "tiny", option, "0"]) == 2
+    assert f"{name} is 0; it must be above 0" in capsys.readouterr().err
+
+
 def test_the_command_prints_a_table_and_ends_with_one_json_object(capsys):
     arguments = ["estimate", "world", "--num-gpus", "2", "--gpu-tflops", "100", "--utilisation", "0.2"]
     assert main(arguments) == 0

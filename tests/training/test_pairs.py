@@ -2,10 +2,11 @@
 
 import math
 import random
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -18,7 +19,7 @@ from transformers import (
 
 from refrag.context.chunking import Chunk
 from refrag.data.world.world import make_document, make_world
-from refrag.errors import TrainingError
+from refrag.errors import CheckpointError, TrainingError
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
 from refrag.pipeline import Pipeline
@@ -35,7 +36,8 @@ VOCAB_SIZE, ENCODER_VOCAB_SIZE = 400, 700
 # Shorter than the prompts of these tests, which are thus cut off by it.
 WINDOW = 24
 DECODER_SHAPE = {
-    "vocab_size": VOCAB_SIZE,
+    # The class of a family's tokenizer adds tokens of its own.
+    "vocab_size": VOCAB_SIZE + 8,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -292,7 +294,7 @@ def test_chunk_embeddings_enter_at_the_scale_that_tokens_have_behind_their_embed
     """Gemma scales token embeddings by the root of the width: once, and chunk embeddings not again."""
     decoder = Decoder(random_decoder(family))
     tokens = torch.arange(10, 30)
-    rows = torch.arange(VOCAB_SIZE, VOCAB_SIZE + len(tokens))
+    rows = torch.arange(decoder.vocab_size, decoder.vocab_size + len(tokens))
     as_tokens = decoder.embed_prompt(tokens, torch.zeros(0, decoder.width))
     as_chunks = decoder.embed_prompt(rows, decoder.token_embeddings(tokens))
     assert torch.equal(as_chunks, as_tokens)
@@ -422,3 +424,43 @@ def test_a_tokenizer_without_an_end_is_refused(folders, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=byte_level(VOCAB_SIZE, [PAD, BOS, EOS])).save_pretrained(tmp_path)
     with pytest.raises(TrainingError, match="no EOS token"):
         make_pair(pair(str(tmp_path), folders("roberta")))
+
+
+def without(folder, target, part):
+    """Copy a model without the weights whose names hold `part`."""
+    shutil.copytree(folder, target)
+    weights = load_file(target / "model.safetensors")
+    save_file({name: weight for name, weight in weights.items() if part not in name}, target / "model.safetensors")
+    return str(target)
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_a_model_that_lacks_weights_is_refused_instead_of_drawn_at_random(part, folders, tmp_path):
+    names = {"decoder": folders("llama"), "encoder": folders("bert")}
+    names[part] = without(names[part], tmp_path / "model", ".1.")
+    with pytest.raises(CheckpointError, match=r"model has no weights for \d+ parameters, such as .*\.1\."):
+        make_pair(pair(**names))
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_a_model_that_is_cut_off_or_missing_is_refused_by_name(part, folders, tmp_path):
+    names = {"decoder": folders("llama"), "encoder": folders("bert")}
+    names[part] = without(names[part], tmp_path / "model", "nothing")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"model cannot be loaded: .*; name a folder that holds a whole"):
+        make_pair(pair(**names))
+    names[part] = str(tmp_path / "nowhere")
+    with pytest.raises(TrainingError, match=r"tokenizer of .*nowhere cannot be loaded: .*; name a folder"):
+        make_pair(pair(**names))
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(part, folders, tmp_path):
+    names = {"decoder": folders("llama"), "encoder": folders("bert")}
+    names[part] = without(names[part], tmp_path / "model", "nothing")
+    tokenizer = AutoTokenizer.from_pretrained(names[part])
+    tokenizer.add_tokens([f"[{number}]" for number in range(500)])
+    tokenizer.save_pretrained(names[part])
+    with pytest.raises(TrainingError, match=rf"the {part}'s tokenizer has a token \d+, but the {part} has embeddings"):
+        make_pair(pair(**names))

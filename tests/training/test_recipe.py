@@ -10,6 +10,7 @@ from tiny import tiny_pair
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import load_checkpoint
 from refrag.training import recipe
+from refrag.training.metrics import read_curve
 from refrag.training.preset import Preset
 from refrag.training.preset_file import load_preset
 from refrag.training.recipe import load_run, train_all, train_run
@@ -145,6 +146,31 @@ def test_a_run_that_was_begun_with_other_settings_is_refused_by_their_names(fini
     changed = preset_of({**RUNS, name: {**RUNS[name], **change}})
     with pytest.raises(TrainingError, match=told):
         train_run(changed, name, finished[0])
+
+
+def test_text_beyond_the_window_is_refused_before_the_run_at_whose_end_it_would_come(finished, tmp_path):
+    text = {**RUNS["continue"], "curriculum": {"num_chunks": [1, 512]}, "start": str(finished[0] / "base/checkpoint")}
+    for run, slots in ((text, 1 + 512 + 8), ({**text, "expand_fractions": [1.0]}, 1 + 512 * 16 + 8)):
+        needed = preset_of({"long": run}, pair={**PRESET.pair.model_dump(), "max_prompt_slots": 1})
+        with pytest.raises(
+            TrainingError, match=f"of 512 chunks of 16 tokens, need {slots} slots, and max_prompt_slots"
+        ):
+            train_run(needed, "long", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_from_a_checkpoint_go_on_from_each_other_without_a_pair(finished, tmp_path):
+    first = {**RUNS["finetune"], "start": str(finished[0] / "finetune" / "checkpoint")}
+    preset = Preset(description="", runs={"first": first, "second": {**first, "start": "first"}}, result="second")
+    assert list(train_all(preset, tmp_path)) == ["first", "second"]
+
+
+def test_a_curve_has_no_half_line_and_nothing_before_the_first_step(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("")
+    assert read_curve(tmp_path) == []
+    metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_curve(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
 def test_how_often_a_run_saves_may_change(finished):

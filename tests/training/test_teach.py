@@ -5,7 +5,7 @@ import json
 import pytest
 from question_files import write_lines
 
-from refrag.commands.teach import FEWEST_PASSAGES
+from refrag.commands.teach import FEWEST_PASSAGES, split_passages
 from refrag.model.checkpoint import load_checkpoint
 from refrag_client.cli.main import main
 
@@ -87,8 +87,26 @@ def test_other_settings_are_refused_with_both_values(taught, checkpoint, capsys)
 def test_too_few_passages_are_refused_before_anything_is_written(checkpoint, tmp_path, capsys):
     passages = write_passages(tmp_path, FEWEST_PASSAGES - 1)
     assert teach(tmp_path / "new", checkpoint, passages) == 2
-    assert f"holds {FEWEST_PASSAGES - 1} passages" in capsys.readouterr().err
+    assert f"holds {FEWEST_PASSAGES - 1} different passages" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "told"),
+    [("--num-held-out", "1", "num_held_out is 1; it must be at least 2"), ("--num-rows", "0", "num_rows is 0")],
+)
+def test_too_few_requests_are_refused_before_anything_is_written(checkpoint, tmp_path, capsys, option, given, told):
+    assert teach(tmp_path / "new", checkpoint, write_passages(tmp_path), option, given) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_text_that_stands_twice_is_not_both_learned_from_and_held_out(tmp_path):
+    file = write_passages(tmp_path)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    write_lines(file, rows + [{**row, "id": f"{row['id']} again"} for row in rows])
+    learned, held_out = split_passages(file, seed=0)
+    assert len({one.text for one in [*learned, *held_out]}) == len(learned) + len(held_out) == FEWEST_PASSAGES
 
 
 def test_a_setting_that_the_preset_lacks_is_named(checkpoint, tmp_path, capsys):
@@ -100,6 +118,6 @@ def test_a_setting_that_the_preset_lacks_is_named(checkpoint, tmp_path, capsys):
 
 def test_options_that_were_refused_may_be_corrected(checkpoint, tmp_path, capsys):
     passages, output = write_passages(tmp_path), tmp_path / "new"
-    assert teach(output, checkpoint, passages, "--num-rows", "0") == 2
-    assert "num_rows is 0" in capsys.readouterr().err
+    assert teach(output, checkpoint, passages, "--set", "runs.teach.stage=sing") == 1
+    assert "runs.teach" in capsys.readouterr().err
     assert teach(output, checkpoint, passages) == 0

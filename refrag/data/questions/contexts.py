@@ -33,10 +33,12 @@ class RowContexts:
     def make(self, row: QuestionRow, num_passages: int, seed: int) -> TokenisedContext:
         """Return the row over `num_passages` of its passages, those with the evidence among them, in random order.
 
-        A document stays whole. The answer says that there is none where the row is not answerable, and where it names
-        no evidence and its answer stands in none of the chosen passages.
+        A document stays whole, and all of the evidence is among them, though it be more. The answer says that there is
+        none where the row is not answerable, and where it names no evidence and its answer stands in none of the chosen
+        passages.
         """
-        arranged = arrange(row, None if row.keeps_order else num_passages, seed, keep_gold=True)
+        count = max(num_passages, len(row.gold or ()))
+        arranged = arrange(row, None if row.keeps_order else count, seed, keep_gold=True)
         return self._tokenise(arranged, is_answered=_is_answered(arranged))
 
     def make_answerless(self, row: QuestionRow, other: QuestionRow, num_passages: int, seed: int) -> TokenisedContext:
@@ -92,6 +94,6 @@ def _is_answered(row: QuestionRow) -> bool:
     """Return whether an arranged row's passages answer it, as far as the row and its texts tell."""
     if not row.answerable or not row.answers:
         return False
-    if row.gold is not None or VERDICTS.issuperset(answer.strip().lower() for answer in row.answers):
+    if row.gold or VERDICTS.issuperset(answer.strip().lower() for answer in row.answers):
         return True
     return any(holds_any(passage.content, row.answers) for passage in row.passages)
