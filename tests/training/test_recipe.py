@@ -149,13 +149,16 @@ def test_a_run_that_was_begun_with_other_settings_is_refused_by_their_names(fini
 
 
 def test_text_beyond_the_window_is_refused_before_the_run_at_whose_end_it_would_come(finished, tmp_path):
-    text = {**RUNS["continue"], "curriculum": {"num_chunks": [1, 512]}, "start": str(finished[0] / "base/checkpoint")}
-    for run, slots in ((text, 1 + 512 + 8), ({**text, "expand_fractions": [1.0]}, 1 + 512 * 16 + 8)):
-        needed = preset_of({"long": run}, pair={**PRESET.pair.model_dump(), "max_prompt_slots": 1})
-        with pytest.raises(
-            TrainingError, match=f"of 512 chunks of 16 tokens, need {slots} slots, and max_prompt_slots"
-        ):
-            train_run(needed, "long", tmp_path)
+    window, start = PRESET.pair.max_prompt_slots, str(finished[0] / "base" / "checkpoint")
+    text = {**TEXT, "start": start, "curriculum": {"num_chunks": [1, window]}}
+    going_on = {**text, "stage": "continue", "continuation_tokens": 8}
+    for run, slots in (
+        (going_on, 1 + window + 8),
+        ({**going_on, "expand_fractions": [1.0]}, 1 + window * 16 + 8),
+        ({**text, "stage": "reconstruct"}, 1 + window + window * 16),
+    ):
+        with pytest.raises(TrainingError, match=f"of {window} chunks of 16 tokens, need {slots} slots, and max_prompt"):
+            train_run(preset_of({"long": run}), "long", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
