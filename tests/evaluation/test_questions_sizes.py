@@ -1,7 +1,9 @@
 """A question set that is asked with several chunk sizes is reported with how each differs from the next larger one."""
 
+import pytest
 from question_files import ROW, write_rows
 
+from refrag.errors import InvalidRequest
 from refrag.evaluation.questions.evaluate import evaluate_questions
 from refrag.evaluation.questions.identity import Inputs
 from refrag.evaluation.questions.options import QuestionOptions
@@ -30,3 +32,12 @@ def test_chunk_sizes_are_compared_at_the_same_budget_and_policy(tiny_checkpoint,
     text = render_chunk_sizes({**report, "rows": at_nothing})
     named = [line.split("|")[1].strip() for line in text.splitlines() if " less " in line]
     assert named == ["k=4:p=0 less k=8:p=0", "k=8:p=0 less k=16:p=0"]
+
+
+def test_a_question_longer_than_the_window_is_refused_before_anything_is_answered(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.save(tmp_path / "checkpoint")
+    long = {**ROW, "id": "q3", "question": "Who built the bridge? " * 2000}
+    inputs = Inputs(tmp_path / "checkpoint", None, write_rows(tmp_path, [*ROWS, long]))
+    with pytest.raises(InvalidRequest, match=r"row 'q3': its question needs .* slots with max_tokens, the window is"):
+        evaluate_questions(inputs, ["p=0"], QuestionOptions(max_tokens=4, source_order=True), tmp_path / "long.json")
+    assert not (tmp_path / "long.json").exists()

@@ -101,6 +101,14 @@ class Contexts:
         """Return the tokens of an answer, as training has them."""
         return self._pipeline(Condition("full", self.models.checkpoint.config.chunk_size)).chunker.answer_ids(answer)
 
+    def refuse_long_questions(self, rows: Sequence[QuestionRow]) -> None:
+        """Raise InvalidRequest for a row whose question alone is beyond the window under any condition."""
+        chunk_size = self.models.checkpoint.config.chunk_size
+        for condition in (Condition("none", chunk_size), Condition("compressed", chunk_size)):
+            pipeline = self._pipeline(condition)
+            for row in rows:
+                self._room(pipeline, self._without_vectors(replace(row, passages=(), gold=None), pipeline), condition)
+
     def keep_only(self, *rows: QuestionRow | None) -> None:
         """Free what is kept of other rows."""
         ids = {row.id for row in rows if row is not None}
@@ -112,15 +120,11 @@ class Contexts:
         elif condition.form == "gold":
             row = only_gold(row)
         pipeline = self._pipeline(condition)
-        context, num_turns = self._prepare(row, pipeline)
-        # Nothing reads them: no chunk stays compressed.
-        encoder = self.models.checkpoint.encoder
-        vectors = torch.zeros(len(context.chunks), encoder.width, device=encoder.device)
-        whole = RowContext(row, context, num_turns, vectors, vectors[:0])
+        whole = self._without_vectors(row, pipeline)
         room = self._room(pipeline, whole, condition)
         if condition.form == "truncated":
             room = min(room, self._slots(row, condition))
-        kept = whole.first(_num_fitting(context.chunks, 1.0, room))
+        kept = whole.first(_num_fitting(whole.context.chunks, 1.0, room))
         return self._lay_out(pipeline, whole, kept, range(len(kept.context.chunks)), kept.vectors)
 
     def _build_compressed(self, row: QuestionRow, control: QuestionRow | None, condition: Condition) -> RowPrompt:
@@ -179,6 +183,13 @@ class Contexts:
         """Return the slots of the row's context if it were compressed at the condition's size and fraction."""
         num_chunks = len(self._prepare(row, self._pipeline(condition))[0].chunks)
         return _most_slots(num_chunks, condition.expand_fraction, condition.chunk_size)
+
+    def _without_vectors(self, row: QuestionRow, pipeline: Pipeline) -> RowContext:
+        """Return the row for a prompt in which no chunk stays compressed: nothing reads its vectors, which are zeros."""
+        context, num_turns = self._prepare(row, pipeline)
+        encoder = self.models.checkpoint.encoder
+        vectors = torch.zeros(len(context.chunks), encoder.width, device=encoder.device)
+        return RowContext(row, context, num_turns, vectors, vectors[:0])
 
     def _encode(self, row: QuestionRow, condition: Condition) -> RowContext:
         key = row.id, condition.chunk_size

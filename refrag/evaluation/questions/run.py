@@ -67,6 +67,7 @@ class QuestionRun:
         self.plain = next(one for one in conditions if one.form == "full")
         self.contexts = Contexts(models, self._as_request, options.window, options.max_tokens, options.seed)
         _refuse_unanswerable(models, self.rows, conditions)
+        self.contexts.refuse_long_questions(self.rows)
         self.controls = self._find_controls()
 
     def answer_all(self, file: AnswersFile, batch_rows: int = 1, part: Part | None = None) -> None:
