@@ -101,7 +101,7 @@ class RunEstimate:
 
 def estimate(preset: Preset, hardware: Hardware) -> list[RunEstimate]:
     """Estimate each run of the preset, in its order."""
-    return [estimate_run(preset.require_pair(), name, run, hardware) for name, run in preset.runs.items()]
+    return [estimate_run(preset.pair_of(name), name, run, hardware) for name, run in preset.runs.items()]
 
 
 def estimate_run(pair: Pair, name: str, run: AnyRun, hardware: Hardware) -> RunEstimate:

@@ -53,6 +53,13 @@ class Preset(Settings):
             raise TrainingError("the preset names no pair, only checkpoints to start from; give it a pair for this")
         return self.pair
 
+    def pair_of(self, name: str) -> Pair:
+        """Return the pair as the named run trains it, with the chunk sizes of the last run up to it that names some."""
+        pair, run = self.require_pair(), self.runs[name]
+        while run.trained_chunk_sizes is None and run.start in self.runs:
+            run = self.runs[run.start]
+        return pair.model_copy(update={"trained_chunk_sizes": run.trained_chunk_sizes or pair.trained_chunk_sizes})
+
     def placed_run(self, name: str) -> AnyRun:
         """Return a run whose paths start from `data`. Saved settings keep the others, which hold on any machine."""
         run = self.runs[name]

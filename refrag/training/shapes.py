@@ -55,7 +55,6 @@ class BatchShape:
 
 def batch_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
     """Return every kind of batch that the run draws; their shares add up to one."""
-    pair = _with_chunk_sizes(pair, run)
     if isinstance(run, Recover):
         return list(_chunk_shapes(pair, run))
     if isinstance(run, Reconstruct | Continue):
@@ -82,16 +81,8 @@ def replay_shapes(pair: Pair, run: AnyRun) -> list[BatchShape]:
     """Return every kind of replayed batch, which joins one of questions; their shares add up to `run.replay.share`."""
     if not isinstance(run, Finetune) or run.replay is None:
         return []
-    batches = batch_shapes(_with_chunk_sizes(pair, run), continuation_settings(run, run.replay))
+    batches = batch_shapes(pair, continuation_settings(run, run.replay))
     return [replace(batch, share=batch.share * run.replay.share) for batch in batches]
-
-
-def _with_chunk_sizes(pair: Pair, run: AnyRun) -> Pair:
-    return (
-        pair
-        if run.trained_chunk_sizes is None
-        else pair.model_copy(update=run.model_dump(include={"trained_chunk_sizes"}))
-    )
 
 
 def _chunk_shapes(pair: Pair, run: Recover) -> Iterator[BatchShape]:

@@ -18,6 +18,7 @@ from refrag.training.estimate import (
     batch_cost,
     build_on_meta,
     count_parameters,
+    estimate,
     estimate_run,
     part_costs,
     report,
@@ -26,6 +27,7 @@ from refrag.training.estimate import (
 from refrag.training.optimizer import make_optimizer
 from refrag.training.pair import make_config
 from refrag.training.pair_settings import Backbone
+from refrag.training.preset import Preset
 from refrag.training.preset_file import load_preset
 from refrag.training.recipe import make_objective, make_source
 from refrag.training.settings import Continue, Finetune, Gains, Policy, Pretrain, Reconstruct, Recover, Select
@@ -170,10 +172,14 @@ def test_batches_of_text_have_the_shapes_that_are_foreseen(tiny_checkpoint, stag
     assert len(shapes(drawn)) >= 4
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_runs_own_chunk_sizes_are_foreseen_in_place_of_the_pairs(stage):
-    pair = tiny_pair().model_copy(update={"trained_chunk_sizes": [4]})
-    assert batch_shapes(tiny_pair(), make_run(stage, trained_chunk_sizes=[4])) == batch_shapes(pair, make_run(stage))
+def test_the_chunk_sizes_of_a_run_are_those_of_the_runs_that_start_from_it():
+    runs = {"base": make_run("recover"), "longer": make_run("recover", start="base", trained_chunk_sizes=[64])}
+    runs["later"] = make_run("reconstruct", start="longer")
+    preset = Preset(description="", pair=tiny_pair(), runs=runs, result="later")
+    sizes = [preset.pair_of(name).trained_chunk_sizes for name in runs]
+    assert sizes == [tiny_pair().trained_chunk_sizes, [64], [64]]
+    # Each chunk is read back, so that the text stands there twice: as chunks, and as their tokens.
+    assert [one.longest_slots for one in estimate(preset, Hardware())][2] % 65 == 1
 
 
 @pytest.mark.parametrize("form", ["mixed", "plain"])

@@ -185,7 +185,7 @@ class Contexts:
         return _most_slots(num_chunks, condition.expand_fraction, condition.chunk_size)
 
     def _without_vectors(self, row: QuestionRow, pipeline: Pipeline) -> RowContext:
-        """Return the row for a prompt in which no chunk stays compressed: nothing reads its vectors, which are zeros."""
+        """Return the row for a prompt in which no chunk stays compressed: nothing reads its vectors, all zeros."""
         context, num_turns = self._prepare(row, pipeline)
         encoder = self.models.checkpoint.encoder
         vectors = torch.zeros(len(context.chunks), encoder.width, device=encoder.device)
