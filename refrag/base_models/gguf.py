@@ -42,6 +42,8 @@ def _read_header(path: Path) -> dict[str, Any]:
 
     try:
         reader = GGUFReader(path)
+        fields = {name: reader.get_field(name) for name in (ARCHITECTURE, PRE_TOKENIZER)}
+        texts = {name: None if field is None else field.contents() for name, field in fields.items()}
     except (OSError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path.name} is not a GGUF file: {error}; name another `file` of the package") from error
     num_tokens = len(reader.fields[TOKENS].data) if TOKENS in reader.fields else None
@@ -51,8 +53,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"{path.name} has a tokenizer of {num_tokens} tokens, but embeddings for {num_rows}; "
             "name a file whose tokenizer belongs to its weights"
         )
-    texts = {name: reader.get_field(name) for name in (ARCHITECTURE, PRE_TOKENIZER)}
-    return {name: None if field is None else field.contents() for name, field in texts.items()}
+    return texts
 
 
 def _read_model(path: Path) -> PreTrainedModel:

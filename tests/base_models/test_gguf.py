@@ -82,7 +82,9 @@ def test_weights_that_are_not_there_are_not_made_up(model, tokenizer, tmp_path):
 def test_a_file_that_is_no_gguf_or_is_cut_off_is_refused(model, tokenizer, tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", model, tokenizer)
     whole = path.read_bytes()
-    for content in (b"not a GGUF file at all, though as long", whole[:200], whole[: len(whole) // 2]):
+    damaged = whole.replace(b"llama", b"\xffla\xffa", 2)
+    assert damaged != whole
+    for content in (b"not a GGUF file at all, though as long", whole[:200], whole[: len(whole) // 2], damaged):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"tiny\.gguf is not a GGUF file|tiny\.gguf is a GGUF of"):
             convert_gguf(path, tmp_path / "model")

@@ -124,6 +124,8 @@ FAULTS = {
     "unknown passage": ([{**ROW, "passages": ["bees", "cows"]}], "line 1, field passages: 'cows' is no passage"),
     "no list": ([{**ROW, "passages": "bees"}], "line 1, field passages: is 'bees'; give a list of ids"),
     "gold beyond": ([{**ROW, "gold": [3]}], "line 1, field gold: is .*positions in `passages`, from 0 to 2"),
+    "gold twice": ([{**ROW, "gold": [0, 0]}], r"line 1, field gold: is \[0, 0\]; give positions .* each once"),
+    "passage twice": ([{**ROW, "passages": ["bees", "bees"]}], "line 1, field passages: is .*give each passage once"),
     "answers": ([{**ROW, "answers": "Korvin"}], "line 1, field answers: is 'Korvin'; give a list of texts"),
     "flag": ([{**ROW, "answerable": "no"}], "line 1, field answerable: is 'no'; give true or false"),
     "turns": ([{**ROW, "history": [{"role": "user"}]}], r"field history\[0\], field text: is missing"),

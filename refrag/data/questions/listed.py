@@ -55,6 +55,8 @@ def _passages(record: Record, pool: Pool) -> tuple[SourcePassage, ...]:
                 f"{record.place}, field passages: {passage_id!r} is no passage; give ids of the {len(pool)} in the "
                 "passage file"
             )
+    if len(set(ids)) < len(ids):
+        raise record.fault("passages", "each passage once")
     return tuple(pool[passage_id] for passage_id in ids)
 
 
@@ -62,8 +64,9 @@ def _gold(record: Record, num_passages: int) -> tuple[int, ...] | None:
     gold = record.values.get("gold")
     if gold is None:
         return None
-    if not isinstance(gold, list) or not all(type(one) is int and 0 <= one < num_passages for one in gold):
-        raise record.fault("gold", f"positions in `passages`, from 0 to {num_passages - 1}, or null")
+    is_list = isinstance(gold, list) and all(type(one) is int and 0 <= one < num_passages for one in gold)
+    if not is_list or len(set(gold)) < len(gold):
+        raise record.fault("gold", f"positions in `passages`, from 0 to {num_passages - 1}, each once, or null")
     return tuple(gold)
 
 
