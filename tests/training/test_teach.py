@@ -6,6 +6,7 @@ import pytest
 from question_files import write_lines
 
 from refrag.commands.teach import FEWEST_PASSAGES, split_passages
+from refrag.evaluation.questions.comparison import render_comparison
 from refrag.model.checkpoint import load_checkpoint
 from refrag_client.cli.main import main
 
@@ -66,6 +67,16 @@ def test_fidelity_is_compared_on_the_same_rows_with_the_same_teacher(taught):
     for row in rows:
         assert row["num_rows"] == 3
         assert row["difference"]["value"] == pytest.approx(row["after"]["value"] - row["before"]["value"], abs=2e-4)
+
+
+def test_controls_that_share_a_passage_are_counted(taught):
+    """Two passages of four are read at once, so that those of another request mostly are the question's own."""
+    report = json.loads((taught / "fidelity.json").read_text())
+    shuffled = [row for row in report["rows"] if row["condition"].endswith("shuffled")]
+    [count] = {row["num_sharing_controls"] for row in shuffled}
+    assert 0 < count <= 3
+    assert f"k=16:p=0:shuffled ({count} of 3 share a passage)" in render_comparison(report)
+    assert all("num_sharing_controls" not in row for row in report["rows"] if row not in shuffled)
 
 
 def test_a_second_call_only_prints(taught, checkpoint, capsys):
