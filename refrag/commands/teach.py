@@ -36,8 +36,8 @@ EXTRA = "train,evaluate"
 # Passages that requests are about are few, but their neighbours are to be found among all of the same part.
 FEWEST_PASSAGES = 20
 HELD_OUT_SHARE = 0.2
-# Those held out are each other's controls.
-FEWEST_REQUESTS = {"num_rows": 1, "num_held_out": 2, "num_passages": 1, "max_tokens": 1}
+# Smallest numbers that options may have. Requests that are held out are each other's controls.
+SMALLEST = {"num_rows": 1, "num_held_out": 2, "num_passages": 1, "max_tokens": 1}
 # Folders of the requests to learn from, and of those to judge by.
 LEARNED, HELD_OUT = "targets", "held-out"
 NUM_NEIGHBOURS = 10
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     # bm25s logs every index that it builds.
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     output: Path = arguments.output
-    refuse_too_few(arguments)
+    refuse_too_small(arguments)
     learned, held_out = split_passages(arguments.passages, arguments.seed)
     preset = fill_in_preset(arguments)
     keep_settings(arguments)
@@ -94,11 +94,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps({"checkpoint": str(output / "checkpoint"), "fidelity": str(output / "fidelity.json")}))
 
 
-def refuse_too_few(arguments: argparse.Namespace) -> None:
-    """Raise InvalidRequest for numbers of requests with which nothing could be learned, or be compared at the end."""
-    for name, fewest in FEWEST_REQUESTS.items():
-        if (given := getattr(arguments, name)) < fewest:
-            raise InvalidRequest(f"{name} is {given}; it must be at least {fewest}")
+def refuse_too_small(arguments: argparse.Namespace) -> None:
+    """Raise InvalidRequest for options with which nothing could be learned, or be compared at the end."""
+    for name, smallest in SMALLEST.items():
+        if (given := getattr(arguments, name)) < smallest:
+            raise InvalidRequest(f"{name} is {given}; it must be at least {smallest}")
 
 
 def split_passages(file: Path, seed: int) -> "tuple[list[SourcePassage], list[SourcePassage]]":

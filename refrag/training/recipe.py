@@ -46,7 +46,7 @@ from refrag.training.settings import (
 )
 from refrag.training.shapes import longest_text_slots
 from refrag.training.stages.continuation import Continuation, ContinueSource
-from refrag.training.stages.finetune import FinetuneSource, Finetuning
+from refrag.training.stages.finetune import FinetuneSource, Finetuning, continuation_settings
 from refrag.training.stages.gains import GainLearning, GainSource
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource
 from refrag.training.stages.pretrain import Pretraining, PretrainSource
@@ -166,12 +166,13 @@ def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
 
 def _refuse_long_texts(config: RefragConfig, run: AnyRun) -> None:
     """Raise TrainingError for text beyond the window before the run, at whose end the longest would come."""
-    if not isinstance(run, Reconstruct | Continue):
+    texts = continuation_settings(run, run.replay) if isinstance(run, Finetune) and run.replay is not None else run
+    if not isinstance(texts, Reconstruct | Continue):
         return
-    needed = longest_text_slots(config.trained_chunk_sizes, run)
+    needed = longest_text_slots(config.trained_chunk_sizes, texts)
     if needed > config.max_prompt_slots:
         raise TrainingError(
-            f"the longest texts of the curriculum, of {max(run.curriculum.num_chunks)} chunks of "
+            f"the longest texts of the curriculum, of {max(texts.curriculum.num_chunks)} chunks of "
             f"{max(config.trained_chunk_sizes)} tokens, need {needed} slots, and max_prompt_slots of the pair is "
             f"{config.max_prompt_slots}; lower curriculum.num_chunks, continuation_tokens or the chunk sizes"
         )

@@ -426,39 +426,39 @@ def test_a_tokenizer_without_an_end_is_refused(folders, tmp_path):
         make_pair(pair(str(tmp_path), folders("roberta")))
 
 
-def without(folder, target, part):
-    """Copy a model without the weights whose names hold `part`."""
-    shutil.copytree(folder, target)
-    weights = load_file(target / "model.safetensors")
-    save_file({name: weight for name, weight in weights.items() if part not in name}, target / "model.safetensors")
-    return str(target)
-
-
-@pytest.mark.parametrize("part", ["decoder", "encoder"])
-def test_a_model_that_lacks_weights_is_refused_instead_of_drawn_at_random(part, folders, tmp_path):
+@pytest.fixture(params=["decoder", "encoder"])
+def damaged(request, folders, tmp_path):
+    """Return the part that stands in a folder of its own, to be damaged, and the folders of both by part."""
     names = {"decoder": folders("llama"), "encoder": folders("bert")}
-    names[part] = without(names[part], tmp_path / "model", ".1.")
+    names[request.param] = str(shutil.copytree(names[request.param], tmp_path / "model"))
+    return request.param, names
+
+
+def test_a_model_that_lacks_weights_is_refused_instead_of_drawn_at_random(damaged, tmp_path):
+    _, names = damaged
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({name: weight for name, weight in load_file(file).items() if ".1." not in name}, file)
     with pytest.raises(CheckpointError, match=r"model has no weights for \d+ parameters, such as .*\.1\."):
         make_pair(pair(**names))
 
 
-@pytest.mark.parametrize("part", ["decoder", "encoder"])
-def test_a_model_that_is_cut_off_or_missing_is_refused_by_name(part, folders, tmp_path):
-    names = {"decoder": folders("llama"), "encoder": folders("bert")}
-    names[part] = without(names[part], tmp_path / "model", "nothing")
-    weights = tmp_path / "model" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:2000])
+def test_a_model_that_is_cut_off_is_refused_by_name(damaged, tmp_path):
+    _, names = damaged
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match=r"model cannot be loaded: .*; name a folder that holds a whole"):
         make_pair(pair(**names))
-    names[part] = str(tmp_path / "nowhere")
-    with pytest.raises(TrainingError, match=r"tokenizer of .*nowhere cannot be loaded: .*; name a folder"):
+
+
+def test_a_model_that_is_not_there_is_refused_by_name(damaged, tmp_path):
+    _, names = damaged
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(TrainingError, match=r"tokenizer of .*model cannot be loaded: .*; name a folder"):
         make_pair(pair(**names))
 
 
-@pytest.mark.parametrize("part", ["decoder", "encoder"])
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(part, folders, tmp_path):
-    names = {"decoder": folders("llama"), "encoder": folders("bert")}
-    names[part] = without(names[part], tmp_path / "model", "nothing")
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(damaged):
+    part, names = damaged
     tokenizer = AutoTokenizer.from_pretrained(names[part])
     tokenizer.add_tokens([f"[{number}]" for number in range(500)])
     tokenizer.save_pretrained(names[part])

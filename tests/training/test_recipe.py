@@ -152,8 +152,16 @@ def test_text_beyond_the_window_is_refused_before_the_run_at_whose_end_it_would_
     window, start = PRESET.pair.max_prompt_slots, str(finished[0] / "base" / "checkpoint")
     text = {**TEXT, "start": start, "curriculum": {"num_chunks": [1, window]}}
     going_on = {**text, "stage": "continue", "continuation_tokens": 8}
+    replay = {
+        "share": 0.5,
+        "sources": TEXT["sources"],
+        "curriculum": {"num_chunks": [window]},
+        "continuation_tokens": 8,
+    }
+    replayed = {**RUNS["finetune"], "start": start, "expand_fractions": [0.0], "replay": replay}
     for run, slots in (
         (going_on, 1 + window + 8),
+        (replayed, 1 + window + 8),
         ({**going_on, "expand_fractions": [1.0]}, 1 + window * 16 + 8),
         ({**text, "stage": "reconstruct"}, 1 + window + window * 16),
     ):
