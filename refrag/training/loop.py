@@ -294,11 +294,17 @@ class _Stage:
 
 
 def choose_precision(wanted: str) -> str:
-    """Return the precision to compute in: "auto" is bfloat16 on a GPU that computes it, and none elsewhere."""
+    """Return the precision to compute in: "auto" is bfloat16 where it is faster, and none elsewhere.
+
+    That is on a GPU that computes it, and on a CPU whose cores multiply matrices of it (AMX).
+    """
     if wanted != "auto":
         return wanted
-    has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    return "bf16" if has_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    # Older releases of torch do not tell what the CPU can do.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if capabilities.get("amx_bf16") else "no"
 
 
 def newest_snapshot(directory: Path) -> Path | None:

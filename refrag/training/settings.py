@@ -28,7 +28,8 @@ class Optimisation(Settings):
     weight_decay: applies to the matrices inside the networks alone, not to embeddings, output heads or biases.
     max_gradient_norm: gradients of a larger norm are scaled down to it.
     accumulation_steps: batches per process whose gradients are averaged in one step.
-    mixed_precision: "bf16" computes in bfloat16 and keeps the weights in float32; "auto" does so on a GPU that has it.
+    mixed_precision: "bf16" computes in bfloat16 and keeps the weights in float32; "auto" does so where it
+        is faster: on a GPU that has it, and on a CPU with AMX.
     gradient_checkpointing: compute activations anew in the backward pass, which takes less memory and more time.
     num_workers: processes that draw batches ahead of an accelerator. Text is drawn by one; on a CPU none are started.
     snapshot_seconds: seconds from one snapshot to the next; 0 saves after every step.

@@ -25,7 +25,6 @@ from refrag.errors import TrainingError
 from refrag.training.loop import (
     Objective,
     Outcome,
-    choose_precision,
     layer_classes,
     recompute_activations,
     run_stage,
@@ -396,6 +395,15 @@ def started(task, directory, **environment):
             process.kill()
 
 
+def test_a_snapshot_is_of_the_precision_that_auto_chose(tmp_path, monkeypatch):
+    monkeypatch.setattr("refrag.training.loop.choose_precision", lambda wanted: "no")
+    train(tmp_path, num_steps=1, mixed_precision="auto")
+    AcceleratorState._reset_state()
+    monkeypatch.setattr("refrag.training.loop.choose_precision", lambda wanted: "bf16")
+    with pytest.raises(TrainingError, match="mixed_precision no there and bf16 here"):
+        train(tmp_path, num_steps=1, mixed_precision="auto")
+
+
 def main():
     task, directory = sys.argv[1], Path(sys.argv[2])
     if task == "killed":
@@ -443,24 +451,3 @@ def refuse_muon(directory):
 
 if __name__ == "__main__":
     main()
-
-
-def test_auto_is_bfloat16_on_a_gpu_that_computes_it_alone(monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
-    assert choose_precision("auto") == "no"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert choose_precision("auto") == "no"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert choose_precision("auto") == "bf16"
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert choose_precision("auto") == "no"
-    assert choose_precision("bf16") == "bf16"
-
-
-def test_a_snapshot_is_of_the_precision_that_auto_chose(tmp_path, monkeypatch):
-    train(tmp_path, num_steps=1, mixed_precision="auto")
-    AcceleratorState._reset_state()
-    monkeypatch.setattr("refrag.training.loop.choose_precision", lambda wanted: "bf16")
-    with pytest.raises(TrainingError, match="mixed_precision no there and bf16 here"):
-        train(tmp_path, num_steps=1, mixed_precision="auto")
