@@ -161,6 +161,13 @@ def test_compare_asks_the_plain_decoder_too(ask, capsys, fake):
     assert "TTFT plain / compressed: " in err
 
 
+def test_what_is_compared_is_plain_whatever_bounds_the_compressed_prompt(ask, fake):
+    assert ask("--compare", "--policy", "none", "--max-prompt-slots", "30", "--min-confidence", "0.5") == 0
+    compressed, plain = (service.read_inputs(request) for request in fake.requests)
+    assert (compressed["policy"][0], plain["policy"][0]) == (b"none", b"all")
+    assert not {"max_prompt_slots", "min_confidence"} & set(plain)
+
+
 def test_json_prints_one_object(ask, capsys):
     assert ask("--json") == 0
     answer = json.loads(capsys.readouterr().out)

@@ -106,6 +106,20 @@ def test_what_has_changed_is_gone_through_again(run, store, corpus, change):
     assert (report["num_passages"], report["num_encoded"]) == (50, int(change == "corpus"))
 
 
+def test_a_file_of_the_users_beside_the_corpus_is_left_alone(run, corpus):
+    other = corpus.with_name("corpus.jsonl.new")
+    other.write_text("tomorrow's corpus")
+    index_json(run, corpus)
+    assert other.read_text() == "tomorrow's corpus"
+
+
+def test_a_corpus_beside_which_nothing_can_be_written_is_indexed(run, store, corpus):
+    corpus.with_name("corpus.jsonl.indexed").mkdir()
+    code, _, err = run("index", corpus, "--batch-bytes", 100)
+    assert code == 0 and len(store.passages) == 50
+    assert err.count("nothing is noted beside") == 1
+
+
 def test_a_store_that_is_full_for_a_moment_is_asked_again(run, store, corpus, monkeypatch):
     monkeypatch.setattr(in_order, "FIRST_PAUSE_SECONDS", 0.01)
     store.num_failures = 3

@@ -18,6 +18,7 @@ import argparse
 import json
 import logging
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,16 +187,26 @@ def write_requests(arguments: argparse.Namespace, parts: "Mapping[str, tuple[lis
 
 
 def train(preset: "Preset", output: Path) -> None:
-    """Train the preset's run, resuming it, and write its checkpoint in half precision."""
+    """Train the preset's run, resuming it, and write its checkpoint in half precision.
+
+    A checkpoint of an earlier training, whose run was removed, gives way, and so do the answers that judged it.
+    """
     import torch
 
+    from refrag.config import RefragConfig
     from refrag.training.recipe import load_run, train_all
 
-    train_all(preset, output / "runs")
-    if not (output / "checkpoint").exists():
-        # Under another name first, so that nothing half-written is ever taken for a checkpoint.
-        load_run(preset, output / "runs").save(output / ".checkpoint", torch.float16)
-        (output / ".checkpoint").rename(output / "checkpoint")
+    costs = train_all(preset, output / "runs")
+    checkpoint, written = output / "checkpoint", output / ".checkpoint"
+    if checkpoint.exists():
+        if RefragConfig.load(checkpoint).provenance["runs"][preset.result] == costs[preset.result]:
+            return
+        for path in output.glob("after.*"):
+            path.unlink()
+        shutil.rmtree(checkpoint)
+    # Under another name first, so that nothing half-written is ever taken for a checkpoint.
+    load_run(preset, output / "runs").save(written, torch.float16)
+    written.rename(checkpoint)
 
 
 def judge(arguments: argparse.Namespace, checkpoint: Path, report: Path) -> dict[tuple[str, str], dict[str, object]]:

@@ -34,18 +34,29 @@ class Retriever:
     def rank(self, query: str, count: int) -> list[int]:
         """Return the numbers of up to `count` passages, best first.
 
-        Passages found by the query and by one hop take turns, so that both have their share of a short list.
+        Passages found by the query and by one hop take turns, so that both have their share of a short list; those that
+        neither finds come last.
         """
-        by_query = self._order(query)
-        hops = [self._hop(sentence, by_query[0]) for sentence in self.passages[by_query[0]].split(". ")]
+        scores = self._score(query)
+        order = _best_first(scores)
+        by_query = [number for number in order if scores[number] > 0]
+        hops = [self._hop(sentence, by_query[0]) for sentence in self._sentences(by_query[:1])]
         merged = [number for pair in itertools.zip_longest(by_query, hops) for number in pair if number is not None]
-        return list(dict.fromkeys(merged))[:count]
+        return list(dict.fromkeys([*merged, *order]))[:count]
+
+    def _sentences(self, numbers: Sequence[int]) -> list[str]:
+        return [sentence for number in numbers for sentence in self.passages[number].split(". ")]
 
     def _hop(self, sentence: str, origin: int) -> int | None:
-        """Return the best passage for a sentence of passage `origin`, other than that passage itself."""
-        return next((number for number in self._order(sentence) if number != origin), None)
+        """Return the best passage for a sentence of passage `origin`, other than itself; None if none shares a word."""
+        scores = self._score(sentence)
+        return next((number for number in _best_first(scores) if number != origin and scores[number] > 0), None)
 
-    def _order(self, query: str) -> list[int]:
+    def _score(self, query: str) -> np.ndarray:
         tokens = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)[0]
-        scores = self.index.get_scores(tokens) if tokens else np.zeros(len(self.passages))
-        return np.argsort(-scores, kind="stable").tolist()
+        scores: np.ndarray = self.index.get_scores(tokens) if tokens else np.zeros(len(self.passages))
+        return scores
+
+
+def _best_first(scores: np.ndarray) -> list[int]:
+    return np.argsort(-scores, kind="stable").tolist()

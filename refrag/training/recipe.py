@@ -258,7 +258,7 @@ def _refuse_other_settings(preset: Preset, name: str, runs: Path) -> None:
     if changed := sorted(_different(_read_settings(directory), _settings_of(preset, name))):
         raise TrainingError(
             f"{directory} was begun with other settings: {', '.join(changed)}; give the same ones, "
-            "name another folder with --runs, or remove this one to train the run anew"
+            "name another folder for the runs, or remove this one to train the run anew"
         )
 
 

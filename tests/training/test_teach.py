@@ -1,6 +1,7 @@
 """`refrag teach`: from passages alone to a checkpoint that is nearer to its plain self, in one command that resumes."""
 
 import json
+import shutil
 
 import pytest
 from question_files import write_lines
@@ -93,6 +94,19 @@ def test_other_settings_are_refused_with_both_values(taught, checkpoint, capsys)
     told = capsys.readouterr().err
     assert "num_rows was 6 and is 7" in told and "passages was" in told and "remove this one to begin anew" in told
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_run_that_is_trained_anew_is_saved_and_judged_anew(taught, checkpoint, tmp_path, capsys):
+    folder = tmp_path / "taught"
+    shutil.copytree(taught, folder)
+    longer = ["--set", "runs.teach.optimisation.num_steps=2"]
+    assert teach(folder, checkpoint, taught / "pool.jsonl", *longer) == 1
+    assert f"{folder / 'runs' / 'teach'} was begun with other settings" in capsys.readouterr().err
+    shutil.rmtree(folder / "runs" / "teach")
+    assert teach(folder, checkpoint, taught / "pool.jsonl", *longer) == 0
+    assert load_checkpoint(folder / "checkpoint").config.provenance["runs"]["teach"]["num_steps"] == 2
+    rows = {path: json.loads((path / "fidelity.json").read_text())["rows"] for path in (taught, folder)}
+    assert rows[taught] != rows[folder]
 
 
 def test_too_few_passages_are_refused_before_anything_is_written(checkpoint, tmp_path, capsys):

@@ -20,7 +20,10 @@ class Unsearched:
 
 
 def search(questions: Sequence[Unsearched], pool: Sequence[SourcePassage], depth: int) -> list[QuestionRow]:
-    """Return the rows with the best `depth` passages of the pool, best first; a needed one not found stands last."""
+    """Return the rows with the best `depth` passages of the pool, as `Retriever.rank` orders them.
+
+    A needed one that is not found stands last.
+    """
     retriever = Retriever([passage.content for passage in pool])
     numbers = {passage.id: number for number, passage in enumerate(pool)}
     return [_fill(question, pool, retriever.rank(question.row.question, depth), numbers) for question in questions]

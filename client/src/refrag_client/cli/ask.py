@@ -17,6 +17,9 @@ from refrag_client.request import GenerateOptions
 
 HELP = "ask a question about passages or a document"
 
+# What the plain decoder is asked with, whatever the request and the server's default say about compression.
+PLAIN: GenerateOptions = {"policy": "all", "expand_fraction": 1.0, "max_prompt_slots": None, "min_confidence": None}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION")
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_request_options(parser)
     parser.add_argument("--citations", action="store_true", help="print what the answer rests on")
     parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
-    parser.add_argument("--compare", action="store_true", help="ask the plain decoder too (--expand-fraction 1)")
+    parser.add_argument("--compare", action="store_true", help="ask the plain decoder too (--policy all)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -69,7 +72,7 @@ def _compare(
     _head(arguments, "compressed:")
     compressed = _stream_answer(client, arguments, passages, options)
     _head(arguments, "\nplain decoder:")
-    plain = _stream_answer(client, arguments, passages, {**options, "expand_fraction": 1.0})
+    plain = _stream_answer(client, arguments, passages, {**options, **PLAIN})
     ratio = _ttft_ratio(compressed, plain)
     if arguments.json:
         _print_json({"compressed": asdict(compressed), "plain": asdict(plain), "ttft_ratio": ratio})

@@ -61,9 +61,10 @@ def load_mark(path: Path, fingerprint: str) -> Mark:
 
 def save_mark(path: Path, fingerprint: str, mark: Mark) -> None:
     """Write the note as a whole: after a kill the old or the new note is there, never half of one."""
-    written = _note_path(path).with_suffix(".new")
+    note = _note_path(path)
+    written = note.with_name(f"{note.name}.new")
     written.write_text(json.dumps({"fingerprint": fingerprint, "mark": asdict(mark)}) + "\n")
-    written.replace(_note_path(path))
+    written.replace(note)
 
 
 def _note_path(path: Path) -> Path:

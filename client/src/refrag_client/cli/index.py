@@ -63,13 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
     with StoreClient(model=arguments.model, **connection_options(arguments)) as client:
         fingerprint = client.stats().fingerprint
         start = Mark(0, 0, "") if arguments.fresh else load_mark(arguments.corpus, fingerprint)
-        totals, began = StoreTotals(), time.perf_counter()
+        totals, began, is_noted = StoreTotals(), time.perf_counter(), True
         with tqdm(
             total=arguments.corpus.stat().st_size, initial=start.offset, unit="B", unit_scale=True, file=sys.stderr
         ) as bar:
             for batch, report in _index(client, arguments, start):
                 totals.add({**asdict(report), "num_passages": len(batch.passages)})
-                save_mark(arguments.corpus, fingerprint, batch.mark)
+                is_noted = is_noted and _note(arguments.corpus, fingerprint, batch.mark)
                 bar.set_postfix_str(f"{totals.num_encoded / (time.perf_counter() - began):,.0f} vectors/s")
                 bar.update(batch.num_bytes)
         _report(arguments, totals, start, time.perf_counter() - began)
@@ -97,6 +97,17 @@ def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> I
         return client.index(batch.passages)
 
     yield from call_in_order(read_batches(arguments.corpus, start, arguments.batch_bytes), send, arguments.in_flight)
+
+
+def _note(corpus: Path, fingerprint: str, mark: Mark) -> bool:
+    """Note what is indexed, and return whether that could be done; a folder may be there to be read only."""
+    try:
+        save_mark(corpus, fingerprint, mark)
+    except OSError as error:
+        told = f"nothing is noted beside {corpus} ({error.strerror}); another run goes through it from the beginning"
+        print(told, file=sys.stderr)
+        return False
+    return True
 
 
 def _report(arguments: argparse.Namespace, totals: StoreTotals, start: Mark, seconds: float) -> None:
