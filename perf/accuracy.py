@@ -56,7 +56,9 @@ from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.data.questions.turns import with_last_turns
 from refrag.errors import InvalidRequest
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
+from refrag.evaluation.questions.identity import digest_files, digest_model
 from refrag.evaluation.scores import contains_answer, exact_match, token_f1
+from refrag.machine.environment import describe_environment
 
 SCORES = {"contains": contains_answer, "f1": token_f1, "exact_match": exact_match}
 # What every refusal of too long a prompt advises.
@@ -112,7 +114,7 @@ def measure(rows: Sequence[QuestionRow], settings: Sequence[Setting], options: a
         raise InvalidRequest(f"passages is {most}; {len(passages)} are indexed, so ask for no more")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        file = AnswersFile(options.answers or folder / "answers.jsonl", _identity(options, counts))
+        file = AnswersFile(options.answers or folder / "answers.jsonl", identify(options, counts))
         repository = deploy(options.checkpoint, folder, options.window, has_retrieval=True)
         never_reuse(repository, options.window)
         with serve(repository, folder / "collections", disk_path=folder / "store") as server:
@@ -128,10 +130,19 @@ def measure(rows: Sequence[QuestionRow], settings: Sequence[Setting], options: a
     return {"collection": index, **summarise_answers(settings, asked, options.seed)}
 
 
-def _identity(options: argparse.Namespace, counts: Report) -> Report:
-    """Return what an answer depends on, for the file of answers."""
-    names = ("checkpoint", "questions", "window", "max_tokens", "seed", "num_rows")
-    return {**{name: str(getattr(options, name)) for name in names}, **counts}
+def identify(options: argparse.Namespace, counts: Report) -> Report:
+    """Return what an answer and its time depend on, for the file of answers."""
+    pool = options.pool or find_pool(options.questions)
+    files = {path: digest_files([path], path.parent) for path in (options.questions, pool)}
+    numbers = {name: getattr(options, name) for name in ("window", "max_tokens", "seed", "num_rows")}
+    return {
+        "checkpoint": digest_model(options.checkpoint),
+        "questions": files[options.questions],
+        "pool": files[pool],
+        "machine": describe_environment()["machine"],
+        **numbers,
+        **counts,
+    }
 
 
 def _ask_all(

@@ -35,6 +35,14 @@ def test_a_passage_without_a_title_is_its_text(tmp_path):
     assert read.passages[0].content == "Harrow sells honey from forty hives." and read.gold is None
 
 
+def test_of_a_passage_with_a_title_the_text_may_be_empty(tmp_path):
+    """Published sets of the form BEIR have such passages."""
+    lines = [{"_id": "a", "title": "Bees", "text": ""}, {"_id": "b", "title": "", "text": " "}]
+    assert read_pool(write_lines(tmp_path / "corpus.jsonl", lines[:1]))["a"].content == "Bees"
+    with pytest.raises(InvalidRequest, match=r"corpus\.jsonl, line 2, field text: is ' '; give a text"):
+        read_pool(write_lines(tmp_path / "corpus.jsonl", lines))
+
+
 def test_no_answers_mean_unanswerable_only_if_the_list_is_there(tmp_path):
     unknown = {key: value for key, value in ROW.items() if key != "answers"}
     rows = read_questions(write_rows(tmp_path, [{**ROW, "answers": []}, {**unknown, "id": "q2"}]))
@@ -91,6 +99,14 @@ def test_passages_may_be_named_and_tab_separated(tmp_path):
     table.write_text("id\ttext\ttitle\n1\tAna Korvin built the bridge.\tBridges\n2\tBees hum.\tBees\n")
     [row] = read_questions(path, passages=table)
     assert row.passages[0].content == "Bridges\nAna Korvin built the bridge."
+
+
+def test_what_a_form_would_not_read_is_refused(tmp_path):
+    passages = write_lines(tmp_path / "wiki.jsonl", [{"id": "1", "text": "Bees hum."}])
+    with pytest.raises(InvalidRequest, match=r"passages is .*wiki\.jsonl, but a set of the form 'squad' has its own"):
+        read_questions(write_squad(tmp_path), passages=passages)
+    with pytest.raises(InvalidRequest, match="split is 'dev', but a set of the form 'rows' has no splits"):
+        read_questions(write_rows(tmp_path, [ROW]), split="dev")
 
 
 TABLE_FAULTS = {
@@ -176,6 +192,10 @@ def test_a_broken_archive_and_a_missing_file_are_refused(tmp_path):
         read_questions(path)
     with pytest.raises(InvalidRequest, match=r"nowhere\.jsonl cannot be read"):
         read_questions(tmp_path / "nowhere.jsonl")
+    for name in ("latin.tsv", "plain.tsv.gz"):
+        (tmp_path / name).write_bytes("id\tquestion\tcaf\xe9\n".encode("latin-1"))
+        with pytest.raises(InvalidRequest, match=f"{name} cannot be read"):
+            read_questions(tmp_path / name)
     (tmp_path / "passages.jsonl.gz").unlink()
     with pytest.raises(InvalidRequest, match="has no passages beside it"):
         read_questions(write_lines(tmp_path / "town.jsonl", [ROW]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from openai import BadRequestError, OpenAI
 
-from perf.accuracy import ask, choose_passages, list_settings, never_reuse, read_answer
+from perf.accuracy import ask, choose_passages, identify, list_settings, never_reuse, read_answer
 from perf.accuracy_report import PLAIN, Setting, compare_at_equal_latency, markdown, summarise_answers
 from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.decoders.base import Limits, MixedPrompt, SamplingParams, check_prompt
@@ -46,6 +46,20 @@ def plain(**by_passages):
 def chosen(most, seed=0):
     passages, counts = choose_passages(ROWS, POOL, most, seed)
     return [each.id for each in passages], counts
+
+
+def test_answers_are_told_apart_by_what_the_files_hold(tmp_path):
+    for name in ("questions.jsonl", "passages.jsonl"):
+        (tmp_path / name).write_text("as it was")
+    (tmp_path / "config.json").write_text("{}")
+    numbers = {"window": 512, "max_tokens": 8, "seed": 0, "num_rows": 2}
+    options = Namespace(checkpoint=tmp_path, questions=tmp_path / "questions.jsonl", pool=None, **numbers)
+    before = identify(options, {})
+    assert identify(options, {}) == before
+    for name, part in (("questions.jsonl", "questions"), ("passages.jsonl", "pool"), ("config.json", "checkpoint")):
+        (tmp_path / name).write_text("changed")
+        assert {key for key, value in identify(options, {}).items() if value != before[key]} == {part}
+        before = identify(options, {})
 
 
 def test_evidence_is_indexed_first_then_what_the_rows_list_then_others():

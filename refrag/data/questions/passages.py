@@ -16,14 +16,16 @@ IDS, TEXTS = ("id", "_id"), ("text", "contents", "passage")
 def read_pool(path: Path) -> Pool:
     """Return the passages by their ids.
 
-    Fields or columns: `id` or `_id`, `text`, `contents` or `passage`, and `title`, which may be missing.
+    Fields or columns: `id` or `_id`, `text`, `contents` or `passage`, and `title`, which may be missing. Of a passage
+    with a title the text may be empty.
     """
     pool: Pool = {}
     for number, record in enumerate(_records(path), start=1):
         field = _first(record, IDS)
         passage_id = record.id(field, str(number))
-        text = record.text(_first(record, TEXTS))
-        add_unique(pool, passage_id, SourcePassage(passage_id, record.text_or_empty("title"), text), record, field)
+        title, text_field = record.text_or_empty("title"), _first(record, TEXTS)
+        text = record.text_or_empty(text_field) if title.strip() else record.text(text_field)
+        add_unique(pool, passage_id, SourcePassage(passage_id, title, text), record, field)
     if not pool:
         raise InvalidRequest(f"{path} holds no passage; give at least one, as an object with id and text per line")
     return pool

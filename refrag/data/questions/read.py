@@ -17,7 +17,7 @@ from refrag.data.questions.beir import CORPUS, read_beir
 from refrag.data.questions.listed import read_listed
 from refrag.data.questions.open_domain import read_nq_open, read_popqa, read_triviaqa
 from refrag.data.questions.passages import find_pool, read_pool
-from refrag.data.questions.records import Record, open_text, read_json, read_json_lines
+from refrag.data.questions.records import Record, read_json, read_json_lines, read_lines
 from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.data.questions.searched import Unsearched, search
 from refrag.data.questions.squad import read_squad
@@ -30,6 +30,8 @@ OPEN_DOMAIN: dict[Form, Callable[[Path], list[Unsearched]]] = {
     "triviaqa": read_triviaqa,
     "popqa": read_popqa,
 }
+# Forms whose questions come with the passages to search.
+WITH_PASSAGES = ("squad", "beir")
 # As many as a weak retriever draws from.
 DEFAULT_DEPTH = 50
 
@@ -55,6 +57,7 @@ def read_questions(
     Raises InvalidRequest for the first fault in any of the files, and then returns nothing.
     """
     form = form or detect_form(path)
+    _refuse_unread(form, passages, split)
     if form == "rows":
         return draw_rows(read_listed(path, read_pool(passages or find_pool(path))), num_rows, seed)
     questions, pool = _read_unsearched(path, form, passages, split)
@@ -85,6 +88,14 @@ def draw_rows(rows: Sequence[T], num_rows: int | None, seed: int) -> list[T]:
     return [rows[number] for number in order[:num_rows]]
 
 
+def _refuse_unread(form: Form, passages: Path | None, split: str | None) -> None:
+    """Raise InvalidRequest for a file that the form would not read, so that none is taken for read."""
+    if passages is not None and form in WITH_PASSAGES:
+        raise InvalidRequest(f"passages is {passages}, but a set of the form {form!r} has its own; leave it out")
+    if split is not None and form != "beir":
+        raise InvalidRequest(f"split is {split!r}, but a set of the form {form!r} has no splits; leave it out")
+
+
 def _read_unsearched(
     path: Path, form: Form, passages: Path | None, split: str | None
 ) -> tuple[list[Unsearched], list[SourcePassage]]:
@@ -103,8 +114,8 @@ def _form_of_folder(path: Path) -> Form | None:
 
 
 def _form_of_table(path: Path) -> Form | None:
-    with open_text(path) as file:
-        return "popqa" if "possible_answers" in file.readline() else None
+    _, names = next(read_lines(path), (1, ""))
+    return "popqa" if "possible_answers" in names else None
 
 
 def _form_of_record(record: Record) -> Form | None:

@@ -15,8 +15,8 @@ class SourcePassage:
 
     @property
     def content(self) -> str:
-        """Return what is served and searched: the title on a line of its own, then the text."""
-        return f"{self.title}\n{self.text}" if self.title else self.text
+        """Return what is served and searched: the title on a line of its own, then the text; what is empty is left out."""
+        return "\n".join(part for part in (self.title, self.text) if part)
 
 
 @dataclass(frozen=True)
