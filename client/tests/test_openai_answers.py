@@ -216,6 +216,15 @@ def test_what_other_clients_send_without_effect_is_taken(endpoint):
     assert http.post(endpoint, {**http.CHAT, **body})[0] == 200
 
 
+def test_an_empty_answer_that_a_client_sends_back_is_left_out(endpoint, fake):
+    turns = [("user", "Hello?"), ("assistant", ""), ("user", "Who are you?"), ("assistant", "Ada."), ("user", "Why?")]
+    status, _ = http.post(endpoint, {"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert status == 200 and sent(fake)["history"] == [
+        b'{"role": "user", "content": "Hello?\\n\\nWho are you?"}',
+        b'{"role": "assistant", "content": "Ada."}',
+    ]
+
+
 def test_earlier_messages_become_history_and_instructions_stand_before_the_question(endpoint, fake):
     messages = [
         {"role": "system", "content": "Be brief."},

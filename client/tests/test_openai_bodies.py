@@ -121,6 +121,7 @@ NESTED = b"[" * 900 + b"]" * 900
         b'[{"data": {"text": "Ada built it.", "\\ud800": 1}}]',
         b'[{"\\ud800": 1}]',
         b'[{"text": "Ada built it.", "note": ' + NESTED + b"}]",
+        b'[{"text": "Ada built it.", "score": NaN}]',
     ],
 )
 @pytest.mark.parametrize("is_stream", [b"true", b"false"])

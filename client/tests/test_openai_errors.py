@@ -49,6 +49,14 @@ def test_what_triton_tells_has_its_status_and_field(shared, endpoint, error, sta
     assert ("Retry-After" in headers) == (status in (429, 503))
 
 
+def test_a_deadline_beyond_the_endpoints_own_is_refused(endpoint):
+    longest = service.WAIT_SECONDS * 1000
+    status, answer = http.post(endpoint, {**http.CHAT, "refrag": {"deadline_ms": longest + 1}})
+    assert (status, answer["error"]["param"]) == (400, "refrag.deadline_ms")
+    assert f"waits {longest:.0f} ms at most" in answer["error"]["message"]
+    assert http.post(endpoint, {**http.CHAT, "refrag": {"deadline_ms": longest}})[0] == 200
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
@@ -181,6 +189,8 @@ def test_a_caller_who_leaves_before_the_encoder_is_done_is_let_go(shared, endpoi
         connection.request("POST", "/v1/chunks", b'{"documents": ["Ada."]}', {"Content-Type": "application/json"})
         assert begun.wait(service.WAIT_SECONDS)
     wait_until(lambda: "refrag_openai_running_requests 0.0" in http.request(endpoint, "GET", "/metrics")[2])
+    counted = 'refrag_openai_requests_total{route="/v1/chunks",status="left"} 1.0'
+    wait_until(lambda: counted in http.request(endpoint, "GET", "/metrics")[2])
     gone.set()
     shared[0].store = service.encode_in_two_chunks
 

@@ -15,7 +15,7 @@ class SourcePassage:
 
     @property
     def content(self) -> str:
-        """Return what is served and searched: the title on a line of its own, then the text; what is empty is left out."""
+        """Return what is served and searched: the title on a line of its own, then the text; neither if it is empty."""
         return "\n".join(part for part in (self.title, self.text) if part)
 
 

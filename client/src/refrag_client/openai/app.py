@@ -24,8 +24,8 @@ from refrag_client.openai.generation import Generation
 from refrag_client.openai.keys import ApiKeys
 from refrag_client.openai.metrics import Metrics
 from refrag_client.openai.settings import EndpointSettings
-from refrag_client.openai.streaming import CallerLeft, EventStream, Patience
-from refrag_client.openai.translate import Ask, translate_chat, translate_completion
+from refrag_client.openai.streaming import EventStream, Patience
+from refrag_client.openai.translate import Ask, check_deadline, translate_chat, translate_completion
 
 PAGE = Path(__file__).with_name("page.html")
 # The field of the texts that these routes have encoded, for what Triton says of them.
@@ -75,7 +75,9 @@ def _add_generation(app: FastAPI, backend: Backend, patience: Patience, metrics:
     async def answer(request: Request, model: str | None, ask: Ask, is_chat: bool) -> Response:
         model = model or backend.default
         form = Form(request.state.request_id, model, int(time.time()), is_chat)
-        generation = Generation(ask, form, backend.client(model), metrics)
+        client = backend.client(model)
+        check_deadline(ask, client.settings.timeout_seconds)
+        generation = Generation(ask, form, client, metrics)
         try:
             if not ask.is_stream:
                 return JSONResponse(await patience.run(generation.whole(), request.receive))
@@ -152,11 +154,6 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(request: Request, error: Exception) -> Response:
         field = TEXTS.get(request.url.path, "path")
         return error_response(from_refrag(cast(RefragError, error), {"messages": field, "documents": field}))
-
-    @app.exception_handler(CallerLeft)
-    async def left(request: Request, error: Exception) -> Response:
-        # Which nobody hears.
-        return Response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Exception) -> Response:

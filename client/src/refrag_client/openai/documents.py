@@ -71,9 +71,11 @@ def _check_can_be_sent_back(value: dict[str, Any]) -> None:
     if _is_deeper(value, MAX_LEVELS):
         raise ValueError(f"a document has values within more than {MAX_LEVELS} others; leave the inner ones out")
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"a document has a lone surrogate, {error.object[error.start]!r}; decode it again") from None
+    except ValueError:
+        raise ValueError("a document has a number that is not finite, which JSON cannot hold; leave it out") from None
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -110,7 +110,9 @@ def from_refrag(error: RefragError, names: Mapping[str, str]) -> ApiError:
     if isinstance(error, Overloaded):
         return ApiError(429, message, "rate_limit_error", code="overloaded", headers=RETRY_AFTER)
     if isinstance(error, DeadlineExceeded):
-        return ApiError(504, message, "timeout_error", param="refrag.deadline_ms", code="deadline_exceeded")
+        # The client's own word for what is an option of the endpoint's.
+        told = message.replace("timeout_seconds", "the endpoint's --timeout-seconds")
+        return ApiError(504, told, "timeout_error", param="refrag.deadline_ms", code="deadline_exceeded")
     if isinstance(error, ServerUnavailable):
         return ApiError(503, message, "server_error", code="unavailable", headers=RETRY_AFTER)
     if isinstance(error, Cancelled):

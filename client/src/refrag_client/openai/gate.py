@@ -11,6 +11,7 @@ from refrag_client.openai.errors import RETRY_AFTER, ApiError, bad_field, error_
 from refrag_client.openai.keys import ApiKeys
 from refrag_client.openai.metrics import Metrics
 from refrag_client.openai.settings import EndpointSettings
+from refrag_client.openai.streaming import CallerLeft
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class Gate:
             await self.app(scope, _replay(body, receive), send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
+        except CallerLeft:
+            # Nobody hears an answer, and none is counted.
+            return
         finally:
             self.num_running -= 1
 

@@ -40,7 +40,7 @@ class Ask:
 def translate_chat(body: ChatBody) -> Ask:
     """Return what the messages ask; raise ApiError where they are no conversation that ends with a question."""
     instructions = [message.content for message in body.messages if message.role not in (USER, ASSISTANT)]
-    turns = _join_neighbours([message for message in body.messages if message.role in (USER, ASSISTANT)])
+    turns = _join_neighbours(_without_blank([each for each in body.messages if each.role in (USER, ASSISTANT)]))
     if not turns or turns[-1]["role"] != USER:
         raise bad_field("messages", "the last message must be the user's, with the question; add one")
     *history, last = turns
@@ -52,6 +52,19 @@ def translate_chat(body: ChatBody) -> Ask:
 def translate_completion(body: CompletionBody) -> Ask:
     """Return what the prompt asks."""
     return _ask(body, body.prompt, {"messages": "prompt"}, body.max_tokens, body.logprobs is not None, [])
+
+
+def check_deadline(ask: Ask, timeout_seconds: float | None) -> None:
+    """Raise ApiError for a deadline that the endpoint, which waits for Triton so long, would not wait for."""
+    deadline_ms = ask.options.get("deadline_ms")
+    if deadline_ms is None or timeout_seconds is None or deadline_ms <= timeout_seconds * 1000:
+        return
+    name = "refrag.deadline_ms"
+    raise bad_field(
+        name,
+        f"{name} is {deadline_ms}; this endpoint waits {timeout_seconds * 1000:.0f} ms at most (--timeout-seconds); "
+        "lower it",
+    )
 
 
 def _ask(
@@ -133,6 +146,11 @@ def _min_tokens(body: GenerationBody, max_tokens: int | None) -> int | None:
     if max_tokens is None:
         raise bad_field("ignore_eos", "ignore_eos makes the answer as long as max_tokens, which is not given; add it")
     return max_tokens
+
+
+def _without_blank(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages that say something, and the last; clients send an empty answer back as they got it."""
+    return [each for each in messages if each.content.strip() or each is messages[-1]]
 
 
 def _join_neighbours(messages: Sequence[Message]) -> list[dict[str, str]]:
