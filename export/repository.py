@@ -88,7 +88,7 @@ def export_repository(
     """Fill `repository` from `checkpoint`, and return the error of each ONNX model against torch.
 
     calibration: file of passages for int8, as JSON lines or as plain text with blank lines between passages.
-    has_retrieval: adds the models of collections; a repository that has them keeps them.
+    has_retrieval: adds the models of collections; a repository that has them keeps them without it too, as they are.
     passage_encoder: folder of a sentence encoder for them, instead of the base model of the checkpoint's encoder.
     engine: folder of an engine of TensorRT-LLM, which decodes in the place of the model `decoder`.
     tensorrt: whether to build TensorRT plans of the ONNX models, or to write the script that does.
@@ -105,7 +105,7 @@ def export_repository(
             "TensorRT cannot read the encoder in int8, whose products are ONNX Runtime's own; give --precision fp16"
         )
     retrieval = None
-    if has_retrieval or (repository / RETRIEVER / "config.pbtxt").exists():
+    if has_retrieval or _lacks_parts_of_retrieval(repository):
         retrieval = Retrieval(find_sentence_encoder(checkpoint, passage_encoder))
     with whole_checkpoint(checkpoint) as whole:
         built_engine = None if engine is None else BuiltEngine.read(engine)
@@ -114,6 +114,12 @@ def export_repository(
         parities = _export(source, repository, precision, calibration, retrieval, around, tensorrt)
         _renew_plans(source, repository, tensorrt)
         return parities
+
+
+def _lacks_parts_of_retrieval(repository: Path) -> bool:
+    """Return whether an earlier export added the models of collections, and was stopped before it filled them."""
+    retriever = repository / RETRIEVER
+    return (retriever / "config.pbtxt").exists() and not (retriever / VERSION / "checkpoint").exists()
 
 
 def _renew_plans(source: Source, repository: Path, tensorrt: bool) -> None:

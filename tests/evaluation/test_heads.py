@@ -11,7 +11,7 @@ from question_files import write_lines
 
 from refrag.data.contexts import ContextMaker
 from refrag.errors import InvalidRequest
-from refrag.evaluation.heads.find import MOST_HEADS, find_heads, finds, rank_heads
+from refrag.evaluation.heads.find import MOST_HEADS, chance_of, find_by_head, find_heads, finds, rank_heads
 from refrag.evaluation.heads.readings import SHARES, Reading
 from refrag.evaluation.heads.report import render, search
 from refrag.model.attention_heads import HEADS_FILE, AttentionHeads, Scoring
@@ -27,18 +27,18 @@ HEADS = AttentionHeads(
 )
 
 
-def draw_readings(count, strengths, similar=0.0):
+def draw_readings(count, strengths, similar=0.0, num_evidence=1):
     """Readings in which the heads with a strength give the evidence so much more than others; `similar`: the cosine."""
     rng = np.random.default_rng(0)
     readings = []
     for _ in range(count):
         scores, similarities = rng.standard_normal((NUM_HEADS, NUM_CHUNKS)), rng.standard_normal(NUM_CHUNKS)
-        evidence = int(rng.integers(NUM_CHUNKS))
+        evidence = rng.choice(NUM_CHUNKS, num_evidence, replace=False)
         for head, strength in strengths.items():
             scores[head, evidence] += strength
         similarities[evidence] += similar
         passages = np.arange(NUM_CHUNKS) // 6
-        readings.append(Reading(scores.astype(np.float16), passages, similarities, [evidence]))
+        readings.append(Reading(scores.astype(np.float16), passages, similarities, evidence.tolist()))
     return readings
 
 
@@ -50,6 +50,14 @@ def test_a_head_that_is_lucky_in_one_half_of_the_rows_is_not_kept():
     half = draw_readings(200, {5: 5.0})[::2], draw_readings(200, {})[1::2]
     mixed = [reading for pair in zip(*half, strict=True) for reading in pair]
     assert rank_heads(mixed).tolist() == []
+
+
+def test_evidence_of_several_chunks_is_found_by_chance_more_often():
+    readings = draw_readings(500, {}, num_evidence=3)
+    by_chance = np.mean([find_by_head(reading) for reading in readings])
+    assert chance_of(readings[0]) == pytest.approx(by_chance, abs=0.02)
+    assert chance_of(readings[0]) == pytest.approx(1 - 54 * 53 * 52 / (60 * 59 * 58))
+    assert rank_heads(readings).tolist() == []
 
 
 def test_no_more_heads_are_kept_than_are_of_use():
@@ -86,7 +94,7 @@ def world(tmp_path_factory):
     shutil.copytree(WORLD, folder / "checkpoint")
     rng = random.Random("heads")
     maker = ContextMaker.draw(rng, load_checkpoint(WORLD).chunker, "heldout")
-    asked = [maker.ask_one(rng, "fact", 12) for _ in range(60)]
+    asked = [maker.ask_one(rng, "fact", 12) for _ in range(120)]
     texts = {text: f"p{number}" for number, text in enumerate(dict.fromkeys(t for one in asked for t in one.passages))}
     write_lines(folder / "passages.jsonl", [{"id": name, "title": "", "text": text} for text, name in texts.items()])
     write_lines(
@@ -106,7 +114,7 @@ def world(tmp_path_factory):
 
 def find(folder, *more):
     options = ["--checkpoint", str(folder / "checkpoint"), "--data", str(folder / "rows.jsonl"), "--num-passages", "12"]
-    return main(["heads", "find", *options, "--num-rows", "60", "--num-held-out", "20", *more])
+    return main(["heads", "find", *options, "--num-rows", "120", "--num-held-out", "20", *more])
 
 
 def test_the_command_finds_heads_that_the_pipeline_then_reads(world, tmp_path, capsys):

@@ -47,6 +47,19 @@ def test_only_an_export_with_retrieval_adds_its_models(exported, with_retrieval)
         assert (with_retrieval / name / "1" / "model.py").is_file()
 
 
+def test_a_later_export_keeps_the_passage_encoder_by_which_collections_are_found(with_retrieval, checkpoint, tmp_path):
+    repository = shutil.copytree(with_retrieval, tmp_path / "model_repository")
+    form = repository / "retriever" / "1" / "checkpoint" / "passage_encoder.json"
+    graph = repository / "passage_encoder" / "1" / "model.onnx"
+    before = form.read_bytes(), graph.read_bytes()
+    export_repository(checkpoint, repository)
+    assert (form.read_bytes(), graph.read_bytes()) == before
+    # What was stopped half-way is finished, with the encoder of the checkpoint's own base, which has none.
+    shutil.rmtree(form.parent)
+    export_repository(checkpoint, repository)
+    assert form.parent.is_dir() and not form.exists()
+
+
 @pytest.mark.parametrize("model", ["retriever", "passage_store"])
 def test_the_exported_encoder_reads_texts_as_the_original_does(model, with_retrieval, encoder):
     reader = SentenceReader.load(with_retrieval / model / "1" / "checkpoint")
@@ -64,12 +77,10 @@ def test_the_exported_encoder_reads_texts_as_the_original_does(model, with_retri
     assert np.linalg.norm(normalise(vectors)[:2], axis=1) == pytest.approx(1)
 
 
-def test_a_later_export_keeps_retrieval_and_says_what_it_lacks(
-    with_retrieval, checkpoint, tmp_path, capsys, monkeypatch
-):
+def test_an_export_with_retrieval_says_what_it_lacks(with_retrieval, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("refrag.commands.export.find_spec", lambda name: None)
     repository = shutil.copytree(with_retrieval, tmp_path / "model_repository")
-    assert main(["export", "--checkpoint", str(checkpoint), "--repository", str(repository)]) == 0
+    assert main(["export", "--checkpoint", str(checkpoint), "--repository", str(repository), "--retrieval"]) == 0
     printed = capsys.readouterr().out
     assert "collections are searched by words alone" in printed
     assert "lancedb, which is not installed here: pip install 'refrag[retrieval]'" in printed

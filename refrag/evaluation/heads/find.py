@@ -52,14 +52,21 @@ def find_heads(readings: Sequence[Reading], heads: AttentionHeads, digest: str) 
 def rank_heads(readings: Sequence[Reading]) -> np.ndarray:
     """Return the numbers of the heads that beat chance in both halves of the rows, the best first."""
     hits = np.stack([find_by_head(reading) for reading in readings])  # (rows, N)
-    chance = float(np.mean([reading.budget(SHARE) / len(reading.passages) for reading in readings]))
+    chances = np.array([chance_of(reading) for reading in readings])  # (rows,)
     kept = np.ones(hits.shape[1], bool)
-    for half in (hits[::2], hits[1::2]):
-        error = math.sqrt(chance * (1 - chance) / len(half))
-        kept &= half.mean(0) >= chance + STANDARD_ERRORS * error
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        chance = chances[half]
+        error = math.sqrt((chance * (1 - chance)).sum()) / len(chance)
+        kept &= hits[half].mean(0) >= chance.mean() + STANDARD_ERRORS * error
     order = np.argsort(-hits.mean(0), kind="stable")
     ranked: np.ndarray = order[kept[order]]
     return ranked
+
+
+def chance_of(reading: Reading) -> float:
+    """Return how often as many chunks, drawn at random, would hold some of the evidence, which is often several."""
+    num_chunks, budget = len(reading.passages), reading.budget(SHARE)
+    return 1 - math.comb(num_chunks - len(reading.evidence), budget) / math.comb(num_chunks, budget)
 
 
 def find_by_head(reading: Reading) -> np.ndarray:
