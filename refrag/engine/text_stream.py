@@ -15,13 +15,15 @@ class TextStream:
     def __init__(self, tokenizer: Any, stop_words: Sequence[str]) -> None:
         self.tokenizer = tokenizer.backend_tokenizer
         self.decode = DecodeStream(skip_special_tokens=True)
+        # Tokens whose text is not yet certain.
+        self.pending: list[int] = []
         self.stop_words = stop_words
         self.held = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Return the text that can be sent after this token; "" while a character or a stop word is incomplete."""
-        text = self.held + (self.decode.step(self.tokenizer, token_id) or "")
+        text = self.held + self._decode(token_id)
         if found := [text.index(word) for word in self.stop_words if word in text]:
             self.stopped, self.held = True, ""
             return text[: min(found)]
@@ -32,6 +34,20 @@ class TextStream:
     def flush(self) -> str:
         """Return what was held back in case it became a stop word. An incomplete character is never sent."""
         text, self.held = self.held, ""
+        return text
+
+    def _decode(self, token_id: int) -> str:
+        """Return the text that is certain with this token, "" while there is none."""
+        self.pending.append(token_id)
+        try:
+            text = self.decode.step(self.tokenizer, token_id) or ""
+        except Exception:  # tokenizers raises no narrower one
+            # A stray byte makes the bytes before it invalid too (ByteFallback). Their text is sent, so what came after
+            # it is read anew.
+            self.decode = DecodeStream(skip_special_tokens=True)
+            text = "".join(self.decode.step(self.tokenizer, pending) or "" for pending in self.pending)
+        if text:
+            self.pending = []
         return text
 
     def _possible_stop(self, text: str) -> int:

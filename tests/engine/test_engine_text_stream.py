@@ -1,11 +1,15 @@
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
+from refrag.context.tokenizer import TextTokenizer
 from refrag.data.tokenizer import train_tokenizer
 from refrag.engine.text_stream import TextStream
 
 TOKENIZER = train_tokenizer(vocab_size=300, seed=0, num_documents=5)
+BYTES = [f"<0x{number:02X}>" for number in range(256)]
+LETTERS = ["▁", *"abc"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
@@ -17,6 +21,22 @@ def push_all(text, stop_words=()):
         if stream.stopped:
             return pieces
     return [*pieces, stream.flush()]
+
+
+def byte_fallback():
+    """Return a tokenizer like Llama's, whose decoder turns a run of bytes into text only if all of it is valid."""
+    vocabulary = {token: number for number, token in enumerate([*BYTES, *LETTERS])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return TextTokenizer(tokenizer)
+
+
+def push_tokens(tokens, stop_words=()):
+    """Push tokens of the tokenizer with bytes by their names; return the text."""
+    tokenizer = byte_fallback()
+    stream = TextStream(tokenizer, stop_words)
+    pieces = [stream.push(tokenizer.backend.token_to_id(token)) for token in tokens]
+    return "".join([*pieces, stream.flush()])
 
 
 @given(TEXT)
@@ -60,3 +80,21 @@ def test_text_that_only_looked_like_a_stop_word_is_sent():
 
 def test_an_unfinished_stop_word_is_flushed_at_the_end():
     assert "".join(push_all("a ca", ["cats"])) == "a ca"
+
+
+def test_a_stray_byte_costs_no_text_before_or_after_it():
+    assert push_tokens(["a", "<0xC3>", "<0xA9>", "<0xC3>", "▁", "b"]) == "aé\ufffd b"
+
+
+def test_a_character_after_a_stray_byte_is_read_with_it():
+    assert push_tokens(["<0xC3>", "<0xA9>", "<0xC3>", "<0xC3>", "<0xA9>", "a"]) == "é\ufffd\ufffd\ufffda"
+
+
+def test_a_stop_word_after_a_stray_byte_ends_the_text():
+    assert push_tokens(["<0xC3>", "<0xA9>", "<0xC3>", "a", "b", "c"], ["bc"]) == "é\ufffda"
+
+
+@given(st.lists(st.sampled_from([*LETTERS, "<0xC3>", "<0xA9>", "<0xF0>", "<0x41>"])))
+def test_no_letter_is_lost_whatever_bytes_stand_between(tokens):
+    letters = [" " if token == "▁" else token for token in tokens if token in LETTERS]
+    assert [character for character in push_tokens(tokens) if character in " abc"] == letters
