@@ -15,15 +15,16 @@ _POLL_SECONDS = 0.1
 
 
 class StopFile:
-    """Calls `stop` once the file exists, and writes how many answers that has cut into the file beside it.
+    """Calls `stop` once the file appears or changes, and writes how many answers that has cut into the file beside it.
 
-    Does nothing where no file is named.
+    Does nothing where no file is named. A file that is there at the start was left by an earlier run.
     """
 
     def __init__(self, stop: Callable[[], int]) -> None:
         name = os.environ.get(STOP_FILE)
         self._stop, self._path = stop, Path(name) if name else None
         self._is_done = False
+        self._left_at = self._changed_at()
         self._periodic = Periodic("stop-file", _POLL_SECONDS, self._look) if self._path else None
 
     def close(self) -> None:
@@ -32,7 +33,14 @@ class StopFile:
 
     def _look(self) -> None:
         assert self._path is not None
-        if self._is_done or not self._path.exists():
+        if self._is_done or self._changed_at() in (None, self._left_at):
             return
         self._is_done = True
         self._path.with_suffix(CUT_ANSWERS_SUFFIX).write_text(str(self._stop()))
+
+    def _changed_at(self) -> int | None:
+        """Return when the file was last changed, in nanoseconds; None where there is none."""
+        try:
+            return self._path.stat().st_mtime_ns if self._path else None
+        except FileNotFoundError:
+            return None
