@@ -11,6 +11,9 @@ from refrag.embedded.runtime import OWN_BACKENDS, find_wheel
 WHEEL = find_wheel()
 pytestmark = pytest.mark.skipif(WHEEL is None, reason="nvidia-pytriton, which carries pb_utils, is not installed")
 
+# The stand-in for a signature fails for a row of it.
+UNSIGNED = 7
+
 
 class FakeSession:
     """Doubles its rows and remembers how many came at a time; a negative number is an error."""
@@ -91,6 +94,71 @@ def test_an_output_without_a_row_per_input_row_is_an_error(backend):
     session = SimpleNamespace(run=lambda names, feed: [np.zeros(3, np.float32)])
     (result,) = backend.BatchedModel(session, ["y"], True, 100).run_each([rows(1)])
     assert "max_batch_size: 0" in str(result)
+
+
+@pytest.fixture
+def model(backend, session, monkeypatch):
+    """Return a model that runs two rows at a time, and whose responses are what they are made of."""
+
+    def unsigned(feed, result):
+        if not isinstance(result, Exception) and (feed["x"] == UNSIGNED).any():
+            raise RuntimeError("no signature")
+        return result
+
+    monkeypatch.setattr(backend, "to_response", lambda result: result)
+    monkeypatch.setattr(backend.pb_utils, "TRITONSERVER_RESPONSE_COMPLETE_FINAL", 1, raising=False)
+    monkeypatch.setattr(
+        backend.pb_utils,
+        "get_input_tensor_by_name",
+        lambda request, name: SimpleNamespace(as_numpy=lambda: request.feed[name]),
+    )
+    model = backend.TritonPythonModel()
+    model.name, model.input_names, model.max_row_length = "doubler", ["x"], None
+    model.model = backend.BatchedModel(session, ["y"], True, max_rows_per_run=2)
+    model.signer = SimpleNamespace(sign=unsigned)
+    model.background_seconds = SimpleNamespace(increment=lambda seconds: None)
+    model.turns = backend.Turns("test")
+    return model
+
+
+def request_of(feed):
+    """Return a request that keeps what is sent for it."""
+    sent = []
+    sender = SimpleNamespace(send=lambda response, flags: sent.append(response))
+    return SimpleNamespace(feed=feed, sent=sent, get_response_sender=lambda: sender)
+
+
+def test_a_long_request_is_answered_after_its_last_piece(model):
+    request = request_of(rows(1, 2, 3))
+    assert model.execute([request]) == [None]
+    model.finalize()
+    [response] = request.sent
+    np.testing.assert_array_equal(response["y"], rows(2, 4, 6)["x"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"), [((1, 2, -1), "a negative number"), ((1, 2, UNSIGNED), "no signature")]
+)
+def test_a_long_request_that_fails_is_answered_with_its_error(model, numbers, message):
+    request = request_of(rows(*numbers))
+    model.execute([request])
+    model.finalize()
+    assert [str(response) for response in request.sent] == [message]
+
+
+def test_a_long_request_whose_pieces_cannot_be_joined_is_answered_with_the_error(model, session):
+    session.run = lambda names, feed: [np.zeros((len(feed["x"]), len(feed["x"])))]
+    request = request_of(rows(1, 2, 3))
+    model.execute([request])
+    model.finalize()
+    assert "must match exactly" in str(request.sent)
+
+
+def test_a_short_request_whose_response_fails_leaves_its_neighbours_alone(model):
+    first, bad, last = model.execute([request_of(rows(1)), request_of(rows(UNSIGNED)), request_of(rows(3))])
+    model.finalize()
+    assert str(bad) == "no signature"
+    assert [response["y"].tolist() for response in (first, last)] == [[[2, 2]], [[6, 6]]]
 
 
 def graph_with(shape, kind="tensor(float)"):

@@ -19,7 +19,7 @@ their turn. So nobody waits for the longest request that the config allows, only
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class TritonPythonModel:
             with self.turns.lock:
                 results = self.model.run_each(list(short.values()))
             for (number, feed), result in zip(short.items(), results, strict=True):
-                responses[number] = to_response(self.signer.sign(feed, result))
+                responses[number] = self._respond(feed, result)
         return responses
 
     def finalize(self) -> None:
@@ -114,19 +114,32 @@ class TritonPythonModel:
         )
 
     def _run_long(self, feed: Tensors, sender: Any) -> Iterator[None]:
-        """Run the feed piece by piece, and reply after the last one."""
+        """Run the feed piece by piece, and reply after the last one, or with the error that ended it."""
+        result: Tensors | Exception
+        try:
+            result = yield from self._run_pieces(feed)
+        except Exception as error:  # Whatever it is: without a reply the caller would wait for ever.
+            result = error
+        sender.send(self._respond(feed, result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _run_pieces(self, feed: Tensors) -> Generator[None, None, Tensors | Exception]:
         parts: list[Tensors] = []
         for piece in self.model.cut(feed):
             began = time.monotonic()
             [part] = self.model.run_each([piece])
             self.background_seconds.increment(time.monotonic() - began)
             if isinstance(part, Exception):
-                reply(sender, part)
-                return
+                return part
             parts.append(part)
             yield
-        result = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        reply(sender, self.signer.sign(feed, result))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _respond(self, feed: Tensors, result: Tensors | Exception) -> Any:
+        """Return the response with the signed result, or with the error, which may be one of signing or sending."""
+        try:
+            return to_response(self.signer.sign(feed, result))
+        except Exception as error:
+            return to_response(error)
 
 
 @dataclass(frozen=True)
@@ -154,10 +167,6 @@ class Signer:
             return result
         outputs = [array for name, array in result.items() if name != self.output]
         return {**result, self.output: sign_rows(self.key, MODEL_OUTPUT, [*feed.values(), *outputs])}
-
-
-def reply(sender: Any, result: Tensors | Exception) -> None:
-    sender.send(to_response(result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def to_response(result: Tensors | Exception) -> Any:
