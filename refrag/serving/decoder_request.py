@@ -10,6 +10,7 @@ from refrag.decoders.base import ChunksToSense, DecoderRequest, MixedPrompt
 from refrag.errors import InvalidRequest
 from refrag.policies import POLICIES
 from refrag.request import MAX_SENSE_TOKENS, SamplingParams
+from refrag.serving.evidence import check_passages
 from refrag.serving.fallback import read_fallback
 from refrag.serving.tensors import Tensors, flag, integer, scalar, text, texts
 
@@ -87,6 +88,9 @@ def _read_chunks_to_sense(inputs: Tensors, num_rows: int) -> ChunksToSense | Non
         )
     # Copied: a tensor's memory belongs to its request, which is gone while the decoder still reads them.
     token_ids, passages, similarities = (np.array(of_chunk) for of_chunk in of_chunks.values())
+    if not token_ids.size:
+        raise InvalidRequest(f"sense_chunk_ids has shape {list(token_ids.shape)}; every chunk must have a token")
+    check_passages("sense_passages", passages)
     if not np.isfinite(similarities).all():
         raise InvalidRequest("sense_similarities holds NaN or infinity; every value must be finite")
     return ChunksToSense(policy, budget, token_ids, passages, similarities, num_tokens, fallback)

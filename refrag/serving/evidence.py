@@ -6,7 +6,7 @@ import numpy as np
 
 from refrag.citations import Sources
 from refrag.errors import InvalidRequest
-from refrag.serving.tensors import Tensors, integer
+from refrag.serving.tensors import Tensors, check_range, integer
 
 # C chunks
 
@@ -14,7 +14,7 @@ from refrag.serving.tensors import Tensors, integer
 INPUTS = ("chunk_spans", "chunk_weights", "num_passages")
 # Of responses before the last, and of a request that does not tell where its chunks come from.
 NO_CITATIONS = {"citations": np.zeros((0, 3), np.int32), "passage_weights": np.zeros(0, np.float32)}
-# No request can hold more, and each one takes memory for its weight.
+# No request can hold more, and each one takes memory for its weight and its score.
 MOST_PASSAGES = 2**22
 
 
@@ -30,6 +30,11 @@ class Evidence:
         if self.sources is None:
             return NO_CITATIONS
         return {"citations": self.sources.cite(expanded), "passage_weights": self.sources.share(self.weights)}
+
+
+def check_passages(name: str, numbers: np.ndarray) -> None:
+    """Raise InvalidRequest for what cannot be numbers of a request's passages."""
+    check_range(name, numbers, MOST_PASSAGES, "numbers of passages")
 
 
 def read_evidence(inputs: Tensors, expanded: np.ndarray) -> Evidence:

@@ -16,18 +16,17 @@ from refrag.model.similarity import similarities
 from refrag.policies.base import Candidates
 from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, select_chunks, weigh_equally
 from refrag.prompt import lay_out_prompt, table_extra_ids
+from refrag.serving.evidence import check_passages
 from refrag.serving.fallback import read_fallback
 from refrag.serving.store_metrics import StoreMetrics
-from refrag.serving.tensors import Tensors, flag, float32, int32, integer, strings, text
-from refrag.serving.vectors import OLD_CONFIG, NewVectors, check_range, read_vectors
+from refrag.serving.tensors import Tensors, check_range, flag, float32, int32, integer, strings, text
+from refrag.serving.vectors import OLD_CONFIG, NewVectors, read_vectors
 from refrag.store.keys import EncoderIdentity
 from refrag.store.settings import StoreSettings, open_store
 from refrag.store.signing import load_graph_key
 
 # C context chunks, Q question chunks, R compressed chunks, E encoder width
 
-
-MOST_PASSAGES = 2**31
 # What goes to the decoder if the chunks are chosen already.
 NOTHING_TO_SENSE: Tensors = {
     "sense_policy": strings(""),
@@ -120,7 +119,7 @@ class Expansion:
             raise InvalidRequest(
                 f"chunk_passages has {len(passages)} numbers for {len(token_ids)} chunks; send as many"
             )
-        check_range("chunk_passages", passages, MOST_PASSAGES, "numbers of passages")
+        check_passages("chunk_passages", passages)
         vocabulary, vocab_size = "the decoder's vocabulary", self.deployed.vocab_size
         check_range("chunk_token_ids", token_ids, vocab_size, f"{vocabulary}, {NO_TOKEN} for none", NO_TOKEN)
         check_range("question_ids", inputs["question_ids"], vocab_size, vocabulary)

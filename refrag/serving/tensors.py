@@ -60,6 +60,14 @@ def check_bytes(tensors: Tensors, names: Sequence[str], limit: int) -> None:
         raise InvalidRequest(f"{' and '.join(names)} hold {size} bytes, the limit is {limit}; {remedy}")
 
 
+def check_range(name: str, values: np.ndarray, limit: int, reason: str, lowest: int = 0) -> None:
+    """Raise InvalidRequest unless all values lie between `lowest` and `limit` - 1."""
+    if values.size and (values.min() < lowest or values.max() >= limit):
+        raise InvalidRequest(
+            f"{name} ranges from {values.min()} to {values.max()}; allowed is {lowest} to {limit - 1}: {reason}"
+        )
+
+
 def _only_element(tensor: np.ndarray, name: str):  # type: ignore[no-untyped-def]
     if tensor.size != 1:
         raise InvalidRequest(f"{name} has shape {list(tensor.shape)}; it must hold exactly one element")

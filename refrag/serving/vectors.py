@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refrag.errors import InvalidRequest, RefragError
-from refrag.serving.tensors import Tensors
+from refrag.serving.tensors import Tensors, check_range
 from refrag.store.forms import are_finite
 from refrag.store.keys import DIGEST_BYTES
 from refrag.store.lookup import new_rows, values_by_digest
@@ -125,14 +125,6 @@ def _check_shapes(vectors: ChunkVectors, width: int, num_needed: int) -> None:
     _check_shape("chunk_digests", vectors.digests, [num_needed, DIGEST_BYTES], "a row for each of vector_rows")
     if vectors.num_new > num_encoded:
         raise InvalidRequest(f"chunk_tags has {vectors.num_new} rows; chunk_vectors has no more than {num_encoded}")
-
-
-def check_range(name: str, values: np.ndarray, limit: int, reason: str, lowest: int = 0) -> None:
-    """Raise InvalidRequest unless all values lie between `lowest` and `limit` - 1."""
-    if values.size and (values.min() < lowest or values.max() >= limit):
-        raise InvalidRequest(
-            f"{name} ranges from {values.min()} to {values.max()}; allowed is {lowest} to {limit - 1}: {reason}"
-        )
 
 
 def _check_shape(name: str, tensor: np.ndarray, shape: Sequence[int], reason: str) -> None:

@@ -67,6 +67,11 @@ def test_ids_of_rows_for_another_number_of_slots_are_refused(server, num_ids):
         ({"sense_policy": texts("best")}, "policy is 'best'; allowed: learned"),
         ({"sense_policy": texts("similarity")}, "policy 'similarity' does not choose by attention"),
         ({"sense_passages": np.zeros(3, np.int32)}, "sense_passages has 3 for the 4 rows"),
+        (
+            {"sense_passages": np.full(4, 2**22, np.int32)},
+            "sense_passages ranges from 4194304 to 4194304; allowed is 0",
+        ),
+        ({"sense_chunk_ids": np.zeros((4, 0), np.int32)}, r"sense_chunk_ids has shape \[4, 0\]"),
         ({"sense_chunk_ids": np.full((4, 2), 10**6, np.int32)}, "sense_chunk_ids range from 1000000 to 1000000"),
         ({"sense_chunk_ids": np.full((4, 2), -7, np.int32)}, "sense_chunk_ids range from -7 to -7"),
         ({"sense_similarities": np.full(4, np.nan, np.float32)}, "sense_similarities holds NaN or infinity"),

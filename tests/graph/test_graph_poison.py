@@ -146,6 +146,9 @@ CONTRADICTIONS = {
     "encoder_mask has shape": lambda true: {"encoder_mask": true["encoder_mask"][:, 1:]},
     "chunk_passages has": lambda true: {"chunk_passages": true["chunk_passages"][1:]},
     "chunk_passages ranges": lambda true: {"chunk_passages": -1 - true["chunk_passages"]},
+    "chunk_passages ranges from .* to 4194304": lambda true: {
+        "chunk_passages": np.full_like(true["chunk_passages"], 2**22)
+    },
     "chunk_token_ids ranges": lambda true: {"chunk_token_ids": true["chunk_token_ids"] + 10**6},
     "question_ids ranges": lambda true: {"question_ids": true["question_ids"] - 10**6},
     "raised_budget is 1000; allowed is the budget, 0, to": lambda true: {"raised_budget": np.array([1000], np.int32)},
