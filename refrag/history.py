@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from refrag.errors import InvalidRequest
+from refrag.json_text import parse_json
 
 USER, ASSISTANT = "user", "assistant"
 # The turns of a conversation come in this order, again and again, and the question follows.
@@ -73,7 +73,7 @@ def _explain_order(number: int, turn: Turn) -> str:
 
 def _read_turn(place: str, element: str) -> Turn:
     try:
-        values: Any = json.loads(element)
+        values = parse_json(element, place)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(
             f"{place} begins with a brace and is not JSON ({error}); send {FORM}, also for text that begins so"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from refrag.errors import InvalidRequest
+from refrag.json_text import parse_json
 
 Operator = Literal["eq", "ne", "gt", "gte", "lt", "lte", "in"]
 Scalar = str | int | float | bool
@@ -46,14 +47,7 @@ def parse_filter(text: str) -> tuple[Condition, ...]:
 def parse_object(text: str, place: str, form: str) -> dict[str, Any]:
     """Return the JSON object in a text, or raise InvalidRequest that names the place and tells the form."""
     try:
-        parsed = json.loads(text)
-        # JSON can spell what no text can hold.
-        json.dumps(parsed, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        surrogate = error.object[error.start]
-        raise InvalidRequest(
-            f"{place} has the lone surrogate {surrogate!r}, which is no character; leave it out"
-        ) from None
+        parsed = parse_json(text, place)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{place} is not JSON ({error}); send an object {form}") from None
     if not isinstance(parsed, dict):

@@ -13,6 +13,10 @@ def turn(role, content):
     return json.dumps({"role": role, "content": content})
 
 
+def test_a_character_that_json_spells_by_two_surrogates_is_text():
+    assert read_turns(['{"role": "user", "content": "\\ud83c\\udfb5"}']) == [Turn("user", "🎵")]
+
+
 def test_objects_and_alternating_texts_are_the_same_turns():
     turns = [Turn("user", "Who?"), Turn("assistant", "Ada."), Turn("user", "{When}?"), Turn("assistant", "In May.")]
     assert read_turns([turn(each.role, each.content) for each in turns]) == turns
@@ -25,6 +29,10 @@ REFUSED = {
     "not JSON": (["{oops", turn("assistant", "b")], r"history\[0\] begins with a brace and is not JSON"),
     "deep JSON": (['{"a":' * 100_000, turn("assistant", "b")], r"history\[0\] begins with a brace and is not JSON"),
     "text among objects": ([turn("user", "a"), "b"], r"history\[1\] is plain text beside JSON objects"),
+    "half a character": (
+        [turn("user", "a"), '{"role": "assistant", "content": "hi \\ud83d"}'],
+        r"history\[1\] has the lone surrogate '\\ud83d'",
+    ),
     "no role": ([json.dumps({"content": "a"}), turn("assistant", "b")], r"history\[0\] has the keys \['content'\]"),
     "a name": (['{"role": "user", "content": "a", "name": "x"}', "{}"], r"history\[0\] has the keys .*'name'"),
     "parts": (
