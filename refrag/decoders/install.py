@@ -4,6 +4,7 @@
     …/site-packages/   all that the decoder needs, as its requirements file pins it
         numpy          1.26, whatever the others ask for: Triton's Python processes read wrong values with NumPy 2
         refrag         a link to this package
+    venv_made          written once the virtual environment is whole, pip included
     made.json          written last: what the environment was made of
 
 An interrupted run is gone on with by the next, and a finished one is left as it is.
@@ -26,7 +27,7 @@ Device = Literal["cpu", "cuda"]
 REQUIREMENTS = Path(__file__).parent / "environments"
 PACKAGE = Path(__file__).parents[1]
 NUMPY = "numpy==1.26.4"
-MADE = "made.json"
+MADE, VENV_MADE = "made.json", "venv_made"
 _GIB = 2**30
 
 
@@ -127,9 +128,11 @@ def _check_space(folder: Path, needed_gib: int) -> None:
 
 
 def _make_venv(folder: Path) -> Path:
-    """Make a virtual environment unless it is there, and return where its packages lie."""
-    if not (folder / "bin" / "python").exists():
+    """Make a virtual environment unless it is there in whole, and return where its packages lie."""
+    # Made over one that lacks pip, it completes it; what has been installed stays.
+    if not (folder / VENV_MADE).exists():
         _run([sys.executable, "-m", "venv", str(folder)])
+        (folder / VENV_MADE).touch()
     return (folder / "lib" / f"python{_python()}" / "site-packages").resolve()
 
 

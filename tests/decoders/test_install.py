@@ -23,7 +23,7 @@ def commands(monkeypatch):
             version = f"python{sys.version_info.major}.{sys.version_info.minor}"
             folder = making.Path(command[3])
             (folder / "lib" / version / "site-packages").mkdir(parents=True)
-            (folder / "bin").mkdir()
+            (folder / "bin").mkdir(exist_ok=True)
             (folder / "bin" / "python").touch()
 
     monkeypatch.setattr(making, "_run", run)
@@ -65,6 +65,18 @@ def test_a_run_that_was_interrupted_is_gone_on_with(commands, tmp_path):
     assert install("vllm", tmp_path / "env", "cpu")
     assert sum("venv" in command for command in done) == 1
     assert server_environment(tmp_path / "env").is_dir()
+
+
+def test_a_run_that_was_interrupted_before_pip_was_there_is_gone_on_with(commands, tmp_path):
+    done, failing = commands
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python").touch()
+    failing.append("venv")
+    with pytest.raises(SetupError, match="venv"):
+        install("vllm", tmp_path / "env", "cpu")
+    failing.clear()
+    assert install("vllm", tmp_path / "env", "cpu")
+    assert [command[2] for command in done] == ["venv", "pip", "pip"]
 
 
 def test_other_requirements_make_it_again(commands, tmp_path):
