@@ -20,6 +20,7 @@ from refrag.citations import locate
 from refrag.config import RefragConfig
 from refrag.context.chunking import PackedChunks, ReadPassages
 from refrag.errors import InvalidRequest, Overloaded
+from refrag.serving.parameters import check_least
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_bytes, strings, text, texts
@@ -43,10 +44,15 @@ class ChunkStoreSettings(StoreSettings):
 
     encoder_batch: chunks per request to the encoder, between which others have their turn.
     max_text_bytes: limit for the passages of one request, checked before anything is tokenised.
+
+    Raises SetupError for a number below 1.
     """
 
     encoder_batch: int = 256
     max_text_bytes: int = 4 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "encoder_batch", "max_text_bytes")
 
 
 class ChunkStore:

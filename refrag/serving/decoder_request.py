@@ -12,6 +12,7 @@ from refrag.policies import POLICIES
 from refrag.request import MAX_SENSE_TOKENS, SamplingParams
 from refrag.serving.evidence import check_passages
 from refrag.serving.fallback import read_fallback
+from refrag.serving.parameters import check_least
 from refrag.serving.tensors import Tensors, flag, integer, scalar, text, texts
 
 OF_CHUNKS = ("sense_chunk_ids", "sense_passages", "sense_similarities")
@@ -21,7 +22,7 @@ NO_TOP_K = (0, -1)
 
 @dataclass(frozen=True)
 class RequestDefaults:
-    """Defaults and limits of requests.
+    """Defaults and limits of requests. Raises SetupError for a number below 1.
 
     default_max_tokens, default_deadline_ms: used where a request does not say.
     max_deadline_ms: longer deadlines are cut to this, so that no request whose caller is gone holds its place for long.
@@ -30,6 +31,9 @@ class RequestDefaults:
     default_max_tokens: int = 64
     default_deadline_ms: int = 60_000
     max_deadline_ms: int = 600_000
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "default_max_tokens", "default_deadline_ms", "max_deadline_ms")
 
 
 def read_request(request_id: str, inputs: Tensors, defaults: RequestDefaults) -> DecoderRequest:

@@ -18,6 +18,7 @@ from refrag.policies.select import is_chosen_by_decoder, open_trained_policy, se
 from refrag.prompt import lay_out_prompt, table_extra_ids
 from refrag.serving.evidence import check_passages
 from refrag.serving.fallback import read_fallback
+from refrag.serving.parameters import check_least
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_range, flag, float32, int32, integer, strings, text
 from refrag.serving.vectors import OLD_CONFIG, NewVectors, read_vectors
@@ -47,11 +48,16 @@ class ExpansionSettings(StoreSettings):
     preprocessing.
     keep_unsigned_vectors: whether new vectors are stored without proof that this server's encoder made them, for
     servers whose encoder cannot sign and whose inner models nobody can reach.
+
+    Raises SetupError for a number below 1.
     """
 
     num_threads: int = 1
     max_chunks: int = 8192
     keep_unsigned_vectors: bool = False
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "num_threads", "max_chunks")
 
 
 class Expansion:

@@ -27,6 +27,13 @@ def parse_parameters(parameters: Mapping[str, str], cls: type[Settings]) -> Sett
     return cls(**{name: _parse(name, text, kinds[name]) for name, text in parameters.items() if name in kinds})
 
 
+def check_least(settings: Any, least: int, *names: str) -> None:
+    """Raise SetupError if one of these settings is lower than the least allowed value."""
+    for name in names:
+        if (value := getattr(settings, name)) < least:
+            raise SetupError(f"{name} is {value}; it must be at least {least}")
+
+
 def split_parameters(parameters: Mapping[str, str], cls: type[Any]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the parameters that `cls` has, and the others, which are left for another reader."""
     names = {field.name for field in fields(cls)}

@@ -16,6 +16,7 @@ from typing import Any
 from refrag.errors import InvalidRequest, Overloaded
 from refrag.retrieval.documents import check_ids, parse_documents
 from refrag.retrieval.settings import CollectionSettings, open_reader, open_writer
+from refrag.serving.parameters import check_least
 from refrag.serving.passage_encoder import PassageEncoder
 from refrag.serving.tensors import Tensors, check_bytes, strings, text, texts
 from refrag.serving.triton import infer
@@ -29,10 +30,15 @@ class PassageStoreSettings(CollectionSettings):
     """Settings of collections, and
 
     max_text_bytes: limit for the documents of one request. max_documents: limit for their number.
+
+    Raises SetupError for a number below 1.
     """
 
     max_text_bytes: int = 4 * 1024 * 1024
     max_documents: int = 4096
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "max_text_bytes", "max_documents")
 
 
 class PassageStore:

@@ -17,6 +17,7 @@ from refrag.machine.allocator import keep_freed_memory
 from refrag.policies import POLICIES
 from refrag.policies.budget import budget_of, fallback_of
 from refrag.request import EXPAND_ALL, ExpansionOptions, Request
+from refrag.serving.parameters import check_least
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_bytes, flag, int32, integer, scalar, strings, text, texts
@@ -40,6 +41,8 @@ class PreprocessingSettings(StoreSettings):
     shadow_fraction: share of the requests to answer a second time from the plain prompt, where a request does not say.
     history_text_tokens: tokens of the newest earlier turns that stay text at most; older ones become chunks.
     default_max_tokens: the decoder's, for which a conversation leaves room.
+
+    Raises SetupError for values that are not allowed.
     """
 
     max_chunks: int = 8192
@@ -49,6 +52,8 @@ class PreprocessingSettings(StoreSettings):
     default_max_tokens: int = 64
 
     def __post_init__(self) -> None:
+        check_least(self, 1, "max_chunks", "max_text_bytes", "default_max_tokens")
+        check_least(self, 0, "history_text_tokens")
         if not 0 <= self.shadow_fraction <= 1:
             raise SetupError(f"shadow_fraction is {self.shadow_fraction}; {ALLOWED_SHADOWS}")
 

@@ -9,10 +9,11 @@ from typing import cast, get_args
 
 import numpy as np
 
-from refrag.errors import InvalidRequest
+from refrag.errors import InvalidRequest, SetupError
 from refrag.retrieval.base import Mode, Query
 from refrag.retrieval.conditions import parse_filter
 from refrag.retrieval.settings import CollectionSettings, open_reader
+from refrag.serving.parameters import check_least
 from refrag.serving.passage_encoder import PassageEncoder
 from refrag.serving.search_metrics import SearchMetrics
 from refrag.serving.tensors import Tensors, check_bytes, float32, integer, strings, text
@@ -26,11 +27,21 @@ class RetrieverSettings(CollectionSettings):
 
     default_num_passages: where a request does not say. max_passages: limit for one request.
     max_question_bytes: limit for the question, all of whose words are searched for.
+
+    Raises SetupError for values that are not allowed.
     """
 
     default_num_passages: int = 10
     max_passages: int = 256
     max_question_bytes: int = 65536
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "default_num_passages", "max_passages", "max_question_bytes")
+        if self.default_num_passages > self.max_passages:
+            raise SetupError(
+                f"default_num_passages is {self.default_num_passages}; it must be at most max_passages, which is "
+                f"{self.max_passages}"
+            )
 
 
 class Retriever:

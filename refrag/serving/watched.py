@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from refrag.serving.parameters import check_least
 from refrag.serving.periodic import Periodic
 from refrag.serving.triton import Relay, ResponseStream, send_stop
 
@@ -20,7 +21,7 @@ LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class WatchedSettings:
-    """Settings of the model in front.
+    """Settings of the model in front. Raises SetupError for a number below 1.
 
     graph, decoder: names of the ensemble and of its decoder. max_streams: requests at a time, each in a thread that
     waits; more are queued here.
@@ -29,6 +30,9 @@ class WatchedSettings:
     graph: str = "refrag"
     decoder: str = "decoder"
     max_streams: int = 512
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "max_streams")
 
 
 class WatchedGraph:
