@@ -34,7 +34,8 @@ class PreparedContext:
     question_chunks: the question for the encoder, for policies that read it.
     new_tokens: tokens of the passages and turns that the chunker's cache did not know.
     num_cut_turns: earlier turns that are left out, since the window is full.
-    max_prompt_slots: slots that the prompt may take, for one with earlier turns or that gives way; None for others.
+    max_prompt_slots: slots that the prompt may take, for one with earlier turns, with a limit, or that gives way; None
+        for others.
     answer_tokens: slots of the window that the answer may take.
     """
 
@@ -67,14 +68,19 @@ def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -
     )
     if request.history:
         context = _add_history(context, request, chunker, limits)
-    if request.expansion.gives_way and context.max_prompt_slots is None:
-        context = _give_way(context, chunker, limits)
+    if _may_give_way(request.expansion) and context.max_prompt_slots is None:
+        context = _give_way(context, request, chunker, limits)
     return context
 
 
-def _give_way(context: PreparedContext, chunker: Chunker, limits: ContextLimits) -> PreparedContext:
+def _may_give_way(options: ExpansionOptions) -> bool:
+    """Return whether fewer chunks may be expanded than asked for, so that the window holds the answer too."""
+    return options.gives_way or (options.max_prompt_slots is not None and options.policy != EXPAND_ALL)
+
+
+def _give_way(context: PreparedContext, request: Request, chunker: Chunker, limits: ContextLimits) -> PreparedContext:
     """Return the context with a limit of slots, unless it does not fit the window compressed either."""
-    max_prompt_slots = chunker.config.max_prompt_slots - limits.answer_tokens
+    max_prompt_slots = _most_slots(request, chunker.config.max_prompt_slots, limits)
     is_fitting = len(context.chunks) + chunker.num_other_slots(context.question_ids) <= max_prompt_slots
     return replace(context, max_prompt_slots=max_prompt_slots) if is_fitting else context
 
@@ -112,7 +118,7 @@ def _add_history(
 
 
 def _most_slots(request: Request, window: int, limits: ContextLimits) -> int:
-    """Return the slots that a prompt with earlier turns may take."""
+    """Return the slots that the prompt may take, which leave room for the answer."""
     asked, left = request.expansion.max_prompt_slots, window - limits.answer_tokens
     if asked is None:
         return left

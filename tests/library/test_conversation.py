@@ -203,3 +203,28 @@ def test_a_share_left_to_the_server_gives_way_to_the_window(pipeline):
         narrow.answer(Request("Who?", passages, options), SAMPLING)
     answer = narrow.answer(Request("Who?", passages, replace(options, gives_way=True)), SAMPLING)
     assert answer.expanded and answer.prompt.num_slots <= 200 - 4
+
+
+@pytest.mark.parametrize("num_spare", [0, 1, 3])
+@pytest.mark.parametrize("history", [[], turns(2)])
+def test_a_limit_near_the_window_leaves_room_for_the_answer(pipeline, history, num_spare):
+    narrow, passages = with_window(pipeline, 200, 30), ["word " * 500]
+    options = ExpansionOptions(1.0, "random", max_prompt_slots=200 - num_spare)
+    answer = narrow.answer(Request("Who?", passages, options, history), SAMPLING)
+    assert answer.expanded and answer.prompt.num_slots <= 200 - 4
+
+
+def test_a_prompt_that_fits_is_the_same_with_the_whole_window_as_its_limit(pipeline):
+    whole = pipeline.checkpoint.config.max_prompt_slots
+    for options in (ExpansionOptions(0.5, "random"), ExpansionOptions(policy="all")):
+        prompts = [
+            pipeline.answer(Request("Who?", PASSAGES, each), SAMPLING).prompt.input_ids.tolist()
+            for each in (options, replace(options, max_prompt_slots=whole))
+        ]
+        assert prompts[0] == prompts[1]
+
+
+def test_a_limit_gives_no_way_where_every_chunk_must_be_expanded(pipeline):
+    options = ExpansionOptions(policy="all", max_prompt_slots=200)
+    context = with_window(pipeline, 200, 30).prepare(Request("Who?", PASSAGES, options), max_tokens=190)
+    assert context.limit(options) == options
