@@ -9,8 +9,8 @@ from refrag.history import Pair, Turn, pair_turns
 
 # Policies with a fixed budget, whatever expand_fraction the request gives.
 EXPAND_NOTHING, EXPAND_ALL = "none", "all"
-# Below this, dividing by the temperature overflows.
-MIN_TEMPERATURE = 0.01
+# Below these, dividing by them overflows.
+MIN_TEMPERATURE = MIN_REPETITION_PENALTY = 0.01
 # Each token is compared with every stop word, on the one thread that all requests share.
 MAX_STOP_WORDS, MAX_STOP_WORD_CHARACTERS = 16, 256
 # Each takes a step of the decoder before the first token that is sent.
@@ -111,7 +111,7 @@ class SamplingParams:
     temperature: 0 takes the likeliest token; else at least MIN_TEMPERATURE.
     top_k, top_p: limits of the choice; None for no limit. seed: None for a fresh one.
     repetition_penalty: lowers the logits of tokens that the answer already has: those above 0 are divided by it, those
-        below 0 multiplied. 1 changes nothing.
+        below 0 multiplied. 1 changes nothing; at least MIN_REPETITION_PENALTY.
     min_tokens: no end-of-sequence token ends the answer earlier; a stop word still does.
     stop_words: the answer ends before the first of them.
     log_probabilities: whether to return each token's log-probability, before temperature and limits.
@@ -138,9 +138,10 @@ class SamplingParams:
             raise InvalidRequest(f"top_k is {self.top_k}; it must be at least 1; leave it out for no limit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InvalidRequest(f"top_p is {self.top_p}; allowed is more than 0, up to 1; leave it out for no limit")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty >= MIN_REPETITION_PENALTY):
             raise InvalidRequest(
-                f"repetition_penalty is {self.repetition_penalty}; it must be more than 0; 1 changes nothing"
+                f"repetition_penalty is {self.repetition_penalty}; it must be at least {MIN_REPETITION_PENALTY:g}; "
+                "1 changes nothing"
             )
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise InvalidRequest(
