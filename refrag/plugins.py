@@ -16,6 +16,9 @@ from refrag.spelling import suggestion
 
 T = TypeVar("T")
 
+# Callers name entries too: so much of a name that nobody offers is compared with the others, and told.
+MOST_CHARACTERS = 80
+
 
 class Table(Generic[T]):
     """Named entries for one place of the request path, each loaded only when it is first asked for.
@@ -37,6 +40,7 @@ class Table(Generic[T]):
     def check(self, name: str) -> None:
         """Raise the table's error, with all names, unless the name is in it; load nothing."""
         if name not in self._entries:
+            name = name[:MOST_CHARACTERS]
             raise self.unknown(
                 f"{self.kind} is {name!r}; allowed: {', '.join(self.names)}{suggestion([name], self.names)}"
             )

@@ -7,7 +7,7 @@ import pytest
 
 from refrag import plugins
 from refrag.errors import InvalidRequest, SetupError
-from refrag.plugins import Table
+from refrag.plugins import MOST_CHARACTERS, Table
 
 
 @pytest.fixture
@@ -35,6 +35,14 @@ def test_what_other_packages_install_is_found_behind_our_own(table):
 def test_an_unknown_name_is_refused_with_the_list(table):
     with pytest.raises(InvalidRequest, match="thing is 'tau'; allowed: pi, gone"):
         table().find("tau")
+
+
+def test_of_a_long_unknown_name_only_the_beginning_is_compared_and_told(table, monkeypatch):
+    compared = []
+    monkeypatch.setattr(plugins, "suggestion", lambda names, known: compared.extend(names) or "")
+    with pytest.raises(InvalidRequest, match=f"^thing is '{'x' * MOST_CHARACTERS}'; allowed: pi, gone$"):
+        table().check("x" * 1_000_000)
+    assert compared == ["x" * MOST_CHARACTERS]
 
 
 def test_checking_a_name_loads_nothing(table):
