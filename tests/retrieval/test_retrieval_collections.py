@@ -146,6 +146,13 @@ def test_an_upsert_replaces_by_id_and_passes_over_what_has_not_changed(writer, r
     assert ids(reader.search("words", query("another newcomer", mode="text", filter='{"new": true}'))) == ["p003"]
 
 
+def test_of_no_documents_none_has_changed(writer):
+    assert writer.find_changed("words", []) == []
+    corpus = Corpus(2)
+    writer.upsert("words", corpus.documents, corpus.vectors)
+    assert writer.find_changed("words", []) == []
+
+
 def test_what_is_deleted_is_found_no_more(writer, reader):
     corpus = Corpus(20)
     writer.upsert("words", corpus.documents, corpus.vectors)
