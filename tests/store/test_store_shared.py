@@ -4,6 +4,7 @@ import pytest
 from redis_server import needs_redis
 from store_helpers import FINGERPRINT, OTHER, digest
 
+from refrag.errors import InvalidRequest
 from refrag.store.tiers.shared import SharedTier
 from refrag.store.tiers.tier import TierError
 
@@ -44,6 +45,12 @@ def test_a_scan_tells_everything(tier):
         found.update(page)
         is_first = False
     assert found == stored
+
+
+@pytest.mark.parametrize("cursor", [b"abc", b"-1", b"1.5", b"18446744073709551616", b"9" * 5000, b"\xff" * 48])
+def test_a_cursor_that_is_not_redis_own_is_refused(tier, cursor):
+    with pytest.raises(InvalidRequest, match="which the shared tier has never returned; send the one that the op"):
+        tier.scan(cursor, 100)
 
 
 def test_what_was_deleted_is_gone(tier):

@@ -8,6 +8,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from refrag.errors import InvalidRequest
 from refrag.store.keys import FINGERPRINT_BYTES
 from refrag.store.tiers.tier import TierError, Usage
 
@@ -15,6 +16,9 @@ from refrag.store.tiers.tier import TierError, Usage
 VALUE, LIVE = b"refrag:value:", b"refrag:live:"
 # Redis runs one command at a time. Long writes and deletions are cut, so that others wait for one part at most.
 MOST_PER_COMMAND = 4096
+# Cursors of Redis are numbers of 64 bits.
+MOST_PLACES = 2**64 - 1
+MOST_DIGITS = len(str(MOST_PLACES))
 
 
 class SharedTier:
@@ -50,8 +54,9 @@ class SharedTier:
 
     def scan(self, cursor: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Return entries as `Tier.scan` does; the cursor is Redis's own."""
+        place = _read_cursor(cursor)
         with self._errors():
-            following, names = self._redis.scan(int(cursor or b"0"), match=VALUE + b"*", count=count)
+            following, names = self._redis.scan(place, match=VALUE + b"*", count=count)
             values = self._redis.mget(names) if names else []
         entries = [(_key(name), value) for name, value in zip(names, values, strict=True) if value is not None]
         return entries, b"" if following == 0 else str(following).encode()
@@ -80,6 +85,17 @@ class SharedTier:
             yield
         except (redis.RedisError, OSError) as error:
             raise TierError(f"{self.url}: {error}") from error
+
+
+def _read_cursor(cursor: bytes) -> int:
+    if not cursor:
+        return 0
+    if len(cursor) > MOST_DIGITS or not cursor.isdigit() or int(cursor) > MOST_PLACES:
+        raise InvalidRequest(
+            f"cursor is {cursor[:MOST_DIGITS]!r}, which the shared tier has never returned; send the one that the "
+            "operation before returned, or none to begin"
+        )
+    return int(cursor)
 
 
 def _name(key: bytes) -> bytes:

@@ -39,7 +39,7 @@ class Tier(Protocol):
         """Return about `count` entries, and the cursor to go on with.
 
         An empty cursor begins a scan, and ends it where it is returned. An entry that is there throughout the scan is
-        returned at least once.
+        returned at least once. Raises InvalidRequest for a cursor that cannot come from a scan of this tier.
         """
 
     def mark_live(self, fingerprint: bytes, now: float, seconds: float) -> None:
