@@ -1,5 +1,6 @@
 """Settings of the store: parameters of each model that uses it, or the environment for all of them at once."""
 
+import logging
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from refrag.store.keys import EncoderIdentity
 from refrag.store.store import Store
 from refrag.store.tiers.memory import MemoryTier
 from refrag.store.tiers.tier import Tier
+
+log = logging.getLogger(__name__)
 
 MIB = 2**20
 # As store_disk_path or store_redis_url: there is no such tier.
@@ -55,6 +58,11 @@ def open_store(settings: StoreSettings, encoder: EncoderIdentity, has_memory: bo
     if resolved.store_redis_url != OFF:
         timeout_seconds = _number("store_redis_timeout_ms", resolved.store_redis_timeout_ms, 1) / 1e3
         tiers.append(_shared_tier(resolved.store_redis_url, timeout_seconds))
+    if memory is not None and not tiers:
+        log.warning(
+            "the store's disk and shared tiers are off, from which its memory gets chunk vectors: none will be found "
+            "again; set store_disk_path or store_redis_url"
+        )
     return Store(encoder.fingerprint, VectorForm(encoder.width), memory, tiers)
 
 

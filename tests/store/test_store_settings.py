@@ -45,6 +45,20 @@ def test_every_tier_can_be_turned_off(settings, monkeypatch):
     assert opened(settings, store_memory_mib="0", store_disk_path="off", store_redis_url="off") == (None, {})
 
 
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        ({"store_disk_path": "off"}, True),
+        ({}, False),
+        ({"store_disk_path": "off", "store_redis_url": "redis://cache:6379/0"}, False),
+        ({"store_disk_path": "off", "store_memory_mib": "0"}, False),
+    ],
+)
+def test_a_memory_without_a_tier_that_fills_it_is_told_once(settings, caplog, options, is_told):
+    opened(settings, **options)
+    assert ["none will be found again" in record.message for record in caplog.records] == [True] * is_told
+
+
 def test_a_home_folder_is_found(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     _, tiers = opened(settings, store_disk_path="~/vectors")
