@@ -91,14 +91,15 @@ class Engine:
         if decoder.backbone.device.type == "cpu":
             _speed_up(decoder)
         shapes, weight = layer_shapes(decoder, max_prompt_slots), decoder.token_embeddings.weight
-        num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots)
+        # Recorded passes are padded with rows that use the last block, so no request may have it.
+        num_padding = 1 if weight.is_cuda else 0
+        num_blocks = count_blocks(settings, bytes_per_slot(shapes, weight.dtype), max_prompt_slots, num_padding)
         cache = KVCache(shapes, num_blocks * settings.block_size, weight.dtype, weight.device)
         graphs = _record_graphs(decoder, cache, settings) if weight.is_cuda else None
         # Heads of the last layer look from rows that it would not be computed for.
         reads_last = senses is not None and len(shapes) - 1 in senses.heads.by_layer
         self.runner = Runner(decoder, cache, graphs, None if reads_last else separable_last_layer(decoder, shapes))
-        # Recorded passes are padded with rows that use the last block, so no request may have it.
-        self.pool = BlockPool(num_blocks if graphs is None else num_blocks - 1, settings.block_size)
+        self.pool = BlockPool(num_blocks if graphs is None else num_blocks - num_padding, settings.block_size)
         self.scheduler: Scheduler[Task] = Scheduler(
             self.pool, settings.max_active, settings.max_step_slots, settings.max_whole_slots
         )
@@ -326,17 +327,19 @@ def _record_graphs(decoder: Decoder, cache: KVCache, settings: EngineSettings) -
         return None
 
 
-def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: int) -> int:
-    """Return how many blocks kv_cache_mib pays for.
+def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: int, num_padding: int = 0) -> int:
+    """Return how many blocks kv_cache_mib pays for, with `num_padding` that no request may have.
 
-    Raises SetupError if they cannot hold one prompt that fills the decoder's window.
+    Raises SetupError if the others cannot hold one prompt that fills the decoder's window.
     """
-    num_blocks = settings.kv_cache_mib * MIB // (slot_bytes * settings.block_size)
-    if num_blocks * settings.block_size < max_prompt_slots:
-        needed = -(-max_prompt_slots // settings.block_size) * settings.block_size * slot_bytes
+    block_bytes = slot_bytes * settings.block_size
+    num_blocks = settings.kv_cache_mib * MIB // block_bytes
+    num_slots = max(0, num_blocks - num_padding) * settings.block_size
+    if num_slots < max_prompt_slots:
+        needed = (-(-max_prompt_slots // settings.block_size) + num_padding) * block_bytes
         raise SetupError(
-            f"kv_cache_mib is {settings.kv_cache_mib}, which holds {num_blocks * settings.block_size} slots of "
-            f"{slot_bytes} bytes; the decoder's window of {max_prompt_slots} slots needs at least {-(-needed // MIB)}; "
+            f"kv_cache_mib is {settings.kv_cache_mib}, which holds {num_slots} slots of {slot_bytes} bytes for a "
+            f"request; the decoder's window of {max_prompt_slots} slots needs at least {-(-needed // MIB)}; "
             "raise it, or lower max_prompt_slots in refrag.json"
         )
     return num_blocks
