@@ -336,11 +336,10 @@ def count_blocks(settings: EngineSettings, slot_bytes: int, max_prompt_slots: in
     num_blocks = settings.kv_cache_mib * MIB // block_bytes
     num_slots = max(0, num_blocks - num_padding) * settings.block_size
     if num_slots < max_prompt_slots:
-        needed = (-(-max_prompt_slots // settings.block_size) + num_padding) * block_bytes
+        needed = -(-((-(-max_prompt_slots // settings.block_size) + num_padding) * block_bytes) // MIB)
         raise SetupError(
-            f"kv_cache_mib is {settings.kv_cache_mib}, which holds {num_slots} slots of {slot_bytes} bytes for a "
-            f"request; the decoder's window of {max_prompt_slots} slots needs at least {-(-needed // MIB)}; "
-            "raise it, or lower max_prompt_slots in refrag.json"
+            f"kv_cache_mib is {settings.kv_cache_mib}, which holds {num_slots} slots of {slot_bytes} bytes; the window "
+            f"of {max_prompt_slots} slots needs at least {needed}; raise it, or lower max_prompt_slots in refrag.json"
         )
     return num_blocks
 

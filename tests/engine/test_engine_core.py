@@ -42,7 +42,7 @@ def test_a_budget_below_one_window_is_refused_with_the_amount_that_is_needed():
 
 def test_blocks_that_no_request_may_have_come_on_top_of_a_window():
     settings = EngineSettings(kv_cache_mib=4)
-    with pytest.raises(SetupError, match=r"holds 4080 slots of 1024 bytes for a request; .* needs at least 5"):
+    with pytest.raises(SetupError, match=r"holds 4080 slots of 1024 bytes; .* needs at least 5"):
         count_blocks(settings, slot_bytes=1024, max_prompt_slots=4096, num_padding=1)
     assert count_blocks(settings, slot_bytes=1024, max_prompt_slots=4080, num_padding=1) == 256
 
