@@ -53,6 +53,7 @@ RETRIEVAL_TEMPLATES = Path(__file__).parent / "variants" / "retrieval"
 RETRIEVER = "retriever"
 RETRIEVAL_MODELS = (RETRIEVER, "passage_store", "refrag_rag")
 VERSION = "1"
+DECODER_MODEL = "decoder"
 # Hand-written files in a version folder; the rest is built.
 WRITTEN_IN_VERSION = ("model.py", ".gitkeep")
 
@@ -231,7 +232,7 @@ def build_parts(source: Source, built: Path, arithmetic: str, engine: EngineVari
         build_preprocessing(shared, _version_folder(built, model) / "checkpoint")
     build_expansion_policy(shared, source.directory, _version_folder(built, "expansion_policy") / "checkpoint")
     if engine is None:
-        build_decoder(source.directory, source.config, _version_folder(built, "decoder") / "checkpoint")
+        build_decoder(source.directory, source.config, _version_folder(built, DECODER_MODEL) / "checkpoint")
         return
     for model in engine_variant.AROUND_ENGINE:
         engine_variant.build_part(shared, engine.facts, _version_folder(built, model) / "checkpoint")
@@ -252,15 +253,28 @@ def build_retrieval(retrieval: Retrieval, built: Path, precision: Precision) -> 
 
 
 def place(built: Path, repository: Path, replaced: Path) -> None:
-    """Move each built file or folder to its place, and what it replaces to `replaced`; renames only, so it is quick."""
-    for entry in sorted(built.glob(f"*/{VERSION}/*")):
-        target = repository / entry.relative_to(built)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            aside = replaced / entry.relative_to(built)
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            target.rename(aside)
-        entry.rename(target)
+    """Move each built file or folder to its place, and what it replaces to `replaced`; renames only, so it is quick.
+
+    If one cannot be moved, all go back to where they were. The decoder's comes last: by it the export counts as done.
+    """
+    entries = sorted(built.glob(f"*/{VERSION}/*"), key=lambda entry: (entry.parts[-3] == DECODER_MODEL, entry))
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for entry in entries:
+            target = repository / entry.relative_to(built)
+            if target.exists():
+                _move(target, replaced / entry.relative_to(built), moved)
+            _move(entry, target, moved)
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
+        raise
+
+
+def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    moved.append((source, target))
 
 
 def _read_calibration(source: Source, precision: Precision, passages: Path | None) -> Calibration | None:

@@ -119,10 +119,11 @@ class Pipeline:
     ) -> ChunkAttention:
         """Return the decoder's attention to the chunks, all of them compressed, as transformers tells it.
 
-        num_tokens: generated tokens whose attention counts besides the question's.
+        num_tokens: generated tokens whose attention counts besides the question's, as many as the window holds.
         """
         _, prompt = self.build_prompt(context, [], vectors)
         null_ids = self.chunker.question_ids(NULL_QUESTION)
+        num_tokens = min(num_tokens, self.checkpoint.config.max_prompt_slots - len(prompt.input_ids))
         question, null = read_attention(
             self.checkpoint.decoder, prompt.input_ids, prompt.chunk_embeddings, null_ids, self.heads, num_tokens
         )

@@ -44,7 +44,7 @@ class ServerProcess:
         self._keeper = threading.Thread(target=self._keep, name="tritonserver keeper", daemon=True)
         self.process_id: int | None = None
         self.exit_code: int | None = None
-        self.start_error: OSError | None = None
+        self.start_error: Exception | None = None
 
     def start(self) -> None:
         self._keeper.start()
@@ -68,12 +68,18 @@ class ServerProcess:
     def _keep(self) -> None:
         try:
             process = self._spawn()
-        except OSError as error:
+        except Exception as error:  # Whatever it is: who starts us waits for it.
             self.start_error = error
             self._ended.set()
             return
         finally:
             self._started.set()
+        try:
+            self._wait_and_clean_up(process)
+        finally:
+            self._ended.set()
+
+    def _wait_and_clean_up(self, process: subprocess.Popen[bytes]) -> None:
         # The server is not reaped yet, so its number still names our group and no one else's.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         os.killpg(process.pid, signal.SIGKILL)
@@ -82,7 +88,6 @@ class ServerProcess:
             self.exit_code = process.wait()
         # The server removes its regions when it ends in order; after a crash, and after a busy port too, they stay.
         remove_run(self._shared_memory_prefix)
-        self._ended.set()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         lock = take_lock(self._shared_memory_prefix, self._folder)

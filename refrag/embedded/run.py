@@ -13,7 +13,7 @@ from refrag.embedded.log import extract_errors, find_loading_models
 from refrag.embedded.model_configs import are_complete
 from refrag.embedded.process import ServerProcess
 from refrag.embedded.runtime import Wheel, assemble_runtime, build_environment
-from refrag.embedded.settings import ServerSettings
+from refrag.embedded.settings import HTTP_RESTRICTION, ServerSettings
 from refrag.errors import SetupError
 from refrag.variables import CUT_ANSWERS_SUFFIX, GRAPH_KEY, STOP_FILE
 
@@ -31,7 +31,7 @@ _NO_METRICS = "--allow-metrics=false"
 _CLOSED_PROTOCOLS = "shared-memory,logging,trace,model-repository"
 # Arguments by which models are served that the repository does not hold when the server starts.
 _OTHER_MODELS = ("--model-control-mode", "--model-repository", "--model-store")
-_RESTRICTIONS = ("--http-restricted-api", "--grpc-restricted-protocol")
+_RESTRICTIONS = (HTTP_RESTRICTION, "--grpc-restricted-protocol")
 
 
 class ServerRun:
@@ -104,7 +104,8 @@ class ServerRun:
         return self.explain(f"{what}; raise ready_timeout_seconds if they only need longer")
 
     def _read_log(self) -> str:
-        if not self.log_path.exists():
+        # Of a pipe or a terminal, such as /dev/stdout, nothing can be read back.
+        if not self.log_path.is_file():
             return ""
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)

@@ -15,7 +15,7 @@ from refrag.embedded.probe import GRAPH, ask_server
 from refrag.embedded.requirements import Machine, require_machine
 from refrag.embedded.run import ServerRun, status_of
 from refrag.embedded.runtime import Wheel
-from refrag.embedded.settings import ServerSettings
+from refrag.embedded.settings import INFERENCE, ServerSettings
 from refrag.embedded.supervisor import Supervisor
 from refrag.embedded.watch import Watch
 from refrag.errors import SetupError
@@ -125,7 +125,11 @@ class EmbeddedServer:
 
     def _watch(self, run: ServerRun) -> Watch:
         has_graph = (self.settings.model_repository / GRAPH).is_dir()
-        probe = (lambda: ask_server(self.http_address)) if has_graph and self.settings.probe_seconds else None
+        is_closed = self.settings.closes(INFERENCE)
+        if is_closed:
+            log.warning("inference on HTTP wants a key, so the server is not asked whether it still answers")
+        is_asked = has_graph and self.settings.probe_seconds and not is_closed
+        probe = (lambda: ask_server(self.http_address)) if is_asked else None
         assert run.process.process_id is not None, "a run that is ready has a process"
         return Watch(run.process.process_id, self._is_loaded, probe, self.settings.probe_seconds)
 

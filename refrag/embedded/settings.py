@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 ON_FAILURE = ("restart", "exit")
+# By this argument a caller wants a key from some kinds of requests; Triton's names of two kinds.
+HTTP_RESTRICTION = "--http-restricted-api"
+HEALTH, INFERENCE = "health", "inference"
 ADMIN_KEY = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -80,6 +83,13 @@ class ServerSettings:
             raise ValueError(f"max_restarts is {self.max_restarts}; give at least 1, or on_failure=exit for none")
         if not 0 <= self.probe_seconds < math.inf:
             raise ValueError(f"probe_seconds is {self.probe_seconds}; give 0, which asks no questions, or more")
+        if self.closes(HEALTH):
+            raise ValueError(
+                f"server_arguments closes {HEALTH} on HTTP, by which a server is seen to be ready; leave that open"
+            )
+        for name, value in self.environment.items():
+            if not isinstance(value, str):
+                raise ValueError(f"environment has {name} = {value!r}; give text")
         if self.admin_key is not None and not ADMIN_KEY.fullmatch(self.admin_key):
             raise ValueError("admin_key must be one or more letters, digits, - and _")
 
@@ -90,6 +100,12 @@ class ServerSettings:
     @property
     def is_reachable_from_outside(self) -> bool:
         return not (self.host == "localhost" or self.host.startswith("127."))
+
+    def closes(self, protocol: str) -> bool:
+        """Return whether the server's arguments want a key from HTTP requests of this kind."""
+        flag = f"{HTTP_RESTRICTION}="
+        restrictions = [each.removeprefix(flag) for each in self.server_arguments if each.startswith(flag)]
+        return any(protocol in each.partition(":")[0].split(",") for each in restrictions)
 
     def address(self, name: str) -> str:
         """Return host and port of `name`, one of `ports`, for a client on this machine."""

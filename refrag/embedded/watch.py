@@ -16,6 +16,7 @@ from pathlib import Path
 _STUB = "triton_python_backend_stub"
 # A stub's next to last argument is the name of its model's instance, such as decoder_0_0.
 _INSTANCE_ARGUMENT = -2
+_ENDED = "the server ended by itself"
 # How often models that were loaded meanwhile are looked for.
 _REFRESH_SECONDS = 5.0
 # Failures in a row, since one question may meet a server that is only busy.
@@ -46,6 +47,8 @@ class Watch:
         self._names = find_model_processes(server_id)
         # Opened at once: a process that ends before the thread begins is noticed too.
         self._handles = _open_handles([server_id, *self._names])
+        if server_id not in self._handles.values():
+            self._findings.put(_ENDED)
         self._watcher = threading.Thread(target=self._watch_processes, name="model watch", daemon=True)
         self._watcher.start()
         if probe is not None:
@@ -80,7 +83,7 @@ class Watch:
             poll.register(handle, select.POLLIN)
         ended = [self._handles[handle] for handle, _ in poll.poll(_REFRESH_SECONDS * 1000) if handle in self._handles]
         if self._server_id in ended:
-            return "the server ended by itself"
+            return _ENDED
         lost = [process_id for process_id in ended if self._is_loaded(_model_of(self._names[process_id]))]
         self._forget(ended)
         if not lost:

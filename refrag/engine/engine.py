@@ -86,7 +86,7 @@ class Engine:
         senses: Senses | None = None,
     ) -> None:
         self.settings = settings = settings or EngineSettings()
-        self.senses = senses
+        self.senses, self.window = senses, max_prompt_slots
         self.tokenizer, self.eos_ids, self.clock = tokenizer, decoder.eos_ids, clock
         if decoder.backbone.device.type == "cpu":
             _speed_up(decoder)
@@ -129,6 +129,8 @@ class Engine:
                 f"prompt and max_tokens need {num_needed} slots, the KV cache holds {num_slots}; send fewer "
                 "passages, lower expand_fraction, max_prompt_slots or max_tokens, or have kv_cache_mib raised"
             )
+        if request.to_sense is not None and self.senses is not None:
+            self.senses.check_window(request.prompt, self.runner.decoder.vocab_size, self.window)
         num_waiting, limit = self.num_waiting + num_ahead, self.settings.max_waiting
         if num_waiting >= limit:
             raise Overloaded(
@@ -190,7 +192,7 @@ class Engine:
     def _begin_sensing(self, request: EngineRequest) -> Sensing | None:
         if request.to_sense is None or self.senses is None:
             return None
-        return Sensing(request.prompt, request.to_sense, self.senses, self.runner.decoder.vocab_size)
+        return Sensing(request.prompt, request.to_sense, self.senses, self.runner.decoder.vocab_size, self.window)
 
     def _end_overdue(self) -> list[Output]:
         now = self.clock()

@@ -57,13 +57,13 @@ def _processors(sampling: SamplingParams, eos_ids: Collection[int]) -> list[Logi
     """Return the processors in the order of Hugging Face's `generate`, so that a seed means the same tokens in both."""
     processors: list[LogitsProcessor] = []
     if sampling.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
     if sampling.min_tokens and eos_ids:
         processors.append(MinNewTokensLengthLogitsProcessor(0, sampling.min_tokens, sorted(eos_ids)))
     if sampling.temperature not in (0, 1):
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
+        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.temperature and sampling.top_k is not None:
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.temperature and sampling.top_p is not None:
-        processors.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(TopPLogitsWarper(float(sampling.top_p)))
     return processors

@@ -20,6 +20,7 @@ from refrag.decoders.base import Choice, ChunksToSense, MixedPrompt
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
 from refrag.engine.watching import WeightSums
+from refrag.errors import InvalidRequest
 from refrag.model.attention_heads import AttentionHeads
 from refrag.policies.base import Candidates, ChunkAttention
 from refrag.policies.select import select_chunks
@@ -41,6 +42,15 @@ class Senses:
         """Return the slots that sensing needs at most, besides those of the answer."""
         num_tokens = 0 if request.to_sense is None else request.to_sense.num_tokens
         return len(request.prompt.input_ids) + max(num_tokens, len(self.null_ids))
+
+    def check_window(self, prompt: MixedPrompt, vocab_size: int, window: int) -> None:
+        """Raise InvalidRequest if the window has no room for the null question in the place of the request's own."""
+        needed = question_start(prompt, vocab_size) + len(self.null_ids)
+        if needed > window:
+            raise InvalidRequest(
+                f"the policy that reads attention needs {needed} slots to ask a question of its own, the decoder's "
+                f"window is {window}; send fewer passages, or name another policy"
+            )
 
 
 class Reading:
@@ -71,10 +81,14 @@ class Reading:
 class Sensing:
     """One request on its way to the choice of its chunks."""
 
-    def __init__(self, prompt: MixedPrompt, chunks: ChunksToSense, senses: Senses, vocab_size: int) -> None:
+    def __init__(
+        self, prompt: MixedPrompt, chunks: ChunksToSense, senses: Senses, vocab_size: int, window: int
+    ) -> None:
         self.chunks, self.senses, self.vocab_size = chunks, senses, vocab_size
-        chunk_slots = torch.nonzero(prompt.input_ids >= vocab_size)[:, 0]  # (C,)
-        self.question_start = int(chunk_slots[-1]) + 1
+        # The window may end before all tokens are generated that were asked for.
+        self.num_tokens = min(chunks.num_tokens, window - len(prompt.input_ids))
+        chunk_slots = _chunk_slots(prompt, vocab_size)  # (C,)
+        self.question_start = question_start(prompt, vocab_size)
         context = prompt.input_ids[: self.question_start]
         null_ids = torch.cat([context, torch.tensor(senses.null_ids, dtype=context.dtype)])
         null = MixedPrompt(null_ids, prompt.chunk_embeddings)
@@ -90,7 +104,7 @@ class Sensing:
 
     def reads_on(self, token_id: int, eos_ids: Collection[int]) -> bool:
         """Return whether to compute this token next, which follows the current prompt; if so it has been added."""
-        if self.current is self.null or len(self.token_ids) == self.chunks.num_tokens or token_id in eos_ids:
+        if self.current is self.null or len(self.token_ids) == self.num_tokens or token_id in eos_ids:
             return False
         self.token_ids.append(token_id)
         return True
@@ -107,6 +121,15 @@ class Sensing:
         expanded = list(selection.numbers)
         prompt = expand_in_place(self.question.prompt, chunks.token_ids, expanded, self.vocab_size)
         return Choice(expanded, selection.weights, prompt)
+
+
+def question_start(prompt: MixedPrompt, vocab_size: int) -> int:
+    """Return the slot behind the last chunk of a prompt that is all compressed."""
+    return int(_chunk_slots(prompt, vocab_size)[-1]) + 1
+
+
+def _chunk_slots(prompt: MixedPrompt, vocab_size: int) -> Tensor:
+    return torch.nonzero(prompt.input_ids >= vocab_size)[:, 0]
 
 
 def expand_in_place(

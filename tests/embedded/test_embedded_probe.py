@@ -3,7 +3,7 @@
 import json
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
 
@@ -37,6 +37,35 @@ def server_that_says(status: int, body: str):
             thread.join()
 
 
+@contextmanager
+def server_that_hangs(*counts: int):
+    """Yield the address of a server that never answers a question, and has answered so many when it is asked."""
+    answered, asked = iter(counts), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.wait()
+
+        def do_GET(self):
+            statistics = {"inference_stats": {"success": {"count": next(answered)}}}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"model_stats": [statistics]}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            asked.set()
+            server.shutdown()
+            thread.join()
+
+
 def triton_error(error: RefragError) -> str:
     return json.dumps({"error": f"in ensemble 'refrag', {error.to_wire()}"})
 
@@ -50,6 +79,16 @@ def test_an_answer_is_well():
 def test_a_server_that_is_only_busy_is_well(error):
     with server_that_says(500, triton_error(error)) as address:
         ask_server(address)
+
+
+def test_a_server_that_answers_others_meanwhile_is_well():
+    with server_that_hangs(3, 4) as address:
+        ask_server(address, timeout_seconds=0.1)
+
+
+def test_a_server_that_answers_nobody_is_a_failure():
+    with server_that_hangs(3, 3) as address, pytest.raises(ProbeFailed, match=r"no answer from .* within 0\.1 s"):
+        ask_server(address, timeout_seconds=0.1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import sys
 import uuid
 
+import pytest
 from embedded_helpers import is_group_alive, wait_until
 
 from refrag.embedded.process import ServerProcess
@@ -42,3 +43,14 @@ def test_a_server_that_ends_by_itself_leaves_no_process(tmp_path):
     assert process.wait(30)
     assert process.exit_code == 0
     assert not is_group_alive(process.process_id)
+
+
+def test_a_command_that_cannot_be_started_is_told_whatever_the_reason(tmp_path):
+    (tmp_path / "run").mkdir()
+    process = ServerProcess(
+        [sys.executable], {"A": 1}, tmp_path / "log", f"test_{uuid.uuid4().hex[:8]}", tmp_path / "run"
+    )
+    with pytest.raises(TypeError):
+        process.start()
+    process.kill()
+    assert process.exit_code is None

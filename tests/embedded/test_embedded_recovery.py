@@ -136,6 +136,14 @@ def test_protocols_that_no_answer_needs_are_closed(server, path):
     assert status_of(server.http_address, "/v2/models/doubler/stats") == 200
 
 
+def test_a_server_that_ended_before_the_watch_began_is_a_failure():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    watch = Watch(ended.pid, lambda model: True)
+    assert watch.wait() == "the server ended by itself"
+    watch.close()
+
+
 def test_a_probe_that_fails_twice_in_a_row_is_a_failure():
     answers = iter([True, False, True, False, False])
 

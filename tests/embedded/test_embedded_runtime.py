@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from refrag.embedded.run import ServerRun
 from refrag.embedded.runtime import Wheel, assemble_runtime, build_environment
+from refrag.embedded.settings import ServerSettings
 
 STUB = "backends/python/triton_python_backend_stub"
 
@@ -81,3 +83,11 @@ def test_the_environment_puts_ours_first_and_lets_the_caller_decide(wheel):
 
 def test_model_processes_stay_offline_unless_told_otherwise(wheel):
     assert build_environment(wheel, {"HF_HUB_OFFLINE": "0"}, {})["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_log_that_cannot_be_read_back_tells_nothing_and_fails_nothing(wheel, tmp_path):
+    """As /dev/stdout in a container, which is a pipe."""
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    run = ServerRun(wheel, ServerSettings(log_path=pipe), pipe)
+    assert str(pipe) in run.explain("the server ended")

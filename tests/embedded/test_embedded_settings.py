@@ -45,11 +45,19 @@ def test_an_argument_that_makes_no_sense_is_refused(argument):
         ({"http_port": 8001}, "three different ports"),
         ({"ready_timeout_seconds": 0}, "ready_timeout_seconds is 0"),
         ({"drain_timeout_seconds": 0}, "drain_timeout_seconds is 0"),
+        ({"environment": {"OMP_NUM_THREADS": 4}}, "environment has OMP_NUM_THREADS = 4; give text"),
+        ({"server_arguments": ("--http-restricted-api=model-config,health:key=a",)}, "closes health on HTTP"),
     ],
 )
 def test_settings_refuse_nonsense(options, message):
     with pytest.raises(ValueError, match=message):
         ServerSettings(**options)
+
+
+def test_what_the_servers_arguments_close_is_known():
+    settings = ServerSettings(server_arguments=("--http-restricted-api=inference,logging:my-key=secret",))
+    assert settings.closes("inference") and not settings.closes("statistics")
+    assert not ServerSettings().closes("inference")
 
 
 def test_three_picked_ports_are_no_conflict():

@@ -24,6 +24,14 @@ def test_a_request_larger_than_the_cache_is_refused(llama, tokenizer):
     assert not engine.has_work
 
 
+def test_whole_numbers_say_the_same_as_fractions(llama, tokenizer):
+    whole = SamplingParams(8, temperature=2, top_p=1, repetition_penalty=2, seed=1)
+    fractions = SamplingParams(8, temperature=2.0, top_p=1.0, repetition_penalty=2.0, seed=1)
+    requests = [make_request(make_prompt(9), sampling) for sampling in (whole, fractions)]
+    first, second = run(make_engine(llama, tokenizer), requests)
+    assert first.token_ids == second.token_ids
+
+
 def test_a_full_queue_refuses_by_name(llama, tokenizer):
     engine = make_engine(llama, tokenizer, max_waiting=2)
     for number in range(2):

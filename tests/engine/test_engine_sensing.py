@@ -313,6 +313,22 @@ def test_an_engine_without_senses_refuses_the_policy_by_name(llama, tokenizer):
         engine.check(make_sensed())
 
 
+def test_sensing_ends_with_the_window(llama, tokenizer):
+    """A decoder has no positions beyond it; in its neighbours of the same pass they would change the others."""
+    request = make_sensed(num_tokens=16)
+    window = len(request.prompt.input_ids) + 4
+    sensing = Sensing(request.prompt, request.to_sense, make_senses(llama), VOCAB_SIZE, window)
+    sensing.current = sensing.question
+    assert [sensing.reads_on(token_id, ()) for token_id in range(3, 9)] == [True] * 4 + [False] * 2
+
+
+def test_a_window_without_room_for_the_null_question_is_told(llama, tokenizer):
+    request = make_sensed(num_chunks=WINDOW - 4, num_question=1, budget=0)
+    assert len(request.prompt.input_ids) <= WINDOW
+    with pytest.raises(InvalidRequest, match=f"slots to ask a question of its own, the decoder's window is {WINDOW}"):
+        make_sensing_engine(llama, tokenizer).check(request)
+
+
 def test_a_request_too_large_once_expanded_is_refused_before_it_is_computed(llama, tokenizer):
     engine = make_sensing_engine(llama, tokenizer)
     num_slots = engine.pool.num_blocks * engine.pool.block_size

@@ -13,7 +13,7 @@ from refrag.context.deployed import DeployedFrame, DeployedTokenizers
 from refrag.errors import CheckpointError
 from refrag.export.graphs import export_projector
 from refrag.export.parts import SharedParts, build_decoder, build_preprocessing, choose_chunk_size
-from refrag.export.repository import TEMPLATES, export_repository
+from refrag.export.repository import TEMPLATES, export_repository, place
 from refrag.model.checkpoint import load_decoder
 from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector
@@ -156,3 +156,25 @@ def test_parts_of_two_training_runs_are_refused(changed_checkpoint, tmp_path, ca
     save_file(Projector(16, 32).state_dict(), changed_checkpoint / "projector.safetensors")
     assert run_cli(changed_checkpoint, tmp_path / "new") != 0
     assert "is 16 wide and the projector needs 32" in capsys.readouterr().err
+
+
+def test_parts_that_cannot_all_be_placed_leave_the_repository_as_it_was(tmp_path, monkeypatch):
+    built, repository = tmp_path / "built", tmp_path / "repository"
+    for root, text in ((built, "new"), (repository, "old")):
+        for model in ("chunk_encoder", "decoder", "preprocessing"):
+            (root / model / "1").mkdir(parents=True)
+            (root / model / "1" / "part").write_text(text)
+    (built / "projector" / "1").mkdir(parents=True)
+    (built / "projector" / "1" / "part").write_text("new")
+    rename = Path.rename
+
+    def refuse_the_decoders(path, target):
+        if path == built / "decoder" / "1" / "part":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_decoders)
+    with pytest.raises(PermissionError):
+        place(built, repository, tmp_path / "replaced")
+    assert {path.read_text() for path in repository.glob("*/1/part")} == {"old"}
+    assert not (repository / "projector" / "1" / "part").exists()
