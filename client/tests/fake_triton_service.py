@@ -233,11 +233,11 @@ def read_inputs(request: service_pb2.ModelInferRequest) -> dict[str, np.ndarray]
     return arrays
 
 
-def start(fake: FakeTriton) -> tuple[grpc.Server, str]:
-    """Start a server; return it and its URL."""
+def start(fake: FakeTriton, port: int = 0) -> tuple[grpc.Server, str]:
+    """Start a server, at any free port unless one is given; return it and its URL."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=48))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     return server, f"127.0.0.1:{port}"
 

@@ -1,12 +1,17 @@
 """Connections: certificates, headers and sizes, by the library and by every command, and proxies of the environment."""
 
+import socket
+
 import fake_triton_service as service
 import pytest
+from slow_link import slow_link
 
 from refrag_client import InvalidRequest, RefragClient, ServerUnavailable, StoreClient, Tls
 from refrag_client.cli.main import main
 from refrag_client.settings import ConnectionSettings
 
+# Each way: a greeting over such a link takes longer than the first pause between two attempts to connect.
+DELAY_SECONDS = 0.15
 COMMANDS = {"ask": ["ask", "who?"], "index": ["index"], "store": ["store", "stats"]}
 
 
@@ -92,3 +97,18 @@ def test_files_that_are_no_certificates_are_refused_before_anything_is_sent(tmp_
         for client in (RefragClient, StoreClient):
             with pytest.raises(InvalidRequest, match=r"do not fit|without certificate_chain|cannot be read"):
                 client("127.0.0.1:8001", tls=tls)
+
+
+def test_a_far_server_is_reached_at_the_first_call(url, fake):
+    with slow_link(url, DELAY_SECONDS) as far, RefragClient(far, timeout_seconds=service.WAIT_SECONDS) as client:
+        assert client.generate("who?").text == "Ada built it."
+
+
+def test_a_server_that_starts_late_is_noticed_soon(fake):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with RefragClient(f"127.0.0.1:{port}") as client:
+        assert not client.is_ready()
+        server, _ = service.start(fake, port)
+        client.wait_until_ready(service.WAIT_SECONDS)
+    server.stop(grace=None).wait()

@@ -13,9 +13,9 @@ from refrag_client.proxy import describe_proxy, is_loopback
 from refrag_client.tls import Tls
 
 CHANNEL_OPTIONS = (
-    # gRPC's default pause between attempts grows to two minutes, too long to notice that a server has started.
+    # The pauses between attempts to connect, which gRPC lets grow to two minutes: too long to notice that a server has
+    # started. Not min_reconnect_backoff_ms, which in spite of its name ends an attempt that takes longer.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
 )
 HEADER_NAME, HEADER_VALUE = re.compile(r"[0-9A-Za-z_.-]+"), re.compile(r"[ -~]*")
