@@ -69,8 +69,8 @@ def rows_of(documents: Sequence[Document], vectors: np.ndarray | None, schema: p
         "metadata": [_dump(each.metadata) for each in documents],
         "digest": [digest_of(each) for each in documents],
     }
-    for field in fields_of(schema):
-        columns[f"{PREFIX}{field}"] = [each.metadata.get(field) for each in documents]
+    for field, kind in fields_of(schema).items():
+        columns[f"{PREFIX}{field}"] = [_as_column(each.metadata.get(field), kind) for each in documents]
     arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names if name != VECTOR]
     names = [name for name in schema.names if name != VECTOR]
     if vectors is not None:
@@ -95,6 +95,11 @@ def digest_of(document: Document) -> str:
 def quote(text: str) -> str:
     """Return the text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def _as_column(value: Value | None, kind: str) -> Value | None:
+    # As filters compare it: pyarrow refuses an integer that a double holds only nearly, from 2^53 on.
+    return float(value) if kind == "number" and value is not None else value
 
 
 def _dump(metadata: Mapping[str, Value]) -> str:

@@ -224,6 +224,15 @@ def test_a_field_of_two_types_is_told_with_the_document(writer):
         writer.upsert("words", [Document("b", "y", metadata={"year": "two"})], Corpus(1).vectors)
 
 
+def test_an_integer_beyond_doubles_comes_back_exactly_and_is_compared_as_a_double(writer, reader):
+    large = 2**53 + 1
+    documents = [Document("a", "x", metadata={"number": large}), Document("b", "y", metadata={"number": 1})]
+    writer.upsert("words", documents, Corpus(2).vectors)
+    for asked in (large, large - 1):
+        [found] = reader.search("words", query("x", mode="text", filter=f'{{"number": {asked}}}'))
+        assert found.metadata == {"number": large}
+
+
 def test_a_second_writer_is_sent_away_until_the_first_is_gone(writer, address):
     corpus = Corpus(2)
     writer.upsert("words", corpus.documents, corpus.vectors)
