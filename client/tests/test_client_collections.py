@@ -75,6 +75,13 @@ def test_the_passages_of_a_folder_have_their_paths_for_ids(tmp_path):
     assert documents[2] == Document("b/c.txt#1", "Three.", "b/c.txt", {"source": "b/c.txt"})
 
 
+def test_a_batch_of_short_lines_ends_before_the_server_finds_too_many(tmp_path):
+    corpus = write_lines(tmp_path / "corpus.jsonl", *(str(number) for number in range(2500)))
+    batches = list(read_document_batches(corpus, batch_bytes=1 << 17))
+    assert [len(batch.documents) for batch in batches] == [1000, 1000, 500]
+    assert sum(batch.num_bytes for batch in batches) == corpus.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

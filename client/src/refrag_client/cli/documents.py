@@ -15,6 +15,8 @@ from refrag_client.passages import load_json_line, text_of
 # Where the libraries of this field keep a document's id, and its metadata.
 ID_KEYS = ("id", "_id", "doc_id")
 METADATA_KEYS = ("metadata", "meta")
+# Of a request, far from the 4,096 that the server takes: short lines reach it long before the bytes of a batch.
+MAX_DOCUMENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,17 @@ class DocumentBatch:
 
 
 def read_document_batches(corpus: Path, batch_bytes: int) -> Iterator[DocumentBatch]:
-    """Yield batches of about `batch_bytes`; raise InvalidRequest that names file, line and field of what is wrong."""
+    """Yield batches of about `batch_bytes`, and of MAX_DOCUMENTS at most.
+
+    Raises InvalidRequest that names file, line and field of what is wrong.
+    """
     read = _read_folder(corpus) if corpus.is_dir() else _read_lines(corpus)
     documents: list[Document] = []
     num_bytes = 0
     for document, size in read:
         documents += [] if document is None else [document]
         num_bytes += size
-        if num_bytes >= batch_bytes:
+        if num_bytes >= batch_bytes or len(documents) == MAX_DOCUMENTS:
             yield DocumentBatch(documents, num_bytes)
             documents, num_bytes = [], 0
     if num_bytes:
