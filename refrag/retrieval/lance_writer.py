@@ -45,6 +45,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 MIN_INDEXED_ROWS = 5_000
 # A search reads NUM_PROBES partitions.
 ROWS_PER_PARTITION = 10_000
+# The vectors' index is named after the rows that its lists were made for, which the engine does not tell. One of an
+# older release has another name.
+INDEX_PREFIX = "vector_"
 # Each change leaves a fragment, through all of which a search has to go.
 CHANGES_BETWEEN_OPTIMIZE = 32
 # Readers that began before must have ended before the files of their version go.
@@ -186,15 +189,25 @@ def _lock_of(address: str) -> FileLock | None:
 
 
 def _index_vectors(table: Any) -> None:
-    """Build the vectors' index anew if the table has doubled since; smaller changes are added to it as it is."""
+    """Make the vectors' index anew if the table has doubled since; smaller changes are added to its lists."""
     num_rows = table.count_rows()
     if VECTOR not in table.schema.names or num_rows < MIN_INDEXED_ROWS:
         return
-    statistics = [table.index_stats(index.name) for index in table.list_indices() if index.columns == [VECTOR]]
-    if statistics and 2 * statistics[0].num_indexed_rows >= num_rows:
-        return
-    num_partitions = max(1, num_rows // ROWS_PER_PARTITION)
-    table.create_index(VECTOR, config=IvfFlat(distance_type="cosine", num_partitions=num_partitions))
+    trained = {index.name: _trained_rows(index.name) for index in table.list_indices() if index.columns == [VECTOR]}
+    newest = max(trained, key=trained.__getitem__, default=None)
+    if newest is None or num_rows > 2 * trained[newest]:
+        newest = f"{INDEX_PREFIX}{num_rows}"
+        num_partitions = max(1, num_rows // ROWS_PER_PARTITION)
+        table.create_index(VECTOR, config=IvfFlat(distance_type="cosine", num_partitions=num_partitions), name=newest)
+    # Only now, and again after a kill in between: without any, searches would go through all vectors.
+    for name in trained.keys() - {newest}:
+        table.drop_index(name)
+
+
+def _trained_rows(index: str) -> int:
+    """Return how many rows the lists of an index of vectors were made for, 0 where its name does not tell."""
+    told = index.removeprefix(INDEX_PREFIX)
+    return int(told) if told.isdecimal() else 0
 
 
 def _retry(act: Callable[[], Any]) -> None:

@@ -1,7 +1,5 @@
 """Collections in the real engine: its searches are those of a slow reference, and its changes are whole."""
 
-import math
-import random
 import signal
 import subprocess
 import sys
@@ -9,86 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from retrieval_helpers import ENCODER, WORDS, Corpus, ids, query, unit
 
 from refrag.errors import InvalidRequest, Overloaded
-from refrag.retrieval.base import Document, PassageEncoderIdentity, Query
-from refrag.retrieval.conditions import parse_filter
+from refrag.retrieval.base import Document, PassageEncoderIdentity
 from refrag.retrieval.fusion import fuse_rankings
 
 pytest.importorskip("lancedb")
 from refrag.retrieval.lance import LanceReader
 from refrag.retrieval.lance_writer import LanceWriter
-
-ENCODER = PassageEncoderIdentity("a" * 32, 16)
-# No word of them has a stem of its own, and none is a stop word.
-WORDS = [f"{first}{second}x" for first in "bdfgklmnprtvz" for second in "aeiou"]
-K1, B = 1.2, 0.75
-
-
-def unit(rng, count):
-    vectors = rng.normal(size=(count, ENCODER.width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-class Corpus:
-    """Passages of made-up words with random vectors, and the slow ways to search them."""
-
-    def __init__(self, count, seed=0):
-        words = random.Random(seed)
-        self.documents = [
-            Document(
-                f"p{number:03}",
-                " ".join(words.choices(WORDS, k=words.randint(5, 40))),
-                metadata={"half": number % 2, "name": f"n{number}"},
-            )
-            for number in range(count)
-        ]
-        self.vectors = unit(np.random.default_rng(seed), count)
-
-    def rank_by_words(self, question):
-        """Return BM25 as in Robertson and Zaragoza (2009), best first; only passages with a word of the question."""
-        texts = [document.text.split() for document in self.documents]
-        mean_length = sum(map(len, texts)) / len(texts)
-        scores = {}
-        for document, text in zip(self.documents, texts, strict=True):
-            score = 0.0
-            for word in set(question.split()):
-                num_with, count = sum(word in other for other in texts), text.count(word)
-                rarity = math.log(1 + (len(texts) - num_with + 0.5) / (num_with + 0.5))
-                score += rarity * count * (K1 + 1) / (count + K1 * (1 - B + B * len(text) / mean_length))
-            if score:
-                scores[document.id] = score
-        return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-
-    def rank_by_vectors(self, vector):
-        similarities = self.vectors @ vector
-        order = np.argsort(-similarities, kind="stable")
-        return [(self.documents[number].id, float(similarities[number])) for number in order]
-
-
-@pytest.fixture
-def address(tmp_path):
-    return str(tmp_path / "collections")
-
-
-@pytest.fixture
-def writer(address):
-    writer = LanceWriter(address, ENCODER)
-    yield writer
-    writer.close()
-
-
-@pytest.fixture
-def reader(address):
-    return LanceReader(address, ENCODER)
-
-
-def query(text, vector=None, num_passages=10, mode="hybrid", filter="{}"):
-    return Query(text, vector, num_passages, mode, parse_filter(filter))
-
-
-def ids(hits):
-    return [hit.id for hit in hits]
 
 
 @pytest.mark.parametrize("is_optimised", [False, True])
@@ -107,18 +34,6 @@ def test_every_mode_finds_what_the_slow_reference_finds(writer, reader, is_optim
         fused = fuse_rankings([[each for each, _ in ranking[:50]] for ranking in (by_words, by_vectors)])
         found = reader.search("words", query(question, vector, 20))
         assert [(hit.id, pytest.approx(hit.score)) for hit in found] == fused[:20]
-
-
-def test_a_large_collection_is_searched_exactly_too(writer, reader, monkeypatch):
-    monkeypatch.setattr("refrag.retrieval.lance_writer.MIN_INDEXED_ROWS", 100)
-    monkeypatch.setattr("refrag.retrieval.lance_writer.ROWS_PER_PARTITION", 100)
-    corpus = Corpus(600)
-    writer.upsert("words", corpus.documents[:400], corpus.vectors[:400])
-    writer.optimize("words")
-    writer.upsert("words", corpus.documents[400:], corpus.vectors[400:])
-    for vector in unit(np.random.default_rng(1), 10):
-        expected = [each for each, _ in corpus.rank_by_vectors(vector)[:20]]
-        assert ids(reader.search("words", query("", vector, 20, "dense"))) == expected
 
 
 def test_filters_choose_before_the_best_are_taken(writer, reader):
@@ -264,7 +179,7 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from test_retrieval_collections import ENCODER, Corpus
+from retrieval_helpers import ENCODER, Corpus
 from refrag.retrieval.lance_writer import LanceWriter
 import refrag.retrieval.lance_writer as module
 module.CHANGES_BETWEEN_OPTIMIZE = 3
