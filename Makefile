@@ -28,11 +28,13 @@ INSTALLED := .venv/.installed
 # What the world's checkpoint is compared with, where it is there; `make train-world` trains it.
 COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/policy_blind/policy.safetensors)) $(addprefix --unlabelled-policy ,$(wildcard $(BASELINES)/policy_unlabelled/policy.safetensors))
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
+# Holds the name of the checkpoint that was exported, and is written only where another one is named.
+EXPORTED_FROM := build/exported-from-$(subst /,-,$(REPOSITORY))
 # The models that search collections, which `make play` adds.
 SEARCHING := $(REPOSITORY)/refrag_rag/config.pbtxt
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm constraints demo play results serve export perf perf-full bench-engine bench-store bench-retrieval bench-accuracy gpu docs test test-fast check frameworks aiperf format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean
+.PHONY: help install vllm constraints demo play results serve export perf perf-full bench-engine bench-store bench-retrieval bench-accuracy gpu docs test test-fast check frameworks aiperf format evaluate evaluate-world evaluate-int8 teach train-world train-smollm2 train-tiny clean FORCE
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,16 +75,19 @@ results: $(EXPORTED) ## the figures that the README quotes from the demo → per
 serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	$(BIN)/refrag serve --model-repository $(REPOSITORY)
 
-export: install ## checkpoint → ONNX models and a deployable repository; EXPORT_OPTIONS="--precision fp16"
+export: install $(EXPORTED_FROM) ## checkpoint → ONNX models and a deployable repository; EXPORT_OPTIONS="--precision fp16"
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 # Once it has collections, every export keeps them.
-$(SEARCHING): | $(INSTALLED)
+$(SEARCHING): | $(INSTALLED) $(EXPORTED_FROM)
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --retrieval $(EXPORT_OPTIONS)
 
-# What is exported already stays, with the options it was exported with, until the checkpoint changes.
-$(EXPORTED): $(CHECKPOINT)/refrag.json | $(INSTALLED)
+# What is exported already stays, with the options it was exported with, until the checkpoint changes or another is named.
+$(EXPORTED): $(CHECKPOINT)/refrag.json $(EXPORTED_FROM) | $(INSTALLED)
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
+
+$(EXPORTED_FROM): FORCE
+	@mkdir -p build && echo $(CHECKPOINT) | cmp -s - $@ || echo $(CHECKPOINT) > $@
 
 perf: install ## a report on this machine in five minutes, with the small pair → build/perf/report.html
 	$(BIN)/python -m perf.ttft --checkpoint $(WORLD) --encoders fp32 int8 --output build/perf/ttft.json
