@@ -1,6 +1,7 @@
 """Filling and maintaining the store: work noted as done is done, and no work is asked for twice."""
 
 import json
+import threading
 
 import fake_triton_service as service
 import numpy as np
@@ -131,6 +132,51 @@ def test_a_store_that_stays_full_fails_with_what_it_said(run, store, corpus, mon
     store.num_failures = 1000
     code, _, err = run("index", corpus)
     assert code == 1 and "the store is full" in err
+
+
+@pytest.mark.parametrize("options", [(), ("--collection", "c")])
+def test_control_c_waits_for_no_running_request(run, fake, store, corpus, options):
+    has_ended = threading.Event()
+
+    def index_when_released(inputs):
+        service.interrupt_the_main_thread()
+        try:
+            fake.wait_for_release()
+        finally:
+            has_ended.set()
+        return FakeStore.index(store, inputs)
+
+    store.index = index_when_released
+    assert run("index", corpus, "--in-flight", 1, *options)[0] == 130
+    assert not has_ended.is_set()
+    fake.release()
+
+
+def test_control_c_ends_the_attempts_at_a_busy_store(run, store, corpus, monkeypatch):
+    monkeypatch.setattr(in_order, "FIRST_PAUSE_SECONDS", 0.2)
+
+    def refuse(inputs):
+        store.num_calls += 1
+        if store.num_calls == 1:
+            service.interrupt_the_main_thread()
+        raise service.StoreError("Overloaded", "the store is full")
+
+    store.index = refuse
+    assert run("index", corpus, "--in-flight", 1)[0] == 130
+    assert store.num_calls == 1
+
+
+def test_whoever_leaves_results_in_order_hangs_up_on_what_is_running():
+    has_hung_up = threading.Event()
+
+    def call(batch):
+        assert batch == "a" or has_hung_up.wait(service.WAIT_SECONDS)
+        return batch.upper()
+
+    results = in_order.call_in_order(iter("abc"), call, 1, has_hung_up.set)
+    assert next(results) == ("a", "A")
+    results.close()
+    assert has_hung_up.is_set()
 
 
 def test_a_corpus_that_is_not_there_is_named(run, tmp_path):

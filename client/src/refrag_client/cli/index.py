@@ -96,7 +96,8 @@ def _index(client: StoreClient, arguments: argparse.Namespace, start: Mark) -> I
     def send(batch: Batch) -> IndexReport:
         return client.index(batch.passages)
 
-    yield from call_in_order(read_batches(arguments.corpus, start, arguments.batch_bytes), send, arguments.in_flight)
+    batches = read_batches(arguments.corpus, start, arguments.batch_bytes)
+    yield from call_in_order(batches, send, arguments.in_flight, client.close)
 
 
 def _note(corpus: Path, fingerprint: str, mark: Mark) -> bool:

@@ -43,7 +43,7 @@ def _index(client: CollectionClient, arguments: argparse.Namespace) -> None:
     totals, began = CollectionTotals(), time.perf_counter()
     batches = read_document_batches(arguments.corpus, arguments.batch_bytes)
     with tqdm(total=corpus_bytes(arguments.corpus), unit="B", unit_scale=True, file=sys.stderr) as bar:
-        for batch, report in call_in_order(batches, send, arguments.in_flight):
+        for batch, report in call_in_order(batches, send, arguments.in_flight, client.close):
             totals.add(asdict(report))
             bar.set_postfix_str(f"{totals.num_passages / (time.perf_counter() - began):,.0f} passages/s")
             bar.update(batch.num_bytes)
