@@ -223,6 +223,17 @@ def test_a_server_whose_store_outlives_nothing_encodes_with_the_request(url, fak
     assert fake.store.num_calls == 0
 
 
+def test_a_document_is_asked_about_though_the_store_takes_nothing(url, fake, tmp_path, capsys):
+    fake.store = FakeStore()
+    fake.store.num_failures = 1
+    (tmp_path / "d.txt").write_text(DOCUMENT)
+    assert main(["ask", "who?", "--document", str(tmp_path / "d.txt"), "--url", url]) == 0
+    assert fake.store.num_calls == 1
+    out, err = capsys.readouterr()
+    assert out == "Ada built it.\n"
+    assert "nothing more is stored ahead of the question: the store is full" in err
+
+
 @pytest.mark.parametrize("text", ["word " * 1000, "x" * 100_000, "A b. " * 500, "a\n\n\nb\r\n\r\nc", "- é 🎵\n" * 400])
 def test_passages_of_a_document_are_stretches_of_it_of_so_many_words(tmp_path, text):
     (tmp_path / "d.txt").write_bytes(text.encode())

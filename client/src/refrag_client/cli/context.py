@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from refrag_client.cli.options import add_search_options, connection_options, search_options
 from refrag_client.corpus import DEFAULT_NUM_PASSAGES, SUFFIXES, Corpus
-from refrag_client.errors import InvalidRequest
+from refrag_client.errors import InvalidRequest, Overloaded
 from refrag_client.passages import read_passages
 from refrag_client.request import GenerateOptions
 from refrag_client.store import StoreClient
@@ -84,17 +84,24 @@ def add_store_option(parser: argparse.ArgumentParser) -> None:
 def encode_ahead(arguments: argparse.Namespace, passages: Sequence[str]) -> None:
     """Have the server encode and store a document's chunks, with a progress bar.
 
-    Does nothing where the server's store outlives no request: the question itself then waits for the encoder.
+    Does nothing where the server's store outlives no request, and ends early where the store takes nothing: the
+    question itself then waits for the encoder.
     """
     with StoreClient(model=arguments.store_model, **connection_options(arguments)) as client:
-        if not client.stats().tiers:
-            return
-        num_encoded = 0
-        with tqdm(total=sum(map(len, passages)), unit=" characters", unit_scale=True, file=sys.stderr) as bar:
-            for batch in _batches(passages):
-                num_encoded += client.index(batch).num_encoded
-                bar.set_postfix_str(f"{num_encoded} chunks encoded")
-                bar.update(sum(map(len, batch)))
+        try:
+            if client.stats().tiers:
+                _index(client, passages)
+        except Overloaded as error:
+            print(f"nothing more is stored ahead of the question: {error}", file=sys.stderr)
+
+
+def _index(client: StoreClient, passages: Sequence[str]) -> None:
+    num_encoded = 0
+    with tqdm(total=sum(map(len, passages)), unit=" characters", unit_scale=True, file=sys.stderr) as bar:
+        for batch in _batches(passages):
+            num_encoded += client.index(batch).num_encoded
+            bar.set_postfix_str(f"{num_encoded} chunks encoded")
+            bar.update(sum(map(len, batch)))
 
 
 def _batches(passages: Sequence[str]) -> Iterator[list[str]]:
