@@ -1,12 +1,15 @@
 """Asks the endpoint by OpenAI's client, once for all connectors, and reads what came of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from openai import OpenAI
 
 Json = dict[str, Any]
+
+# What the endpoint reads of a document beside its text, and takes as text alone.
+NAMES = ("title", "url")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class Endpoint:
         body = {"documents": list(documents), "refrag": self.refrag}
         asked: Json = {"model": self.model, "messages": list(messages), **self.options, **options}
         return client.chat.completions.create(**asked, extra_body=body)
+
+
+def as_document(text: str, metadata: Mapping[str, Any], id: str | None = None) -> Json:
+    """Return a framework's document as the endpoint takes it.
+
+    The metadata has a place of its own, since beside the text an `id` or a `snippet` among it would be read as such.
+    """
+    named = {name: metadata[name] for name in NAMES if isinstance(metadata.get(name), str)}
+    document: Json = {"data": {**named, "text": text, "metadata": dict(metadata)}}
+    return document if id is None else {"id": id, **document}
 
 
 def _read_chunk(chunk: Json) -> Part:

@@ -11,7 +11,7 @@ from typing import Any
 from haystack import Document, component
 from haystack.dataclasses import StreamingCallbackT, StreamingChunk
 
-from examples.frameworks.asking import Endpoint, Json, Part
+from examples.frameworks.asking import Endpoint, Json, Part, as_document
 
 
 @component
@@ -27,7 +27,7 @@ class RefragGenerator:
     @component.output_types(replies=list[str], citations=list[dict[str, Any]], meta=list[dict[str, Any]])
     def run(self, prompt: str, documents: list[Document] | None = None) -> Json:
         messages = [{"role": "user", "content": prompt}]
-        found = [_as_document(document) for document in documents or []]
+        found = [as_document(each.content or "", each.meta, each.id) for each in documents or []]
         if self.streaming_callback is None:
             return _outputs([self.endpoint.ask(messages, found)])
         parts = []
@@ -49,7 +49,3 @@ def _meta(parts: Iterable[Part]) -> Json:
         meta["finish_reason"] = part.finish_reason or meta["finish_reason"]
         meta["usage"] = part.usage or meta["usage"]
     return meta
-
-
-def _as_document(document: Document) -> Json:
-    return {"id": document.id, "data": {**document.meta, "text": document.content or ""}}

@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, SecretStr
 
-from examples.frameworks.asking import Endpoint, Json, Part
+from examples.frameworks.asking import Endpoint, Json, Part, as_document
 
 
 class ChatRefrag(BaseChatModel):
@@ -75,16 +75,11 @@ class ChatRefrag(BaseChatModel):
     def _find(self, messages: Sequence[BaseMessage], documents: Sequence[Document] | None) -> list[Json]:
         if documents is None:
             documents = [] if self.retriever is None else self.retriever.invoke(str(messages[-1].text))
-        return [_as_document(document) for document in documents]
+        return [as_document(document.page_content, document.metadata, document.id) for document in documents]
 
 
 def _as_json(messages: Sequence[BaseMessage]) -> list[Json]:
     return list(convert_to_openai_messages(list(messages)))
-
-
-def _as_document(document: Document) -> Json:
-    named = {} if document.id is None else {"id": document.id}
-    return {**named, "data": {**document.metadata, "text": document.page_content}}
 
 
 def _metadata(part: Part) -> Json:

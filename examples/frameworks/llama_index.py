@@ -16,7 +16,7 @@ from llama_index.core.base.response.schema import RESPONSE_TYPE, Response, Strea
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from examples.frameworks.asking import Endpoint, Json
+from examples.frameworks.asking import Endpoint, Json, as_document
 
 
 class RefragQueryEngine(BaseQueryEngine):
@@ -36,7 +36,7 @@ class RefragQueryEngine(BaseQueryEngine):
         self, query_bundle: QueryBundle, nodes: Sequence[NodeWithScore], additional_source_nodes: Any = None
     ) -> RESPONSE_TYPE:
         messages = [{"role": "user", "content": query_bundle.query_str}]
-        documents = [_as_document(node) for node in nodes]
+        documents = [as_document(node.text, node.metadata, node.node_id) for node in nodes]
         metadata: Json = {}
         if self.is_streaming:
             texts = self._stream(messages, documents, metadata)
@@ -61,7 +61,3 @@ class RefragQueryEngine(BaseQueryEngine):
 
     def _get_prompt_modules(self) -> Json:
         return {}
-
-
-def _as_document(node: NodeWithScore) -> Json:
-    return {"id": node.node_id, "data": {**node.metadata, "text": node.text}}
