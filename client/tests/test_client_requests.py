@@ -1,5 +1,6 @@
 """A request's tensors have the right names, types and shapes, and bad requests are refused before sending."""
 
+import json
 from dataclasses import fields
 
 import numpy as np
@@ -53,6 +54,22 @@ def test_empty_and_unicode_passages_arrive_unchanged():
     assert [text.decode() for text in encode(passages=passages)["passages"]] == passages
 
 
+@pytest.mark.parametrize("texts", [np.array(["a", "b"]), np.array(["a", "b"], object), iter("ab")])
+def test_texts_may_come_in_arrays_and_iterators(texts):
+    assert encode(passages=texts)["passages"].tolist() == [b"a", b"b"]
+
+
+def test_turns_and_stop_words_may_come_in_arrays():
+    inputs = encode(history=np.array(["Who?", "Ada."]), stop_words=np.array([".", "!"]))
+    assert [json.loads(turn)["content"] for turn in inputs["history"]] == ["Who?", "Ada."]
+    assert inputs["stop_words"].tolist() == [b".", b"!"]
+
+
+@pytest.mark.parametrize("name", ["passages", "stop_words", "history"])
+def test_an_empty_array_and_none_are_not_sent(name):
+    assert name not in encode(**{name: np.array([], str)}) and name not in encode(**{name: None})
+
+
 @pytest.mark.parametrize("option", [{"expand_fraction": -0.1}, {"max_tokens": 0}, {"policy": "best"}, {"top_p": 7.0}])
 def test_limits_are_left_to_the_server(option):
     assert set(option) < set(encode(**option))
@@ -63,6 +80,7 @@ def test_limits_are_left_to_the_server(option):
     [
         ({"passages": "one text"}, "passages is a single str"),
         ({"passages": ["a", None]}, "passages holds a NoneType"),
+        ({"passages": np.array([3, 4])}, "passages holds a int64; give str"),
         ({"passages": ["\ud800"]}, "lone surrogate at character 0"),
         ({"max_tokens": 2**63}, "max_tokens is 9223372036854775808, allowed is"),
         ({"max_tokens": True}, "max_tokens is True; give an int"),

@@ -171,14 +171,14 @@ def to_filter(conditions: Mapping[str, Any] | str | None) -> str | None:
 def _to_texts(name: str, texts: Iterable[str] | None) -> tuple[str, ...]:
     if isinstance(texts, (str, bytes)):
         raise InvalidRequest(f"{name} is a single {type(texts).__name__}; give a list of str")
-    return tuple(texts or ())
+    return () if texts is None else tuple(texts)
 
 
 def _to_turns(turns: Iterable[Turn] | None) -> tuple[Turn, ...]:
     """Return the turns as the server takes them: with their roles, which texts have in turn."""
     if isinstance(turns, (str, bytes, Mapping)):
         raise InvalidRequest(f"history is a single {type(turns).__name__}; give a list of turns")
-    given = tuple(turns or ())
+    given = () if turns is None else tuple(turns)
     if not all(isinstance(turn, str) for turn in given):
         return given
     return tuple({"role": ROLES[number % 2], "content": str(turn)} for number, turn in enumerate(given))
