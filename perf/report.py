@@ -53,6 +53,12 @@ IDENTITY = (
     "computed_share",
     "way",
     "model",
+    "mode",
+    "is_stream",
+    "num_passages",
+    "policy",
+    "pair",
+    "slots",
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1e21 }
@@ -122,7 +128,7 @@ def read_results(folder: Path) -> Iterator[tuple[Section, Report]]:
 
 def compare(before: Report, after: Report) -> str:
     """Return a table of every number that both reports have, with the ratio of second to first."""
-    first, second = dict(flatten(before)), dict(flatten(after))
+    first, second = by_name(before), by_name(after)
     rows = [
         [name, f"{first[name]:g}", f"{second[name]:g}", f"{second[name] / first[name]:.2f}×" if first[name] else ""]
         for name in first
@@ -132,22 +138,39 @@ def compare(before: Report, after: Report) -> str:
     return table(["what", *about, "second over first"], rows)
 
 
+def by_name(report: Report) -> dict[str, float]:
+    """Return each number of a report by its name; raise ValueError for two of one name, of which one would be lost."""
+    numbers: dict[str, float] = {}
+    for name, number in flatten(report):
+        if name in numbers:
+            raise ValueError(f"two numbers are named {name!r}; add the key that tells their entries apart to IDENTITY")
+        numbers[name] = number
+    return numbers
+
+
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Yield each number of a report, with its place in the report as its name."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if key not in IDENTITY or isinstance(item, (dict, list)):
-                yield from flatten(item, f"{name} {key}".strip())
+            yield from flatten(item, f"{name} {key}".strip())
     elif isinstance(value, list):
-        for item in value:
-            yield from flatten(item, f"{name} ({_identify(item)})")
+        for number, item in enumerate(value, start=1):
+            yield from flatten(_measured(item), f"{name} ({_identify(item, number)})")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield name, float(value)
 
 
-def _identify(item: Any) -> str:
+def _measured(item: Any) -> Any:
+    """Return an entry of a list without what its name tells."""
     if not isinstance(item, dict):
-        return str(item)
+        return item
+    return {key: each for key, each in item.items() if key not in IDENTITY or isinstance(each, (dict, list))}
+
+
+def _identify(item: Any, number: int) -> str:
+    """Return what tells an entry apart; a value alone, such as an end of a range, has its number in the list."""
+    if not isinstance(item, dict):
+        return str(number)
     return ", ".join(f"{key} {item[key]}" for key in IDENTITY if item.get(key) is not None)
 
 

@@ -158,6 +158,23 @@ def test_no_part_of_a_result_is_left_out_of_a_comparison():
     assert "| callers (callers 4) throughput | 20 | 20 | 1.00× |" in text
 
 
+@pytest.mark.parametrize("path", sorted(COMMITTED.rglob("*.json")), ids=lambda path: str(path.relative_to(COMMITTED)))
+def test_every_number_of_a_committed_result_has_a_name_of_its_own(path):
+    result = json.loads(path.read_text())
+    assert len(report.by_name(result)) == len(list(report.flatten(result))) > 0
+
+
+def test_a_number_that_would_be_lost_to_another_of_its_name_is_told():
+    rows = [{"colour": "red", "ms": 1.0}, {"colour": "blue", "ms": 2.0}]
+    with pytest.raises(ValueError, match=r"two numbers are named 'rows \(\) ms'; add the key"):
+        report.by_name({"rows": rows})
+
+
+def test_ends_of_a_range_are_compared_by_their_order():
+    text = unaligned(report.compare({**RUN, "range": [1.0, 1.0]}, {**RUN, "range": [2.0, 3.0]}))
+    assert "| range (1) | 1 | 2 | 2.00× |" in text and "| range (2) | 1 | 3 | 3.00× |" in text
+
+
 def test_a_page_of_another_kind_is_refused(folder):
     command = [sys.executable, "-m", "perf.report", "page", str(folder), "--output", str(folder / "report.pdf")]
     done = subprocess.run(command, capture_output=True, text=True)
