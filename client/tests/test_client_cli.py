@@ -201,6 +201,29 @@ def test_a_missing_file_exits_2(ask, capsys):
     assert "cannot read passages from no/such/file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("p.txt", ""), ("p.txt", " \n\n"), ("p.jsonl", "\n"), ("p.json", "[]"), ("p.json", '{"docs": []}')],
+)
+def test_a_file_without_passages_is_named_and_not_asked_without(ask, capsys, fake, tmp_path, name, text):
+    assert ask("--passages", write(tmp_path, name, text)) == 2
+    assert f"{name} holds no passage; give one at least" in capsys.readouterr().err and not fake.requests
+
+
+def test_standard_input_without_passages_is_told(ask, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert ask("--passages", "-") == 2
+    assert "standard input holds no passage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [("--passages", "--passages names no file"), ("--document", "cannot read the document")]
+)
+def test_an_option_whose_file_has_no_name_is_refused(ask, capsys, fake, option, told):
+    assert ask(option, "") == 2
+    assert told in capsys.readouterr().err and not fake.requests
+
+
 def test_no_server_exits_1(capsys):
     assert main(["ask", "who?", "--url", "127.0.0.1:1"]) == 1
     assert capsys.readouterr().err.startswith("refrag: no server answers at 127.0.0.1:1")

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     context = read_context(arguments)
     passages = _find_passages(arguments, context)
-    if arguments.document:
+    if arguments.document is not None:
         encode_ahead(arguments, passages)
     options: GenerateOptions = {**request_options(arguments), **context.search}
     with RefragClient(**client_options(arguments)) as client:
@@ -55,7 +55,7 @@ def ask(client: RefragClient, arguments: argparse.Namespace, passages: list[str]
 
 def _find_passages(arguments: argparse.Namespace, context: Context) -> list[str]:
     """Return the passages that were given, those of the corpus that fit the question, or the document's."""
-    if arguments.document:
+    if arguments.document is not None:
         return read_document(arguments.document)
     passages = context.passages_for(arguments.question)
     if arguments.corpus is not None and not passages:

@@ -59,9 +59,20 @@ def read_context(arguments: argparse.Namespace) -> Context:
         search = {"collection": arguments.collection, **search_options(arguments)}
         return Context(search=cast(GenerateOptions, search))
     if arguments.corpus is None:
-        return Context(read_passages(arguments.passages) if arguments.passages else [])
+        return Context([] if arguments.passages is None else _read_passages(arguments.passages))
     count = DEFAULT_NUM_PASSAGES if arguments.num_passages is None else arguments.num_passages
     return Context(corpus=Corpus.read(arguments.corpus), num_passages=count)
+
+
+def _read_passages(source: str) -> list[str]:
+    """Return the passages in a file that was named; raise InvalidRequest if there is none to answer from."""
+    if not source:
+        raise InvalidRequest("--passages names no file; name one, or - for standard input")
+    passages = read_passages(source)
+    if not passages:
+        place = "standard input" if source == "-" else source
+        raise InvalidRequest(f"{place} holds no passage; give one at least, or leave --passages out")
+    return passages
 
 
 def _check_search_options(arguments: argparse.Namespace) -> None:
