@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 
@@ -70,6 +71,8 @@ class _Stage:
     ) -> None:
         self.name, self.source, self.optimisation, self.directory = name, source, optimisation, directory
         self.precision = choose_precision(optimisation.mixed_precision)
+        # Accelerate keeps the first stage's precision for the whole process, and refuses another.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=self.precision)
         refuse_strangers(self.accelerator.num_processes)
         self.original = objective

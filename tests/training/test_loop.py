@@ -398,7 +398,6 @@ def started(task, directory, **environment):
 def test_a_snapshot_is_of_the_precision_that_auto_chose(tmp_path, monkeypatch):
     monkeypatch.setattr("refrag.training.loop.choose_precision", lambda wanted: "no")
     train(tmp_path, num_steps=1, mixed_precision="auto")
-    AcceleratorState._reset_state()
     monkeypatch.setattr("refrag.training.loop.choose_precision", lambda wanted: "bf16")
     with pytest.raises(TrainingError, match="mixed_precision no there and bf16 here"):
         train(tmp_path, num_steps=1, mixed_precision="auto")
@@ -430,15 +429,21 @@ def train_as_one_of_two(directory):
 
 
 def shard_from_now_on():
-    """Accelerate offers FSDP on accelerators alone, though torch's runs on a CPU, so the state is told it is on."""
-    for state in (AcceleratorState._shared_state, PartialState._shared_state):
-        state["distributed_type"] = DistributedType.FSDP
-    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        cpu_ram_efficient_loading=False,
-        state_dict_type="SHARDED_STATE_DICT",
-    )
+    """Accelerate offers FSDP on accelerators alone, though torch's runs on a CPU, so each state is told it is on."""
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    usual = AcceleratorState.__init__
+
+    def sharded(state, *args, **options):
+        usual(state, *args, **options)
+        if "fsdp_plugin" not in AcceleratorState._shared_state:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                auto_wrap_policy="transformer_based_wrap",
+                cpu_ram_efficient_loading=False,
+                state_dict_type="SHARDED_STATE_DICT",
+            )
+
+    AcceleratorState.__init__ = sharded
 
 
 def refuse_muon(directory):

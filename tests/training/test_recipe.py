@@ -119,6 +119,13 @@ def test_runs_are_trained_in_the_presets_order_and_only_those_named(tmp_path):
     assert not (tmp_path / "continue").exists()
 
 
+def test_runs_of_one_process_may_compute_in_different_precisions(tmp_path):
+    rounded = {**RUNS["reconstruct"], "optimisation": {**ONE_STEP, "mixed_precision": "bf16"}}
+    runs = {"base": RUNS["base"], "reconstruct": rounded, "continue": RUNS["continue"]}
+    costs = train_all(preset_of(runs), tmp_path)
+    assert [cost.get("mixed_precision") for cost in costs.values()] == [None, "bf16", None]
+
+
 def test_a_run_whose_start_is_missing_says_which_to_train_first(tmp_path):
     with pytest.raises(TrainingError, match="train run 'base' first"):
         train_run(PRESET, "reconstruct", tmp_path)
