@@ -31,7 +31,7 @@ class Backbone(Settings):
         as a mapping, such as {package: …, file: …, sha256: …}, {hub: …, revision: …} or {folder: …}: the checkpoint
         then names it, and holds no more than an adapter.
     architecture: a model type of transformers, such as "llama" or "bert".
-    adapter: what trains of it; by default all of its weights.
+    adapter: what trains of a base model that is named as a mapping; by default all of its weights.
     shape: values of the architecture's configuration. Beside `pretrained`, training ignores architecture and shape;
         `estimate` reads them, so that it downloads nothing.
     """
@@ -45,6 +45,16 @@ class Backbone(Settings):
     def _is_given(self) -> "Backbone":
         if self.pretrained is None and self.architecture is None:
             raise ValueError("neither is given: name a `pretrained` model, or an `architecture` with its `shape`")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_its_adapter(self) -> "Backbone":
+        if self.adapter is not None and self.base is None:
+            given = "not given" if self.pretrained is None else repr(self.pretrained)
+            raise ValueError(
+                f"adapter needs a base model that the checkpoint can name, but pretrained is {given}; give it as a "
+                "mapping, such as {folder: …}, {hub: …} or {package: …, file: …, sha256: …}, or remove adapter"
+            )
         return self
 
     @property

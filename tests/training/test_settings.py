@@ -8,6 +8,7 @@ from refrag.training.preset_file import PRESETS, load_preset
 from refrag.training.settings import Finetune
 
 OPTIMISATION = {"num_steps": 4, "learning_rate": 0.001}
+ADAPTER = {"rank": 2, "alpha": 4}
 PRESET = {
     "description": "Two runs.",
     "pair": {"decoder": {"architecture": "llama"}, "encoder": {"pretrained": "somewhere"}},
@@ -69,12 +70,19 @@ def test_every_preset_loads_and_ends_with_its_result(name):
         ("runs.first.start", "second", r"'first' starts from 'second'; runs above it are \[\]"),
         ("result", "third", r"result is 'third'; the runs are \['first', 'second'\]"),
         ("pair.decoder", {"shape": {}}, r"pair\.decoder: .*name a `pretrained` model"),
+        ("pair.decoder.adapter", ADAPTER, r"pair\.decoder: .*pretrained is not given; .* mapping, such as \{folder"),
+        ("pair.encoder.adapter", ADAPTER, r"pair\.encoder: .*pretrained is 'somewhere'; .* mapping, such as"),
         ("pair.pooling", "max", r"pair\.pooling: "),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(preset, place, value, fault):
     with pytest.raises(TrainingError, match=fault):
         load_preset(preset(changed(place, value)))
+
+
+def test_a_base_model_that_the_checkpoint_names_may_have_an_adapter(preset):
+    decoder = {"pretrained": {"folder": "somewhere"}, "adapter": ADAPTER}
+    assert load_preset(preset(changed("pair.decoder", decoder))).pair.decoder.adapter.rank == 2
 
 
 def test_an_unknown_preset_is_refused_with_those_known():
