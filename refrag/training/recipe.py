@@ -209,7 +209,7 @@ def _prepare_policy(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Chec
         pair = preset.require_pair()
         torch.manual_seed(run.optimisation.seed)
         policy = ExpansionPolicy(checkpoint.encoder.width, pair.policy_width, pair.policy_num_heads, run.question_aware)
-        config = replace(checkpoint.config, question_aware=run.question_aware)
+        config = replace(checkpoint.config, policy_num_heads=pair.policy_num_heads, question_aware=run.question_aware)
         return replace(checkpoint, policy=policy, config=config)
     if run.question_aware != checkpoint.config.question_aware:
         raise TrainingError(

@@ -204,6 +204,14 @@ def test_a_fresh_blind_policy_is_one_that_never_sees_the_question(finished):
     assert blind.policy.chunk_in.weight.shape == aware.policy.chunk_in.weight.shape
 
 
+def test_a_fresh_policy_has_the_heads_that_the_pair_names(finished, tmp_path):
+    start = str(finished[0] / "finetune" / "checkpoint")
+    pair = {**PRESET.pair.model_dump(), "policy_num_heads": 2}
+    preset = preset_of({"blind": {**RUNS["blind"], "start": start}}, pair=pair)
+    train_run(preset, "blind", tmp_path)
+    assert load_run(preset, tmp_path).config.policy_num_heads == 2
+
+
 def test_a_policy_of_the_other_kind_must_be_fresh(finished):
     runs, _ = finished
     stale = {**RUNS["blind"], "fresh": False}
