@@ -139,7 +139,7 @@ class AskingRun(Run):
     """Settings of every run that asks questions.
 
     tasks: kinds of questions, which `refrag/data/tasks.py` explains.
-    max_passages: most passages in a context.
+    max_passages: most passages in a context. One that a teacher answered has at least those that the teacher read.
     rival_share: share of the contexts that ask for single facts among entities of one kind, which nothing but their
         names tells apart.
     row_slots: slots of a row that short examples share without seeing each other; none gives each example a row. One

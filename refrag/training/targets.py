@@ -37,17 +37,21 @@ from refrag.teacher_forcing.prompt_reader import PromptReader
 # R rows, T tokens of all answers, N likeliest tokens
 
 QUESTIONS, PASSAGES, TARGETS = "questions.jsonl", "passages.jsonl", "targets.safetensors"
-# Of the metadata: what the answers were given to.
-ROWS = "rows"
+# Of the metadata: what the answers were given to, and how many passages of each row the teacher read at most.
+ROWS, NUM_PASSAGES = "rows", "num_passages"
 TENSORS = {"lengths", "token_ids", "likeliest_ids", "log_probabilities"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A teacher's answer: its tokens, and the distribution before each of them."""
+    """A teacher's answer: its tokens, and the distribution before each of them.
+
+    num_passages: passages that the teacher read, those with the evidence among them; fewer need not hold the answer.
+    """
 
     token_ids: list[int]
     distribution: TopDistribution
+    num_passages: int
 
 
 def write_targets(
@@ -63,7 +67,8 @@ def write_targets(
     prompts = [plain_prompt(decoder, chunker, contexts, row, num_passages) for row in rows]
     _refuse_long(rows, prompts, chunker.config.max_prompt_slots - max_tokens)
     targets = [
-        answer(decoder, prompt, max_tokens) for prompt in tqdm(prompts, desc="targets", unit="row", disable=None)
+        answer(decoder, prompt, max_tokens, num_passages)
+        for prompt in tqdm(prompts, desc="targets", unit="row", disable=None)
     ]
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / PASSAGES, {each.id: vars(each) for row in rows for each in row.passages}.values())
@@ -79,7 +84,7 @@ def write_targets(
             "log_probabilities": distribution.log_probabilities.half(),
         },
         folder / TARGETS,
-        {ROWS: digest_rows(rows)},
+        {ROWS: digest_rows(rows), NUM_PASSAGES: str(num_passages)},
     )
 
 
@@ -88,21 +93,26 @@ def read_targets(file: Path, rows: Sequence[QuestionRow]) -> dict[str, Target]:
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            written = (opened.metadata() or {}).get(ROWS)
+            metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{file} cannot be read: {error}; write the targets again") from None
     if tensors.keys() != TENSORS or len(tensors["lengths"]) != len(rows):
         held = f"{len(tensors['lengths'])} answers" if "lengths" in tensors else sorted(tensors)
         raise TrainingError(f"{file} holds {held}, but there are {len(rows)} questions; name the targets of these rows")
-    if written != digest_rows(rows):
+    if metadata.get(ROWS) != digest_rows(rows):
         raise TrainingError(
             f"{file} holds answers to other questions, to these in another order, or over other passages; name the "
             "questions and the targets that one call wrote, or write the targets again"
         )
-    lengths = tensors["lengths"].tolist()
+    if NUM_PASSAGES not in metadata:
+        raise TrainingError(
+            f"{file} does not tell how many passages the teacher read, and students of fewer would learn to guess; "
+            "write the targets again"
+        )
+    num_passages, lengths = int(metadata[NUM_PASSAGES]), tensors["lengths"].tolist()
     parts = (tensors[name].split(lengths) for name in ("token_ids", "likeliest_ids", "log_probabilities"))
     return {
-        row.id: Target(token_ids.tolist(), TopDistribution(likeliest.long(), logs.float()))
+        row.id: Target(token_ids.tolist(), TopDistribution(likeliest.long(), logs.float()), num_passages)
         for row, token_ids, likeliest, logs in zip(rows, *parts, strict=True)
     }
 
@@ -123,12 +133,12 @@ def plain_prompt(
     return torch.from_numpy(prompt.input_ids).long()
 
 
-def answer(decoder: Decoder, prompt: Tensor, max_tokens: int) -> Target:
-    """Return the decoder's greedy answer to a plain prompt, with the token that ended it."""
+def answer(decoder: Decoder, prompt: Tensor, max_tokens: int, num_passages: int) -> Target:
+    """Return the decoder's greedy answer to a plain prompt of `num_passages` passages, with the token that ended it."""
     reader = PromptReader(decoder, MixedPrompt(prompt, torch.zeros(0, decoder.width)))
     token_ids, end_id = reader.answer(max_tokens)
     whole = token_ids if end_id is None else [*token_ids, end_id]
-    return Target(whole, TopDistribution.of(reader.logits(whole)))
+    return Target(whole, TopDistribution.of(reader.logits(whole)), num_passages)
 
 
 def _as_record(row: QuestionRow, text: str) -> dict[str, object]:

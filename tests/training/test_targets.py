@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 from question_files import PASSAGES, ROW, write_lines, write_rows
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from refrag.data.questions.contexts import RowContexts
 from refrag.data.questions.passages import read_pool
@@ -120,6 +121,22 @@ def test_students_learn_the_teachers_distributions(checkpoint, folder):
     loss, figures = objective(source.draw(random.Random(0), 0.0))
     assert figures["divergence"] > 0
     assert loss.item() == pytest.approx(figures["loss"] + 2 * figures["divergence"], rel=1e-5)
+
+
+def test_students_read_at_least_the_passages_that_their_teacher_read(checkpoint, folder):
+    rows = RowSource(taught_questions(folder))
+    for asked, read in ((1, 2), (2, 2), (3, 3)):
+        contexts = rows.draw(random.Random(0), checkpoint.chunker, asked, num_tokens=600)
+        assert {len(context.passages) for context in contexts} == {read}
+
+
+def test_targets_that_do_not_tell_what_their_teacher_read_are_refused(folder):
+    file = folder / "targets.safetensors"
+    with safe_open(file, "pt") as opened:
+        rows = opened.metadata()["rows"]
+    save_file(load_file(file), file, {"rows": rows})
+    with pytest.raises(TrainingError, match=r"how many passages the teacher read.*write the targets again"):
+        RowSource(taught_questions(folder))
 
 
 def test_questions_with_a_teacher_are_never_made_answerless(checkpoint, folder):

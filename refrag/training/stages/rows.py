@@ -60,7 +60,10 @@ class RowSource:
         self._makers: dict[int, RowContexts] = {}
 
     def draw(self, rng: random.Random, chunker: Chunker, num_passages: int, num_tokens: int) -> list[TokenisedContext]:
-        """Draw contexts of `num_passages` passages until they have `num_tokens` tokens; at least one."""
+        """Draw contexts of `num_passages` passages until they have `num_tokens` tokens; at least one.
+
+        Those that a teacher answers have as many passages as it read, or more.
+        """
         maker = self._makers.setdefault(chunker.config.chunk_size, RowContexts(chunker))
         contexts = [self._draw_one(rng, maker, num_passages)]
         while sum(map(count_tokens, contexts)) < num_tokens:
@@ -72,7 +75,7 @@ class RowSource:
         rows = self.files[number]
         row, seed = rng.choice(rows), rng.getrandbits(32)
         if target := self.targets[number].get(row.id):
-            return taught(maker.make(row, num_passages, seed), target)
+            return taught(maker.make(row, max(num_passages, target.num_passages), seed), target)
         if rng.random() < self.settings.answerless_share and (other := _draw_stranger(rng, rows, row)):
             return maker.make_answerless(row, other, num_passages, seed)
         return maker.make(row, num_passages, seed)
