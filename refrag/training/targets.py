@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from refrag.context.chunking import Chunker
+from refrag.context.tokenizer import TextTokenizer
 from refrag.data.questions.contexts import RowContexts
 from refrag.data.questions.row import QuestionRow
 from refrag.decoders.base import MixedPrompt
@@ -37,8 +38,9 @@ from refrag.teacher_forcing.prompt_reader import PromptReader
 # R rows, T tokens of all answers, N likeliest tokens
 
 QUESTIONS, PASSAGES, TARGETS = "questions.jsonl", "passages.jsonl", "targets.safetensors"
-# Of the metadata: what the answers were given to, and how many passages of each row the teacher read at most.
-ROWS, NUM_PASSAGES = "rows", "num_passages"
+# Of the metadata: what the answers were given to, how many passages of each row the teacher read at most, and the
+# vocabulary that gives the ids their meaning.
+ROWS, NUM_PASSAGES, VOCABULARY = "rows", "num_passages", "vocabulary"
 TENSORS = {"lengths", "token_ids", "likeliest_ids", "log_probabilities"}
 
 
@@ -84,12 +86,19 @@ def write_targets(
             "log_probabilities": distribution.log_probabilities.half(),
         },
         folder / TARGETS,
-        {ROWS: digest_rows(rows), NUM_PASSAGES: str(num_passages)},
+        {
+            ROWS: digest_rows(rows),
+            NUM_PASSAGES: str(num_passages),
+            VOCABULARY: digest_vocabulary(chunker.decoder_tokenizer),
+        },
     )
 
 
-def read_targets(file: Path, rows: Sequence[QuestionRow]) -> dict[str, Target]:
-    """Return the target of each row by its id; raise TrainingError if the file is none or is of other rows."""
+def read_targets(file: Path, rows: Sequence[QuestionRow], tokenizer: TextTokenizer) -> dict[str, Target]:
+    """Return the target of each row by its id.
+
+    Raise TrainingError if the file is none, or is of other rows or of a teacher with other tokens than `tokenizer` has.
+    """
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -99,16 +108,7 @@ def read_targets(file: Path, rows: Sequence[QuestionRow]) -> dict[str, Target]:
     if tensors.keys() != TENSORS or len(tensors["lengths"]) != len(rows):
         held = f"{len(tensors['lengths'])} answers" if "lengths" in tensors else sorted(tensors)
         raise TrainingError(f"{file} holds {held}, but there are {len(rows)} questions; name the targets of these rows")
-    if metadata.get(ROWS) != digest_rows(rows):
-        raise TrainingError(
-            f"{file} holds answers to other questions, to these in another order, or over other passages; name the "
-            "questions and the targets that one call wrote, or write the targets again"
-        )
-    if NUM_PASSAGES not in metadata:
-        raise TrainingError(
-            f"{file} does not tell how many passages the teacher read, and students of fewer would learn to guess; "
-            "write the targets again"
-        )
+    _refuse_others(file, metadata, rows, tokenizer)
     num_passages, lengths = int(metadata[NUM_PASSAGES]), tensors["lengths"].tolist()
     parts = (tensors[name].split(lengths) for name in ("token_ids", "likeliest_ids", "log_probabilities"))
     return {
@@ -117,10 +117,33 @@ def read_targets(file: Path, rows: Sequence[QuestionRow]) -> dict[str, Target]:
     }
 
 
+def _refuse_others(file: Path, metadata: dict[str, str], rows: Sequence[QuestionRow], tokenizer: TextTokenizer) -> None:
+    if metadata.get(ROWS) != digest_rows(rows):
+        raise TrainingError(
+            f"{file} holds answers to other questions, to these in another order, or over other passages; name the "
+            "questions and the targets that one call wrote, or write the targets again"
+        )
+    if NUM_PASSAGES not in metadata or VOCABULARY not in metadata:
+        raise TrainingError(
+            f"{file} does not tell how many passages the teacher read and what its tokens are, which students must "
+            "share; write the targets again"
+        )
+    if metadata[VOCABULARY] != digest_vocabulary(tokenizer):
+        raise TrainingError(
+            f"{file} holds the tokens of another decoder than this one; write the targets again with a teacher that "
+            "has the same tokenizer"
+        )
+
+
 def digest_rows(rows: Sequence[QuestionRow]) -> str:
     """Return a hash of the rows' order, questions and passages, all of which their targets depend on."""
     asked = [(row.id, row.history, row.question, [passage.content for passage in row.passages]) for row in rows]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def digest_vocabulary(tokenizer: TextTokenizer) -> str:
+    """Return a hash of the tokens and their ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.backend.get_vocab().items())).encode()).hexdigest()
 
 
 def plain_prompt(

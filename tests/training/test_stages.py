@@ -443,18 +443,19 @@ def test_questions_come_from_files_where_the_run_names_some(checkpoint, asked_fr
 @pytest.mark.parametrize(
     "change, named", [({"passages": [], "gold": []}, "has no passages"), ({"answers": None}, "has no answers")]
 )
-def test_rows_that_cannot_be_trained_on_are_refused(tmp_path, change, named):
+def test_rows_that_cannot_be_trained_on_are_refused(tmp_path, tiny_checkpoint, change, named):
     row = {key: value for key, value in {**ROW, **change}.items() if value is not None}
     questions = Questions(files=[QuestionFile(path=str(write_rows(tmp_path, [row])))])
     with pytest.raises(TrainingError, match=f"row 'q1' {named}"):
-        RowSource(questions)
+        RowSource(questions, tiny_checkpoint.chunker.decoder_tokenizer)
 
 
 def test_no_answerless_question_has_its_answer_in_its_passages(tmp_path, tiny_checkpoint):
     """One row alone has no stranger, and two over one passage are none to each other."""
     rows = [ROW, {**ROW, "id": "q2", "question": "Which river?", "answers": ["Lurd"]}]
     settings = Questions(files=[QuestionFile(path=str(write_rows(tmp_path, rows)))], answerless_share=1.0)
-    contexts = RowSource(settings).draw(random.Random(0), tiny_checkpoint.chunker, 2, num_tokens=500)
+    source = RowSource(settings, tiny_checkpoint.chunker.decoder_tokenizer)
+    contexts = source.draw(random.Random(0), tiny_checkpoint.chunker, 2, num_tokens=500)
     assert {context.questions[0].answer for context in contexts} == {"Ana Korvin", "Lurd"}
 
 

@@ -2,6 +2,8 @@
 
 import json
 import random
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +48,10 @@ def taught_questions(folder, **changes):
     return Questions(files=[file], **changes)
 
 
+def row_source(checkpoint, folder, **changes):
+    return RowSource(taught_questions(folder, **changes), checkpoint.chunker.decoder_tokenizer)
+
+
 def test_requests_are_about_their_passages_and_the_same_for_a_seed(tmp_path):
     pool = list(read_pool(write_lines(tmp_path / "pool.jsonl", PASSAGES)).values())
     rows = ask_unlabelled(pool, 40, 3, seed=1)
@@ -66,7 +72,7 @@ def test_most_requests_ask_for_what_a_sentence_of_the_passage_goes_on_to_say():
 
 def test_what_is_written_is_a_question_set_with_the_teachers_answers(checkpoint, folder):
     rows = read_questions(folder / "questions.jsonl")
-    targets = read_targets(folder / "targets.safetensors", rows)
+    targets = read_targets(folder / "targets.safetensors", rows, checkpoint.chunker.decoder_tokenizer)
     assert len(targets) == len(rows) == 5
     for row in rows:
         token_ids = targets[row.id].token_ids
@@ -76,8 +82,9 @@ def test_what_is_written_is_a_question_set_with_the_teachers_answers(checkpoint,
 
 
 def test_targets_are_the_decoders_distributions_over_the_plain_prompt(checkpoint, folder):
-    row = read_questions(folder / "questions.jsonl")[0]
-    target = read_targets(folder / "targets.safetensors", [*read_questions(folder / "questions.jsonl")])[row.id]
+    row, *others = read_questions(folder / "questions.jsonl")
+    tokenizer = checkpoint.chunker.decoder_tokenizer
+    target = read_targets(folder / "targets.safetensors", [row, *others], tokenizer)[row.id]
     context = RowContexts(checkpoint.chunker).make(row, 2, seed=0)
     prompt = [token for chunk in context.chunks for token in chunk.token_ids] + context.questions[0].prompt_ids
     ids = torch.tensor([[checkpoint.decoder_tokenizer.bos_token_id, *prompt, *target.token_ids]])
@@ -92,7 +99,7 @@ def test_targets_are_the_decoders_distributions_over_the_plain_prompt(checkpoint
 
 @pytest.mark.parametrize("row_slots", [None, 400])
 def test_each_token_is_held_against_its_own_target(checkpoint, folder, row_slots):
-    rows = RowSource(taught_questions(folder))
+    rows = row_source(checkpoint, folder)
     contexts = rows.draw(random.Random(0), checkpoint.chunker, 2, num_tokens=400)
     examples = [MixedExample(c.chunks, range(len(c.chunks)), question_segments(c.questions[0])) for c in contexts]
     head_ids = checkpoint.chunker.frame.head_ids
@@ -124,36 +131,44 @@ def test_students_learn_the_teachers_distributions(checkpoint, folder):
 
 
 def test_students_read_at_least_the_passages_that_their_teacher_read(checkpoint, folder):
-    rows = RowSource(taught_questions(folder))
+    rows = row_source(checkpoint, folder)
     for asked, read in ((1, 2), (2, 2), (3, 3)):
         contexts = rows.draw(random.Random(0), checkpoint.chunker, asked, num_tokens=600)
         assert {len(context.passages) for context in contexts} == {read}
 
 
-def test_targets_that_do_not_tell_what_their_teacher_read_are_refused(folder):
+def test_targets_that_do_not_tell_what_their_teacher_read_are_refused(checkpoint, folder):
     file = folder / "targets.safetensors"
     with safe_open(file, "pt") as opened:
         rows = opened.metadata()["rows"]
     save_file(load_file(file), file, {"rows": rows})
     with pytest.raises(TrainingError, match=r"how many passages the teacher read.*write the targets again"):
-        RowSource(taught_questions(folder))
+        row_source(checkpoint, folder)
+
+
+def test_targets_of_a_teacher_with_other_tokens_are_refused(checkpoint, folder):
+    tokenizer = deepcopy(checkpoint.decoder_tokenizer)
+    tokenizer.add_tokens(["harbourmaster"])
+    with pytest.raises(TrainingError, match="holds the tokens of another decoder than this one; write the targets"):
+        row_source(replace(checkpoint, decoder_tokenizer=tokenizer), folder)
 
 
 def test_questions_with_a_teacher_are_never_made_answerless(checkpoint, folder):
-    rows = RowSource(taught_questions(folder, answerless_share=1.0))
+    rows = row_source(checkpoint, folder, answerless_share=1.0)
     targets = {tuple(each.token_ids) for each in rows.targets[0].values()}
     for context in rows.draw(random.Random(0), checkpoint.chunker, 2, num_tokens=600):
         assert tuple(context.questions[0].answer_ids) in targets
 
 
-def test_targets_of_other_rows_are_refused(folder, tmp_path):
+def test_targets_of_other_rows_are_refused(checkpoint, folder):
+    tokenizer = checkpoint.chunker.decoder_tokenizer
     rows = read_questions(folder / "questions.jsonl")
     with pytest.raises(TrainingError, match="holds 5 answers, but there are 4 questions"):
-        read_targets(folder / "targets.safetensors", rows[:4])
+        read_targets(folder / "targets.safetensors", rows[:4], tokenizer)
     with pytest.raises(TrainingError, match="holds answers to other questions, to these in another order"):
-        read_targets(folder / "targets.safetensors", rows[::-1])
+        read_targets(folder / "targets.safetensors", rows[::-1], tokenizer)
     with pytest.raises(TrainingError, match="write the targets again"):
-        read_targets(folder / "questions.jsonl", rows)
+        read_targets(folder / "questions.jsonl", rows, tokenizer)
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused_before_any_is_answered(checkpoint, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from refrag.context.chunking import Chunker
+from refrag.context.tokenizer import TextTokenizer
 from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.data.questions.contexts import RowContexts, is_stranger
 from refrag.data.questions.read import Form, read_questions
@@ -29,7 +30,8 @@ class ContextSource(Generic[AskingSettings]):
     def __init__(self, checkpoint: Checkpoint, settings: AskingSettings) -> None:
         self.checkpoint = checkpoint
         self.settings: AskingSettings = settings
-        self.rows = None if settings.questions is None else RowSource(settings.questions)
+        tokenizer = checkpoint.chunker.decoder_tokenizer
+        self.rows = None if settings.questions is None else RowSource(settings.questions, tokenizer)
 
     def draw_chunker(self, rng: random.Random) -> Chunker:
         """Return a chunker of one of the chunk sizes that the pair trains with."""
@@ -51,12 +53,17 @@ class ContextSource(Generic[AskingSettings]):
 
 
 class RowSource:
-    """Rows of all files, and the contexts that are made of them; it has no position, for each draw stands alone."""
+    """Rows of all files, and the contexts that are made of them; it has no position, for each draw stands alone.
 
-    def __init__(self, settings: Questions) -> None:
+    tokenizer: the decoder's, whose tokens the teacher of a file with targets must have too.
+    """
+
+    def __init__(self, settings: Questions, tokenizer: TextTokenizer) -> None:
         self.settings = settings
         self.files = [_read(file) for file in settings.files]
-        self.targets = [_read_targets(file, rows) for file, rows in zip(settings.files, self.files, strict=True)]
+        self.targets = [
+            _read_targets(file, rows, tokenizer) for file, rows in zip(settings.files, self.files, strict=True)
+        ]
         self._makers: dict[int, RowContexts] = {}
 
     def draw(self, rng: random.Random, chunker: Chunker, num_passages: int, num_tokens: int) -> list[TokenisedContext]:
@@ -115,5 +122,5 @@ def _read(file: QuestionFile) -> list[QuestionRow]:
     return rows
 
 
-def _read_targets(file: QuestionFile, rows: Sequence[QuestionRow]) -> dict[str, Target]:
-    return {} if file.targets is None else read_targets(Path(file.targets), rows)
+def _read_targets(file: QuestionFile, rows: Sequence[QuestionRow], tokenizer: TextTokenizer) -> dict[str, Target]:
+    return {} if file.targets is None else read_targets(Path(file.targets), rows, tokenizer)
