@@ -9,6 +9,9 @@ policy.safetensors       network of the learned policy, if it was trained
 attention_heads.json     heads that the policy `attention` reads, if they were found
 """
 
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +21,13 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from refrag.config import BASES, RefragConfig
+from refrag.config import BASES, CONFIG_NAME, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.context.deployed import DECODER, ENCODER
 from refrag.errors import CheckpointError
 from refrag.model.attention_heads import AttentionHeads, digest_weights
 from refrag.model.backbones import load_pretrained, save_whole
-from refrag.model.bases import BaseRecord, find_base, model_folder, record_base, refuse_other_base
+from refrag.model.bases import MODEL_CONFIG, RECORD, BaseRecord, find_base, model_folder, record_base, refuse_other_base
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder, OrderedPooling
 from refrag.model.encoder_faults import encoder_fault
@@ -39,6 +42,13 @@ Part = Literal["decoder", "policy"]
 M = TypeVar("M", Decoder, ChunkEncoder)
 
 PROJECTOR, POOLING = "projector.safetensors", "pooling.safetensors"
+# Parts of an earlier checkpoint that go when another is saved in its place, whether that has them or not. Heads stay:
+# their file tells of which weights they are.
+PARTS = [DECODER, ENCODER, PROJECTOR, POLICY]
+# The same in the folder of a decoder alone.
+DECODER_FILES = ["model*.safetensors*", "adapter_*", RECORD]
+# Folder in which a save writes until it is whole.
+NEW = ".new"
 
 
 @dataclass(frozen=True)
@@ -91,17 +101,21 @@ class Checkpoint:
 
         A decoder or an encoder that differs from its base model by an adapter at most is saved as that difference; any
         other is saved whole, and its base model no longer named. The decoder alone is always a plain Hugging Face
-        folder, the policy alone one file in `directory`. Raises CheckpointError for the part "policy" if there is none.
+        folder, the policy alone one file in `directory`. It takes the place of what an earlier save left there, once
+        all of it is written; other files stay. Raises CheckpointError for the part "policy" if there is none.
 
         decoder_dtype: that of the decoder's weights, if it is not `dtype`.
         """
-        directory.mkdir(parents=True, exist_ok=True)
         if part == "decoder":
-            self._save_part(self.decoder, directory, None, decoder_dtype or dtype)
+            with _replacing(directory, DECODER_FILES, MODEL_CONFIG) as written:
+                self._save_part(self.decoder, written, None, decoder_dtype or dtype)
         elif part == "policy":
-            save_policy(self.require_policy(), directory / POLICY, dtype)
+            policy = self.require_policy()
+            with _replacing(directory, [], POLICY) as written:
+                save_policy(policy, written / POLICY, dtype)
         else:
-            self._save_all(directory, dtype, decoder_dtype or dtype)
+            with _replacing(directory, PARTS, CONFIG_NAME) as written:
+                self._save_all(written, dtype, decoder_dtype or dtype)
 
     def without_bases(self) -> "Checkpoint":
         """Return the same checkpoint, which is saved whole."""
@@ -138,6 +152,35 @@ class Checkpoint:
         tokenizer = self.decoder_tokenizer if isinstance(module, Decoder) else self.encoder_tokenizer
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _replacing(directory: Path, parts: Iterable[str], last: str) -> Iterator[Path]:
+    """Yield a folder to write to, whose content then replaces the files of `directory` that `parts` match.
+
+    last: the file without which the folder is not loaded; it goes first and comes last, so that a mix of old and new
+        files is never taken for whole.
+    """
+    written = directory / NEW
+    _remove(written)
+    written.mkdir(parents=True)
+    try:
+        yield written
+        (directory / last).unlink(missing_ok=True)
+        for old in [path for part in parts for path in directory.glob(part)]:
+            _remove(old)
+        for new in sorted(written.iterdir(), key=lambda path: path.name == last):
+            _remove(directory / new.name)
+            new.rename(directory / new.name)
+    finally:
+        _remove(written)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def load_checkpoint(directory: Path | str, merge_adapters: bool = True) -> Checkpoint:

@@ -65,6 +65,42 @@ def test_a_checkpoint_without_a_policy_network_loads_if_its_default_policy_needs
     assert not (copy / "again" / "policy.safetensors").exists()
 
 
+def test_a_save_replaces_the_parts_of_an_earlier_one_and_keeps_other_files(tiny_checkpoint, copy):
+    (copy / "decoder" / "adapter_config.json").write_text("{}")
+    (copy / "training.json").write_text("{}")
+    (copy / "questions").mkdir()
+    config = replace(tiny_checkpoint.config, policy="random")
+    replace(tiny_checkpoint, policy=None, config=config).save(copy)
+    parts = {"refrag.json", "decoder", "encoder", "projector.safetensors"}
+    assert {path.name for path in copy.iterdir()} == {*parts, "training.json", "questions"}
+    assert not (copy / "decoder" / "adapter_config.json").exists()
+    assert load_checkpoint(copy).policy is None
+
+
+def test_a_save_that_breaks_off_leaves_the_earlier_checkpoint_whole(tiny_checkpoint, copy, monkeypatch):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    monkeypatch.setattr("refrag.model.checkpoint.save_policy", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        replace(tiny_checkpoint, config=replace(tiny_checkpoint.config, policy="random")).save(copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_in_which_parts_are_being_replaced_is_no_checkpoint(tiny_checkpoint, copy, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.rename", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny_checkpoint.save(copy)
+    with pytest.raises(CheckpointError, match=r"refrag.json is missing"):
+        load_checkpoint(copy)
+
+
+def test_a_decoder_alone_that_is_saved_over_an_adapter_is_without_it(tiny_checkpoint, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_text("{}")
+    tiny_checkpoint.save(tmp_path, part="decoder")
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
 @pytest.mark.parametrize("part", ["refrag.json", "projector.safetensors", "policy.safetensors", "encoder", "decoder"])
 def test_a_missing_part_is_named(copy, part):
     path = copy / part
