@@ -1,7 +1,7 @@
 """Trains the runs of a preset, each from the checkpoint of the run it starts from, in a folder of its own.
 
 RUNS/settings.yaml              the preset as resolved
-RUNS/<run>/settings.yaml        the pair, and the settings that the run was begun with
+RUNS/<run>/settings.yaml        the pair, the settings that the run was begun with, and the runs that led to its start
 RUNS/<run>/snapshot/            state to resume from; metrics.jsonl and tensorboard/ stand beside it
 RUNS/<run>/checkpoint/          the result, a whole REFRAG checkpoint; once it exists, the run is over
 """
@@ -16,7 +16,7 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from refrag.config import RefragConfig
+from refrag.config import CONFIG_NAME, RefragConfig
 from refrag.errors import TrainingError
 from refrag.machine.environment import describe_environment
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
@@ -55,6 +55,8 @@ from refrag.training.stages.recover import RecoverSource, Recovery, first_chunks
 from refrag.training.stages.selection import Selection, SelectionSource
 
 CHECKPOINT, SETTINGS, DATA = "checkpoint", "settings.yaml", "data"
+# In a run's settings: the costs of the runs that led to the checkpoint that it started from.
+STARTED_FROM = "started_from"
 
 
 def train_all(preset: Preset, runs: Path, names: list[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -70,9 +72,10 @@ def train_all(preset: Preset, runs: Path, names: list[str] | None = None) -> dic
 def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
     """Train one run to its end, resuming it if it was begun, and return its cost as its checkpoint keeps it.
 
-    Raise TrainingError if it was begun with other settings, or if the run that it starts from is not over.
+    Raise TrainingError if it was begun with other settings or from another start, or if its start is not over.
     """
     _refuse_other_settings(preset, name, runs)
+    _refuse_other_start(preset, name, runs)
     directory = runs / name / CHECKPOINT
     if not directory.exists():
         run = preset.placed_run(name)
@@ -99,8 +102,8 @@ def summarise_runs(preset: Preset, runs: Path) -> dict[str, Any]:
     """
     return {
         name: {
-            # Where the data lay is true of one machine alone.
-            "settings": {key: value for key, value in _read_settings(runs / name).items() if key != DATA},
+            # Where the data lay is true of one machine alone, and the costs of the runs before stand beside these.
+            "settings": {k: v for k, v in _read_settings(runs / name).items() if k not in (DATA, STARTED_FROM)},
             "cost": _read_cost(name, runs / name / CHECKPOINT) if (runs / name / CHECKPOINT).exists() else None,
             "curve": read_curve(runs / name),
         }
@@ -255,11 +258,37 @@ def _refuse_other_settings(preset: Preset, name: str, runs: Path) -> None:
     directory = runs / name
     if not (directory / SETTINGS).exists():
         return
-    if changed := sorted(_different(_read_settings(directory), _settings_of(preset, name))):
+    begun = _read_settings(directory)
+    begun.pop(STARTED_FROM, None)
+    if changed := sorted(_different(begun, _settings_of(preset, name))):
         raise TrainingError(
             f"{directory} was begun with other settings: {', '.join(changed)}; give the same ones, "
             "name another folder for the runs, or remove this one to train the run anew"
         )
+
+
+def _refuse_other_start(preset: Preset, name: str, runs: Path) -> None:
+    """Raise TrainingError if the start was trained anew since the run was begun, as far as both are told."""
+    directory, now = runs / name, _lineage(preset, name, runs)
+    begun = _read_settings(directory).get(STARTED_FROM) if (directory / SETTINGS).exists() else None
+    if begun is None or now is None or begun == now:
+        return
+    changed = ", ".join(sorted(_different(begun, now)))
+    raise TrainingError(
+        f"{directory} was begun from another training of {preset.runs[name].start!r}: {changed}; put that checkpoint "
+        "back, or remove this folder to train the run anew"
+    )
+
+
+def _lineage(preset: Preset, name: str, runs: Path) -> dict[str, Any] | None:
+    """Return the costs of the runs that led to the run's start, or None if there is no such checkpoint."""
+    start = preset.runs[name].start
+    if start is None:
+        return None
+    directory = runs / start / CHECKPOINT if start in preset.runs else Path(start)
+    if not (directory / CONFIG_NAME).is_file():
+        return None
+    return RefragConfig.load(directory).provenance.get("runs", {})
 
 
 def _keep_settings(preset: Preset, name: str, runs: Path) -> None:
@@ -268,7 +297,9 @@ def _keep_settings(preset: Preset, name: str, runs: Path) -> None:
         (runs / name).mkdir(parents=True, exist_ok=True)
         # By way of JSON, so that the files hold plain values alone.
         _write_settings(json.loads(preset.model_dump_json()), runs)
-        _write_settings(_settings_of(preset, name), runs / name)
+        lineage = _lineage(preset, name, runs)
+        started_from = {} if lineage is None else {STARTED_FROM: lineage}
+        _write_settings({**_settings_of(preset, name), **started_from}, runs / name)
 
 
 def _settings_of(preset: Preset, name: str) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """The recipe's bookkeeping, with runs of one or two steps; whether they learn is for test_tiny.py."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 from tiny import tiny_pair
 
+from refrag.config import RefragConfig
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import load_checkpoint
 from refrag.training import recipe
@@ -153,6 +156,42 @@ def test_a_run_that_was_begun_with_other_settings_is_refused_by_their_names(fini
     changed = preset_of({**RUNS, name: {**RUNS[name], **change}})
     with pytest.raises(TrainingError, match=told):
         train_run(changed, name, finished[0])
+
+
+@pytest.fixture
+def trained_anew(tmp_path):
+    """Two runs, of which the first was removed and trained again after the second had ended."""
+    preset = preset_of({name: RUNS[name] for name in ("base", "reconstruct")})
+    train_all(preset, tmp_path)
+    config = RefragConfig.load(tmp_path / "base" / "checkpoint")
+    cost = {**config.provenance["runs"]["base"], "minutes": 7.0}
+    replace(config, provenance={"runs": {"base": cost}}).save(tmp_path / "base" / "checkpoint")
+    return preset, tmp_path
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_a_run_whose_start_was_trained_anew_is_refused(trained_anew, is_over):
+    preset, runs = trained_anew
+    if not is_over:
+        shutil.rmtree(runs / "reconstruct" / "checkpoint")
+    told = r"begun from another training of 'base': base.minutes was 0\.\d and is 7.0; put that checkpoint back"
+    with pytest.raises(TrainingError, match=told):
+        train_all(preset, runs)
+
+
+def test_a_run_that_does_not_tell_what_it_was_begun_from_goes_on(trained_anew):
+    preset, runs = trained_anew
+    shutil.rmtree(runs / "reconstruct" / "checkpoint")
+    settings = yaml.safe_load((runs / "reconstruct" / "settings.yaml").read_text())
+    del settings["started_from"]
+    (runs / "reconstruct" / "settings.yaml").write_text(yaml.safe_dump(settings))
+    assert list(train_all(preset, runs)) == ["base", "reconstruct"]
+
+
+def test_a_run_that_is_over_does_without_its_start(trained_anew):
+    preset, runs = trained_anew
+    shutil.rmtree(runs / "base" / "checkpoint")
+    assert train_run(preset, "reconstruct", runs)["stage"] == "reconstruct"
 
 
 def test_text_beyond_the_window_is_refused_before_the_run_at_whose_end_it_would_come(finished, tmp_path):
