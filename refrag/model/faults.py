@@ -82,6 +82,18 @@ def tried_fault(decoder: Decoder) -> str | None:
     )
 
 
+@torch.inference_mode()
+def packing_fault(decoder: Decoder) -> str | None:
+    """Return what is wrong if a prompt sees the one before it in the same row, or None."""
+    _, embeddings = _tokens(decoder)
+    first, second = embeddings.chunk(2)
+    positions = [torch.arange(len(prompt), device=embeddings.device) for prompt in (first, second)]
+    packed = decoder.read(embeddings[None], torch.cat(positions)[None])[0, len(first) :]
+    if _agree(decoder, packed, decoder.read(second[None], positions[1][None])[0]):
+        return None
+    return "positions that begin anew (position_ids) do not keep its prompts in one row apart"
+
+
 def _causal_fault(decoder: Decoder, embeddings: Tensor, own: Tensor) -> str | None:
     half = len(embeddings) // 2
     if _agree(decoder, _own_logits(decoder, inputs_embeds=embeddings[:half]), own[:half]):

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from refrag.context.chunking import Chunk, Chunker
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
+from refrag.model.decoder import Decoder
 from refrag.model.encoder_faults import encoder_fault
-from refrag.model.faults import known_fault, tried_fault
+from refrag.model.faults import known_fault, packing_fault, tried_fault
 
 # Chunks are measured with room for this many times `encoder_length` tokens.
 AMPLE = 16
@@ -54,6 +55,15 @@ def _refuse_decoder(checkpoint: Checkpoint) -> None:
     fault = known_fault(decoder, checkpoint.config.max_prompt_slots) or tried_fault(decoder)
     if fault is not None:
         raise TrainingError(f"{type(decoder.backbone).__name__} cannot be the decoder: {fault}")
+
+
+def refuse_packing(decoder: Decoder, row_slots: int | None) -> None:
+    """Raise TrainingError for rows of several examples if the decoder would let one see another."""
+    if row_slots is not None and (fault := packing_fault(decoder)):
+        raise TrainingError(
+            f"row_slots is {row_slots}, but in a decoder of type {decoder.config.model_type!r} {fault}; leave "
+            "row_slots out, so that each example has a row of its own"
+        )
 
 
 def _refuse_truncation(checkpoint: Checkpoint, chunks: Sequence[Chunk]) -> None:

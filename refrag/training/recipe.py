@@ -21,6 +21,7 @@ from refrag.errors import TrainingError
 from refrag.machine.environment import describe_environment
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.model.policy import ExpansionPolicy
+from refrag.training.fit import refuse_packing
 from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
@@ -34,6 +35,7 @@ from refrag.training.pair import (
 from refrag.training.preset import Preset
 from refrag.training.settings import (
     AnyRun,
+    AskingRun,
     Continue,
     Finetune,
     Gains,
@@ -166,6 +168,8 @@ def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
     if run.trained_chunk_sizes is not None:
         checkpoint = take_chunk_sizes(checkpoint, run.trained_chunk_sizes)
     _refuse_long_texts(checkpoint.config, run)
+    if isinstance(run, AskingRun):
+        refuse_packing(checkpoint.decoder, run.row_slots)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
 

@@ -22,10 +22,12 @@ from refrag.data.world.world import make_document, make_world
 from refrag.errors import CheckpointError, TrainingError
 from refrag.model.decoder import Decoder
 from refrag.model.encoder import ChunkEncoder
+from refrag.model.faults import packing_fault
 from refrag.pipeline import Pipeline
 from refrag.request import ExpansionOptions, Request, SamplingParams
 from refrag.teacher_forcing.batches import MixedExample, Segment, collate_mixed
 from refrag.teacher_forcing.predict import encode, predict
+from refrag.training.fit import refuse_packing
 from refrag.training.pair import encoder_batch, make_decoder, make_encoder, make_pair, sample_chunks
 from refrag.training.pair_settings import Backbone, Pair
 from refrag.training.preset import Preset
@@ -320,6 +322,23 @@ def test_packed_rows_have_the_losses_of_one_example_per_row(family):
         torch.testing.assert_close(
             packed.losses[packed.example_ids == number], alone.losses[alone.example_ids == number], atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoders_that_keep_packed_prompts_apart_have_no_fault(family):
+    assert packing_fault(Decoder(random_decoder(family))) is None
+
+
+def test_a_decoder_that_lets_one_packed_prompt_see_another_is_refused():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    opt = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", vocab_size=VOCAB_SIZE, **shape)).eval()
+    told = (
+        "row_slots is 64, but in a decoder of type 'opt' .* do not keep its prompts in one row apart; leave row_slots"
+    )
+    with pytest.raises(TrainingError, match=told):
+        refuse_packing(Decoder(opt), 64)
+    refuse_packing(Decoder(opt), None)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
