@@ -3,7 +3,7 @@
 import json
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -13,21 +13,20 @@ from refrag.embedded.probe import ProbeFailed, ask_server
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError
 
 
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def say(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
 @contextmanager
-def server_that_says(status: int, body: str):
-    """Yield the address of a server that gives one answer to every POST."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+def serving(handler: type[Handler]):
+    """Yield the address of a server that does what the handler does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -35,35 +34,37 @@ def server_that_says(status: int, body: str):
         finally:
             server.shutdown()
             thread.join()
+
+
+def server_that_says(status: int, body: str):
+    """Return a server that gives one answer to every question, and knows of no statistics."""
+
+    class Saying(Handler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.say(status, body)
+
+    return serving(Saying)
 
 
 @contextmanager
 def server_that_hangs(*counts: int):
     """Yield the address of a server that never answers a question, and has answered so many when it is asked."""
-    answered, asked = iter(counts), threading.Event()
+    answered, is_over = iter(counts), threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Hanging(Handler):
         def do_POST(self):
-            asked.wait()
+            is_over.wait()
 
         def do_GET(self):
             statistics = {"inference_stats": {"success": {"count": next(answered)}}}
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"model_stats": [statistics]}).encode())
+            self.say(200, json.dumps({"model_stats": [statistics]}))
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(Hanging) as address:
         try:
-            yield f"127.0.0.1:{server.server_port}"
+            yield address
         finally:
-            asked.set()
-            server.shutdown()
-            thread.join()
+            is_over.set()
 
 
 def triton_error(error: RefragError) -> str:
