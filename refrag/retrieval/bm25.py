@@ -34,18 +34,12 @@ class Retriever:
     def rank(self, query: str, count: int) -> list[int]:
         """Return the numbers of up to `count` passages, best first.
 
-        Passages found by the query and by one hop take turns, so that both have their share of a short list; those that
-        neither finds come last.
+        Passages found by the query and by one hop take turns, so that both have their share of a short list.
         """
-        scores = self._score(query)
-        order = _best_first(scores)
-        by_query = [number for number in order if scores[number] > 0]
-        hops = [self._hop(sentence, by_query[0]) for sentence in self._sentences(by_query[:1])]
+        by_query = _best_first(self._score(query))
+        hops = [self._hop(sentence, by_query[0]) for sentence in self.passages[by_query[0]].split(". ")]
         merged = [number for pair in itertools.zip_longest(by_query, hops) for number in pair if number is not None]
-        return list(dict.fromkeys([*merged, *order]))[:count]
-
-    def _sentences(self, numbers: Sequence[int]) -> list[str]:
-        return [sentence for number in numbers for sentence in self.passages[number].split(". ")]
+        return list(dict.fromkeys(merged))[:count]
 
     def _hop(self, sentence: str, origin: int) -> int | None:
         """Return the best passage for a sentence of passage `origin`, other than itself; None if none shares a word."""

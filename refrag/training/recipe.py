@@ -83,8 +83,6 @@ def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
         run = preset.placed_run(name)
         checkpoint = _starting_point(preset, run, runs)
         _keep_settings(preset, name, runs)
-        # What a stage draws for itself, such as recovery's readout, must not hang on the runs before it.
-        torch.manual_seed(run.optimisation.seed)
         source, objective = make_stage(checkpoint, run)
         cost = {"stage": run.stage, **run_stage(name, objective, source, run.optimisation, runs / name)}
         _save(_with_cost(checkpoint, name, cost), directory)

@@ -158,17 +158,6 @@ def test_a_run_that_was_begun_with_other_settings_is_refused_by_their_names(fini
         train_run(changed, name, finished[0])
 
 
-def test_a_run_is_the_same_whatever_was_drawn_before_it(finished, tmp_path):
-    start = str(finished[0] / "base" / "checkpoint")
-    preset = preset_of({"recover": {**SMALL, "stage": "recover", "start": start, "sources": [{"kind": "world"}]}})
-    trained = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        train_all(preset, tmp_path / str(seed))
-        trained.append(load_run(preset, tmp_path / str(seed)))
-    assert is_same(*trained, "encoder")
-
-
 @pytest.fixture
 def trained_anew(tmp_path):
     """Two runs, of which the first was removed and trained again after the second had ended."""
