@@ -21,9 +21,10 @@ from transformers import (
 
 from refrag.config import RefragConfig
 from refrag.decoders.base import MixedPrompt
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
+from refrag.engine.settings import EngineSettings
 from refrag.model.decoder import Decoder
 from refrag.request import SamplingParams
 

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from perf.decoders import Prompts, Subject, make_subject
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
+from refrag.engine.settings import EngineSettings
 from refrag.machine.environment import describe_environment
 from refrag.model.decoder import Decoder
 from refrag.reporting import table

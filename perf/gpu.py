@@ -33,9 +33,10 @@ from perf.decoders import make_decoder, make_tokenizer
 from perf.prefill import Machine, device_name, measure
 from perf.results import Report, describe_run
 from refrag.decoders.base import MixedPrompt
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.generation import generate
 from refrag.engine.request import EngineRequest
+from refrag.engine.settings import EngineSettings
 from refrag.model.decoder import Decoder
 from refrag.request import SamplingParams
 

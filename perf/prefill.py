@@ -41,9 +41,10 @@ from perf.analytic import predicted_speedup, prefill_flops
 from perf.decoders import SHAPES, make_decoder, make_tokenizer
 from perf.results import Report, describe_run, emit, median_ratio, summarise
 from refrag.decoders.base import MixedPrompt
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.kv_cache import bytes_per_slot
 from refrag.engine.request import EngineRequest
+from refrag.engine.settings import EngineSettings
 from refrag.engine.support import layer_shapes
 from refrag.model.encoder import ChunkEncoder, encode_in_batches
 from refrag.model.projector import Projector

@@ -11,11 +11,12 @@ from refrag.config import RefragConfig
 from refrag.context.chunking import null_question_ids
 from refrag.decoders.base import DecoderRequest, Limits, Observe, Sink
 from refrag.decoders.worker import WorkerDecoder
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.int8_linear import quantise_decoder
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
 from refrag.engine.sensing import Senses
+from refrag.engine.settings import EngineSettings
 from refrag.engine.worker import EngineWorker
 from refrag.errors import SetupError
 from refrag.machine.threads import compute_alone

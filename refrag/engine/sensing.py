@@ -104,7 +104,7 @@ class Sensing:
 
     def reads_on(self, token_id: int, eos_ids: Collection[int]) -> bool:
         """Return whether to compute this token next, which follows the current prompt; if so it has been added."""
-        if self.current is self.null or len(self.token_ids) == self.num_tokens or token_id in eos_ids:
+        if self.current is self.null or len(self.token_ids) >= self.num_tokens or token_id in eos_ids:
             return False
         self.token_ids.append(token_id)
         return True

@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from refrag.decoders.base import MixedPrompt, join_deltas
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.generation import generate
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
+from refrag.engine.settings import EngineSettings
 from refrag.model.decoder import Decoder
 from refrag.request import SamplingParams
 

@@ -10,8 +10,8 @@ import torch
 from engine_helpers import GREEDY, answer_alone, make_engine, make_prompt, make_request, mixed_requests, run
 
 from refrag.decoders.base import MixedPrompt
-from refrag.engine.engine import EngineSettings, count_blocks
 from refrag.engine.request import EngineRequest
+from refrag.engine.settings import EngineSettings, count_blocks
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError, SetupError
 from refrag.request import SamplingParams
 

@@ -24,7 +24,8 @@ from families import LATENT, make_family
 
 from refrag.engine.block_pool import BlockPool
 from refrag.engine.decode_graphs import DecodeGraphs
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
+from refrag.engine.settings import EngineSettings
 
 # Without a GPU nothing is compiled.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -7,9 +7,10 @@ from families import LOADED, LOADED_TOO, REFUSED, VOCAB_SIZE, WINDOW, make_famil
 from transformers import GenerationConfig
 
 from refrag.decoders.base import MixedPrompt
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.prefix import block_keys
 from refrag.engine.request import EngineRequest
+from refrag.engine.settings import EngineSettings
 from refrag.engine.support import layer_shapes
 from refrag.errors import CheckpointError
 from refrag.request import SamplingParams

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qw
 from refrag.decoders.base import MixedPrompt
 from refrag.decoders.torch_engine import TorchSettings
 from refrag.engine import int8_linear
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.int8_linear import Int8Linear, Int8Product, find_siblings, quantise_decoder
+from refrag.engine.settings import EngineSettings
 from refrag.engine.support import layer_shapes
 from refrag.errors import CheckpointError, SetupError
 from refrag.model.decoder import Decoder

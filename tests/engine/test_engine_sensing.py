@@ -25,9 +25,10 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig
 from refrag.context.chunking import PackedChunks
 from refrag.decoders.base import ChunksToSense, MixedPrompt, join_deltas
 from refrag.engine.block_pool import BlockPool
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.request import EngineRequest
 from refrag.engine.sensing import Senses, Sensing, expand_in_place
+from refrag.engine.settings import EngineSettings
 from refrag.errors import InvalidRequest
 from refrag.model.attention_heads import AttentionHeads, Scoring
 from refrag.model.attention_weights import read_attention

@@ -18,8 +18,9 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from refrag.engine.engine import Engine, EngineSettings
+from refrag.engine.engine import Engine
 from refrag.engine.kv_cache import LayerShape, bytes_per_slot
+from refrag.engine.settings import EngineSettings
 from refrag.engine.support import layer_shapes
 from refrag.errors import CheckpointError
 from refrag.model.decoder import Decoder

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from refrag.decoders.base import DecoderStats, Delta, MixedPrompt
-from refrag.engine.engine import EngineSettings
 from refrag.engine.request import EngineRequest, Output
+from refrag.engine.settings import EngineSettings
 from refrag.engine.worker import EngineWorker
 from refrag.errors import (
     Cancelled,
