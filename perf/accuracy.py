@@ -133,12 +133,11 @@ def measure(rows: Sequence[QuestionRow], settings: Sequence[Setting], options: a
 def identify(options: argparse.Namespace, counts: Report) -> Report:
     """Return what an answer and its time depend on, for the file of answers."""
     pool = options.pool or find_pool(options.questions)
-    files = {path: digest_files([path], path.parent) for path in (options.questions, pool)}
     numbers = {name: getattr(options, name) for name in ("window", "max_tokens", "seed", "num_rows")}
     return {
         "checkpoint": digest_model(options.checkpoint),
-        "questions": files[options.questions],
-        "pool": files[pool],
+        "questions": digest_files([options.questions], options.questions.parent),
+        "pool": digest_files([pool], pool.parent),
         "machine": describe_environment()["machine"],
         **numbers,
         **counts,

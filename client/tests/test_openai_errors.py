@@ -12,7 +12,9 @@ import fake_triton_service as service
 import pytest
 
 from refrag_client import InvalidRequest, RefragError
+from refrag_client.errors import DeadlineExceeded
 from refrag_client.openai import app
+from refrag_client.openai.errors import from_refrag
 from refrag_client.openai.keys import VARIABLE, ApiKeys
 from refrag_client.openai.serving import Endpoint
 from refrag_client.openai.settings import EndpointSettings
@@ -47,6 +49,11 @@ def test_what_triton_tells_has_its_status_and_field(shared, endpoint, error, sta
     shared[0].reply = service.answer_over_passages
     assert (told, answer["error"]["param"]) == (status, param)
     assert ("Retry-After" in headers) == (status in (429, 503))
+
+
+def test_the_endpoints_own_wait_is_told_by_the_name_of_its_option():
+    told = from_refrag(DeadlineExceeded("no whole answer within 60 s; raise timeout_seconds or lower max_tokens"), {})
+    assert told.status == 504 and "raise the endpoint's --timeout-seconds or lower max_tokens" in told.message
 
 
 def test_a_deadline_beyond_the_endpoints_own_is_refused(endpoint):

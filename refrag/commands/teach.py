@@ -18,7 +18,6 @@ import argparse
 import json
 import logging
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,20 +192,18 @@ def train(preset: "Preset", output: Path) -> None:
     """
     import torch
 
-    from refrag.config import RefragConfig
+    from refrag.config import CONFIG_NAME, RefragConfig
     from refrag.training.recipe import load_run, train_all
 
-    costs = train_all(preset, output / "runs")
-    checkpoint, written = output / "checkpoint", output / ".checkpoint"
-    if checkpoint.exists():
-        if RefragConfig.load(checkpoint).provenance["runs"][preset.result] == costs[preset.result]:
-            return
-        for path in output.glob("after.*"):
-            path.unlink()
-        shutil.rmtree(checkpoint)
-    # Under another name first, so that nothing half-written is ever taken for a checkpoint.
-    load_run(preset, output / "runs").save(written, torch.float16)
-    written.rename(checkpoint)
+    cost = train_all(preset, output / "runs")[preset.result]
+    checkpoint = output / "checkpoint"
+    # The file is there once all of a checkpoint is.
+    is_saved = (checkpoint / CONFIG_NAME).exists()
+    if is_saved and RefragConfig.load(checkpoint).provenance["runs"][preset.result] == cost:
+        return
+    for path in output.glob("after.*"):
+        path.unlink()
+    load_run(preset, output / "runs").save(checkpoint, torch.float16)
 
 
 def judge(arguments: argparse.Namespace, checkpoint: Path, report: Path) -> dict[tuple[str, str], dict[str, object]]:

@@ -44,7 +44,7 @@ def ask_server(http_address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> N
             http_address, "POST", f"/v2/models/{GRAPH}/generate", json.dumps(question), timeout_seconds
         )
     except TimeoutError:
-        if _count_answered(http_address) > num_answered:
+        if num_answered is not None and (_count_answered(http_address) or 0) > num_answered:
             return
         raise ProbeFailed(f"no answer from {http_address} within {timeout_seconds:g} s") from None
     except (OSError, http.client.HTTPException) as error:
@@ -53,14 +53,14 @@ def ask_server(http_address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> N
         raise ProbeFailed(f"{http_address} answered with HTTP status {status}: {message}")
 
 
-def _count_answered(http_address: str) -> int:
-    """Return how many questions the whole graph has answered; 0 where that cannot be told."""
+def _count_answered(http_address: str) -> int | None:
+    """Return how many questions the whole graph has answered; None where that cannot be told."""
     try:
         _, body = _request(http_address, "GET", f"/v2/models/{GRAPH}/stats", None, _STATISTICS_SECONDS)
         [statistics] = json.loads(body)["model_stats"]
         return int(statistics["inference_stats"]["success"]["count"])
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return 0
+        return None
 
 
 def _is_busy(message: str) -> bool:

@@ -48,8 +48,8 @@ def server_that_says(status: int, body: str):
 
 
 @contextmanager
-def server_that_hangs(*counts: int):
-    """Yield the address of a server that never answers a question, and has answered so many when it is asked."""
+def server_that_hangs(*counts: int | None):
+    """Yield the address of a server that never answers a question, and tells how many it has; None tells nothing."""
     answered, is_over = iter(counts), threading.Event()
 
     class Hanging(Handler):
@@ -87,8 +87,9 @@ def test_a_server_that_answers_others_meanwhile_is_well():
         ask_server(address, timeout_seconds=0.1)
 
 
-def test_a_server_that_answers_nobody_is_a_failure():
-    with server_that_hangs(3, 3) as address, pytest.raises(ProbeFailed, match=r"no answer from .* within 0\.1 s"):
+@pytest.mark.parametrize("counts", [(3, 3), (3, None), (None, 3)])
+def test_a_server_that_answers_nobody_as_far_as_it_tells_is_a_failure(counts):
+    with server_that_hangs(*counts) as address, pytest.raises(ProbeFailed, match=r"no answer from .* within 0\.1 s"):
         ask_server(address, timeout_seconds=0.1)
 
 

@@ -60,21 +60,14 @@ def test_a_file_that_an_earlier_run_has_left_cuts_nothing(path, watch):
     assert not path.with_suffix(".cut").exists()
 
 
-def test_a_file_that_was_left_and_is_touched_again_cuts_the_answers(path, watch):
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_a_file_that_was_left_and_is_touched_again_or_made_anew_cuts_the_answers(path, watch, is_made_anew):
     path.touch()
     os.utime(path, (0, 0))
     stop_file, stops = watch()
-    path.touch()
-    stop_file._look()
-    assert stops == ["stop"]
-
-
-def test_a_file_that_was_left_and_is_made_anew_cuts_the_answers(path, watch):
-    path.touch()
-    os.utime(path, (0, 0))
-    stop_file, stops = watch()
-    path.unlink()
-    stop_file._look()
+    if is_made_anew:
+        path.unlink()
+        stop_file._look()
     path.touch()
     stop_file._look()
     assert stops == ["stop"]
