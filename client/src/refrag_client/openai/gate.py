@@ -67,7 +67,7 @@ class Gate:
         except ApiError as error:
             await error_response(error)(scope, receive, send)
         except CallerLeft:
-            # Nobody hears an answer, and none is counted.
+            # Nobody hears an answer. Without one the request is counted as left.
             return
         finally:
             self.num_running -= 1
