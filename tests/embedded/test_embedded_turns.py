@@ -1,7 +1,6 @@
 """Pieces of long jobs alternate, short work goes between them, and a job that fails ends alone."""
 
 import threading
-from itertools import count
 
 from refrag.embedded.turns import FairLock, Turns
 
@@ -23,25 +22,29 @@ def test_every_job_has_a_piece_in_turn():
 
 
 def test_short_work_waits_for_one_piece_at_most():
-    turns, begun, may_end, num_pieces = Turns("test"), threading.Event(), threading.Event(), []
+    turns, begun, may_end, order = Turns("test"), threading.Event(), threading.Event(), []
 
-    def endless():
-        for number in count():
-            num_pieces.append(number)
-            begun.set()
-            if len(num_pieces) > 1 and may_end.is_set():
-                return
-            yield
+    def two_pieces():
+        begun.set()
+        may_end.wait(timeout=60)
+        order.append("piece")
+        yield
+        order.append("piece")
 
-    turns.submit(endless())
-    begun.wait()
-    for _ in range(100):
+    def short_work():
         with turns.lock:
-            before = len(num_pieces)
-        with turns.lock:
-            assert len(num_pieces) <= before + 1
+            order.append("short work")
+
+    turns.submit(two_pieces())
+    assert begun.wait(timeout=60)
+    thread = threading.Thread(target=short_work)
+    thread.start()
+    while not turns.lock.num_waiting:
+        thread.join(0.001)
     may_end.set()
     turns.close()
+    thread.join()
+    assert order == ["piece", "short work", "piece"]
 
 
 def test_a_job_that_fails_ends_alone(caplog):
