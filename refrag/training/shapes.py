@@ -103,7 +103,7 @@ def _text_shapes(pair: Pair, run: Reconstruct | Continue) -> Iterator[BatchShape
                 length, fractions = run.continuation_tokens, [1.0] if run.form == "plain" else run.expand_fractions
             for fraction in fractions:
                 rows, slots = num_rows(num_chunks), _context_slots(num_chunks, fraction, size) + length
-                encoded = 0 if expansion_budget(fraction, num_chunks) == num_chunks else rows * num_chunks
+                encoded = 0 if isinstance(run, Continue) and run.form == "plain" else rows * num_chunks
                 one = share / len(pair.trained_chunk_sizes) / len(fractions)
                 yield BatchShape(one, rows, slots, rows * length, encoded, _chunk_tokens(pair, size))
 

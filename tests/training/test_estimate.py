@@ -188,7 +188,7 @@ def test_replayed_text_has_the_shapes_that_are_foreseen(tiny_checkpoint, form):
     foreseen = replay_shapes(tiny_pair(), run)
     assert sum(each.share for each in foreseen) == pytest.approx(0.25)
     source = make_source(tiny_checkpoint, run)
-    drawn = [source.draw(random.Random(seed), 0.5).text for seed in range(60)]
+    drawn = [source.draw(random.Random(seed), seed / 60).text for seed in range(60)]
     texts = [shape_of(text) for text in drawn if text is not None]
     assert shapes(texts) <= shapes(foreseen)
     assert len(shapes(texts)) >= 3

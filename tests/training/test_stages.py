@@ -397,8 +397,23 @@ def test_replayed_text_adds_its_own_loss_to_that_of_the_questions(checkpoint, na
 def test_text_goes_with_its_share_of_the_batches(checkpoint, share):
     replay = REPLAY.model_copy(update={"share": share})
     source, _ = make_stage(checkpoint, FINETUNE.model_copy(update={"replay": replay}))
-    with_text = sum(draw(source, seed).text is not None for seed in range(60))
+    with_text = sum(draw(source, seed, progress=seed / 60).text is not None for seed in range(60))
     assert share == with_text == 0 or 0.6 * share < with_text / 60 < 1.4 * share
+
+
+def test_all_batches_of_a_step_have_text_or_none_has(checkpoint):
+    replay = REPLAY.model_copy(update={"share": 0.5})
+    source, _ = make_stage(checkpoint, FINETUNE.model_copy(update={"replay": replay}))
+    steps = [{draw(source, seed, progress=step / 12).text is None for seed in range(4)} for step in range(12)]
+    assert {len(kinds) for kinds in steps} == {1} and set.union(*steps) == {True, False}
+
+
+def test_text_without_a_compressed_chunk_reaches_every_part_all_the_same(checkpoint):
+    source, objective = make_stage(checkpoint, CONTINUE.model_copy(update={"expand_fractions": [1.0]}))
+    batch = draw(source, 0)
+    assert (batch.input_ids < checkpoint.decoder.vocab_size).all()
+    objective(batch).loss.backward()
+    assert all(each.grad is not None for each in objective.parameters())
 
 
 def test_pretraining_weighs_an_answer_more_than_its_question_and_its_context(checkpoint):

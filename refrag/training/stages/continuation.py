@@ -31,7 +31,8 @@ class ContinueSource(WindowSource[Continue]):
         windows = [self.windows.draw(length) for _ in range(samples_per_batch(num_chunks))]
         fraction = 1.0 if self.settings.form == "plain" else rng.choice(self.settings.expand_fractions)
         expanded = [rng.sample(range(num_chunks), expansion_budget(fraction, num_chunks)) for _ in windows]
-        return continuation_batch(self.checkpoint, windows, chunk_size, num_chunks, expanded)
+        is_encoded = self.settings.form == "mixed"
+        return continuation_batch(self.checkpoint, windows, chunk_size, num_chunks, expanded, is_encoded)
 
 
 class Continuation(Objective):
@@ -58,12 +59,18 @@ def num_windows(settings: Continue, chunk_size: int, num_chunks: int) -> int:
 
 
 def continuation_batch(
-    checkpoint: Checkpoint, windows: list[list[int]], chunk_size: int, num_chunks: int, expanded: list[list[int]]
+    checkpoint: Checkpoint,
+    windows: list[list[int]],
+    chunk_size: int,
+    num_chunks: int,
+    expanded: list[list[int]],
+    is_encoded: bool = True,
 ) -> MixedBatch:
     """Lay out windows as prompts: the first `num_chunks` chunks of each as context, the rest of it to be predicted.
 
-    expanded: numbers of the chunks of each window that stay tokens. Where these are all chunks of all windows, there
-        is nothing to encode, and the batch is plain.
+    expanded: numbers of the chunks of each window that stay tokens.
+    is_encoded: whether the encoder reads the chunks. In the mixed form it reads them even where all stay tokens:
+        processes that share its weights must call it equally often.
     """
     runs, examples = [], []
     for row, (window, numbers) in enumerate(zip(windows, expanded, strict=True)):
@@ -72,6 +79,4 @@ def continuation_batch(
         rest = Segment(window[num_chunks * chunk_size :], 1.0)
         examples.append(MixedExample(run, numbers, [rest], first_row=row * num_chunks))
     batch = collate_mixed(examples, checkpoint.decoder.vocab_size, checkpoint.chunker.frame.bos_ids)
-    if all(len(numbers) == num_chunks for numbers in expanded):
-        return batch
-    return replace(batch, chunks=encoder_batch(checkpoint.chunker, PackedChunks.of(*runs)))
+    return replace(batch, chunks=encoder_batch(checkpoint.chunker, PackedChunks.of(*runs))) if is_encoded else batch

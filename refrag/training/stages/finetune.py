@@ -76,10 +76,18 @@ class FinetuneSource(ContextSource[Finetune]):
 
     def draw(self, rng: random.Random, progress: float) -> FinetuneBatch:
         questions = self.draw_questions(rng, progress)
-        replay = self.settings.replay
-        if self.text is None or replay is None or rng.random() >= replay.share:
+        if self.text is None or not self.has_text(progress):
             return FinetuneBatch(questions)
         return FinetuneBatch(questions, self.text.draw(rng, progress))
+
+    def has_text(self, progress: float) -> bool:
+        """Return whether the batches of the step at this progress have text.
+
+        All processes agree, for those that share the weights must call each part equally often.
+        """
+        replay = self.settings.replay
+        shared = random.Random(f"{self.settings.optimisation.seed} text {progress}")
+        return replay is not None and shared.random() < replay.share
 
     def draw_questions(self, rng: random.Random, progress: float) -> MixedBatch | ContextBatch:
         settings, chunker = self.settings, self.draw_chunker(rng)
