@@ -7,6 +7,8 @@ from typing import Any
 from refrag.errors import CheckpointError
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+# An encoder without it would be taken for one that reads the decoder's tokens.
+TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -26,7 +28,7 @@ def check_folder(folder: Path, name: str | None = None) -> Path:
 
 def missing_files(folder: Path) -> list[str]:
     """Return the files that `folder` lacks, all shards of its weights included."""
-    needed = [CONFIG, TOKENIZER]
+    needed = [CONFIG, TOKENIZER, TOKENIZER_CONFIG]
     if (folder / WEIGHTS_INDEX).is_file():
         needed += sorted(set(_read(folder / WEIGHTS_INDEX)["weight_map"].values()))
     else:

