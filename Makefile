@@ -28,8 +28,10 @@ INSTALLED := .venv/.installed
 # What the world's checkpoint is compared with, where it is there; `make train-world` trains it.
 COMPARED = $(addprefix --plain ,$(wildcard $(BASELINES)/plain)) $(addprefix --blind-policy ,$(wildcard $(BASELINES)/policy_blind/policy.safetensors)) $(addprefix --unlabelled-policy ,$(wildcard $(BASELINES)/policy_unlabelled/policy.safetensors))
 EXPORTED := $(REPOSITORY)/decoder/1/checkpoint/refrag.json
-# Holds the name of the checkpoint that was exported, and is written only where another one is named.
-EXPORTED_FROM := build/exported-from-$(subst /,-,$(REPOSITORY))
+# Holds the path of the checkpoint that was exported.
+EXPORTED_FROM := $(REPOSITORY)/decoder/1/checkpoint/exported_from
+# Exports anew where what is exported is from another checkpoint than the named one.
+IF_ANOTHER := $(if $(filter $(realpath $(CHECKPOINT)),$(shell cat $(EXPORTED_FROM) 2> /dev/null)),,FORCE)
 # The models that search collections, which `make play` adds.
 SEARCHING := $(REPOSITORY)/refrag_rag/config.pbtxt
 
@@ -64,7 +66,7 @@ constraints: install ## the newest releases that go together → constraints.txt
 demo: $(EXPORTED) ## start Triton and ask twenty questions about Python's documentation, compressed and plain side by side
 	$(BIN)/python -m examples.demo --repository $(REPOSITORY)
 
-play: $(SEARCHING) $(EXPORTED) ## Triton, OpenAI's endpoint, and a page to try it on over Python's documentation, until Ctrl-C → http://127.0.0.1:9000/
+play: $(if $(wildcard $(SEARCHING)),$(EXPORTED),$(SEARCHING)) ## Triton, OpenAI's endpoint, and a page to try it on over Python's documentation, until Ctrl-C → http://127.0.0.1:9000/
 	$(BIN)/python -m examples.play --repository $(REPOSITORY)
 
 # Under another name first: with a result file half written, the commit would count as changed.
@@ -75,19 +77,16 @@ results: $(EXPORTED) ## the figures that the README quotes from the demo → per
 serve: $(EXPORTED) ## serve the repository on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	$(BIN)/refrag serve --model-repository $(REPOSITORY)
 
-export: install $(EXPORTED_FROM) ## checkpoint → ONNX models and a deployable repository; EXPORT_OPTIONS="--precision fp16"
+export: install ## checkpoint → ONNX models and a deployable repository; EXPORT_OPTIONS="--precision fp16"
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
 
 # Once it has collections, every export keeps them.
-$(SEARCHING): | $(INSTALLED) $(EXPORTED_FROM)
+$(SEARCHING): | $(INSTALLED)
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --retrieval $(EXPORT_OPTIONS)
 
 # What is exported already stays, with the options it was exported with, until the checkpoint changes or another is named.
-$(EXPORTED): $(CHECKPOINT)/refrag.json $(EXPORTED_FROM) | $(INSTALLED)
+$(EXPORTED): $(CHECKPOINT)/refrag.json $(IF_ANOTHER) | $(INSTALLED)
 	$(BIN)/refrag export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(EXPORT_OPTIONS)
-
-$(EXPORTED_FROM): FORCE
-	@mkdir -p build && echo $(CHECKPOINT) | cmp -s - $@ || echo $(CHECKPOINT) > $@
 
 perf: install ## a report on this machine in five minutes, with the small pair → build/perf/report.html
 	$(BIN)/python -m perf.ttft --checkpoint $(WORLD) --encoders fp32 int8 --output build/perf/ttft.json

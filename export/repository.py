@@ -54,6 +54,8 @@ RETRIEVER = "retriever"
 RETRIEVAL_MODELS = (RETRIEVER, "passage_store", "refrag_rag")
 VERSION = "1"
 DECODER_MODEL = "decoder"
+# Beside the decoder's part, which is placed last: the path of the checkpoint that all parts are from.
+EXPORTED_FROM = "exported_from"
 # Hand-written files in a version folder; the rest is built.
 WRITTEN_IN_VERSION = ("model.py", ".gitkeep")
 
@@ -112,7 +114,7 @@ def export_repository(
         built_engine = None if engine is None else BuiltEngine.read(engine)
         source = load_source(whole, chunk_size)
         around = None if built_engine is None else EngineVariant.of(built_engine, source.directory, source.config)
-        parities = _export(source, repository, precision, calibration, retrieval, around, tensorrt)
+        parities = _export(source, checkpoint, repository, precision, calibration, retrieval, around, tensorrt)
         _renew_plans(source, repository, tensorrt)
         return parities
 
@@ -137,6 +139,7 @@ def _renew_plans(source: Source, repository: Path, tensorrt: bool) -> None:
 
 def _export(
     source: Source,
+    checkpoint: Path,
     repository: Path,
     precision: Precision,
     calibration: Path | None,
@@ -153,6 +156,10 @@ def _export(
         # Vectors by other kernels are not quite the same, and are stored under another name.
         arithmetic = f"{precision} tensorrt" if tensorrt else precision
         build_parts(source, built, arithmetic if chunks is None else f"{precision} {chunks.digest}", engine)
+        if engine is None:
+            (_version_folder(built, DECODER_MODEL) / "checkpoint" / EXPORTED_FROM).write_text(
+                f"{checkpoint.resolve()}\n"
+            )
         if retrieval is not None:
             parities += build_retrieval(retrieval, built, precision)
         place(built, repository, replaced)

@@ -98,6 +98,12 @@ def test_an_export_leaves_nothing_behind_but_the_repository(exported):
     assert not [path for path in exported.rglob(".*") if path.name != ".gitkeep"]
 
 
+def test_the_export_names_its_checkpoint_for_make(exported, checkpoint):
+    makefile = (TEMPLATES.parents[1] / "Makefile").read_text()
+    assert (part(exported, "decoder") / "exported_from").read_text() == f"{checkpoint.resolve()}\n"
+    assert "$(REPOSITORY)/decoder/1/checkpoint/exported_from\n" in makefile
+
+
 def test_a_config_that_the_user_changed_is_kept(repository):
     (repository / "projector" / "config.pbtxt").write_text("# mine")
     refrag.export.repository.add_missing_models(repository)

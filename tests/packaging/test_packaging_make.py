@@ -14,6 +14,7 @@ PROGRAM = """#!/bin/sh
 echo "$1 $3" >> called.txt
 [ "$1" != export ] || mkdir -p "$5/decoder/1/checkpoint" "$5/refrag_rag"
 [ "$1" != export ] || touch "$5/decoder/1/checkpoint/refrag.json"
+[ "$1" != export ] || realpath "$3" > "$5/decoder/1/checkpoint/exported_from"
 [ "$6" != --retrieval ] || touch "$5/refrag_rag/config.pbtxt"
 """
 
@@ -43,6 +44,12 @@ def make(tmp_path):
         return [line.split()[1] for line in called.read_text().splitlines() if line.startswith("export")]
 
     return make
+
+
+def export_by_hand(folder, name):
+    """Do what the README's own command does: refrag export --checkpoint … --repository model_repository."""
+    command = [".venv/bin/refrag", "export", "--checkpoint", f"checkpoints/{name}", "--repository", "model_repository"]
+    subprocess.run(command, cwd=folder, check=True)
 
 
 def _age(folder: Path) -> None:
@@ -75,3 +82,21 @@ def test_an_export_with_collections_is_the_only_one(make):
     assert make("play") == ["checkpoints/smollm2"]
     assert make("play") == make("serve") == []
     assert make("play", "CHECKPOINT=checkpoints/world") == ["checkpoints/world"]
+
+
+def test_an_export_by_hand_stays_with_its_options(make, tmp_path):
+    export_by_hand(tmp_path, "smollm2")
+    assert make("serve") == []
+
+
+def test_an_export_by_hand_of_another_checkpoint_gives_way(make, tmp_path):
+    make("serve")
+    export_by_hand(tmp_path, "world")
+    assert make("serve", "CHECKPOINT=checkpoints/world") == []
+    assert make("serve") == ["checkpoints/smollm2"]
+
+
+def test_an_export_with_collections_of_another_checkpoint_gives_way(make, tmp_path):
+    make("play")
+    export_by_hand(tmp_path, "world")
+    assert make("play") == ["checkpoints/smollm2"]
