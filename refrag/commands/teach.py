@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     preset = fill_in_preset(arguments)
     keep_settings(arguments)
     parts = {LEARNED: (learned, arguments.num_rows), HELD_OUT: (held_out, arguments.num_held_out)}
-    write_requests(arguments, parts)
+    write_requests(arguments, preset, parts)
     train(preset, output)
     before = judge(arguments, arguments.checkpoint, output / "before.json")
     after = judge(arguments, output / "checkpoint", output / "after.json")
@@ -164,19 +164,24 @@ def keep_settings(arguments: argparse.Namespace) -> None:
         )
 
 
-def write_requests(arguments: argparse.Namespace, parts: "Mapping[str, tuple[list[SourcePassage], int]]") -> None:
+def write_requests(
+    arguments: argparse.Namespace, preset: "Preset", parts: "Mapping[str, tuple[list[SourcePassage], int]]"
+) -> None:
     """Write each part's requests with the plain decoder's answers, so many about these passages, into its folder.
 
-    What an earlier call has written stays.
+    What an earlier call has written stays. Raise TrainingError before the first if the decoder, which is the student's
+    too, cannot be trained as the preset asks.
     """
     from refrag.data.questions.unlabelled import ask_unlabelled
     from refrag.model.checkpoint import load_checkpoint
+    from refrag.training.fit import refuse_packing
     from refrag.training.targets import TARGETS, write_targets
 
     missing = [name for name in parts if not (arguments.output / name / TARGETS).exists()]
     if not missing:
         return
     teacher = load_checkpoint(arguments.checkpoint)
+    refuse_packing(teacher.decoder, preset.runs[preset.result])
     for name in missing:
         passages, num_rows = parts[name]
         num_neighbours = min(len(passages), max(NUM_NEIGHBOURS, arguments.num_passages))

@@ -12,6 +12,7 @@ from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
 from refrag.model.encoder_faults import encoder_fault
 from refrag.model.faults import known_fault, packing_fault, tried_fault
+from refrag.training.settings import AnyRun, AskingRun
 
 # Chunks are measured with room for this many times `encoder_length` tokens.
 AMPLE = 16
@@ -57,12 +58,14 @@ def _refuse_decoder(checkpoint: Checkpoint) -> None:
         raise TrainingError(f"{type(decoder.backbone).__name__} cannot be the decoder: {fault}")
 
 
-def refuse_packing(decoder: Decoder, row_slots: int | None) -> None:
-    """Raise TrainingError for rows of several examples if the decoder would let one see another."""
-    if row_slots is not None and (fault := packing_fault(decoder)):
+def refuse_packing(decoder: Decoder, run: AnyRun) -> None:
+    """Raise TrainingError if the run packs several examples into a row, and the decoder would let one see another."""
+    if not isinstance(run, AskingRun) or run.row_slots is None:
+        return
+    if fault := packing_fault(decoder):
         raise TrainingError(
-            f"row_slots is {row_slots}, but in a decoder of type {decoder.config.model_type!r} {fault}; leave "
-            "row_slots out, so that each example has a row of its own"
+            f"row_slots is {run.row_slots}, but in a decoder of type {decoder.config.model_type!r} {fault}; set it to "
+            "null, as with --set runs.NAME.row_slots=null, so that each example has a row of its own"
         )
 
 

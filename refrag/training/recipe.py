@@ -35,7 +35,6 @@ from refrag.training.pair import (
 from refrag.training.preset import Preset
 from refrag.training.settings import (
     AnyRun,
-    AskingRun,
     Continue,
     Finetune,
     Gains,
@@ -166,8 +165,7 @@ def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
     if run.trained_chunk_sizes is not None:
         checkpoint = take_chunk_sizes(checkpoint, run.trained_chunk_sizes)
     _refuse_long_texts(checkpoint.config, run)
-    if isinstance(run, AskingRun):
-        refuse_packing(checkpoint.decoder, run.row_slots)
+    refuse_packing(checkpoint.decoder, run)
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
 

@@ -32,6 +32,7 @@ from refrag.training.pair import encoder_batch, make_decoder, make_encoder, make
 from refrag.training.pair_settings import Backbone, Pair
 from refrag.training.preset import Preset
 from refrag.training.recipe import load_run, train_run
+from refrag.training.settings import Finetune
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 VOCAB_SIZE, ENCODER_VOCAB_SIZE = 400, 700
@@ -324,6 +325,11 @@ def test_packed_rows_have_the_losses_of_one_example_per_row(family):
         )
 
 
+def asking_run(**settings):
+    optimisation = {"num_steps": 1, "learning_rate": 1e-3}
+    return Finetune(stage="finetune", form="plain", optimisation=optimisation, tokens_per_step=1, **settings)
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_decoders_that_keep_packed_prompts_apart_have_no_fault(family):
     assert packing_fault(Decoder(random_decoder(family))) is None
@@ -333,12 +339,10 @@ def test_a_decoder_that_lets_one_packed_prompt_see_another_is_refused():
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     opt = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", vocab_size=VOCAB_SIZE, **shape)).eval()
-    told = (
-        "row_slots is 64, but in a decoder of type 'opt' .* do not keep its prompts in one row apart; leave row_slots"
-    )
+    told = "row_slots is 64, but in a decoder of type 'opt' .* do not keep its prompts in one row apart; set it to null"
     with pytest.raises(TrainingError, match=told):
-        refuse_packing(Decoder(opt), 64)
-    refuse_packing(Decoder(opt), None)
+        refuse_packing(Decoder(opt), asking_run(row_slots=64))
+    refuse_packing(Decoder(opt), asking_run(row_slots=None))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])

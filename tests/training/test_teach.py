@@ -146,3 +146,11 @@ def test_options_that_were_refused_may_be_corrected(checkpoint, tmp_path, capsys
     assert teach(output, checkpoint, passages, "--set", "runs.teach.stage=sing") == 1
     assert "runs.teach" in capsys.readouterr().err
     assert teach(output, checkpoint, passages) == 0
+
+
+def test_a_decoder_that_cannot_be_trained_so_is_refused_before_it_answers(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("refrag.training.fit.packing_fault", lambda decoder: "its prompts see each other")
+    assert teach(tmp_path / "out", checkpoint, write_passages(tmp_path)) == 1
+    assert "see each other; set it to null, as with --set runs.NAME.row_slots=null" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "targets").exists()
+    assert teach(tmp_path / "out", checkpoint, write_passages(tmp_path), "--set", "runs.teach.row_slots=null") == 0
