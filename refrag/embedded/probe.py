@@ -10,6 +10,8 @@ from refrag.errors import RefragError
 
 # The ensemble that is asked.
 GRAPH = "refrag"
+# Those that answer questions. Each lists its steps itself: what one answers, the other does not count.
+_ENSEMBLES = (GRAPH, "refrag_rag")
 TIMEOUT_SECONDS = 30.0
 # Share of the time after which the decoder ends the question, which is soon enough to be told of it.
 _DEADLINE_SHARE = 0.5
@@ -54,11 +56,11 @@ def ask_server(http_address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> N
 
 
 def _count_answered(http_address: str) -> int | None:
-    """Return how many questions the whole graph has answered; None where that cannot be told."""
+    """Return how many questions all ensembles have answered; None where that cannot be told."""
     try:
-        _, body = _request(http_address, "GET", f"/v2/models/{GRAPH}/stats", None, _STATISTICS_SECONDS)
-        [statistics] = json.loads(body)["model_stats"]
-        return int(statistics["inference_stats"]["success"]["count"])
+        _, body = _request(http_address, "GET", "/v2/models/stats", None, _STATISTICS_SECONDS)
+        answering = [each for each in json.loads(body)["model_stats"] if each["name"] in _ENSEMBLES]
+        return sum(int(each["inference_stats"]["success"]["count"]) for each in answering)
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return None
 

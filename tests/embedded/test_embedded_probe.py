@@ -48,8 +48,8 @@ def server_that_says(status: int, body: str):
 
 
 @contextmanager
-def server_that_hangs(*counts: int | None):
-    """Yield the address of a server that never answers a question, and tells how many it has; None tells nothing."""
+def server_that_hangs(*counts: int | None, model: str = "refrag"):
+    """Yield the address of a server that never answers, and tells how much `model` has answered; None tells nothing."""
     answered, is_over = iter(counts), threading.Event()
 
     class Hanging(Handler):
@@ -57,8 +57,11 @@ def server_that_hangs(*counts: int | None):
             is_over.wait()
 
         def do_GET(self):
-            statistics = {"inference_stats": {"success": {"count": next(answered)}}}
-            self.say(200, json.dumps({"model_stats": [statistics]}))
+            counts = {"refrag": 0, model: next(answered)}
+            statistics = [
+                {"name": name, "inference_stats": {"success": {"count": count}}} for name, count in counts.items()
+            ]
+            self.say(200, json.dumps({"model_stats": statistics}))
 
     with serving(Hanging) as address:
         try:
@@ -82,8 +85,14 @@ def test_a_server_that_is_only_busy_is_well(error):
         ask_server(address)
 
 
-def test_a_server_that_answers_others_meanwhile_is_well():
-    with server_that_hangs(3, 4) as address:
+@pytest.mark.parametrize("ensemble", ["refrag", "refrag_rag"])
+def test_a_server_that_answers_others_meanwhile_is_well(ensemble):
+    with server_that_hangs(3, 4, model=ensemble) as address:
+        ask_server(address, timeout_seconds=0.1)
+
+
+def test_answers_of_other_models_tell_nothing_about_the_graph():
+    with server_that_hangs(3, 4, model="chunk_store") as address, pytest.raises(ProbeFailed, match="no answer"):
         ask_server(address, timeout_seconds=0.1)
 
 
