@@ -217,9 +217,14 @@ def test_standard_input_without_passages_is_told(ask, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"), [("--passages", "--passages names no file"), ("--document", "cannot read the document")]
+    ("option", "told"),
+    [
+        ("--passages", "--passages names no file"),
+        ("--document", "cannot read the document"),
+        ("--corpus", "--corpus names no folder"),
+    ],
 )
-def test_an_option_whose_file_has_no_name_is_refused(ask, capsys, fake, option, told):
+def test_an_option_whose_file_or_folder_has_no_name_is_refused(ask, capsys, fake, option, told):
     assert ask(option, "") == 2
     assert told in capsys.readouterr().err and not fake.requests
 

@@ -137,6 +137,12 @@ def test_an_index_command_without_work_is_refused(arguments, problem, run):
     assert code == 2 and problem in err
 
 
+def test_a_corpus_without_a_name_is_not_the_working_directory(run, collections, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("index", "", "--collection", "c")
+    assert caught.value.code == 2 and "CORPUS: it is empty; name a file" in capsys.readouterr().err
+
+
 def test_the_collections_are_listed(run, collections):
     assert json.loads(run("collections", "list")[1]) == {
         "name": "a",

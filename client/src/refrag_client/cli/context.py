@@ -60,6 +60,9 @@ def read_context(arguments: argparse.Namespace) -> Context:
         return Context(search=cast(GenerateOptions, search))
     if arguments.corpus is None:
         return Context([] if arguments.passages is None else _read_passages(arguments.passages))
+    if not arguments.corpus:
+        # The path of no name is the working directory's.
+        raise InvalidRequest("--corpus names no folder; name one, or . for the working directory")
     count = DEFAULT_NUM_PASSAGES if arguments.num_passages is None else arguments.num_passages
     return Context(corpus=Corpus.read(arguments.corpus), num_passages=count)
 

@@ -36,7 +36,11 @@ HELP = "store a corpus's chunk vectors ahead of time"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "corpus", metavar="CORPUS", type=Path, nargs="?", help="JSON lines, a passage per line, as for `refrag ask`"
+        "corpus",
+        metavar="CORPUS",
+        type=_parse_corpus,
+        nargs="?",
+        help="JSON lines, a passage per line, as for `refrag ask`",
     )
     parser.add_argument("--collection", metavar="NAME", help="the collection that keeps the passages")
     parser.add_argument(
@@ -83,6 +87,13 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("batch_bytes", "in_flight"):
         if getattr(arguments, name) < 1:
             raise InvalidRequest(f"{name} is {getattr(arguments, name)}; give at least 1")
+
+
+def _parse_corpus(text: str) -> Path:
+    # The path of no name is the working directory's.
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a file, or with --collection a folder")
+    return Path(text)
 
 
 def _check_readable(corpus: Path) -> None:
