@@ -9,7 +9,6 @@ A passage that lacks a field fits no condition on it.
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -65,8 +64,9 @@ def check_field_name(field: str, place: str) -> None:
 def check_scalar(value: Any, place: str) -> Scalar:
     """Return the value, or raise InvalidRequest unless it is a string, a finite number that fits 64 bits, or a bool."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and not (math.isfinite(value) and abs(value) < 2**63):
-        raise InvalidRequest(f"{place} is {value}; give a finite number below 2^63")
+    # False for NaN too, and unlike math.isfinite no error for an integer that no double can hold.
+    if is_number and not abs(value) < 2**63:
+        raise InvalidRequest(f"{place} is {str(value)[:80]}; give a finite number below 2^63")
     if not is_number and not isinstance(value, str | bool):
         raise InvalidRequest(f"{place} is {json.dumps(value)[:80]}; give a string, a number, true or false")
     return cast(Scalar, value)

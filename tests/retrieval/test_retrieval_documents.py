@@ -31,6 +31,10 @@ def test_a_title_stands_above_the_text():
         ({"id": "b", "text": "x", "title": 3}, r"documents\[1\] has the title 3"),
         ({"id": "b", "text": "x", "metadata": []}, r"documents\[1\] has the metadata \[\]"),
         ({"id": "b", "text": "x", "metadata": {"a-b": 1}}, r"documents\[1\], metadata, has the field 'a-b'"),
+        (
+            {"id": "b", "text": "x", "metadata": {"a": 10**400}},
+            r"documents\[1\], metadata 'a', is 10{79}; give a finite",
+        ),
         ({"id": "b", "text": "x", "metadata": {"a": [1]}}, r"documents\[1\], metadata 'a', is \[1\]"),
         ({"id": "a", "text": "x"}, r"documents\[1\] has the id 'a', which documents\[0\] has too"),
     ],
