@@ -59,11 +59,13 @@ def test_lines_of_every_form_become_documents(tmp_path):
         {"id": 8, "page_content": "a harp", "meta": {"lang": "en"}},
         "no id",
         {"title": "", "text": "no id"},
+        {"id": "9", "title": "A title alone", "text": ""},
     )
-    first, second, third = read(corpus)
+    first, second, third, fourth = read(corpus)
     assert first == Document("7", "keeps a parrot", "Mara", {"year": 3})
     assert second == Document("8", "a harp", "", {"lang": "en"})
     assert (third.text, third.id[:5]) == ("no id", "text-")
+    assert fourth == Document("9", "", "A title alone")
 
 
 def test_the_passages_of_a_folder_have_their_paths_for_ids(tmp_path):
@@ -88,6 +90,7 @@ def test_a_batch_of_short_lines_ends_before_the_server_finds_too_many(tmp_path):
         ({"id": "b", "text": "x\ud800"}, "line 2: the lone surrogate"),
         ({"id": "b"}, "line 2: no passage among the keys id"),
         ({"id": "b", "text": "  "}, "line 2: the text is empty"),
+        ({"id": "b", "text": "", "title": " "}, "line 2: the text is empty, and there is no title"),
         ({"id": "", "text": "x"}, 'line 2: id is ""; give a string that is not empty'),
         ({"id": ["b"], "text": "x"}, "line 2: id is"),
         ({"id": "a", "text": "y"}, "line 2: the id 'a' is that of line 1 too"),

@@ -37,16 +37,18 @@ def _parse(place: str, text: str) -> Document:
         raise InvalidRequest(f"{place} has {', '.join(map(repr, unknown))}; allowed are {', '.join(KEYS)}")
     _check_id(f"{place}, id,", values.get("id"))
     title, passage = values.get("title") or "", values.get("text")
-    if not isinstance(passage, str) or not passage.strip():
-        raise InvalidRequest(f"{place} has no text; give a string that is not empty in the field text")
     if not isinstance(title, str):
         raise InvalidRequest(f"{place} has the title {json.dumps(title)[:80]}; give a string, or leave it out")
+    if not isinstance(passage, str) or not (passage.strip() or title.strip()):
+        raise InvalidRequest(
+            f"{place} has no text; give a string in the field text, which is empty only where there is a title"
+        )
     return Document(values["id"], join_title(title, passage), title, _parse_metadata(place, values.get("metadata")))
 
 
 def join_title(title: str, text: str) -> str:
-    """Return a passage as the decoder reads it: the title on a line of its own before the text."""
-    return f"{title}\n{text}" if title else text
+    """Return a passage as the decoder reads it: the title on a line of its own, then the text; neither if empty."""
+    return "\n".join(part for part in (title, text) if part)
 
 
 def _check_id(place: str, value: Any) -> None:

@@ -19,12 +19,18 @@ def test_a_title_stands_above_the_text():
     ]
 
 
+def test_a_title_may_stand_alone():
+    assert parse({"id": "1", "text": "", "title": "Mara"}) == [Document("1", "Mara", "Mara")]
+
+
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
         ("text", r"documents\[1\] is \"text\"; send an object with id, text, title, metadata"),
         ({"id": "b"}, r"documents\[1\] has no text"),
         ({"id": "b", "text": " \n"}, r"documents\[1\] has no text"),
+        ({"id": "b", "text": "", "title": " "}, r"documents\[1\] has no text"),
+        ({"id": "b", "title": "Mara"}, r"documents\[1\] has no text"),
         ({"text": "x"}, r"documents\[1\], id, is null; give a string of 1 to 512 bytes"),
         ({"id": "é" * 300, "text": "x"}, r"documents\[1\], id,"),
         ({"id": "b", "text": "x", "body": "y"}, r"documents\[1\] has 'body'; allowed are"),

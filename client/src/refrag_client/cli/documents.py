@@ -92,12 +92,12 @@ def _decode(place: str, line: bytes, number: int) -> Any:
 def _read_document(place: str, value: Any) -> tuple[Document, bool]:
     """Return the document, and whether it brings its own id; else a hash of its text is one."""
     text = text_of(place, value)
-    if not text.strip():
-        raise InvalidRequest(f"{place}: the text is empty; give some, or leave the line out")
     fields = value if isinstance(value, dict) else {}
     title = fields.get("title") or ""
     if not isinstance(title, str):
         raise InvalidRequest(f"{place}: title is {json.dumps(title)[:40]}; give a string there")
+    if not (text.strip() or title.strip()):
+        raise InvalidRequest(f"{place}: the text is empty, and there is no title; give either, or leave the line out")
     own_id = _read_id(place, fields)
     hashed = hashlib.blake2b(f"{title}\n{text}".encode(), digest_size=8).hexdigest()
     document = Document(own_id or f"text-{hashed}", text, title, _read_metadata(place, fields))
