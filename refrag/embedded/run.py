@@ -93,7 +93,7 @@ class ServerRun:
 
     def _is_ready(self) -> bool:
         """Return whether the models are ready and the metrics port, which Triton opens last, answers."""
-        has_metrics = _NO_METRICS not in self.settings.server_arguments
+        has_metrics = _NO_METRICS not in self.settings.joined_arguments
         is_up = is_ready(self.settings.address("http"))
         return is_up and (not has_metrics or answers(self.settings.address("metrics"), "/metrics"))
 
@@ -175,5 +175,5 @@ def _restrict(settings: ServerSettings) -> list[str]:
     Restrictions among the server's arguments take the place of these, protocol by protocol.
     """
     key = settings.admin_key or secrets.token_hex(32)
-    given = [argument.partition("=")[0] for argument in settings.server_arguments]
+    given = [argument.partition("=")[0] for argument in settings.joined_arguments]
     return [f"{flag}={_CLOSED_PROTOCOLS}:admin-key={key}" for flag in _RESTRICTIONS if flag not in given]

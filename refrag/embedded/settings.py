@@ -101,10 +101,21 @@ class ServerSettings:
     def is_reachable_from_outside(self) -> bool:
         return not (self.host == "localhost" or self.host.startswith("127."))
 
+    @property
+    def joined_arguments(self) -> list[str]:
+        """Return the server's arguments, `--flag value` in two of them as `--flag=value`, which Triton takes alike."""
+        joined: list[str] = []
+        for argument in self.server_arguments:
+            if joined and not argument.startswith("-") and joined[-1].startswith("--") and "=" not in joined[-1]:
+                joined[-1] += f"={argument}"
+            else:
+                joined.append(argument)
+        return joined
+
     def closes(self, protocol: str) -> bool:
         """Return whether the server's arguments want a key from HTTP requests of this kind."""
         flag = f"{HTTP_RESTRICTION}="
-        restrictions = [each.removeprefix(flag) for each in self.server_arguments if each.startswith(flag)]
+        restrictions = [each.removeprefix(flag) for each in self.joined_arguments if each.startswith(flag)]
         return any(protocol in each.partition(":")[0].split(",") for each in restrictions)
 
     def address(self, name: str) -> str:

@@ -47,6 +47,7 @@ def test_an_argument_that_makes_no_sense_is_refused(argument):
         ({"drain_timeout_seconds": 0}, "drain_timeout_seconds is 0"),
         ({"environment": {"OMP_NUM_THREADS": 4}}, "environment has OMP_NUM_THREADS = 4; give text"),
         ({"server_arguments": ("--http-restricted-api=model-config,health:key=a",)}, "closes health on HTTP"),
+        ({"server_arguments": ("--http-restricted-api", "health:key=a")}, "closes health on HTTP"),
     ],
 )
 def test_settings_refuse_nonsense(options, message):
@@ -54,10 +55,18 @@ def test_settings_refuse_nonsense(options, message):
         ServerSettings(**options)
 
 
-def test_what_the_servers_arguments_close_is_known():
-    settings = ServerSettings(server_arguments=("--http-restricted-api=inference,logging:my-key=secret",))
+@pytest.mark.parametrize("separator", ["=", " "])
+def test_what_the_servers_arguments_close_is_known(separator):
+    restriction = f"--http-restricted-api{separator}inference,logging:my-key=secret".split(" ")
+    settings = ServerSettings(server_arguments=("--strict-readiness", *restriction))
     assert settings.closes("inference") and not settings.closes("statistics")
     assert not ServerSettings().closes("inference")
+
+
+def test_flags_and_their_values_are_joined():
+    arguments = ("--exit-on-error", "--log-verbose", "1", "--log-info=0", "--allow-metrics", "false")
+    joined = ["--exit-on-error", "--log-verbose=1", "--log-info=0", "--allow-metrics=false"]
+    assert ServerSettings(server_arguments=arguments).joined_arguments == joined
 
 
 def test_three_picked_ports_are_no_conflict():
