@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,6 +12,9 @@ from refrag.commands.check import run as run_check
 from refrag.embedded.ports import pick_free_port
 from refrag.embedded.probe import ProbeFailed, ask_server
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError
+
+# A sixth of it is enough for a fake's statistics.
+TIMEOUT_SECONDS = 1.5
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -49,7 +53,10 @@ def server_that_says(status: int, body: str):
 
 @contextmanager
 def server_that_hangs(*counts: int | None, model: str = "refrag"):
-    """Yield the address of a server that never answers, and tells how much `model` has answered; None tells nothing."""
+    """Yield the address of a server that never answers, and tells how much `model` has answered; None tells nothing.
+
+    Once there is no further count, it leaves the request for one without an answer too.
+    """
     answered, is_over = iter(counts), threading.Event()
 
     class Hanging(Handler):
@@ -57,9 +64,12 @@ def server_that_hangs(*counts: int | None, model: str = "refrag"):
             is_over.wait()
 
         def do_GET(self):
-            counts = {"refrag": 0, model: next(answered)}
+            if (count := next(answered, "none left")) == "none left":
+                is_over.wait()
+                return
             statistics = [
-                {"name": name, "inference_stats": {"success": {"count": count}}} for name, count in counts.items()
+                {"name": name, "inference_stats": {"success": {"count": number}}}
+                for name, number in {"refrag": 0, model: count}.items()
             ]
             self.say(200, json.dumps({"model_stats": statistics}))
 
@@ -76,30 +86,37 @@ def triton_error(error: RefragError) -> str:
 
 def test_an_answer_is_well():
     with server_that_says(200, "{}") as address:
-        ask_server(address)
+        assert ask_server(address) == "answered"
 
 
 @pytest.mark.parametrize("error", [Overloaded("256 wait already"), DeadlineExceeded("too late")])
 def test_a_server_that_is_only_busy_is_well(error):
     with server_that_says(500, triton_error(error)) as address:
-        ask_server(address)
+        assert ask_server(address) == "busy"
 
 
 @pytest.mark.parametrize("ensemble", ["refrag", "refrag_rag"])
 def test_a_server_that_answers_others_meanwhile_is_well(ensemble):
     with server_that_hangs(3, 4, model=ensemble) as address:
-        ask_server(address, timeout_seconds=0.1)
+        assert ask_server(address, TIMEOUT_SECONDS) == "busy"
 
 
 def test_answers_of_other_models_tell_nothing_about_the_graph():
     with server_that_hangs(3, 4, model="chunk_store") as address, pytest.raises(ProbeFailed, match="no answer"):
-        ask_server(address, timeout_seconds=0.1)
+        ask_server(address, TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize("counts", [(3, 3), (3, None), (None, 3)])
 def test_a_server_that_answers_nobody_as_far_as_it_tells_is_a_failure(counts):
-    with server_that_hangs(*counts) as address, pytest.raises(ProbeFailed, match=r"no answer from .* within 0\.1 s"):
-        ask_server(address, timeout_seconds=0.1)
+    with server_that_hangs(*counts) as address, pytest.raises(ProbeFailed, match=r"no answer from .* within 1\.\d s"):
+        ask_server(address, TIMEOUT_SECONDS)
+
+
+def test_the_question_and_the_statistics_keep_within_the_time_together():
+    began = time.monotonic()
+    with server_that_hangs(3) as address, pytest.raises(ProbeFailed):
+        ask_server(address, TIMEOUT_SECONDS)
+    assert time.monotonic() - began < 2 * TIMEOUT_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -130,3 +147,9 @@ def test_the_command_says_how_soon_the_server_answered(capsys):
     with server_that_says(200, "{}") as address:
         assert run_check(type("Arguments", (), {"server": address})) == 0
     assert capsys.readouterr().out.startswith(f"ok       {address} answered after ")
+
+
+def test_the_command_says_that_the_server_was_only_busy(capsys):
+    with server_that_says(500, triton_error(Overloaded("256 wait already"))) as address:
+        assert run_check(type("Arguments", (), {"server": address})) == 0
+    assert capsys.readouterr().out.startswith(f"busy     {address} serves others, and had not answered after ")
