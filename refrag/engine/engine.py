@@ -90,20 +90,20 @@ class Engine:
         return sum(not task.is_background for task in self.scheduler.waiting)
 
     def check(self, request: EngineRequest, num_ahead: int = 0) -> None:
-        """Raise InvalidRequest if the prompt is empty or the KV cache could not hold the request even alone.
+        """Raise InvalidRequest if the prompt is empty, or window or KV cache could not hold the request even alone.
 
         Raise Overloaded if too many requests wait, counting `num_ahead` that are still to be added before this one.
         """
         if len(request.prompt.input_ids) == 0:
             raise InvalidRequest("the prompt has no slots; send at least a question")
+        if request.to_sense is not None and self.senses is not None:
+            self.senses.check_window(request.prompt, self.runner.decoder.vocab_size, self.window)
         num_needed, num_slots = self._count_slots(request), self.pool.num_blocks * self.pool.block_size
         if num_needed > num_slots:
             raise InvalidRequest(
                 f"prompt and max_tokens need {num_needed} slots, the KV cache holds {num_slots}; send fewer "
                 "passages, lower expand_fraction, max_prompt_slots or max_tokens, or have kv_cache_mib raised"
             )
-        if request.to_sense is not None and self.senses is not None:
-            self.senses.check_window(request.prompt, self.runner.decoder.vocab_size, self.window)
         num_waiting, limit = self.num_waiting + num_ahead, self.settings.max_waiting
         if num_waiting >= limit:
             raise Overloaded(
@@ -160,7 +160,7 @@ class Engine:
             return request.max_slots
         if self.senses is None:
             raise InvalidRequest(f"policy {request.to_sense.policy!r} needs the attention of a decoder that shows it")
-        return max(request.max_slots, self.senses.max_slots(request))
+        return max(request.max_slots, self.senses.max_slots(request, self.window))
 
     def _begin_sensing(self, request: EngineRequest) -> Sensing | None:
         if request.to_sense is None or self.senses is None:

@@ -38,10 +38,10 @@ class Senses:
     heads: AttentionHeads
     null_ids: Sequence[int]
 
-    def max_slots(self, request: EngineRequest) -> int:
-        """Return the slots that sensing needs at most, besides those of the answer."""
+    def max_slots(self, request: EngineRequest, window: int) -> int:
+        """Return the slots that sensing needs at most, besides those of the answer, if `check_window` lets it pass."""
         num_tokens = 0 if request.to_sense is None else request.to_sense.num_tokens
-        return len(request.prompt.input_ids) + max(num_tokens, len(self.null_ids))
+        return min(window, len(request.prompt.input_ids) + max(num_tokens, len(self.null_ids)))
 
     def check_window(self, prompt: MixedPrompt, vocab_size: int, window: int) -> None:
         """Raise InvalidRequest if the window has no room for the null question in the place of the request's own."""

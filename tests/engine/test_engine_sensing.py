@@ -326,15 +326,29 @@ def test_sensing_ends_with_the_window(llama, tokenizer):
 def test_a_window_without_room_for_the_null_question_is_told(llama, tokenizer):
     request = make_sensed(num_chunks=WINDOW - 4, num_question=1, budget=0)
     assert len(request.prompt.input_ids) <= WINDOW
-    with pytest.raises(InvalidRequest, match=f"slots to ask a question of its own, the decoder's window is {WINDOW}"):
-        make_sensing_engine(llama, tokenizer).check(request)
+    engine = make_sensing_engine(llama, tokenizer)
+    for num_blocks in (engine.pool.num_blocks, WINDOW // BLOCK_SIZE):
+        engine.pool = BlockPool(num_blocks, BLOCK_SIZE)
+        with pytest.raises(InvalidRequest, match=f"to ask a question of its own, the decoder's window is {WINDOW}"):
+            engine.check(request)
+
+
+def test_a_cache_as_large_as_the_window_holds_tokens_to_sense_that_the_window_cuts_off(llama, tokenizer):
+    request = make_sensed(num_chunks=WINDOW - 64, num_tokens=64)
+    assert len(request.prompt.input_ids) + 64 > WINDOW
+    engine = make_sensing_engine(llama, tokenizer)
+    engine.pool = engine.scheduler.pool = BlockPool(WINDOW // BLOCK_SIZE, BLOCK_SIZE)
+    engine.add(request)
+    while engine.has_work:
+        assert [output.error for output in engine.step() if output.error] == []
+        engine.check_integrity()
 
 
 def test_a_request_too_large_once_expanded_is_refused_before_it_is_computed(llama, tokenizer):
     engine = make_sensing_engine(llama, tokenizer)
-    num_slots = engine.pool.num_blocks * engine.pool.block_size
-    request = make_sensed(num_chunks=num_slots // 2, budget=num_slots // 3)
-    with pytest.raises(InvalidRequest, match=f"the KV cache holds {num_slots}"):
+    engine.pool = BlockPool(WINDOW // BLOCK_SIZE, BLOCK_SIZE)
+    request = make_sensed(num_chunks=WINDOW // 2, budget=WINDOW // 3)
+    with pytest.raises(InvalidRequest, match=f"the KV cache holds {WINDOW}"):
         engine.check(request)
 
 
