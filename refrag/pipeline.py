@@ -18,6 +18,7 @@ from refrag.context.conversation import DEFAULT_TEXT_TOKENS
 from refrag.context.prepare import ContextLimits, PreparedContext, prepare_context
 from refrag.decoders.base import Delta, Limits, MixedPrompt, check_prompt, join_deltas
 from refrag.engine.generation import generate
+from refrag.engine.sensing import Senses
 from refrag.model.attention_heads import AttentionHeads
 from refrag.model.attention_weights import read_attention
 from refrag.model.checkpoint import Checkpoint
@@ -119,13 +120,16 @@ class Pipeline:
     ) -> ChunkAttention:
         """Return the decoder's attention to the chunks, all of them compressed, as transformers tells it.
 
-        num_tokens: generated tokens whose attention counts besides the question's, as many as the window holds.
+        num_tokens: generated tokens whose attention counts besides the question's, as many as the window holds. Raises
+        InvalidRequest, as the engine does, if the window has no room for a question that asks nothing.
         """
         _, prompt = self.build_prompt(context, [], vectors)
+        decoder, window = self.checkpoint.decoder, self.checkpoint.config.max_prompt_slots
         null_ids = self.chunker.question_ids(NULL_QUESTION)
-        num_tokens = min(num_tokens, self.checkpoint.config.max_prompt_slots - len(prompt.input_ids))
+        Senses(self.heads, null_ids).check_window(prompt, decoder.vocab_size, window)
+        num_tokens = min(num_tokens, window - len(prompt.input_ids))
         question, null = read_attention(
-            self.checkpoint.decoder, prompt.input_ids, prompt.chunk_embeddings, null_ids, self.heads, num_tokens
+            decoder, prompt.input_ids, prompt.chunk_embeddings, null_ids, self.heads, num_tokens
         )
         found = similarities(vectors, question_vectors).cpu().numpy()
         return ChunkAttention(question, null, np.array(self.heads.weights), found, self.heads.scoring)

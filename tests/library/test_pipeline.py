@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import CHAT, as_chat
 
+from refrag.context.chunking import NULL_QUESTION
 from refrag.errors import InvalidRequest
 from refrag.pipeline import Pipeline, encode_chunks
 from refrag.request import ExpansionOptions, Request, SamplingParams
@@ -83,6 +86,20 @@ def test_no_passages_leave_the_question(pipeline):
 def test_a_prompt_over_the_window_is_refused_before_it_runs(pipeline):
     with pytest.raises(InvalidRequest, match="the decoder's window is 4096"):
         pipeline.answer(Request("Who?", ["word " * 5000], ExpansionOptions(1.0)), SAMPLING)
+
+
+def test_attention_is_not_read_beyond_the_window(pipeline, tiny_checkpoint):
+    context = pipeline.prepare(Request("Who?", PASSAGES), max_tokens=1)
+    vectors = pipeline.encode(context)
+    needed = len(context.chunks) + pipeline.chunker.num_other_slots(pipeline.chunker.question_ids(NULL_QUESTION))
+
+    def read(window):
+        config = replace(tiny_checkpoint.config, max_prompt_slots=window)
+        return Pipeline(replace(tiny_checkpoint, config=config)).read_attention(context, *vectors)
+
+    assert read(needed).null.shape[1] == len(context.chunks)
+    with pytest.raises(InvalidRequest, match=f"needs {needed} slots to ask a question of its own, .* is {needed - 1};"):
+        read(needed - 1)
 
 
 def test_chunk_vectors_do_not_depend_on_the_batch(pipeline):
