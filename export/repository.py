@@ -37,7 +37,7 @@ from refrag.export.passage_encoder import SentenceEncoder, build_passage_encoder
 from refrag.export.precision import Precision, TracedPrecision
 from refrag.export.quantisation import quantise_chunk_encoder
 from refrag.export.tensorrt import PLAN_FILE, build_plan, has_tensorrt, plan_jobs, write_script
-from refrag.model.checkpoint import load_encoder, load_projector
+from refrag.model.checkpoint import load_encoder, load_projector, move_all
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector
@@ -265,23 +265,13 @@ def place(built: Path, repository: Path, replaced: Path) -> None:
     If one cannot be moved, all go back to where they were. The decoder's comes last: by it the export counts as done.
     """
     entries = sorted(built.glob(f"*/{VERSION}/*"), key=lambda entry: (entry.parts[-3] == DECODER_MODEL, entry))
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for entry in entries:
-            target = repository / entry.relative_to(built)
-            if target.exists():
-                _move(target, replaced / entry.relative_to(built), moved)
-            _move(entry, target, moved)
-    except BaseException:
-        for source, target in reversed(moved):
-            target.rename(source)
-        raise
-
-
-def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
-    moved.append((source, target))
+    moves: list[tuple[Path, Path]] = []
+    for entry in entries:
+        target = repository / entry.relative_to(built)
+        if target.exists():
+            moves.append((target, replaced / entry.relative_to(built)))
+        moves.append((entry, target))
+    move_all(moves)
 
 
 def _read_calibration(source: Source, precision: Precision, passages: Path | None) -> Calibration | None:

@@ -9,9 +9,10 @@ policy.safetensors       network of the learned policy, if it was trained
 attention_heads.json     heads that the policy `attention` reads, if they were found
 """
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -47,8 +48,8 @@ PROJECTOR, POOLING = "projector.safetensors", "pooling.safetensors"
 PARTS = [DECODER, ENCODER, PROJECTOR, POLICY]
 # The same in the folder of a decoder alone.
 DECODER_FILES = ["model*.safetensors*", "adapter_*", RECORD]
-# Folder in which a save writes until it is whole.
-NEW = ".new"
+# Folders of a save: the new parts until all are written, and the old ones until all new are in their places.
+NEW, OLD = ".new", ".old"
 
 
 @dataclass(frozen=True)
@@ -156,24 +157,48 @@ class Checkpoint:
 
 @contextmanager
 def _replacing(directory: Path, parts: Iterable[str], last: str) -> Iterator[Path]:
-    """Yield a folder to write to, whose content then replaces the files of `directory` that `parts` match.
+    """Yield a folder to write to, whose content then replaces the files of `directory` that `parts` match: all or none.
 
     last: the file without which the folder is not loaded; it goes first and comes last, so that a mix of old and new
         files is never taken for whole.
     """
-    written = directory / NEW
+    written, old = directory / NEW, directory / OLD
     _remove(written)
     written.mkdir(parents=True)
     try:
         yield written
-        (directory / last).unlink(missing_ok=True)
-        for old in [path for part in parts for path in directory.glob(part)]:
-            _remove(old)
-        for new in sorted(written.iterdir(), key=lambda path: path.name == last):
-            _remove(directory / new.name)
-            new.rename(directory / new.name)
+        _remove(old)
+        old.mkdir()
+        new = sorted(written.iterdir(), key=lambda path: path.name == last)
+        replaced = [path.name for part in parts for path in directory.glob(part)] + [path.name for path in new]
+        names = [name for name in dict.fromkeys([last, *replaced]) if os.path.lexists(directory / name)]
+        moves = [(directory / name, old / name) for name in names] + [(path, directory / path.name) for path in new]
+        try:
+            move_all(moves)
+        except BaseException:
+            # Kept if something is in it, which could not be moved back either.
+            with suppress(OSError):
+                old.rmdir()
+            raise
+        _remove(old)
     finally:
         _remove(written)
+
+
+def move_all(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Rename each source to its target, in order; if one cannot be, or Ctrl-C comes, all go back to where they were."""
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            begun.append((source, target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+    except BaseException:
+        for source, target in reversed(begun):
+            # The last one may have been moved or not.
+            if not os.path.lexists(source):
+                target.rename(source)
+        raise
 
 
 def _remove(path: Path) -> None:

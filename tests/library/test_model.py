@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,20 +78,58 @@ def test_a_save_replaces_the_parts_of_an_earlier_one_and_keeps_other_files(tiny_
     assert load_checkpoint(copy).policy is None
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_save_that_breaks_off_leaves_the_earlier_checkpoint_whole(tiny_checkpoint, copy, monkeypatch):
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    before = contents(copy)
     monkeypatch.setattr("refrag.model.checkpoint.save_policy", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         replace(tiny_checkpoint, config=replace(tiny_checkpoint.config, policy="random")).save(copy)
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["refused", "interrupted"])
+@pytest.mark.parametrize("number", range(10))
+def test_a_save_that_breaks_off_while_it_replaces_moves_everything_back(
+    tiny_checkpoint, copy, monkeypatch, number, is_moved
+):
+    before, rename, renamed = contents(copy), Path.rename, []
+
+    def break_off(path, target):
+        renamed.append(path)
+        if len(renamed) != number + 1:
+            return rename(path, target)
+        if is_moved:
+            rename(path, target)
+            raise KeyboardInterrupt
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", break_off)
+    with pytest.raises((PermissionError, KeyboardInterrupt)):
+        replace(tiny_checkpoint, config=replace(tiny_checkpoint.config, policy="random")).save(copy)
+    assert contents(copy) == before and not (copy / ".old").exists()
 
 
 def test_a_folder_in_which_parts_are_being_replaced_is_no_checkpoint(tiny_checkpoint, copy, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.rename", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        tiny_checkpoint.save(copy)
-    with pytest.raises(CheckpointError, match=r"refrag.json is missing"):
-        load_checkpoint(copy)
+    rename, seen = Path.rename, []
+
+    def look_before(path, target):
+        seen.append((copy / "refrag.json").exists())
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", look_before)
+    tiny_checkpoint.save(copy)
+    # Five parts go and five come.
+    assert seen == [True, *[False] * 9]
+
+
+def test_what_a_killed_save_left_is_gone_after_the_next(tiny_checkpoint, copy):
+    (copy / ".old").mkdir()
+    (copy / "refrag.json").rename(copy / ".old" / "refrag.json")
+    tiny_checkpoint.save(copy)
+    assert not (copy / ".old").exists() and load_checkpoint(copy).config == tiny_checkpoint.config
 
 
 def test_a_decoder_alone_that_is_saved_over_an_adapter_is_without_it(tiny_checkpoint, tmp_path):
