@@ -26,7 +26,7 @@ from refrag.config import BASES, CONFIG_NAME, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.context.deployed import DECODER, ENCODER
 from refrag.errors import CheckpointError
-from refrag.model.attention_heads import AttentionHeads, digest_weights
+from refrag.model.attention_heads import HEADS_FILE, AttentionHeads, digest_weights, load_heads
 from refrag.model.backbones import load_pretrained, save_whole
 from refrag.model.bases import MODEL_CONFIG, RECORD, BaseRecord, find_base, model_folder, record_base, refuse_other_base
 from refrag.model.decoder import Decoder
@@ -43,9 +43,9 @@ Part = Literal["decoder", "policy"]
 M = TypeVar("M", Decoder, ChunkEncoder)
 
 PROJECTOR, POOLING = "projector.safetensors", "pooling.safetensors"
-# Parts of an earlier checkpoint that go when another is saved in its place, whether that has them or not. Heads stay:
-# their file tells of which weights they are.
-PARTS = [DECODER, ENCODER, PROJECTOR, POLICY]
+# Parts of an earlier checkpoint that go when another is saved in its place, whether that has them or not. Only heads
+# stay, if they are of its decoder too.
+PARTS = [DECODER, ENCODER, PROJECTOR, POLICY, HEADS_FILE]
 # The same in the folder of a decoder alone.
 DECODER_FILES = ["model*.safetensors*", "adapter_*", RECORD]
 # Folders of a save: the new parts until all are written, and the old ones until all new are in their places.
@@ -117,6 +117,7 @@ class Checkpoint:
         else:
             with _replacing(directory, PARTS, CONFIG_NAME) as written:
                 self._save_all(written, dtype, decoder_dtype or dtype)
+                _keep_heads(directory, written)
 
     def without_bases(self) -> "Checkpoint":
         """Return the same checkpoint, which is saved whole."""
@@ -153,6 +154,16 @@ class Checkpoint:
         tokenizer = self.decoder_tokenizer if isinstance(module, Decoder) else self.encoder_tokenizer
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+
+
+def _keep_heads(directory: Path, written: Path) -> None:
+    """Copy the heads in `directory` if they are of the decoder just written, such as that of a policy's training."""
+    if not (directory / HEADS_FILE).is_file() or (written / HEADS_FILE).exists():
+        return
+    with suppress(CheckpointError):
+        # As a server loads it: heads are found with adapters merged.
+        load_heads(directory, load_decoder(written))
+        shutil.copy2(directory / HEADS_FILE, written)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from refrag.context.deployed import DeployedTokenizers
 from refrag.errors import CheckpointError
 from refrag.export.repository import export_repository
 from refrag.model.adapters import adapter_state, add_adapter, merge
+from refrag.model.attention_heads import AttentionHeads, digest_weights
 from refrag.model.backbones import has_adapter
 from refrag.model.checkpoint import load_checkpoint, load_decoder
 from refrag.model.tokenizers import load_decoder_tokenizer, load_decoder_vocab_size
@@ -163,6 +164,14 @@ def test_an_adapter_that_is_not_merged_is_saved_as_one_again(saved, tmp_path):
     assert all(torch.equal(one[path][name], other[path][name]) for path in one for name in one[path])
     for path in saved.rglob("*.json"):
         assert (tmp_path / "again" / path.relative_to(saved)).read_text() == path.read_text()
+
+
+def test_heads_stay_where_the_adapter_of_the_decoder_stays(saved):
+    decoder = load_decoder(saved)
+    replace(AttentionHeads.default(decoder), digest=digest_weights(decoder)).save(saved)
+    # As a policy's training goes on from it, which leaves the decoder alone.
+    replace(load_checkpoint(saved, merge_adapters=False), heads=None).save(saved)
+    assert load_checkpoint(saved).heads.digest == digest_weights(load_decoder(saved))
 
 
 def test_half_precision_files_are_float32_in_memory(adapted, tmp_path):

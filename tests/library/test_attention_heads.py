@@ -91,6 +91,23 @@ def test_saving_a_checkpoint_keeps_its_heads_unless_training_has_changed_the_dec
     assert AttentionHeads.load(tmp_path / "trained") is None
 
 
+def test_a_save_over_an_earlier_checkpoint_keeps_its_heads_if_they_are_of_the_decoder(saved):
+    before = (saved / HEADS_FILE).read_text()
+    make_tiny_checkpoint().save(saved)
+    assert (saved / HEADS_FILE).read_text() == before
+    checkpoint = make_tiny_checkpoint()
+    with torch.no_grad():
+        checkpoint.decoder.backbone.get_output_embeddings().weight[5] += 1.0
+    checkpoint.save(saved)
+    assert not (saved / HEADS_FILE).exists()
+
+
+def test_a_file_of_heads_that_cannot_be_read_goes_with_the_checkpoint_that_is_replaced(saved):
+    (saved / HEADS_FILE).write_text("{")
+    make_tiny_checkpoint().save(saved)
+    assert load_checkpoint(saved).heads is None
+
+
 def test_a_whole_copy_refuses_heads_of_other_weights(saved, tmp_path):
     damage(saved, weights_sha256="0" * 64)
     with pytest.raises(CheckpointError, match="heads of other weights"):
