@@ -3,9 +3,10 @@
 import os
 import sys
 import uuid
+from contextlib import contextmanager
 
 import pytest
-from embedded_helpers import is_group_alive, wait_until
+from embedded_helpers import PATIENCE_SECONDS, is_group_alive, wait_until
 
 from refrag.embedded.process import ServerProcess
 
@@ -13,7 +14,7 @@ from refrag.embedded.process import ServerProcess
 COMMAND = """
 import os, sys, time
 if os.fork() == 0:
-    held = bytearray(os.urandom(1 << 20) * 512)
+    held = bytearray(os.urandom(1 << 20)) * 256
     open(sys.argv[1], "w").close()
     time.sleep(600)
 while not os.path.exists(sys.argv[2]):
@@ -21,28 +22,33 @@ while not os.path.exists(sys.argv[2]):
 """
 
 
-def start(tmp_path):
+@contextmanager
+def running(tmp_path):
+    """Yield a started server and the file that tells it to end; nothing of it is left afterwards."""
     prefix, ready, leave = f"test_{uuid.uuid4().hex[:8]}", tmp_path / "ready", tmp_path / "leave"
     command = [sys.executable, "-c", COMMAND, str(ready), str(leave)]
     process = ServerProcess(command, os.environ, tmp_path / "log", prefix, tmp_path / "run")
     (tmp_path / "run").mkdir()
     process.start()
-    assert wait_until(ready.exists)
-    return process, leave
+    try:
+        assert wait_until(ready.exists)
+        yield process, leave
+    finally:
+        process.kill()
 
 
 def test_a_killed_server_leaves_no_process(tmp_path):
-    process, _ = start(tmp_path)
-    process.kill()
-    assert not is_group_alive(process.process_id)
+    with running(tmp_path) as (process, _):
+        process.kill()
+        assert not is_group_alive(process.process_id)
 
 
 def test_a_server_that_ends_by_itself_leaves_no_process(tmp_path):
-    process, leave = start(tmp_path)
-    leave.touch()
-    assert process.wait(30)
-    assert process.exit_code == 0
-    assert not is_group_alive(process.process_id)
+    with running(tmp_path) as (process, leave):
+        leave.touch()
+        assert process.wait(PATIENCE_SECONDS)
+        assert process.exit_code == 0
+        assert not is_group_alive(process.process_id)
 
 
 def test_a_command_that_cannot_be_started_is_told_whatever_the_reason(tmp_path):
