@@ -11,7 +11,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from embedded_helpers import DOUBLER, VECTOR_CONFIG, is_group_alive, shared_memory_of, wait_until, write_model
+from embedded_helpers import (
+    DOUBLER,
+    PATIENCE_SECONDS,
+    VECTOR_CONFIG,
+    is_group_alive,
+    shared_memory_of,
+    wait_until,
+    write_model,
+)
 
 from refrag.embedded import EmbeddedServer
 from refrag.embedded.leftovers import remove_leftovers, take_lock
@@ -88,10 +96,13 @@ def test_serve_reports_a_failure_and_exits_with_1_if_told_to(tiny_repository):
     arguments = [f"--model-repository={tiny_repository}", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
     command = [Path(sys.executable).with_name("refrag"), "serve", *arguments, "--on-failure=exit"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(5)]
-        (server,) = children_of(process.pid)
-        os.kill(next(iter(find_model_processes(server))), signal.SIGKILL)
-        _, errors = process.communicate()
+        try:
+            lines = [process.stdout.readline() for _ in range(5)]
+            (server,) = children_of(process.pid)
+            os.kill(next(iter(find_model_processes(server))), signal.SIGKILL)
+            _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
     assert process.returncode == 1
     assert "model instance doubler_0_0" in errors
     Path(lines[3].split()[1]).unlink()
