@@ -1,5 +1,6 @@
 """The endpoint's page in a real browser: a question is answered twice, and the context is drawn chunk by chunk."""
 
+import json
 import shutil
 
 import pytest
@@ -25,7 +26,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, timeout=1000 * PATIENCE_SECONDS)
         yield browser
         browser.close()
 
@@ -88,6 +89,7 @@ def test_a_chunk_tells_its_text_and_weight_to_mouse_and_keyboard(page):
 
 
 def test_the_keyboard_asks_and_stops(page):
+    page.route("**/v1/chat/completions", ask_for_a_long_answer)
     fill(page)
     page.get_by_label("Tokens of an answer").fill("3000")
     page.get_by_label("Question").press("Control+Enter")
@@ -95,6 +97,12 @@ def test_the_keyboard_asks_and_stops(page):
     page.keyboard.press("Escape")
     expect(page.get_by_role("alert")).to_have_text("Stopped.")
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+
+
+def ask_for_a_long_answer(route):
+    """Let the request through with as many tokens at least as it wants at most, so that it cannot end too soon."""
+    body = route.request.post_data_json
+    route.continue_(post_data=json.dumps({**body, "min_tokens": body["max_tokens"]}))
 
 
 def test_the_share_slider_is_what_is_asked_for(page):
@@ -112,6 +120,7 @@ def test_no_collection_is_offered_where_there_is_none(page):
 
 def test_what_the_server_refuses_is_shown(browser, base_url):
     page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE_SECONDS)
     page.goto(base_url.removesuffix("/v1"))
     fill(page)
     page.get_by_label("Policy").fill("best")
