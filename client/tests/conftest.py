@@ -2,8 +2,17 @@ import endpoint as http
 import fake_triton_service
 import pytest
 
+import refrag_client.async_client
+import refrag_client.client
 from refrag_client import RefragClient
 from refrag_client.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def patient_stops(monkeypatch):
+    """Give a stop more time than a busy machine needs to hear of it, since tests look at once who was stopped."""
+    for module in (refrag_client.client, refrag_client.async_client):
+        monkeypatch.setattr(module, "STOP_TIMEOUT_SECONDS", 60.0)
 
 
 @pytest.fixture
