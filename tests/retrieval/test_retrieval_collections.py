@@ -210,7 +210,9 @@ class WriterProcess:
         self.process.stdout.close()
 
     def read(self):
-        return int(self.process.stdout.readline() or 0)
+        line = self.process.stdout.readline()
+        assert line, "the writer has ended"
+        return int(line)
 
 
 def test_a_writer_killed_in_the_middle_loses_nothing_it_has_told_and_another_goes_on(address, reader):

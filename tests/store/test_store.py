@@ -75,11 +75,13 @@ def test_a_value_that_was_mended_meanwhile_stays(store, tiers):
     key = FINGERPRINT + digest(1)
     tiers[0].put({key: b"damaged"})
     hold, held = threading.Event(), threading.Event()
-    store._writer.submit(lambda: (held.set(), hold.wait()))
-    held.wait()
-    assert find(store, 1) == [None]
-    tiers[0].put({key: seal(key, vector(1))})
-    hold.set()
+    store._writer.submit(lambda: (held.set(), hold.wait(60)))
+    assert held.wait(60)
+    try:
+        assert find(store, 1) == [None]
+        tiers[0].put({key: seal(key, vector(1))})
+    finally:
+        hold.set()
     store.wait_until_written()
     assert find(store, 1) == [vector(1)]
 
@@ -135,12 +137,14 @@ def test_what_is_put_later_is_computed_and_stored_in_the_background(store, tiers
 
 def test_a_store_that_cannot_keep_up_lets_writes_be(store):
     hold, held = threading.Event(), threading.Event()
-    store._writer.submit(lambda: (held.set(), hold.wait()))
-    held.wait()
-    for number in range(MAX_PENDING_WRITES + 5):
-        store.put_later(lambda number=number: vectors([number]))
-    assert store.num_refused == 5
-    hold.set()
+    store._writer.submit(lambda: (held.set(), hold.wait(60)))
+    assert held.wait(60)
+    try:
+        for number in range(MAX_PENDING_WRITES + 5):
+            store.put_later(lambda number=number: vectors([number]))
+        assert store.num_refused == 5
+    finally:
+        hold.set()
     store.wait_until_written()
 
 
@@ -185,7 +189,7 @@ def test_whatever_happens_no_vector_is_wrong(tiers, clock):
     rng = random.Random(0)
     store = Store(FINGERPRINT, FORM, MemoryTier(20_000), tiers, clock)
     num_found = 0
-    for _ in range(3000):
+    for step in range(3000):
         clock.now += rng.random()
         tier = rng.choice(tiers)
         tier.fails = rng.random() < 0.3
@@ -199,6 +203,9 @@ def test_whatever_happens_no_vector_is_wrong(tiers, clock):
             assert found in (None, vector(number))
             num_found += found is not None
         store.put_later(lambda numbers=numbers: vectors(numbers))
+        if step % 20 == 0:
+            # A writer that is never given a turn stores nothing.
+            store.wait_until_written()
     store.close()
     assert num_found > 1000
     assert sum(guarded.counts.corrupted for guarded in store.tiers) > 10
