@@ -36,11 +36,13 @@ class Asker:
 
     def __init__(self, client: RefragClient, store: StoreClient, corpus: Corpus, expand_fraction: float) -> None:
         self.client, self.store, self.corpus, self.expand_fraction = client, store, corpus, expand_fraction
+        self.num_sensed = 0
 
     def ask(self, num_tokens: int, policy: str) -> Answer:
         """Ask about new passages, whose vectors have been stored."""
         passages = self.corpus.draw(num_tokens)
         self.store.index(passages)
+        self.num_sensed += policy == "attention"
         return self.client.generate(
             QUESTION, passages, policy=policy, expand_fraction=self.expand_fraction, max_tokens=1, min_tokens=1
         )
@@ -70,13 +72,13 @@ def measure_length(
     slots: dict[str, int] = {}
     for number in tqdm(range(num_rounds + 1), desc=f"{num_tokens} tokens", disable=None):
         if number == 1:
-            before = clock.read_sensing()
+            before = clock.read_sensing(asker.num_sensed)
         for policy in policies:
             answer = asker.ask(num_tokens, policy)
             assert answer.ttft_seconds is not None, "the answer has no token"
             slots[policy] = answer.statistics.prompt_slots
             seconds[policy] += [answer.ttft_seconds] if number else []
-    after = clock.read_sensing()
+    after = clock.read_sensing(asker.num_sensed)
     sensing = (after[0] - before[0]) / max(1, after[1] - before[1])
     return [
         {

@@ -21,8 +21,8 @@ from refrag.embedded import EmbeddedServer
 # The models before the decoder, in order.
 MODELS = ("preprocessing", "chunk_encoder", "expansion_policy", "projector")
 ONNX_MODELS = ("chunk_encoder", "projector")
-# The engine updates its metrics once a second.
-METRIC_SECONDS = 1.2
+# Models bring their metrics up to date once a second, and later on a busy machine.
+METRIC_SECONDS, POLL_SECONDS = 300.0, 0.05
 COMPUTE = ("compute_input", "compute_infer", "compute_output")
 PHASES = ("queue", *COMPUTE)
 
@@ -51,32 +51,45 @@ class StageClock:
         self.triton.close()
 
     def read(self) -> Reading:
-        time.sleep(METRIC_SECONDS)
+        """Return a reading of all requests that were answered so far; none may have failed."""
+        num_requests = self._count_requests()
+        engine = {name: self._read_histogram(f"refrag_{name}_seconds", num_requests) for name in ("ttft", "queue")}
         told = self.triton.get_inference_statistics(as_json=True)["model_stats"]
         models = {model["name"]: _phases(model["inference_stats"]) for model in told}
         for name in ONNX_MODELS:
             # Of batches that are cut into pieces; Triton's statistics leave it out.
             models[name]["compute_infer"] += self._read_metric("refrag_long_batch_seconds", f'model="{name}"')
-        return Reading(models, {name: self._read_histogram(name) for name in ("ttft", "queue")})
+        return Reading(models, engine)
 
     def read_lookup(self) -> float:
-        """Return the seconds spent so far in looking up chunk vectors."""
-        time.sleep(METRIC_SECONDS)
-        return self._read_metric("refrag_store_lookup_seconds_sum", 'model="preprocessing"')
+        """Return the seconds spent so far in looking up chunk vectors, by requests that all have passages."""
+        name = "refrag_store_lookup_seconds"
+        return self._read_histogram(name, self._count_requests(), 'model="preprocessing"')[0]
 
-    def read_sensing(self) -> tuple[float, int]:
-        """Return the seconds spent so far in choosing chunks by attention, and by how many requests."""
-        time.sleep(METRIC_SECONDS)
-        return self._read_histogram("sensing")
+    def read_sensing(self, num_requests: int) -> tuple[float, int]:
+        """Return the seconds that so many requests have spent in choosing chunks by attention, and their number."""
+        return self._read_histogram("refrag_sensing_seconds", num_requests)
 
     def read_model(self, name: str) -> float:
         """Return the seconds that a model has computed so far."""
         told = self.triton.get_inference_statistics(name, as_json=True)["model_stats"]
         return _phases(told[0]["inference_stats"])["compute_infer"]
 
-    def _read_histogram(self, name: str) -> tuple[float, int]:
-        total, count = (self._read_metric(f"refrag_{name}_seconds_{part}") for part in ("sum", "count"))
-        return total, int(count)
+    def _count_requests(self) -> int:
+        """Return how many requests the ensemble has passed to its first model."""
+        told = self.triton.get_inference_statistics(MODELS[0], as_json=True)["model_stats"]
+        return int(told[0]["inference_stats"]["success"].get("count", 0))
+
+    def _read_histogram(self, name: str, num_requests: int, label: str = "") -> tuple[float, int]:
+        """Return the histogram's sum and count, once it counts so many requests."""
+        deadline = time.monotonic() + METRIC_SECONDS
+        while (count := self._read_metric(f"{name}_count", label)) < num_requests:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{name} counts {count:g} of {num_requests} requests after {METRIC_SECONDS:g} s; has one failed?"
+                )
+            time.sleep(POLL_SECONDS)
+        return self._read_metric(f"{name}_sum", label), int(count)
 
     def _read_metric(self, name: str, label: str = "") -> float:
         values = read_metric(self.server, name, label)
