@@ -212,6 +212,8 @@ def mean_rewards(checkpoint: Checkpoint, batch: ContextBatch, picks: Tensor) -> 
 # A run that is killed
 
 NUM_STEPS = 40
+# Far beyond what a busy machine needs.
+PATIENCE_SECONDS = 600
 OVERRIDES = [
     f"runs.reconstruct.optimisation.num_steps={NUM_STEPS}",
     "runs.reconstruct.optimisation.snapshot_seconds=0",
@@ -242,17 +244,22 @@ def start_reconstruction(folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=300)
+    try:
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors
 
 
 def kill_after_a_snapshot(process: subprocess.Popen[str], folder: Path) -> None:
-    deadline = time.monotonic() + 300
-    while not list((folder / "reconstruct" / "snapshot").glob("*/run.json")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "no snapshot within five minutes"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while not list((folder / "reconstruct" / "snapshot").glob("*/run.json")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "no snapshot within ten minutes"
+            time.sleep(0.01)
+    finally:
+        process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
