@@ -8,6 +8,8 @@ import tritonclient.grpc as triton
 
 # Far beyond what a busy machine needs: tests wait for events, and this only ends one that waits for ever.
 PATIENCE_SECONDS = 600.0
+# Of every server that a test starts.
+SERVER_OPTIONS = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ready_timeout_seconds": PATIENCE_SECONDS}
 
 
 def post(server, endpoint, body, model="refrag"):

@@ -4,7 +4,7 @@ import re
 import time
 import urllib.request
 
-PATIENCE_SECONDS = 30.0
+from raw_requests import PATIENCE_SECONDS
 
 
 def read_metric(server, name):

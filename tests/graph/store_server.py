@@ -6,11 +6,14 @@ import sys
 import time
 import urllib.request
 
+from raw_requests import PATIENCE_SECONDS, SERVER_OPTIONS
+
 from refrag.embedded import EmbeddedServer
 from refrag_client import RefragClient, StoreClient
 
 MAX_TOKENS = 16
-PATIENCE_SECONDS = 30.0
+# A busy machine's Redis answers late, and tests are of what it holds; one that is killed refuses at once.
+REDIS_TIMEOUT_MS = 30_000
 
 
 class Served:
@@ -19,11 +22,11 @@ class Served:
     def __init__(self, repository, store_folder, **environment):
         self.store_folder = store_folder
         variables = {f"REFRAG_STORE_{name}": str(value) for name, value in environment.items()}
+        # Without probes, whose passage the store would hold too.
         self.server = EmbeddedServer(
             repository,
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
+            **SERVER_OPTIONS,
+            probe_seconds=0,
             environment={"REFRAG_STORE_DISK_PATH": str(store_folder), **variables},
         )
 

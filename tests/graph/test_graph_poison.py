@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from inner_models import call, prepare
 from redis_server import RedisServer, needs_redis
-from store_server import Served, check_answers
+from store_server import REDIS_TIMEOUT_MS, Served, check_answers
 
 from refrag_client import InvalidRequest, RefragError
 
@@ -241,7 +241,7 @@ def test_vectors_that_cannot_be_this_encoders_are_not_served_from_disk(repositor
 def test_vectors_that_cannot_be_this_encoders_are_not_served_from_redis(repository, tmp_path, contexts, expected):
     redis = RedisServer(tmp_path)
     try:
-        with Served(repository, "off", MEMORY_MIB=0, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=1000) as served:
+        with Served(repository, "off", MEMORY_MIB=0, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=REDIS_TIMEOUT_MS) as served:
             check_that_impostors_go(served, redis.url, "shared", contexts[:BYSTANDERS], expected[:BYSTANDERS])
     finally:
         redis.kill()

@@ -8,9 +8,10 @@ import time
 
 import pytest
 import redis
+from raw_requests import PATIENCE_SECONDS
 from redis_server import RedisServer, needs_redis
 from small_disk import needs_mount, small_disk
-from store_server import PATIENCE_SECONDS, Served, check_answers, flip_values
+from store_server import REDIS_TIMEOUT_MS, Served, check_answers, flip_values
 
 from refrag_client import InvalidRequest, Overloaded
 
@@ -86,7 +87,7 @@ def test_a_full_disk_costs_no_answer(repository, tmp_path, contexts, expected):
 def test_redis_killed_and_back_costs_no_answer(repository, tmp_path, contexts, expected):
     server = RedisServer(tmp_path)
     try:
-        with Served(repository, "off", MEMORY_MIB=0, REDIS_URL=server.url, REDIS_TIMEOUT_MS=1000) as served:
+        with Served(repository, "off", MEMORY_MIB=0, REDIS_URL=server.url, REDIS_TIMEOUT_MS=REDIS_TIMEOUT_MS) as served:
             served.store.index([passage for context in contexts for passage in context.passages])
             warm = check_answers(served, contexts, expected)
             assert all(figures.num_stored_chunks == figures.num_chunks > 0 for figures in warm)
@@ -106,7 +107,7 @@ def test_what_one_server_encodes_the_other_finds_and_a_rolling_restart_loses_not
     repository, tmp_path, contexts, expected
 ):
     server = RedisServer(tmp_path)
-    options = {"REDIS_URL": server.url, "REDIS_TIMEOUT_MS": 1000}
+    options = {"REDIS_URL": server.url, "REDIS_TIMEOUT_MS": REDIS_TIMEOUT_MS}
     try:
         with Served(repository, tmp_path / "b", **options) as second:
             with Served(repository, tmp_path / "a", **options) as first:
@@ -126,7 +127,7 @@ def test_what_one_server_encodes_the_other_finds_and_a_rolling_restart_loses_not
 def test_indexing_again_fills_a_tier_that_lost_what_another_has(repository, tmp_path, contexts):
     server = RedisServer(tmp_path)
     try:
-        with Served(repository, tmp_path / "disk", REDIS_URL=server.url, REDIS_TIMEOUT_MS=1000) as served:
+        with Served(repository, tmp_path / "disk", REDIS_URL=server.url, REDIS_TIMEOUT_MS=REDIS_TIMEOUT_MS) as served:
             passages = contexts[0].passages
             first = served.store.index(passages)
             with redis.Redis.from_url(server.url) as client:
