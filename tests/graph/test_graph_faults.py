@@ -11,8 +11,9 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from raw_requests import error_that_ends
+from raw_requests import PATIENCE_SECONDS, SERVER_OPTIONS, error_that_ends
 
+import refrag.embedded.run
 from refrag.embedded import EmbeddedServer
 from refrag.embedded.watch import find_model_processes
 from refrag_client import ConnectionLost, RefragClient, ServerUnavailable
@@ -32,10 +33,10 @@ class Streams:
     def __init__(self, client: RefragClient, pool: ThreadPoolExecutor) -> None:
         self.num_running, self.all_running = itertools.count(1), threading.Event()
         self.failures: list[Future] = [pool.submit(self._read, client, seed) for seed in range(NUM_STREAMS)]
-        assert self.all_running.wait(120)
+        assert self.all_running.wait(PATIENCE_SECONDS)
 
     def ends(self) -> list[Exception]:
-        return [failure.result(timeout=120) for failure in self.failures]
+        return [failure.result(timeout=PATIENCE_SECONDS) for failure in self.failures]
 
     def _read(self, client: RefragClient, seed: int) -> Exception:
         stream = client.stream(QUESTION, PASSAGES, seed=seed, **ENDLESS)
@@ -61,9 +62,8 @@ def ask(client: RefragClient, context) -> tuple[int, ...]:
 
 
 def test_killed_model_processes_end_every_stream_and_are_replaced(repository, heldout, record_property):
-    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     with (
-        EmbeddedServer(repository, **ports, max_restarts=NUM_ROUNDS * len(MODELS)) as server,
+        EmbeddedServer(repository, **SERVER_OPTIONS, max_restarts=NUM_ROUNDS * len(MODELS)) as server,
         RefragClient(server.grpc_address) as client,
         ThreadPoolExecutor(NUM_STREAMS) as pool,
     ):
@@ -78,7 +78,7 @@ def test_killed_model_processes_end_every_stream_and_are_replaced(repository, he
             told = time.monotonic() - killed_at
             assert [type(end) for end in ends] == [ConnectionLost] * NUM_STREAMS
             assert all(end.num_tokens > 0 for end in ends)
-            client.wait_until_ready(timeout_seconds=120)
+            client.wait_until_ready(timeout_seconds=PATIENCE_SECONDS)
             together = ask_at_once(client, contexts)
             back = time.monotonic() - killed_at
             assert server.process_id != before
@@ -87,10 +87,11 @@ def test_killed_model_processes_end_every_stream_and_are_replaced(repository, he
             print(f"{model}: callers told after {told:.2f} s, eight answers after {back:.2f} s")
 
 
-def test_a_stop_tells_every_caller_and_counts_what_it_cuts(repository):
-    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+def test_a_stop_tells_every_caller_and_counts_what_it_cuts(repository, monkeypatch):
+    # Half of the drain: a busy machine is slow to tell, and no answer may come to its end before.
+    monkeypatch.setattr(refrag.embedded.run, "_LAST_WORD_SECONDS", 10.0)
     with (
-        EmbeddedServer(repository, **ports, drain_timeout_seconds=4) as server,
+        EmbeddedServer(repository, **SERVER_OPTIONS, drain_timeout_seconds=20) as server,
         RefragClient(server.grpc_address) as client,
         ThreadPoolExecutor(NUM_STREAMS + 1) as pool,
     ):
@@ -98,7 +99,7 @@ def test_a_stop_tells_every_caller_and_counts_what_it_cuts(repository):
         stopped = pool.submit(server.stop)
         late = ask_until_refused(client)
         ends = streams.ends()
-        assert stopped.result(timeout=60) == NUM_STREAMS
+        assert stopped.result(timeout=PATIENCE_SECONDS) == NUM_STREAMS
     assert {type(end) for end in ends} == {ServerUnavailable}
     assert all("has cut this answer" in str(end) for end in ends)
     assert "is stopping" in str(late)
@@ -107,8 +108,10 @@ def test_a_stop_tells_every_caller_and_counts_what_it_cuts(repository):
 
 def ask_until_refused(client: RefragClient) -> ServerUnavailable:
     """Return the refusal of the first request that the stopping server refuses."""
-    while True:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
         try:
             client.generate(QUESTION, PASSAGES, max_tokens=1)
         except ServerUnavailable as refusal:
             return refusal
+    raise AssertionError("the stopping server refuses nobody")
