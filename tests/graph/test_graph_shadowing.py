@@ -16,6 +16,8 @@ pytestmark = pytest.mark.server
 
 MAX_TOKENS, NUM_QUESTIONS = 8, 6
 DIVERGENCE, AGREEMENT = "refrag_shadow_divergence", "refrag_shadow_agreement"
+# The last of a comparison's metrics to be told.
+LAST_COUNT = "refrag_shadow_first_divergence_count"
 
 
 def mixed_prompt(reference, request):
@@ -38,10 +40,10 @@ def evaluate(reference, question, passages):
 def test_the_metrics_say_what_the_evaluation_measures_on_the_same_requests(client, server, reference, heldout):
     asked = [(context.questions[0].text, context.passages) for context in heldout[:NUM_QUESTIONS]]
     names = [f"{name}_{part}" for name in (DIVERGENCE, AGREEMENT) for part in ("count", "sum")]
-    before = {name: read_metric(server, name) for name in names}
+    before = {name: read_metric(server, name) for name in (*names, LAST_COUNT)}
     for question, passages in asked:
         client.generate(question, passages, expand_fraction=0.1, max_tokens=MAX_TOKENS, shadow_fraction=1)
-    wait_for_metric(server, f"{AGREEMENT}_count", before[f"{AGREEMENT}_count"] + NUM_QUESTIONS)
+    wait_for_metric(server, LAST_COUNT, before[LAST_COUNT] + NUM_QUESTIONS)
     added = {name: read_metric(server, name) - before[name] for name in names}
     expected = [evaluate(reference, *one) for one in asked]
     assert added[f"{DIVERGENCE}_count"] == added[f"{AGREEMENT}_count"] == NUM_QUESTIONS
