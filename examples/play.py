@@ -39,8 +39,8 @@ DELETED_AT_ONCE = 1024
 NAME_LENGTH, HASH_LENGTH = 64, 8
 # Of a passage, for a question that finds it.
 QUESTION_WORDS = 12
-# A plain prompt takes long on a slow or busy machine.
-LONGEST_ANSWER_SECONDS = 600
+# A slow or busy machine loads the models slowly, and a plain prompt takes it long.
+LONGEST_START_SECONDS = LONGEST_ANSWER_SECONDS = 600
 
 
 def play(
@@ -51,7 +51,10 @@ def play(
     data = data.resolve()
     environment = {"REFRAG_COLLECTIONS_PATH": str(data / "collections"), "REFRAG_STORE_DISK_PATH": str(data / "store")}
     print("Starting tritonserver …", flush=True)
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, environment=environment) as server:
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    with EmbeddedServer(
+        repository, **ports, environment=environment, ready_timeout_seconds=LONGEST_START_SECONDS
+    ) as server:
         try:
             with CollectionClient(server.grpc_address) as client:
                 index(client, collection, documents, data / "ids" / f"{collection}.json")

@@ -25,6 +25,8 @@ DECODERS = {
     "int8": ["torch", "--set", "quantization=int8"],
     "vllm": ["vllm", "--folder", str(ROOT / "build" / "decoders" / "vllm")],
 }
+# Loading all models takes a busy machine minutes.
+READY_SECONDS = 600
 # A plain prompt of 8,192 tokens takes a decoder of 135 million parameters about a minute on two cores.
 LONGEST_ANSWER_SECONDS = 600
 
@@ -85,7 +87,9 @@ def serve(repository: Path, collections: Path | None = None, /, **store: object)
         variables["REFRAG_COLLECTIONS_PATH"] = str(collections)
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     # Without probes, which would be measured too.
-    with EmbeddedServer(repository, **ports, probe_seconds=0, environment=variables) as server:
+    with EmbeddedServer(
+        repository, **ports, probe_seconds=0, environment=variables, ready_timeout_seconds=READY_SECONDS
+    ) as server:
         yield server
 
 

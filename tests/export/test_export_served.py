@@ -22,7 +22,7 @@ def client(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for model in ("chunk_encoder", "projector"):
         shutil.copytree(exported / model, repository / model)
     with (
-        EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, ready_timeout_seconds=600) as server,
         grpcclient.InferenceServerClient(server.grpc_address) as client,
     ):
         yield client

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from openai_endpoint import run_endpoint
-from raw_requests import PATIENCE_SECONDS
+from raw_requests import PATIENCE_SECONDS, SERVER_OPTIONS
 from repository_edits import set_parameter
 from store_server import MAX_TOKENS
 
@@ -44,7 +44,7 @@ def repository(request, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(repository):
     # Without probes, since tests count what the decoder does.
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, probe_seconds=0) as running:
+    with EmbeddedServer(repository, **SERVER_OPTIONS, probe_seconds=0) as running:
         yield running
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from raw_requests import as_bytes, raw_request
+from raw_requests import SERVER_OPTIONS, as_bytes, raw_request
 
 from refrag.embedded import EmbeddedServer
 from refrag.errors import SetupError
@@ -185,7 +185,7 @@ def test_a_missing_or_corrupt_checkpoint_stops_the_start_and_is_named(repository
     damage(damaged)
     with (
         pytest.raises(SetupError, match=named),
-        EmbeddedServer(damaged, http_port=0, grpc_port=0, metrics_port=0),
+        EmbeddedServer(damaged, **SERVER_OPTIONS),
     ):
         pass
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from documentation import command_blocks, make_checkout, pages_run_by, read_page, run_block
+from raw_requests import SERVER_OPTIONS
 from test_graph_engine import wait_for_metric
 
 pytestmark = pytest.mark.server
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.server
 HERE = "tests/graph/test_graph_docs.py"
 BLOCKS = [block for page in pages_run_by(HERE) for block in command_blocks(page, HERE)]
 SERVE, ENDPOINT = re.compile(r"(make|refrag) serve"), re.compile(r"^refrag openai$", re.MULTILINE)
-FREE_PORTS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+SERVE_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SERVER_OPTIONS.items()]
 # What a block prints that says that it did its work, by what it holds: the first that fits.
 SIGNS = {"curl -N": '"finish_reason":"', "--compare": "TTFT plain / compressed", "Mara Tolen": "parrot"}
 
@@ -65,7 +66,7 @@ def test_a_server_starts_and_ends_as_the_pages_say(block, checkout):
     arguments = command.replace(".venv/bin/", "").split()
     program = Path(sys.executable).with_name(arguments[0])
     with subprocess.Popen(
-        [program, *arguments[1:], *FREE_PORTS], cwd=checkout, stdout=subprocess.PIPE, text=True
+        [program, *arguments[1:], *SERVE_OPTIONS], cwd=checkout, stdout=subprocess.PIPE, text=True
     ) as run:
         is_ready = any(line.startswith("ready after") for line in run.stdout)
         run.send_signal(signal.SIGTERM)

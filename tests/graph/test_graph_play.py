@@ -109,8 +109,9 @@ def test_the_page_asks_over_a_collection_and_draws_what_was_found(addresses):
             for share in shares
         ]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, timeout=1000 * PATIENCE_SECONDS)
         page = browser.new_page(viewport={"width": 1000, "height": 800})
+        page.set_default_timeout(1000 * PATIENCE_SECONDS)
         expect.set_options(timeout=1000 * PATIENCE_SECONDS)
         page.goto(addresses["page"])
         expect(page.get_by_label("Collection")).to_be_visible()

@@ -7,6 +7,7 @@ import textwrap
 import venv
 
 import pytest
+from raw_requests import SERVER_OPTIONS
 from repository_edits import set_parameter
 
 from refrag.embedded import EmbeddedServer
@@ -104,7 +105,7 @@ def toy_client(repository, tmp_path_factory, environment_with_toys):
         # The server's Python models run under the first Python of its PATH, which is the running one's.
         patch.setattr(sys, "executable", str(environment_with_toys))
         with (
-            EmbeddedServer(copy, http_port=0, grpc_port=0, metrics_port=0) as server,
+            EmbeddedServer(copy, **SERVER_OPTIONS) as server,
             RefragClient(server.grpc_address) as client,
         ):
             yield client
@@ -149,6 +150,6 @@ def test_a_decoder_that_cannot_be_opened_stops_the_start_and_says_why(repository
     set_parameter(copy, "decoder", parameter, value)
     with (
         pytest.raises(SetupError, match=named),
-        EmbeddedServer(copy, http_port=0, grpc_port=0, metrics_port=0),
+        EmbeddedServer(copy, **SERVER_OPTIONS),
     ):
         pass

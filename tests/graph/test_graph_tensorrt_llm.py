@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_folder import STAND_IN, make_engine
-from raw_requests import PATIENCE_SECONDS, as_bytes, raw_request
+from raw_requests import PATIENCE_SECONDS, SERVER_OPTIONS, as_bytes, raw_request
 
 import refrag.embedded.runtime
 from refrag.embedded import EmbeddedServer
@@ -35,9 +35,7 @@ def server(tmp_path_factory):
         (backends / backend.name).symlink_to(backend)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refrag.embedded.runtime, "OWN_BACKENDS", backends)
-        with EmbeddedServer(
-            folder / "repository", http_port=0, grpc_port=0, metrics_port=0, probe_seconds=0
-        ) as running:
+        with EmbeddedServer(folder / "repository", **SERVER_OPTIONS, probe_seconds=0) as running:
             yield running
 
 
