@@ -228,6 +228,8 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "heads": (PAIR / "heads.json", with_source(render_recall)),
     "taught": (PAIR / "taught.json", with_source(render_comparison)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},
+    "retuned": (RESULTS / "smollm2" / "retuned.json", questions),
+    "clapnq": (RESULTS / "smollm2" / "clapnq.json", long_answers),
     "untuned": (PAIR / "questions" / "untuned.json", without_recovery),
     "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},

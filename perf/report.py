@@ -59,6 +59,8 @@ IDENTITY = (
     "policy",
     "pair",
     "slots",
+    "condition",
+    "against",
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1e21 }
