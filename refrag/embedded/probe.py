@@ -24,7 +24,6 @@ _BUSY = ("Overloaded", "DeadlineExceeded")
 # Before all others: a probe that waits behind long prompts would tell nothing.
 _PRIORITY = -(2**31)
 
-
 Finding = Literal["answered", "busy"]
 
 
