@@ -37,7 +37,8 @@ from refrag.export.passage_encoder import SentenceEncoder, build_passage_encoder
 from refrag.export.precision import Precision, TracedPrecision
 from refrag.export.quantisation import quantise_chunk_encoder
 from refrag.export.tensorrt import PLAN_FILE, build_plan, has_tensorrt, plan_jobs, write_script
-from refrag.model.checkpoint import load_encoder, load_projector, move_all
+from refrag.machine.files import move_all
+from refrag.model.checkpoint import load_encoder, load_projector
 from refrag.model.encoder import ChunkEncoder
 from refrag.model.policy_file import load_policy
 from refrag.model.projector import Projector

@@ -26,6 +26,7 @@ from refrag.config import BASES, CONFIG_NAME, RefragConfig
 from refrag.context.chunking import Chunker
 from refrag.context.deployed import DECODER, ENCODER
 from refrag.errors import CheckpointError
+from refrag.machine.files import move_all
 from refrag.model.attention_heads import HEADS_FILE, AttentionHeads, digest_weights, load_heads
 from refrag.model.backbones import load_pretrained, save_whole
 from refrag.model.bases import MODEL_CONFIG, RECORD, BaseRecord, find_base, model_folder, record_base, refuse_other_base
@@ -194,22 +195,6 @@ def _replacing(directory: Path, parts: Iterable[str], last: str) -> Iterator[Pat
         _remove(old)
     finally:
         _remove(written)
-
-
-def move_all(moves: Iterable[tuple[Path, Path]]) -> None:
-    """Rename each source to its target, in order; if one cannot be, or Ctrl-C comes, all go back to where they were."""
-    begun: list[tuple[Path, Path]] = []
-    try:
-        for source, target in moves:
-            begun.append((source, target))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.rename(target)
-    except BaseException:
-        for source, target in reversed(begun):
-            # The last one may have been moved or not.
-            if not os.path.lexists(source):
-                target.rename(source)
-        raise
 
 
 def _remove(path: Path) -> None:

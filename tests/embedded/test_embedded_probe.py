@@ -13,8 +13,8 @@ from refrag.embedded.ports import pick_free_port
 from refrag.embedded.probe import ProbeFailed, ask_server
 from refrag.errors import DeadlineExceeded, InvalidRequest, Overloaded, RefragError
 
-# A sixth of it is enough for a fake's statistics.
-TIMEOUT_SECONDS = 1.5
+# A sixth of it is enough for a fake's statistics, on a busy machine too.
+TIMEOUT_SECONDS = 3.0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -108,7 +108,7 @@ def test_answers_of_other_models_tell_nothing_about_the_graph():
 
 @pytest.mark.parametrize("counts", [(3, 3), (3, None), (None, 3)])
 def test_a_server_that_answers_nobody_as_far_as_it_tells_is_a_failure(counts):
-    with server_that_hangs(*counts) as address, pytest.raises(ProbeFailed, match=r"no answer from .* within 1\.\d s"):
+    with server_that_hangs(*counts) as address, pytest.raises(ProbeFailed, match=r"no answer from .* within \d\.\d s"):
         ask_server(address, TIMEOUT_SECONDS)
 
 

@@ -187,7 +187,7 @@ def test_stopping_is_bounded_while_a_request_runs(tiny_repository):
             (future,) = infer_at_once(client, "stuck", [np.ones(1, np.float32)])
             started_at = time.monotonic()
             server.stop()
-            assert time.monotonic() - started_at < 60
+            assert time.monotonic() - started_at < 15
             with pytest.raises(InferenceServerException):
                 future.result(timeout=PATIENCE_SECONDS)
     finally:
