@@ -11,7 +11,7 @@ SAMPLE_SECONDS = 0.5
 
 
 class PeakMemory:
-    """Notes the most memory of a server, looking twice a second; a context manager.
+    """Notes the most memory of a server, looking twice a second and once more at the end; a context manager.
 
     peak_mib: the most so far.
     """
@@ -32,10 +32,12 @@ class PeakMemory:
         self._thread.join()
 
     def _look(self) -> None:
+        is_over = False
         while True:
             self.peak_mib = max(self.peak_mib, memory_mib(self.server))
-            if self._ended.wait(SAMPLE_SECONDS):
+            if is_over:
                 return
+            is_over = self._ended.wait(SAMPLE_SECONDS)
 
 
 def memory_mib(server: EmbeddedServer) -> float:

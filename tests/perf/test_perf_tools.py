@@ -4,13 +4,14 @@ import json
 import random
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from perf import decoders, prefill, ttft
+from perf import decoders, memory, prefill, ttft
 from perf.analytic import predicted_speedup
 from perf.analyzer import add_measured, read_export
 from perf.load import Callers, describe
@@ -138,6 +139,15 @@ def test_callers_never_ask_the_same_twice():
     assert len({tuple(request["passages"]["content"]) for request in requests}) == 20
     assert all(request["passages"]["shape"] == [5] for request in requests)
     assert all(request["max_tokens"] == request["min_tokens"] == [8] for request in requests)
+
+
+def test_memory_that_is_taken_between_two_looks_is_seen_at_the_end(monkeypatch):
+    sizes, looked = [1.0], threading.Event()
+    monkeypatch.setattr(memory, "memory_mib", lambda server: (looked.set(), sizes[-1])[1])
+    with memory.PeakMemory(server=None) as peak:
+        assert looked.wait(60)
+        sizes.append(2.0)
+    assert peak.peak_mib == 2.0
 
 
 def test_a_case_has_a_slot_for_each_compressed_chunk_and_all_tokens_of_the_others():
