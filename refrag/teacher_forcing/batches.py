@@ -13,11 +13,13 @@ import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.data.contexts import TokenisedContext, TokenisedQuestion
+from refrag.errors import TrainingError
 from refrag.prompt import lay_out_prompt
 from refrag.teacher_forcing.distribution import TopDistribution
 from refrag.teacher_forcing.movable import Movable
@@ -53,6 +55,23 @@ class MixedExample:
     segments: Sequence[Segment]
     first_row: int = 0
     context_weight: float = 0.0
+
+    def within(self, num_slots: int) -> "MixedExample":
+        """Return the example with as many of its first chunks as these slots hold beside its segments.
+
+        Raises TrainingError if the segments alone need more.
+        """
+        needed = sum(len(segment.token_ids) for segment in self.segments)
+        if needed > num_slots:
+            raise TrainingError(
+                f"a question with its answer needs {needed} slots, and max_prompt_slots of the pair leaves {num_slots} "
+                "for them; leave such rows out"
+            )
+        is_expanded = np.isin(np.arange(len(self.chunks)), list(self.expanded))
+        slots = np.where(is_expanded, PackedChunks.of(self.chunks).lengths, 1)
+        num_kept = int((slots.cumsum() <= num_slots - needed).sum())
+        kept = {number for number in self.expanded if number < num_kept}
+        return replace(self, chunks=self.chunks[:num_kept], expanded=kept)
 
 
 @dataclass(frozen=True)
@@ -127,9 +146,18 @@ class ContextBatch(Movable):
 
 
 def collate_mixed(
-    examples: Sequence[MixedExample], vocab_size: int, head_ids: Sequence[int], row_slots: int | None = None
+    examples: Sequence[MixedExample],
+    vocab_size: int,
+    head_ids: Sequence[int],
+    row_slots: int | None = None,
+    window: int | None = None,
 ) -> MixedBatch:
-    """Lay out the examples, one per row, or packed into rows of `row_slots` (longer where one example needs it)."""
+    """Lay out the examples, one per row, or packed into rows of `row_slots` (longer where one example needs it).
+
+    window: most slots of one example; a context that is longer is cut, as evaluation cuts it. None for any length.
+    """
+    if window is not None:
+        examples = [example.within(window - len(head_ids)) for example in examples]
     return collate_rows([_lay_out(example, vocab_size, head_ids) for example in examples], row_slots)
 
 

@@ -1,7 +1,7 @@
 """Batches held by equality with their examples, laid out one by one, slot after slot."""
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from refrag.context.chunking import Chunk, Chunker, PackedChunks
 from refrag.data.contexts import ContextMaker
+from refrag.errors import TrainingError
 from refrag.teacher_forcing.batches import (
     MixedExample,
     Segment,
@@ -107,6 +108,28 @@ def test_position_ids_start_anew_with_each_packed_example(examples, head_ids, ro
         return
     for number, example in enumerate(examples):
         assert of_example(batch.position_ids, batch, number) == list(range(len(slots_of(example, head_ids))))
+
+
+@given(batches_of_examples(), st.sampled_from([[], [BOS_ID, 7]]), st.integers(0, 20))
+def test_an_example_beyond_the_window_loses_its_last_chunks_alone(examples, head_ids, room):
+    needed = max(sum(len(segment.token_ids) for segment in example.segments) for example in examples)
+    window = len(head_ids) + needed + room
+    batch = collate_mixed(examples, VOCAB_SIZE, head_ids, window=window)
+    for number, example in enumerate(examples):
+        counts = range(len(example.chunks) + 1)
+        cuts = [
+            replace(example, chunks=example.chunks[:count], expanded=example.expanded & {*range(count)})
+            for count in counts
+        ]
+        longest = max((slots_of(cut, head_ids) for cut in cuts if len(slots_of(cut, head_ids)) <= window), key=len)
+        assert of_example(batch.input_ids, batch, number) == [id for id, _, _ in longest]
+
+
+def test_segments_that_the_window_has_no_room_for_are_refused():
+    example = MixedExample([], set(), [Segment([2] * 10, 0.0), Segment([3] * 5, 1.0)])
+    assert collate_mixed([example], VOCAB_SIZE, [BOS_ID], window=16).input_ids.shape == (1, 16)
+    with pytest.raises(TrainingError, match="needs 15 slots, and max_prompt_slots of the pair leaves 14"):
+        collate_mixed([example], VOCAB_SIZE, [BOS_ID], window=15)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 40))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from minimising import minimise
-from question_files import ROW, write_rows
+from question_files import ROW, write_lines, write_rows
 from torch.nn import functional
 
 from refrag.data.contexts import ContextMaker
@@ -43,7 +43,7 @@ from refrag.training.settings import (
     Replay,
     Select,
 )
-from refrag.training.stages import finetune, pretrain, questions, recover, selection
+from refrag.training.stages import finetune, pretrain, questions, recover, rewards, selection
 from refrag.training.stages.finetune import FinetuneBatch, Finetuning
 from refrag.training.stages.rows import RowSource
 from refrag.training.stages.selection import selection_loss
@@ -453,6 +453,46 @@ def test_questions_come_from_files_where_the_run_names_some(checkpoint, asked_fr
     if name != "plain finetune":
         texts = {question.text for context in questions_of(batch).contexts for question in context.questions}
         assert texts <= {"Who built the bridge?", "Who rebuilt it?", "What is sold?"} and len(texts) > 1
+
+
+@pytest.fixture
+def long_row(tmp_path):
+    """Settings that take a question from a file, over passages of several times a hundred tokens."""
+    passages = [{"id": str(number), "text": "The mill of Harrow burned down in 1911. " * 20} for number in range(2)]
+    row = {**ROW, "passages": ["0", "1"], "gold": []}
+    path = write_rows(tmp_path, [row])
+    write_lines(tmp_path / "passages.jsonl.gz", passages)
+    return Questions(files=[QuestionFile(path=str(path))], answerless_share=0.0)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "plain finetune"])
+def test_contexts_are_read_in_full_up_to_the_window(checkpoint, name):
+    """Six questions of a context leave it some hundred slots of these."""
+    window = 300
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, max_prompt_slots=window))
+    source, lengths = source_of(checkpoint, name), []
+    for seed in range(5):
+        batch = questions_of(draw(source, seed))
+        lengths += batch.example_ids[batch.example_ids >= 0].unique(return_counts=True)[1].tolist()
+    # Chunks of the tests' pair have at most sixteen tokens.
+    assert window - 16 < max(lengths) <= window
+
+
+@pytest.mark.parametrize(
+    "name, form", [("finetune", "dense"), ("finetune", "served"), ("gains", None), ("policy", None)]
+)
+def test_compressed_contexts_are_read_up_to_the_window(checkpoint, long_row, name, form, monkeypatch):
+    window, read = 60, []
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, max_prompt_slots=window))
+    for module in (finetune, rewards):
+        monkeypatch.setattr(module, "predict", lambda *given: read.append(given[1]) or predict(*given))
+    source, objective = make_stage(checkpoint, RUNS[name].model_copy(update={"questions": long_row}))
+    if form is None:
+        objective(draw(source, 0), rollout_seed=0)
+    else:
+        objective.form_shares = tuple(float(form == one) for one in ("plain", "dense", "served"))
+        objective(draw(source, 0))
+    assert [batch.input_ids.shape[1] for batch in read] == [window]
 
 
 @pytest.mark.parametrize(

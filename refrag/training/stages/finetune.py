@@ -95,7 +95,10 @@ class FinetuneSource(ContextSource[Finetune]):
         contexts = self.draw_contexts(rng, chunker, num_passages)
         if settings.form == "plain":
             examples = [plain_example(context, 0.0, 1.0, 0.0) for context in contexts]
-            return collate_mixed(examples, self.checkpoint.decoder.vocab_size, self.head_ids, settings.row_slots)
+            window = self.checkpoint.config.max_prompt_slots
+            return collate_mixed(
+                examples, self.checkpoint.decoder.vocab_size, self.head_ids, settings.row_slots, window
+            )
         return collate_contexts(chunker, list(contexts), seed=rng.getrandbits(32))
 
     def state(self) -> dict[str, Any]:
@@ -130,7 +133,7 @@ class Finetuning(Objective):
         plain = settings.plain_share
         self.form_shares = (plain, (1 - plain) * DENSE_SHARE, (1 - plain) * (1 - DENSE_SHARE))
         self.confidence = checkpoint.config.policy_confidence
-        self.head_ids = checkpoint.chunker.frame.head_ids
+        self.head_ids, self.window = checkpoint.chunker.frame.head_ids, checkpoint.config.max_prompt_slots
         self.decoder = checkpoint.decoder
         let_train(self.decoder)
         if settings.form == "mixed":
@@ -179,8 +182,8 @@ class Finetuning(Objective):
             examples = self.all_questions_at_once(rng, batch.contexts)
         else:
             examples = self.each_question_as_served(rng, batch.contexts, logits.detach().cpu())
-        row_slots = self.settings.row_slots
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots).to(vectors.device)
+        row_slots, window = self.settings.row_slots, self.window
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots, window).to(vectors.device)
         loss, figures = self.answers(predict(self.decoder, mixed, self.projector(vectors)), form)
         policy_loss, recall = selection_loss(logits, batch.policy)
         figures = {**figures, "policy_loss": policy_loss.item(), "recall": recall}

@@ -44,7 +44,7 @@ class PretrainSource(WindowSource[Pretrain]):
             return self._collate(self.draw_text(), frame.bos_ids)
         contexts = self.draw_questions(rng, progress)
         examples = [plain_example(context, CONTEXT_WEIGHT, ANSWER_WEIGHT, QUESTION_WEIGHT) for context in contexts]
-        return self._collate(examples, frame.head_ids)
+        return self._collate(examples, frame.head_ids, self.checkpoint.config.max_prompt_slots)
 
     def draw_questions(self, rng: random.Random, progress: float) -> Sequence[TokenisedContext]:
         settings, tasks, rival_share = self.settings, self.settings.tasks, self.settings.rival_share
@@ -67,8 +67,10 @@ class PretrainSource(WindowSource[Pretrain]):
         strings = [rng.choices(range(self.checkpoint.decoder.vocab_size), k=RECITAL_TOKENS) for _ in range(count)]
         return [MixedExample([], [], [Segment(string, 0.0), Segment(string, 1.0)]) for string in strings]
 
-    def _collate(self, examples: Sequence[MixedExample], head_ids: Sequence[int]) -> MixedBatch:
-        return collate_mixed(examples, self.checkpoint.decoder.vocab_size, head_ids, self.settings.row_slots)
+    def _collate(
+        self, examples: Sequence[MixedExample], head_ids: Sequence[int], window: int | None = None
+    ) -> MixedBatch:
+        return collate_mixed(examples, self.checkpoint.decoder.vocab_size, head_ids, self.settings.row_slots, window)
 
 
 def pretraining_counts(settings: Pretrain, progress: float) -> range:

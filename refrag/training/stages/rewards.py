@@ -87,7 +87,7 @@ class RewardedPolicy(Objective, ABC, Generic[RewardedRun]):
         super().__init__()
         self.settings: RewardedRun = settings
         self.updates_per_batch = settings.updates_per_batch
-        self.head_ids = checkpoint.chunker.frame.head_ids
+        self.head_ids, self.window = checkpoint.chunker.frame.head_ids, checkpoint.config.max_prompt_slots
         self.encoder, self.projector, self.decoder = checkpoint.encoder, checkpoint.projector, checkpoint.decoder
         for frozen in (self.encoder, self.projector, self.decoder):
             frozen.requires_grad_(False)
@@ -130,9 +130,8 @@ class RewardedPolicy(Objective, ABC, Generic[RewardedRun]):
             )
             for row in group
         ]
-        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, self.settings.row_slots).to(
-            vectors.device
-        )
+        row_slots, window = self.settings.row_slots, self.window
+        mixed = collate_mixed(examples, self.decoder.vocab_size, self.head_ids, row_slots, window).to(vectors.device)
         prediction = predict(self.decoder, mixed, self.projector(vectors))
         rewards = -prediction.mean_loss_per_example(len(examples)).view(num_questions, group_size)
         return rewards, float(prediction.all_right_per_example(len(examples)).float().mean())
