@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("accelerator_of_module")
 
 PRESET = load_preset("tiny")
 CHUNK_SIZE = PRESET.pair.chunk_size
-NUM_CONTEXTS, NUM_PASSAGES = 240, 2
+NUM_CONTEXTS, NUM_PASSAGES = 480, 2
 NUM_WINDOWS, NUM_CHUNKS, NUM_CONTINUED = 200, 8, 32
 EXPAND_FRACTION = 0.1
 NUM_RANDOM_SELECTIONS = 8
