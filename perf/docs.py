@@ -44,6 +44,7 @@ from refrag.evaluation.questions.summary import (
     BRIEF_OF_LONG,
     render_briefly,
     render_chunk_sizes,
+    render_passages,
     render_policies,
 )
 from refrag.evaluation.report import markdown_differences, markdown_tasks
@@ -63,6 +64,8 @@ TASK_ROWS = (
 QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual", "rejection")
 POLICY_SETS = ("policies-xquad", "policies-nq", "policies-hotpotqa", "policies-musique", "policies-nq-weak")
 LONG_ANSWER_SETS = ("mtrag-turns", "mtrag-last", "qmsum", "squality")
+# Numbers of passages that a weak retriever found.
+WEAK_PASSAGES = (1, 5, 10, 20, 40)
 # Number of lines shown of the demo's transcript: the first question with both answers.
 NUM_SHOWN = 4
 # The README quotes the performance at this context length and this number of callers.
@@ -136,6 +139,12 @@ def long_answers(report: Report) -> str:
 def chunk_sizes(report: Report) -> str:
     """Return the table of a question set at several chunk sizes, with nothing expanded, and how these differ."""
     return with_count(report, render_chunk_sizes(report))
+
+
+def weak_retriever() -> str:
+    """Return the table of a question set over more and more passages that a weak retriever found."""
+    reports = [read(RESULTS / "smollm2" / f"nq-weak-{number}.json") for number in WEAK_PASSAGES]
+    return with_count(reports[0], render_passages(reports))
 
 
 def with_count(report: Report, figures: str) -> str:
@@ -229,6 +238,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "taught": (PAIR / "taught.json", with_source(render_comparison)),
     **{name: (PAIR / "questions" / f"{name}.json", questions) for name in QUESTION_SETS},
     "retuned": (RESULTS / "smollm2" / "retuned.json", questions),
+    "xquad-all": (RESULTS / "smollm2" / "xquad-all.json", questions),
     "clapnq": (RESULTS / "smollm2" / "clapnq.json", long_answers),
     "untuned": (PAIR / "questions" / "untuned.json", without_recovery),
     "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
@@ -243,6 +253,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
 FROM_SOURCE: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "headline": headline,
+    "nq-weak": weak_retriever,
     "serve": serve_options,
     "openai": openai_options,
     "imports": source_map.draw_imports,

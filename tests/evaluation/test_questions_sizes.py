@@ -1,4 +1,4 @@
-"""A question set that is asked with several chunk sizes is reported with how each differs from the next larger one."""
+"""Reports over several sizes: of the chunks, each compared with the next larger, and of what was retrieved."""
 
 import pytest
 from question_files import ROW, write_rows
@@ -7,7 +7,7 @@ from refrag.errors import InvalidRequest
 from refrag.evaluation.questions.evaluate import evaluate_questions
 from refrag.evaluation.questions.identity import Inputs
 from refrag.evaluation.questions.options import QuestionOptions
-from refrag.evaluation.questions.summary import render_chunk_sizes
+from refrag.evaluation.questions.summary import render_chunk_sizes, render_passages
 
 ROWS = [
     ROW,
@@ -32,6 +32,32 @@ def test_chunk_sizes_are_compared_at_the_same_budget_and_policy(tiny_checkpoint,
     text = render_chunk_sizes({**report, "rows": at_nothing})
     named = [line.split("|")[1].strip() for line in text.splitlines() if " less " in line]
     assert named == ["k=4:p=0 less k=8:p=0", "k=8:p=0 less k=16:p=0"]
+
+
+def test_reports_over_more_passages_are_one_table_and_compare_equal_slots(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.save(tmp_path / "checkpoint")
+    inputs = Inputs(tmp_path / "checkpoint", None, write_rows(tmp_path, ROWS))
+    reports = [
+        evaluate_questions(
+            inputs,
+            ["plain:p=0.5", "p=0.5:random"],
+            QuestionOptions(max_tokens=4, num_passages=number),
+            tmp_path / f"over-{number}.json",
+        )
+        for number in (3, 1)
+    ]
+    shown, compared = (part.splitlines() for part in render_passages(reports).split("Differences from plain cut"))
+    assert sum(line.startswith("| none ") for line in shown) == 1
+    names = [line.split("|")[1].strip() for line in shown if " passage" in line]
+    conditions = ["plain", "plain:k=16:p=0.5", "k=16:p=0", "k=16:p=0.5:random"]
+    assert sorted(names[::2]) == sorted(f"{name}, 1 passage" for name in conditions)
+    assert names[1::2] == [name.replace(", 1 passage", ", 3 passages") for name in names[::2]]
+    assert [line.split("|")[1].strip() for line in compared if " passage" in line] == [
+        "k=16:p=0.5:random, 1 passage",
+        "k=16:p=0.5:random, 3 passages",
+    ]
+    [difference] = [row for row in reports[0]["differences"] if row["against"] == "plain:k=16:p=0.5"]
+    assert f"{difference['log_perplexity']['value']:.3f} (" in compared[-1]
 
 
 def test_a_question_longer_than_the_window_is_refused_before_anything_is_answered(tiny_checkpoint, tmp_path):

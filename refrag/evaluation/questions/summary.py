@@ -180,6 +180,36 @@ def render_chunk_sizes(report: Values) -> str:
     return f"{render_briefly(report, recovered=None)}\n\n{_figures(named, BRIEF, bold=True)}"
 
 
+def render_passages(reports: Sequence[Values]) -> str:
+    """Return reports of the same conditions over several numbers of passages as Markdown.
+
+    A table of all but the controls, and one of compression less plain that is cut to its slots.
+    """
+    ordered = sorted(reports, key=_num_passages)
+    none, *others = (row for row in ordered[0]["rows"] if row["settings"]["embeddings"] == "true")
+    names = [row["condition"] for row in others]
+    rows = [_over(one, row) for name in names for one in ordered for row in one["rows"] if row["condition"] == name]
+    at_equal_slots = [
+        _over(one, row) for one in ordered for row in one["differences"] if row["against"].startswith("plain:")
+    ]
+    columns = {**BRIEF, "prompt_slots": SIZES["prompt_slots"], **CUT}
+    return (
+        f"{_figures([none, *rows], columns)}\n\n"
+        f"Differences from plain cut to as many slots, on the same rows:\n\n"
+        f"{_figures(at_equal_slots, BRIEF, bold=True)}"
+    )
+
+
+def _num_passages(report: Values) -> int:
+    return report["options"]["num_passages"]
+
+
+def _over(report: Values, row: Values) -> Values:
+    """Return the row with the number of passages in its name."""
+    number = _num_passages(report)
+    return {**row, "condition": f"{row['condition']}, {number} {'passage' if number == 1 else 'passages'}"}
+
+
 def _chunk_size(row: Values) -> int:
     return row["settings"]["chunk_size"]
 
