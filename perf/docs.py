@@ -222,6 +222,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "pair-peers": (RESULTS / "smollm2" / "peers.json", peers.markdown),
     "pair-load": (RESULTS / "smollm2" / "load.json", with_source(load.load_table)),
     "pair-document": (RESULTS / "smollm2" / "document.json", with_source(document.markdown)),
+    "pair-131072": (RESULTS / "smollm2" / "ttft-131072.json", with_source(ttft.ttft_table)),
     "pair-conversation": (RESULTS / "smollm2" / "conversation.json", with_source(conversation.markdown)),
     "pair-int8": (RESULTS / "smollm2" / "int8.json", with_source(int8.markdown)),
     "pair-policies": (RESULTS / "smollm2" / "policies.json", policies.markdown),
