@@ -64,8 +64,8 @@ class MixedExample:
         needed = sum(len(segment.token_ids) for segment in self.segments)
         if needed > num_slots:
             raise TrainingError(
-                f"a question with its answer needs {needed} slots, and max_prompt_slots of the pair leaves {num_slots} "
-                "for them; leave such rows out"
+                f"the questions and answers of one context need {needed} slots, and max_prompt_slots of the pair "
+                f"leaves {num_slots} for them; give the pair a longer window, or shorten them"
             )
         is_expanded = np.isin(np.arange(len(self.chunks)), list(self.expanded))
         slots = np.where(is_expanded, PackedChunks.of(self.chunks).lengths, 1)

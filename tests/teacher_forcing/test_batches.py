@@ -128,7 +128,7 @@ def test_an_example_beyond_the_window_loses_its_last_chunks_alone(examples, head
 def test_segments_that_the_window_has_no_room_for_are_refused():
     example = MixedExample([], set(), [Segment([2] * 10, 0.0), Segment([3] * 5, 1.0)])
     assert collate_mixed([example], VOCAB_SIZE, [BOS_ID], window=16).input_ids.shape == (1, 16)
-    with pytest.raises(TrainingError, match="needs 15 slots, and max_prompt_slots of the pair leaves 14"):
+    with pytest.raises(TrainingError, match="need 15 slots, and max_prompt_slots of the pair leaves 14"):
         collate_mixed([example], VOCAB_SIZE, [BOS_ID], window=15)
 
 

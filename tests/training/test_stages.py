@@ -496,20 +496,26 @@ def test_compressed_contexts_are_read_up_to_the_window(checkpoint, long_row, nam
 
 
 @pytest.mark.parametrize(
-    "change, named", [({"passages": [], "gold": []}, "has no passages"), ({"answers": None}, "has no answers")]
+    "change, named",
+    [
+        ({"passages": [], "gold": []}, "has no passages"),
+        ({"answers": None}, "has no answers"),
+        ({"question": "Who built the bridge? " * 5000}, r"needs \d+ slots for its question and answer alone"),
+        ({"answers": ["Ana Korvin " * 5000]}, r"needs \d+ slots for its question and answer alone"),
+    ],
 )
 def test_rows_that_cannot_be_trained_on_are_refused(tmp_path, tiny_checkpoint, change, named):
     row = {key: value for key, value in {**ROW, **change}.items() if value is not None}
     questions = Questions(files=[QuestionFile(path=str(write_rows(tmp_path, [row])))])
     with pytest.raises(TrainingError, match=f"row 'q1' {named}"):
-        RowSource(questions, tiny_checkpoint.chunker.decoder_tokenizer)
+        RowSource(questions, tiny_checkpoint.chunker)
 
 
 def test_no_answerless_question_has_its_answer_in_its_passages(tmp_path, tiny_checkpoint):
     """One row alone has no stranger, and two over one passage are none to each other."""
     rows = [ROW, {**ROW, "id": "q2", "question": "Which river?", "answers": ["Lurd"]}]
     settings = Questions(files=[QuestionFile(path=str(write_rows(tmp_path, rows)))], answerless_share=1.0)
-    source = RowSource(settings, tiny_checkpoint.chunker.decoder_tokenizer)
+    source = RowSource(settings, tiny_checkpoint.chunker)
     contexts = source.draw(random.Random(0), tiny_checkpoint.chunker, 2, num_tokens=500)
     assert {context.questions[0].answer for context in contexts} == {"Ana Korvin", "Lurd"}
 

@@ -49,7 +49,7 @@ def taught_questions(folder, **changes):
 
 
 def row_source(checkpoint, folder, **changes):
-    return RowSource(taught_questions(folder, **changes), checkpoint.chunker.decoder_tokenizer)
+    return RowSource(taught_questions(folder, **changes), checkpoint.chunker)
 
 
 def test_requests_are_about_their_passages_and_the_same_for_a_seed(tmp_path):

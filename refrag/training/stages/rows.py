@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar, cast
 from refrag.context.chunking import Chunker
 from refrag.context.tokenizer import TextTokenizer
 from refrag.data.contexts import ContextMaker, TokenisedContext
-from refrag.data.questions.contexts import RowContexts, is_stranger
+from refrag.data.questions.contexts import NOT_FOUND, RowContexts, is_stranger
 from refrag.data.questions.read import Form, read_questions
 from refrag.data.questions.row import QuestionRow
+from refrag.data.questions.turns import with_last_turns
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.training.settings import Finetune, Gains, Policy, QuestionFile, Questions, Select
@@ -30,8 +31,7 @@ class ContextSource(Generic[AskingSettings]):
     def __init__(self, checkpoint: Checkpoint, settings: AskingSettings) -> None:
         self.checkpoint = checkpoint
         self.settings: AskingSettings = settings
-        tokenizer = checkpoint.chunker.decoder_tokenizer
-        self.rows = None if settings.questions is None else RowSource(settings.questions, tokenizer)
+        self.rows = None if settings.questions is None else RowSource(settings.questions, checkpoint.chunker)
 
     def draw_chunker(self, rng: random.Random) -> Chunker:
         """Return a chunker of one of the chunk sizes that the pair trains with."""
@@ -55,14 +55,16 @@ class ContextSource(Generic[AskingSettings]):
 class RowSource:
     """Rows of all files, and the contexts that are made of them; it has no position, for each draw stands alone.
 
-    tokenizer: the decoder's, whose tokens the teacher of a file with targets must have too.
+    chunker: of the pair, at any chunk size; the teacher of a file with targets must have its decoder's tokens too.
+    Raises TrainingError for a row that cannot be trained on.
     """
 
-    def __init__(self, settings: Questions, tokenizer: TextTokenizer) -> None:
+    def __init__(self, settings: Questions, chunker: Chunker) -> None:
         self.settings = settings
-        self.files = [_read(file) for file in settings.files]
+        self.files = [_read(file, chunker) for file in settings.files]
         self.targets = [
-            _read_targets(file, rows, tokenizer) for file, rows in zip(settings.files, self.files, strict=True)
+            _read_targets(file, rows, chunker.decoder_tokenizer)
+            for file, rows in zip(settings.files, self.files, strict=True)
         ]
         self._makers: dict[int, RowContexts] = {}
 
@@ -106,7 +108,7 @@ def _draw_stranger(rng: random.Random, rows: Sequence[QuestionRow], row: Questio
     return next((other for other in drawn if is_stranger(row, other)), None)
 
 
-def _read(file: QuestionFile) -> list[QuestionRow]:
+def _read(file: QuestionFile, chunker: Chunker) -> list[QuestionRow]:
     """Return the rows of a file; raise TrainingError if one of them cannot be trained on."""
     passages = None if file.passages is None else Path(file.passages)
     rows = read_questions(Path(file.path), cast(Form | None, file.form), passages)
@@ -119,7 +121,20 @@ def _read(file: QuestionFile) -> list[QuestionRow]:
                 f"{file.path}: row {row.id!r} has no answers to train on; add them, or say that the passages hold none "
                 "with answers: [] or answerable: false"
             )
+        _refuse_long_question(file, row, chunker)
     return rows
+
+
+def _refuse_long_question(file: QuestionFile, row: QuestionRow, chunker: Chunker) -> None:
+    """Raise TrainingError for a question that is beyond the window without any context, which could be cut."""
+    window, answer = chunker.config.max_prompt_slots, row.answers[0] if row.answers else NOT_FOUND
+    prompt_ids = chunker.frame.head_ids + chunker.question_ids(with_last_turns(row))
+    needed = len(prompt_ids) + len(chunker.answer_ids(answer))
+    if needed > window:
+        raise TrainingError(
+            f"{file.path}: row {row.id!r} needs {needed} slots for its question and answer alone, and max_prompt_slots "
+            f"of the pair is {window}; shorten them, or leave the row out"
+        )
 
 
 def _read_targets(file: QuestionFile, rows: Sequence[QuestionRow], tokenizer: TextTokenizer) -> dict[str, Target]:
