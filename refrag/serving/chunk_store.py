@@ -24,7 +24,7 @@ from refrag.serving.parameters import check_least
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_bytes, strings, text, texts
-from refrag.serving.triton import infer
+from refrag.serving.triton import close_metrics, infer
 from refrag.store.keys import FINGERPRINT_BYTES, EncoderIdentity
 from refrag.store.lookup import Lookup, look_up, values_by_digest
 from refrag.store.settings import StoreSettings, open_store
@@ -86,6 +86,7 @@ class ChunkStore:
     def close(self) -> None:
         self.metrics.close()
         self.store.close()
+        close_metrics()
 
     def _index(self, inputs: Tensors) -> Tensors:
         if not self.store.tiers:

@@ -35,7 +35,7 @@ from refrag.serving.shadow_metrics import ShadowMetrics
 from refrag.serving.shadowing import Shadow, Shadowing
 from refrag.serving.stopping import StopFile
 from refrag.serving.tensors import Tensors, flag, int32, integer, text
-from refrag.serving.triton import ResponseStream, check_parameters, tensors_of
+from refrag.serving.triton import ResponseStream, check_parameters, close_metrics, tensors_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class DecoderService:
         self.shadow_metrics.close()
         self.stop_file.close()
         self.backend.close()
+        close_metrics()
 
     def _cut_answers(self) -> int:
         """End every request, and return how many there were."""

@@ -21,6 +21,7 @@ from refrag.serving.fallback import read_fallback
 from refrag.serving.parameters import check_least
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_range, flag, float32, int32, integer, strings, text
+from refrag.serving.triton import close_metrics
 from refrag.serving.vectors import OLD_CONFIG, NewVectors, read_vectors
 from refrag.store.keys import EncoderIdentity
 from refrag.store.settings import StoreSettings, open_store
@@ -150,6 +151,7 @@ class Expansion:
     def close(self) -> None:
         self.metrics.close()
         self.store.close()
+        close_metrics()
 
 
 def _to_sense(policy: str, budget: int, raised: int, chunks: PackedChunks, candidates: Candidates) -> Tensors:

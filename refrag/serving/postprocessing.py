@@ -28,7 +28,7 @@ from refrag.serving.periodic import Periodic
 from refrag.serving.responses import PASS_THROUGH, CollectingSink, Statistics, StreamingSink
 from refrag.serving.stopping import StopFile
 from refrag.serving.tensors import Tensors, flag, text
-from refrag.serving.triton import Caller, ResponseStream, check_parameters, send_stop, tensors_of
+from refrag.serving.triton import Caller, ResponseStream, check_parameters, close_metrics, send_stop, tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Postprocessing:
         self._stop_file.close()
         self.metrics.close()
         self._stops.shutdown(cancel_futures=True)
+        close_metrics()
 
     def _act(self, request_id: str, inputs: Tensors, stream: ResponseStream) -> None:
         if not request_id:

@@ -21,6 +21,7 @@ from refrag.serving.parameters import check_least
 from refrag.serving.passages import open_chunker
 from refrag.serving.store_metrics import StoreMetrics
 from refrag.serving.tensors import Tensors, check_bytes, flag, int32, integer, scalar, strings, text, texts
+from refrag.serving.triton import close_metrics
 from refrag.store.keys import DIGEST_BYTES, EncoderIdentity
 from refrag.store.lookup import NOTHING_NEEDED, Lookup, look_up
 from refrag.store.settings import StoreSettings, open_store
@@ -113,6 +114,7 @@ class Preprocessing:
     def close(self) -> None:
         self.metrics.close()
         self.store.close()
+        close_metrics()
 
     def _look_up(self, chunks: PackedChunks) -> Lookup:
         with self.metrics.time_lookup():

@@ -17,6 +17,7 @@ from refrag.serving.parameters import check_least
 from refrag.serving.passage_encoder import PassageEncoder
 from refrag.serving.search_metrics import SearchMetrics
 from refrag.serving.tensors import Tensors, check_bytes, float32, integer, strings, text
+from refrag.serving.triton import close_metrics
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Retriever:
 
     def close(self) -> None:
         self.metrics.close()
+        close_metrics()
 
     def _read_request(self, inputs: Tensors) -> tuple[str, str, int, Mode]:
         """Return collection, question, number of passages and mode."""

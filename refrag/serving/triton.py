@@ -13,10 +13,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from refrag.errors import RefragError, error_from_model
+from refrag.machine.crashes import tell_of_crashes
 from refrag.serving.parameters import Settings, parse_parameters
 from refrag.serving.request_parameters import refuse_unknown
 from refrag.serving.tensors import Tensors
 from refrag.variables import refuse_misspelt
+
+# Here, since every model imports this first.
+tell_of_crashes()
 
 MetricKind = Literal["COUNTER", "GAUGE", "HISTOGRAM"]
 # A correlation id; 0 and "" name nobody.
@@ -238,7 +242,10 @@ class ResponseStream:
 
 
 class Metric:
-    """One metric of this model among Triton's own. Each call is a round trip to the server."""
+    """One metric of this model among Triton's own. Each call is a round trip to the server.
+
+    The process's service ends them all with `close_metrics`.
+    """
 
     def __init__(
         self,
@@ -252,6 +259,7 @@ class Metric:
         self.family = pb_utils.MetricFamily(name=name, description=description, kind=family_kind)
         options = {"buckets": list(buckets)} if kind == "HISTOGRAM" else {}
         self.metric = self.family.Metric(labels=dict(labels or {}), **options)
+        _opened_metrics.append(self)
 
     def add(self, amount: float) -> None:
         self.metric.increment(amount)
@@ -261,6 +269,19 @@ class Metric:
 
     def observe(self, value: float) -> None:
         self.metric.observe(value)
+
+
+_opened_metrics: list[Metric] = []
+
+
+def close_metrics() -> None:
+    """End all metrics of this process, as the last thing that its service does.
+
+    Triton's stub crashes at the end of the process if any is left until then.
+    """
+    while _opened_metrics:
+        metric = _opened_metrics.pop()
+        del metric.metric, metric.family
 
 
 def _reply(request: Any, handle: Callable[[Tensors], Tensors], inputs: Iterable[str]) -> Any:

@@ -35,6 +35,37 @@ def test_a_crash_is_told_by_its_cause_and_not_by_its_frames():
     ]
 
 
+PYTHON_CRASH = """\
+Fatal Python error: Segmentation fault
+
+Thread 0x00007f01 (most recent call first):
+  File "threading.py", line 324 in wait
+
+Current thread 0x00007f02 (most recent call first):
+  File "numbers.py", line 1 in add
+  File "engine.py", line 2 in step
+  File "engine.py", line 3 in run
+  File "threading.py", line 4 in _bootstrap
+
+Extension modules: numpy.core._multiarray_umath (total: 1)
+"""
+
+
+def test_a_crash_of_a_models_process_is_told_with_the_innermost_lines_of_its_thread():
+    crash = (
+        'Fatal Python error: Segmentation fault in File "numbers.py", line 1 in add, '
+        'File "engine.py", line 2 in step, File "engine.py", line 3 in run'
+    )
+    assert extract_errors(NOISE + PYTHON_CRASH + FAILURE)[1:] == [crash]
+
+
+def test_a_crash_outside_python_is_told_without_the_lines_of_another_crash():
+    outside = "Fatal Python error: Aborted\n\nThread 0x00007f01 (most recent call first):\n  <no Python frame>\n"
+    first, second = extract_errors(NOISE + outside + PYTHON_CRASH)
+    assert first == "Fatal Python error: Aborted in a thread unknown to Python"
+    assert second.startswith('Fatal Python error: Segmentation fault in File "numbers.py"')
+
+
 def test_without_errors_the_last_lines_speak():
     assert extract_errors(NOISE + "tritonserver: unrecognized option '--nope'")[-1].endswith("'--nope'")
 

@@ -67,6 +67,21 @@ def test_a_model_process_that_dies_is_told_of_and_replaced(tiny_repository, capl
     assert not is_group_alive(group)
 
 
+def test_a_model_process_that_crashes_tells_what_it_was_doing(tmp_path, caplog):
+    crasher = DOUBLER.replace("values * 2", "ctypes.string_at(0)")
+    code = f"import ctypes\nimport refrag.serving.triton\n{crasher}"
+    write_model(tmp_path, "doubler", VECTOR_CONFIG.format(width=-1) + 'backend: "python"', code)
+    with caplog.at_level(logging.WARNING), EmbeddedServer(tmp_path, **ANY_PORTS) as server:
+        group = server.process_id
+        with pytest.raises((http.client.HTTPException, OSError)):
+            double(server)
+        assert wait_until(lambda: serves_again(server, group))
+        assert wait_until(lambda: "answers again" in caplog.text)
+    crash = next(line for line in caplog.text.splitlines() if "Fatal Python error" in line)
+    assert "Segmentation fault in " in crash
+    assert f'"{tmp_path}/doubler/1/model.py", line 13 in double' in crash
+
+
 def test_a_server_that_is_crashed_from_outside_serves_again(tiny_repository, caplog):
     huge = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2**40], "data": [1.0]}]}
     with EmbeddedServer(tiny_repository, **ANY_PORTS) as server:

@@ -31,6 +31,7 @@ from refrag.embedded.batched_model import BatchedModel, Tensors
 from refrag.embedded.turns import Turns
 from refrag.errors import InvalidRequest
 from refrag.machine.allocator import keep_freed_memory
+from refrag.machine.crashes import tell_of_crashes
 from refrag.spelling import suggestion
 from refrag.store.signing import MODEL_OUTPUT, load_graph_key, sign_rows
 
@@ -58,6 +59,7 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
+        tell_of_crashes()
         keep_freed_memory()
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], file_name(config))
@@ -101,6 +103,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.turns.close()
+        # Triton's stub crashes at the end of the process if a metric is left until then.
+        del self.background_seconds, self.metrics
 
     def _read_inputs(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names}
