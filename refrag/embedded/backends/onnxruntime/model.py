@@ -104,7 +104,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self.turns.close()
         # Triton's stub crashes at the end of the process if a metric is left until then.
-        del self.background_seconds, self.metrics
+        self.background_seconds = self.metrics = None
 
     def _read_inputs(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names}
