@@ -173,6 +173,7 @@ def write_requests(
     too, cannot be trained as the preset asks.
     """
     from refrag.data.questions.unlabelled import ask_unlabelled
+    from refrag.evaluation.questions.identity import digest_model
     from refrag.model.checkpoint import load_checkpoint
     from refrag.training.fit import refuse_packing
     from refrag.training.targets import TARGETS, write_targets
@@ -180,14 +181,15 @@ def write_requests(
     missing = [name for name in parts if not (arguments.output / name / TARGETS).exists()]
     if not missing:
         return
-    teacher = load_checkpoint(arguments.checkpoint)
+    teacher, identity = load_checkpoint(arguments.checkpoint), digest_model(arguments.checkpoint)
     refuse_packing(teacher.decoder, preset.runs[preset.result])
     for name in missing:
         passages, num_rows = parts[name]
         num_neighbours = min(len(passages), max(NUM_NEIGHBOURS, arguments.num_passages))
         rows = ask_unlabelled(passages, num_rows, num_neighbours, arguments.seed)
         folder = arguments.output / name
-        write_targets(teacher.decoder, teacher.chunker, rows, arguments.num_passages, arguments.max_tokens, folder)
+        options = (arguments.num_passages, arguments.max_tokens)
+        write_targets(teacher.decoder, teacher.chunker, rows, *options, folder, identity)
 
 
 def train(preset: "Preset", output: Path) -> None:

@@ -89,6 +89,7 @@ def _write_targets(arguments: argparse.Namespace) -> None:
     from refrag.data.questions.passages import read_pool
     from refrag.data.questions.read import read_questions
     from refrag.data.questions.unlabelled import ask_unlabelled
+    from refrag.evaluation.questions.identity import digest_model
     from refrag.machine.threads import flush_denormals
     from refrag.model.checkpoint import load_checkpoint
     from refrag.training.targets import write_targets
@@ -102,9 +103,9 @@ def _write_targets(arguments: argparse.Namespace) -> None:
         # Neighbours that the teacher does not read, for students that read more passages.
         rows = ask_unlabelled(pool, num_rows, max(NUM_NEIGHBOURS, arguments.num_passages), arguments.seed)
     checkpoint = load_checkpoint(arguments.checkpoint)
-    write_targets(
-        checkpoint.decoder, checkpoint.chunker, rows, arguments.num_passages, arguments.max_tokens, arguments.output
-    )
+    options = (arguments.num_passages, arguments.max_tokens)
+    teacher = digest_model(arguments.checkpoint)
+    write_targets(checkpoint.decoder, checkpoint.chunker, rows, *options, arguments.output, teacher)
     print(json.dumps({"num_rows": len(rows), "output": str(arguments.output)}))
 
 

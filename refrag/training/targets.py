@@ -7,6 +7,7 @@ FOLDER/targets.safetensors   for the answers in the order of the questions, T to
     token_ids           INT32 (T,)            the answers, each with the token that ended it
     likeliest_ids       INT32 (T, N)          the N likeliest tokens before each of them
     log_probabilities   FP16 (T, N + 1)       their log-probabilities, the last of all other tokens together
+FOLDER/parts/                the answers of a call that was cut off, until another one has them all
 
 No label is needed: the teacher is the decoder that reads the passages in full (top-k distillation; the rest keeps its
 mass, where xRAG's released code drops it).
@@ -15,7 +16,6 @@ mass, where xRAG's released code drops it).
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,64 +34,68 @@ from refrag.model.decoder import Decoder
 from refrag.prompt import lay_out_prompt
 from refrag.teacher_forcing.distribution import TopDistribution
 from refrag.teacher_forcing.prompt_reader import PromptReader
+from refrag.training.target_tensors import (
+    ANSWERS_PER_PART,
+    LENGTHS,
+    TENSORS,
+    Target,
+    TargetParts,
+    join_targets,
+    split_targets,
+)
 
 # R rows, T tokens of all answers, N likeliest tokens
 
-QUESTIONS, PASSAGES, TARGETS = "questions.jsonl", "passages.jsonl", "targets.safetensors"
+QUESTIONS, PASSAGES, TARGETS, PARTS = "questions.jsonl", "passages.jsonl", "targets.safetensors", "parts"
 # Of the metadata: what the answers were given to, how many passages of each row the teacher read at most, and the
 # vocabulary that gives the ids their meaning.
 ROWS, NUM_PASSAGES, VOCABULARY = "rows", "num_passages", "vocabulary"
-TENSORS = {"lengths", "token_ids", "likeliest_ids", "log_probabilities"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A teacher's answer: its tokens, and the distribution before each of them.
-
-    num_passages: passages that the teacher read, those with the evidence among them; fewer need not hold the answer.
-    """
-
-    token_ids: list[int]
-    distribution: TopDistribution
-    num_passages: int
 
 
 def write_targets(
-    decoder: Decoder, chunker: Chunker, rows: Sequence[QuestionRow], num_passages: int, max_tokens: int, folder: Path
+    decoder: Decoder,
+    chunker: Chunker,
+    rows: Sequence[QuestionRow],
+    num_passages: int,
+    max_tokens: int,
+    folder: Path,
+    teacher: str,
 ) -> None:
     """Let the decoder answer each row over `num_passages` plain passages, and write questions and targets.
 
-    Raises TrainingError, before anything is answered, for a row whose prompt leaves no room for an answer.
+    Goes on after the answers that a call before this one, which was cut off, has left.
+
+    teacher: a hash of the decoder's checkpoint.
+
+    Raises TrainingError, before anything is answered, for a row whose prompt leaves no room for an answer, and if the
+    call that was cut off had other rows, options or another teacher.
     """
     if max_tokens < 1:
         raise TrainingError(f"max_tokens is {max_tokens}; it must be at least 1")
     contexts = RowContexts(chunker)
     prompts = [plain_prompt(decoder, chunker, contexts, row, num_passages) for row in rows]
     _refuse_long(rows, prompts, chunker.config.max_prompt_slots - max_tokens)
-    targets = [
-        answer(decoder, prompt, max_tokens, num_passages)
-        for prompt in tqdm(prompts, desc="targets", unit="row", disable=None)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        ROWS: digest_rows(rows),
+        NUM_PASSAGES: str(num_passages),
+        VOCABULARY: digest_vocabulary(chunker.decoder_tokenizer),
+    }
+    parts = TargetParts(folder / PARTS, {**metadata, "teacher": teacher, "max_tokens": str(max_tokens)})
+    targets = parts.read(num_passages)
+    with tqdm(desc="targets", unit="row", total=len(rows), initial=len(targets), disable=None) as progress:
+        while rest := prompts[len(targets) : len(targets) + ANSWERS_PER_PART]:
+            answers = []
+            for prompt in rest:
+                answers.append(answer(decoder, prompt, max_tokens, num_passages))
+                progress.update()
+            parts.add(len(targets), answers)
+            targets += answers
     _write_lines(folder / PASSAGES, {each.id: vars(each) for row in rows for each in row.passages}.values())
     texts = chunker.decoder_tokenizer.decode([each.token_ids for each in targets], skip_special_tokens=True)
     _write_lines(folder / QUESTIONS, map(_as_record, rows, texts))
-    distribution = TopDistribution.joined([each.distribution for each in targets])
     # Last: a folder without it was not finished.
-    save_file(
-        {
-            "lengths": torch.tensor([len(each.token_ids) for each in targets], dtype=torch.int32),
-            "token_ids": torch.tensor([i for each in targets for i in each.token_ids], dtype=torch.int32),
-            "likeliest_ids": distribution.likeliest_ids.int(),
-            "log_probabilities": distribution.log_probabilities.half(),
-        },
-        folder / TARGETS,
-        {
-            ROWS: digest_rows(rows),
-            NUM_PASSAGES: str(num_passages),
-            VOCABULARY: digest_vocabulary(chunker.decoder_tokenizer),
-        },
-    )
+    save_file(join_targets(targets), folder / TARGETS, metadata)
+    parts.remove()
 
 
 def read_targets(file: Path, rows: Sequence[QuestionRow], tokenizer: TextTokenizer) -> dict[str, Target]:
@@ -105,16 +109,12 @@ def read_targets(file: Path, rows: Sequence[QuestionRow], tokenizer: TextTokeniz
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{file} cannot be read: {error}; write the targets again") from None
-    if tensors.keys() != TENSORS or len(tensors["lengths"]) != len(rows):
-        held = f"{len(tensors['lengths'])} answers" if "lengths" in tensors else sorted(tensors)
+    if tensors.keys() != TENSORS or len(tensors[LENGTHS]) != len(rows):
+        held = f"{len(tensors[LENGTHS])} answers" if LENGTHS in tensors else sorted(tensors)
         raise TrainingError(f"{file} holds {held}, but there are {len(rows)} questions; name the targets of these rows")
     _refuse_others(file, metadata, rows, tokenizer)
-    num_passages, lengths = int(metadata[NUM_PASSAGES]), tensors["lengths"].tolist()
-    parts = (tensors[name].split(lengths) for name in ("token_ids", "likeliest_ids", "log_probabilities"))
-    return {
-        row.id: Target(token_ids.tolist(), TopDistribution(likeliest.long(), logs.float()), num_passages)
-        for row, token_ids, likeliest, logs in zip(rows, *parts, strict=True)
-    }
+    targets = split_targets(tensors, int(metadata[NUM_PASSAGES]))
+    return {row.id: target for row, target in zip(rows, targets, strict=True)}
 
 
 def _refuse_others(file: Path, metadata: dict[str, str], rows: Sequence[QuestionRow], tokenizer: TextTokenizer) -> None:

@@ -20,13 +20,15 @@ from refrag.errors import InvalidRequest, TrainingError
 from refrag.teacher_forcing import distribution
 from refrag.teacher_forcing.batches import MixedExample, collate_mixed, question_segments
 from refrag.teacher_forcing.predict import predict
+from refrag.training import targets
 from refrag.training.recipe import make_stage
 from refrag.training.settings import Finetune, Optimisation, QuestionFile, Questions
 from refrag.training.stages.rows import RowSource
-from refrag.training.targets import read_targets, write_targets
+from refrag.training.target_tensors import ANSWERS_PER_PART
+from refrag.training.targets import answer, read_targets, write_targets
 from refrag_client.cli.main import main
 
-MAX_TOKENS = 6
+MAX_TOKENS, TEACHER = 6, "hash of the teacher"
 
 
 @pytest.fixture
@@ -37,10 +39,14 @@ def checkpoint(tiny_checkpoint):
 @pytest.fixture
 def folder(checkpoint, tmp_path):
     """Targets for requests made of four passages."""
-    pool = list(read_pool(write_lines(tmp_path / "pool.jsonl", PASSAGES)).values())
-    rows = ask_unlabelled(pool, num_rows=5, num_passages=3, seed=0)
-    write_targets(checkpoint.decoder, checkpoint.chunker, rows, 2, MAX_TOKENS, tmp_path / "targets")
+    rows = requests(tmp_path, 5)
+    write_targets(checkpoint.decoder, checkpoint.chunker, rows, 2, MAX_TOKENS, tmp_path / "targets", TEACHER)
     return tmp_path / "targets"
+
+
+def requests(tmp_path, num_rows):
+    pool = list(read_pool(write_lines(tmp_path / "pool.jsonl", PASSAGES)).values())
+    return ask_unlabelled(pool, num_rows, num_passages=3, seed=0)
 
 
 def taught_questions(folder, **changes):
@@ -176,8 +182,66 @@ def test_a_prompt_without_room_for_an_answer_is_refused_before_any_is_answered(c
     write_lines(tmp_path / "passages.jsonl", [long])
     path = write_lines(tmp_path / "long.jsonl", [{**ROW, "passages": ["mill"], "gold": [0]}])
     with pytest.raises(TrainingError, match=r"row 'q1' has a plain prompt of \d+ tokens, and 4090 leave room"):
-        write_targets(checkpoint.decoder, checkpoint.chunker, read_questions(path), 1, MAX_TOKENS, tmp_path / "out")
+        rows = read_questions(path)
+        write_targets(checkpoint.decoder, checkpoint.chunker, rows, 1, MAX_TOKENS, tmp_path / "out", TEACHER)
     assert not (tmp_path / "out").exists()
+
+
+class CutOff(Exception):
+    """As a kill or a full disk would end a call."""
+
+
+@pytest.fixture
+def cut_off(checkpoint, tmp_path, monkeypatch):
+    """Return rows, the folder of a call that was cut off at its 40th answer, and a list that grows with each answer."""
+    rows, answered, num_allowed = requests(tmp_path, 50), [], 39
+
+    def answer_or_end(*arguments):
+        if len(answered) == num_allowed:
+            raise CutOff
+        answered.append(arguments)
+        return answer(*arguments)
+
+    monkeypatch.setattr(targets, "answer", answer_or_end)
+    with pytest.raises(CutOff):
+        write_targets(checkpoint.decoder, checkpoint.chunker, rows, 2, MAX_TOKENS, tmp_path / "cut", TEACHER)
+    answered.clear()
+    num_allowed = None
+    return rows, tmp_path / "cut", answered
+
+
+def test_a_call_that_was_cut_off_goes_on_after_the_answers_that_it_kept(checkpoint, cut_off, tmp_path):
+    rows, folder, answered = cut_off
+    assert not (folder / "targets.safetensors").exists()
+    write_targets(checkpoint.decoder, checkpoint.chunker, rows, 2, MAX_TOKENS, folder, TEACHER)
+    assert len(answered) == 50 - 2 * ANSWERS_PER_PART
+    write_targets(checkpoint.decoder, checkpoint.chunker, rows, 2, MAX_TOKENS, tmp_path / "whole", TEACHER)
+    for name in ("questions.jsonl", "passages.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    resumed, whole = (load_file(place / "targets.safetensors") for place in (folder, tmp_path / "whole"))
+    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert not (folder / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"teacher": "another"}, "teacher"), ({"max_tokens": 5}, "max_tokens"), ({"num_passages": 1}, "num_passages")],
+)
+def test_a_call_that_was_cut_off_is_not_gone_on_with_by_another(checkpoint, cut_off, changes, named):
+    rows, folder, answered = cut_off
+    options = {"num_passages": 2, "max_tokens": MAX_TOKENS, "teacher": TEACHER, **changes}
+    with pytest.raises(TrainingError, match=rf"had other {named}; give the same ones, name another folder"):
+        write_targets(checkpoint.decoder, checkpoint.chunker, rows, folder=folder, **options)
+    assert not answered
+    with pytest.raises(TrainingError, match="had other rows; "):
+        write_targets(checkpoint.decoder, checkpoint.chunker, rows[1:], 2, MAX_TOKENS, folder, TEACHER)
+
+
+def test_a_damaged_part_is_named(checkpoint, cut_off):
+    rows, folder, _ = cut_off
+    (folder / "parts" / "00000016.safetensors").write_bytes(b"cut")
+    with pytest.raises(TrainingError, match=r"00000016.safetensors cannot be read: .*; remove .*parts to begin anew"):
+        write_targets(checkpoint.decoder, checkpoint.chunker, rows, 2, MAX_TOKENS, folder, TEACHER)
 
 
 def test_the_command_needs_nothing_but_passages(checkpoint, tmp_path, capsys):
@@ -209,4 +273,4 @@ def test_numbers_below_one_are_refused(checkpoint, tmp_path):
     with pytest.raises(InvalidRequest, match="num_rows is 0"):
         ask_unlabelled(pool, 0, 3, seed=0)
     with pytest.raises(TrainingError, match="max_tokens is 0"):
-        write_targets(checkpoint.decoder, checkpoint.chunker, [], 1, 0, tmp_path / "out")
+        write_targets(checkpoint.decoder, checkpoint.chunker, [], 1, 0, tmp_path / "out", TEACHER)

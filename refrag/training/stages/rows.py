@@ -17,7 +17,8 @@ from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.training.settings import Finetune, Gains, Policy, QuestionFile, Questions, Select
 from refrag.training.stages.questions import draw_contexts
-from refrag.training.targets import Target, read_targets
+from refrag.training.target_tensors import Target
+from refrag.training.targets import read_targets
 
 # Rows tried for one whose passages do not answer another's question.
 NUM_TRIES = 20
