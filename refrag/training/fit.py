@@ -1,6 +1,6 @@
 """Checks that the parts of a pair fit each other, once and before training, rather than days into it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,9 @@ from refrag.model.checkpoint import Checkpoint
 from refrag.model.decoder import Decoder
 from refrag.model.encoder_faults import encoder_fault
 from refrag.model.faults import known_fault, packing_fault, tried_fault
-from refrag.training.settings import AnyRun, AskingRun
+from refrag.training.settings import AnyRun, AskingRun, Continue, Finetune, Reconstruct
+from refrag.training.shapes import longest_text_slots
+from refrag.training.stages.finetune import continuation_settings
 
 # Chunks are measured with room for this many times `encoder_length` tokens.
 AMPLE = 16
@@ -56,6 +58,35 @@ def _refuse_decoder(checkpoint: Checkpoint) -> None:
     fault = known_fault(decoder, checkpoint.config.max_prompt_slots) or tried_fault(decoder)
     if fault is not None:
         raise TrainingError(f"{type(decoder.backbone).__name__} cannot be the decoder: {fault}")
+
+
+def refuse_unfit(checkpoint: Checkpoint, runs: Mapping[str, AnyRun]) -> None:
+    """Raise TrainingError, with its name, for a run that the decoder or the window does not let be trained.
+
+    runs: each starts from one before it, but for the first, which starts from the checkpoint.
+    """
+    inherited = checkpoint.config.trained_chunk_sizes
+    chunk_sizes: dict[str, Sequence[int]] = {}
+    for name, run in runs.items():
+        chunk_sizes[name] = run.trained_chunk_sizes or chunk_sizes.get(run.start or "", inherited)
+        try:
+            _refuse_long_texts(run, chunk_sizes[name], checkpoint.config.max_prompt_slots)
+            refuse_packing(checkpoint.decoder, run)
+        except TrainingError as error:
+            raise TrainingError(f"run {name!r}: {error}") from None
+
+
+def _refuse_long_texts(run: AnyRun, chunk_sizes: Sequence[int], window: int) -> None:
+    texts = continuation_settings(run, run.replay) if isinstance(run, Finetune) and run.replay is not None else run
+    if not isinstance(texts, Reconstruct | Continue):
+        return
+    needed = longest_text_slots(chunk_sizes, texts)
+    if needed > window:
+        raise TrainingError(
+            f"the longest texts of the curriculum, of {max(texts.curriculum.num_chunks)} chunks of "
+            f"{max(chunk_sizes)} tokens, need {needed} slots, and max_prompt_slots of the pair is {window}; lower "
+            "curriculum.num_chunks, continuation_tokens or the chunk sizes"
+        )
 
 
 def refuse_packing(decoder: Decoder, run: AnyRun) -> None:

@@ -7,7 +7,7 @@ RUNS/<run>/checkpoint/          the result, a whole REFRAG checkpoint; once it e
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from refrag.errors import TrainingError
 from refrag.machine.environment import describe_environment
 from refrag.model.checkpoint import Checkpoint, load_checkpoint
 from refrag.model.policy import ExpansionPolicy
-from refrag.training.fit import refuse_packing
+from refrag.training.fit import refuse_unfit
 from refrag.training.loop import FREE_SETTINGS, run_stage
 from refrag.training.metrics import METRICS, read_curve
 from refrag.training.objective import BatchSource, Objective
@@ -45,9 +45,8 @@ from refrag.training.settings import (
     Recover,
     Select,
 )
-from refrag.training.shapes import longest_text_slots
 from refrag.training.stages.continuation import Continuation, ContinueSource
-from refrag.training.stages.finetune import FinetuneSource, Finetuning, continuation_settings
+from refrag.training.stages.finetune import FinetuneSource, Finetuning
 from refrag.training.stages.gains import GainLearning, GainSource
 from refrag.training.stages.policy import PolicyOptimisation, PolicySource
 from refrag.training.stages.pretrain import Pretraining, PretrainSource
@@ -67,11 +66,14 @@ def train_all(preset: Preset, runs: Path, names: list[str] | None = None) -> dic
     """
     if unknown := sorted(set(names or []) - set(preset.runs)):
         raise TrainingError(f"no runs {unknown} in the preset; its runs are {list(preset.runs)}, so name some of these")
-    return {name: train_run(preset, name, runs) for name in preset.runs if not names or name in names}
+    chosen = [name for name in preset.runs if not names or name in names]
+    return {name: train_run(preset, name, runs, _led_to(preset, name, chosen)) for name in chosen}
 
 
-def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
+def train_run(preset: Preset, name: str, runs: Path, later: Sequence[str] = ()) -> dict[str, Any]:
     """Train one run to its end, resuming it if it was begun, and return its cost as its checkpoint keeps it.
+
+    later: runs that start where this one leads to. What they could not be trained with is refused now, not hours later.
 
     Raise TrainingError if it was begun with other settings or from another start, or if its start is not over.
     """
@@ -80,7 +82,7 @@ def train_run(preset: Preset, name: str, runs: Path) -> dict[str, Any]:
     directory = runs / name / CHECKPOINT
     if not directory.exists():
         run = preset.placed_run(name)
-        checkpoint = _starting_point(preset, run, runs)
+        checkpoint = _starting_point(preset, name, runs, later)
         _keep_settings(preset, name, runs)
         source, objective = make_stage(checkpoint, run)
         cost = {"stage": run.stage, **run_stage(name, objective, source, run.optimisation, runs / name)}
@@ -154,8 +156,9 @@ def make_objective(checkpoint: Checkpoint, run: AnyRun) -> Objective:
     return GainLearning(checkpoint, run) if isinstance(run, Gains) else PolicyOptimisation(checkpoint, run)
 
 
-def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
+def _starting_point(preset: Preset, name: str, runs: Path, later: Sequence[str] = ()) -> Checkpoint:
     """Return the checkpoint that the run starts from, prepared for its stage."""
+    run = preset.placed_run(name)
     if run.start is None:
         checkpoint = make_pair(preset.require_pair())
     elif run.start in preset.runs:
@@ -164,23 +167,17 @@ def _starting_point(preset: Preset, run: AnyRun, runs: Path) -> Checkpoint:
         checkpoint = load_checkpoint(Path(run.start), merge_adapters=False)
     if run.trained_chunk_sizes is not None:
         checkpoint = take_chunk_sizes(checkpoint, run.trained_chunk_sizes)
-    _refuse_long_texts(checkpoint.config, run)
-    refuse_packing(checkpoint.decoder, run)
+    refuse_unfit(checkpoint, {each: preset.runs[each] for each in (name, *later)})
     return PREPARATIONS.get(type(run), _unprepared)(checkpoint, run, preset)
 
 
-def _refuse_long_texts(config: RefragConfig, run: AnyRun) -> None:
-    """Raise TrainingError for text beyond the window before the run, at whose end the longest would come."""
-    texts = continuation_settings(run, run.replay) if isinstance(run, Finetune) and run.replay is not None else run
-    if not isinstance(texts, Reconstruct | Continue):
-        return
-    needed = longest_text_slots(config.trained_chunk_sizes, texts)
-    if needed > config.max_prompt_slots:
-        raise TrainingError(
-            f"the longest texts of the curriculum, of {max(texts.curriculum.num_chunks)} chunks of "
-            f"{max(config.trained_chunk_sizes)} tokens, need {needed} slots, and max_prompt_slots of the pair is "
-            f"{config.max_prompt_slots}; lower curriculum.num_chunks, continuation_tokens or the chunk sizes"
-        )
+def _led_to(preset: Preset, name: str, chosen: Sequence[str]) -> list[str]:
+    """Return which of the chosen runs start from this one, or from one that does, in the preset's order."""
+    found = [name]
+    for each in chosen:
+        if preset.runs[each].start in found:
+            found.append(each)
+    return found[1:]
 
 
 def _unprepared(checkpoint: Checkpoint, run: AnyRun, preset: Preset) -> Checkpoint:

@@ -216,6 +216,23 @@ def test_text_beyond_the_window_is_refused_before_the_run_at_whose_end_it_would_
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_later_run_cannot_be_trained_with_is_refused_before_the_first(tmp_path):
+    window = PRESET.pair.max_prompt_slots
+    long = {**RUNS["continue"], "curriculum": {"num_chunks": [window]}}
+    preset = preset_of({**RUNS, "continue": long})
+    with pytest.raises(
+        TrainingError, match=rf"^run 'continue': the longest texts .* chunks of 16 .* need {window + 9} "
+    ):
+        train_all(preset, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert list(train_all(preset, tmp_path, ["base", "plain"])) == ["base", "plain"]
+    other_sizes = preset_of(
+        {**RUNS, "reconstruct": {**RUNS["reconstruct"], "trained_chunk_sizes": [8]}, "continue": long}
+    )
+    with pytest.raises(TrainingError, match=r"run 'continue': the longest texts .* chunks of 8 tokens"):
+        train_all(other_sizes, tmp_path, ["reconstruct", "continue"])
+
+
 def test_runs_from_a_checkpoint_go_on_from_each_other_without_a_pair(finished, tmp_path):
     first = {**RUNS["finetune"], "start": str(finished[0] / "finetune" / "checkpoint")}
     preset = Preset(description="", runs={"first": first, "second": {**first, "start": "first"}}, result="second")
@@ -261,10 +278,10 @@ def test_a_policy_of_the_other_kind_must_be_fresh(finished):
 
 def test_the_first_compressed_stage_gives_the_encoder_the_decoders_embeddings(finished, tmp_path):
     runs, _ = finished
-    begun = recipe._starting_point(PRESET, PRESET.runs["reconstruct"], runs)
+    begun = recipe._starting_point(PRESET, "reconstruct", runs)
     embeddings = begun.encoder.backbone.get_input_embeddings().weight
     assert torch.equal(embeddings, begun.decoder.token_embeddings.weight)
-    later = recipe._starting_point(PRESET, PRESET.runs["continue"], runs)
+    later = recipe._starting_point(PRESET, "continue", runs)
     assert is_same(later, load_run(PRESET, runs, "reconstruct"), "encoder")
 
 
