@@ -104,6 +104,20 @@ def test_without_named_evidence_the_answer_must_stand_in_a_passage(maker):
     assert maker.make(replace(missing, answers=("Yes",)), 2, seed=0).questions[0].answer == "Yes"
 
 
+OWN_WORDS = "A woman whose name is forgotten built it with stones that she took from the old mill."
+
+
+def test_answers_in_words_of_their_own_stand_in_no_passage_and_are_learned(maker):
+    """A summary of a document, however short, and a sentence about what a search has found."""
+    summary = replace(ROW, gold=None, answers=("A bridge",), task="summary", keeps_order=True)
+    assert maker.make(summary, 1, seed=0).questions[0].answer == "A bridge"
+    sentence = replace(ROW, gold=None, answers=(OWN_WORDS,))
+    assert maker.make(sentence, 2, seed=0).questions[0].answer == OWN_WORDS
+    for row in (summary, sentence):
+        assert maker.make(replace(row, gold=()), 2, seed=0).questions[0].answer == NOT_FOUND
+        assert maker.make(replace(row, answerable=False), 2, seed=0).questions[0].answer == NOT_FOUND
+
+
 def test_a_conversation_is_asked_with_its_last_turns(maker):
     turns = (("user", "Which river?"), ("assistant", "The Lurd."), ("user", "Is it wide?"), ("assistant", "Yes."))
     [question] = maker.make(replace(ROW, history=turns), 2, seed=0).questions

@@ -17,6 +17,8 @@ from refrag.data.spans import Spans
 NOT_FOUND = "Not in the passages."
 # Answers that a passage gives without saying them.
 VERDICTS = {"yes", "no"}
+# Longer answers are put in words of their own, so that not finding them in a passage tells nothing.
+LONGEST_QUOTED_WORDS = 10
 
 
 class RowContexts:
@@ -34,8 +36,8 @@ class RowContexts:
         """Return the row over `num_passages` of its passages, those with the evidence among them, in random order.
 
         A document stays whole, and all of the evidence is among them, though it be more. The answer says that there is
-        none where the row is not answerable, and where it names no evidence and its answer stands in none of the chosen
-        passages.
+        none where the row is not answerable, and where it names no evidence and its short answer stands in none of the
+        chosen passages of a search.
         """
         count = max(num_passages, len(row.gold or ()))
         arranged = arrange(row, None if row.keeps_order else count, seed, keep_gold=True)
@@ -91,9 +93,16 @@ def is_stranger(row: QuestionRow, other: QuestionRow) -> bool:
 
 
 def _is_answered(row: QuestionRow) -> bool:
-    """Return whether an arranged row's passages answer it, as far as the row and its texts tell."""
+    """Return whether an arranged row's passages answer it, as far as the row and its texts tell.
+
+    Where it names no evidence, what it says holds if nothing of a document is left out, or if no text could tell better.
+    """
     if not row.answerable or not row.answers:
         return False
-    if row.gold or VERDICTS.issuperset(answer.strip().lower() for answer in row.answers):
+    if row.gold or (row.gold is None and (row.keeps_order or not any(map(_may_be_quoted, row.answers)))):
         return True
     return any(holds_any(passage.content, row.answers) for passage in row.passages)
+
+
+def _may_be_quoted(answer: str) -> bool:
+    return answer.strip().lower() not in VERDICTS and len(answer.split()) <= LONGEST_QUOTED_WORDS
