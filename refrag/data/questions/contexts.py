@@ -95,7 +95,7 @@ def is_stranger(row: QuestionRow, other: QuestionRow) -> bool:
 def _is_answered(row: QuestionRow) -> bool:
     """Return whether an arranged row's passages answer it, as far as the row and its texts tell.
 
-    Where it names no evidence, what it says holds if nothing of a document is left out, or if no text could tell better.
+    Where it names no evidence, what it says holds if a document is left whole, or if no text could tell better.
     """
     if not row.answerable or not row.answers:
         return False
