@@ -63,7 +63,7 @@ TASK_ROWS = (
 )
 QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual", "rejection")
 POLICY_SETS = ("policies-xquad", "policies-nq", "policies-hotpotqa", "policies-musique", "policies-nq-weak")
-LONG_ANSWER_SETS = ("mtrag-turns", "mtrag-last", "qmsum", "squality")
+LONG_ANSWER_SETS = ("mtrag-last", "qmsum", "squality")
 # Numbers of passages that a weak retriever found.
 WEAK_PASSAGES = (1, 5, 10, 20, 40)
 # Number of lines shown of the demo's transcript: the first question with both answers.
@@ -241,6 +241,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "retuned": (RESULTS / "smollm2" / "retuned.json", questions),
     "xquad-all": (RESULTS / "smollm2" / "xquad-all.json", questions),
     "clapnq": (RESULTS / "smollm2" / "clapnq.json", long_answers),
+    "mtrag-turns": (RESULTS / "smollm2" / "mtrag-turns.json", long_answers),
     "untuned": (PAIR / "questions" / "untuned.json", without_recovery),
     "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},
