@@ -242,6 +242,7 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "xquad-all": (RESULTS / "smollm2" / "xquad-all.json", questions),
     "clapnq": (RESULTS / "smollm2" / "clapnq.json", long_answers),
     "mtrag-turns": (RESULTS / "smollm2" / "mtrag-turns.json", long_answers),
+    "squality-taught": (RESULTS / "smollm2" / "squality-taught.json", long_answers),
     "untuned": (PAIR / "questions" / "untuned.json", without_recovery),
     "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
     **{name: (PAIR / "questions" / f"{name}.json", compared_policies) for name in POLICY_SETS},
