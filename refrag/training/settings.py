@@ -128,7 +128,7 @@ class Questions(Settings):
 
     files: where they come from.
     answerless_share: share of the questions whose passages are taken from others, so that nothing answers them; none of
-        those with a teacher's answer.
+        those with a teacher's answer, nor of those about a document, which any other may answer too.
     """
 
     files: Annotated[list[QuestionFile], Field(min_length=1)]

@@ -520,6 +520,19 @@ def test_no_answerless_question_has_its_answer_in_its_passages(tmp_path, tiny_ch
     assert {context.questions[0].answer for context in contexts} == {"Ana Korvin", "Lurd"}
 
 
+def test_what_is_asked_of_a_document_is_never_asked_of_another(tmp_path, tiny_checkpoint):
+    """Any document can be summarised: to refuse another's would be the wrong lesson."""
+    summary = {"task": "summary", "question": "What is it about?", "gold": None}
+    rows = [
+        {**ROW, **summary, "answers": ["A bridge and its builder"], "passages": ["ferry", "bridge"]},
+        {**ROW, **summary, "id": "q2", "answers": ["Things that Harrow had"], "passages": ["mill", "bees"]},
+    ]
+    settings = Questions(files=[QuestionFile(path=str(write_rows(tmp_path, rows)))], answerless_share=1.0)
+    source = RowSource(settings, tiny_checkpoint.chunker)
+    contexts = source.draw(random.Random(0), tiny_checkpoint.chunker, 2, num_tokens=500)
+    assert {context.questions[0].answer for context in contexts} == {row["answers"][0] for row in rows}
+
+
 def test_recovery_reads_tokens_back_at_their_places(checkpoint):
     source, objective = make_stage(checkpoint, RECOVER)
     batch = draw(source, 0)

@@ -86,7 +86,9 @@ class RowSource:
         row, seed = rng.choice(rows), rng.getrandbits(32)
         if target := self.targets[number].get(row.id):
             return taught(maker.make(row, max(num_passages, target.num_passages), seed), target)
-        if rng.random() < self.settings.answerless_share and (other := _draw_stranger(rng, rows, row)):
+        is_answerless = rng.random() < self.settings.answerless_share
+        # What is asked of a document, such as a summary, any other document answers too.
+        if is_answerless and not row.keeps_order and (other := _draw_stranger(rng, rows, row)):
             return maker.make_answerless(row, other, num_passages, seed)
         return maker.make(row, num_passages, seed)
 
