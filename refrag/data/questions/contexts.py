@@ -16,7 +16,7 @@ from refrag.data.spans import Spans
 # What a decoder is trained to answer where the passages do not.
 NOT_FOUND = "Not in the passages."
 # Answers that a passage gives without saying them.
-VERDICTS = {"yes", "no"}
+VERDICTS = {"yes", "no", "true", "false"}
 # Longer answers are put in words of their own, so that not finding them in a passage tells nothing.
 LONGEST_QUOTED_WORDS = 10
 
@@ -105,4 +105,4 @@ def _is_answered(row: QuestionRow) -> bool:
 
 
 def _may_be_quoted(answer: str) -> bool:
-    return answer.strip().lower() not in VERDICTS and len(answer.split()) <= LONGEST_QUOTED_WORDS
+    return answer.strip().rstrip(".!").lower() not in VERDICTS and len(answer.split()) <= LONGEST_QUOTED_WORDS
