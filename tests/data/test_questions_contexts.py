@@ -98,11 +98,24 @@ def test_a_short_answer_is_not_found_inside_a_word(maker):
     assert context.questions[0].evidence_chunks == [n for n, p in enumerate(context.chunks.passages) if p == place]
 
 
+def test_a_verdict_is_not_where_its_word_stands(maker):
+    passage = SourcePassage("wall", "", "No wall stands there. " * 8 + "The Lurd has flooded Harrow each spring since.")
+    row = replace(ROW, answers=("no",), task="boolean", passages=(passage,), gold=(0,))
+    context = maker.make(row, 1, seed=0)
+    assert context.questions[0].evidence_chunks == list(range(len(context.chunks)))
+
+
 def test_without_named_evidence_the_answer_must_stand_in_a_passage(maker):
     missing = replace(ROW, gold=None, answers=("Viggo Upton",))
     assert maker.make(missing, 2, seed=0).questions[0].answer == NOT_FOUND
     for verdict in ("Yes", "No.", "false"):
         assert maker.make(replace(missing, answers=(verdict,)), 2, seed=0).questions[0].answer == verdict
+
+
+def test_passages_that_do_not_answer_are_no_strangers_where_earlier_turns_do():
+    assert is_stranger(ROW, OTHER)
+    told = replace(ROW, history=(("user", "Who lived there?"), ("assistant", "Ana Korvin did.")))
+    assert not is_stranger(told, OTHER)
 
 
 OWN_WORDS = "A woman whose name is forgotten built it with stones that she took from the old mill."

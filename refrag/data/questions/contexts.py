@@ -77,18 +77,23 @@ class RowContexts:
     def _holding(self, text: str, answers: Sequence[str]) -> Iterator[int]:
         """Yield the numbers of the passage's chunks that hold a part of an accepted answer."""
         for answer in answers:
-            for start, stop in find_answer(text, answer):
+            # The word "no" in a passage is not where it says no.
+            for start, stop in () if _is_verdict(answer) else find_answer(text, answer):
                 yield from self.spans.covered_chunks(text, start, stop)
 
 
 def is_stranger(row: QuestionRow, other: QuestionRow) -> bool:
-    """Return whether no passage of `other` can answer `row`: none is shared, and none holds an accepted answer."""
+    """Return whether no passage of `other` can answer `row`: none is shared, and none holds an accepted answer.
+
+    Nor do the turns before the question, which stay beside it.
+    """
     own = {passage.id for passage in row.passages}
     passages = other.passages
     return (
         bool(passages)
         and own.isdisjoint(passage.id for passage in passages)
         and not any(holds_any(passage.content, row.answers) for passage in passages)
+        and not any(holds_any(turn, row.answers) for _, turn in row.history)
     )
 
 
@@ -105,4 +110,8 @@ def _is_answered(row: QuestionRow) -> bool:
 
 
 def _may_be_quoted(answer: str) -> bool:
-    return answer.strip().rstrip(".!").lower() not in VERDICTS and len(answer.split()) <= LONGEST_QUOTED_WORDS
+    return not _is_verdict(answer) and len(answer.split()) <= LONGEST_QUOTED_WORDS
+
+
+def _is_verdict(answer: str) -> bool:
+    return answer.strip().rstrip(".!").lower() in VERDICTS
