@@ -57,6 +57,15 @@ def split_targets(tensors: Mapping[str, Tensor], num_passages: int) -> list[Targ
     ]
 
 
+def read_tensors(file: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors and metadata; raise TrainingError, which ends with the remedy, if it cannot be read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{file} cannot be read: {error}; {remedy}") from None
+
+
 class TargetParts:
     """Answers as they come, ANSWERS_PER_PART in a file, named by the number of those before it.
 
@@ -91,12 +100,7 @@ class TargetParts:
         return self.folder / f"{num_before:08d}.safetensors"
 
     def _load(self, file: Path) -> dict[str, Tensor]:
-        try:
-            with safe_open(file, "pt") as opened:
-                held = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{file} cannot be read: {error}; remove {self.folder} to begin anew") from None
+        tensors, held = read_tensors(file, f"remove {self.folder} to begin anew")
         if others := [name for name, value in self.identity.items() if held.get(name) != value]:
             raise TrainingError(
                 f"{self.folder} holds answers of a call that was cut off and had other {', '.join(others)}; give the "

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +40,7 @@ from refrag.training.target_tensors import (
     Target,
     TargetParts,
     join_targets,
+    read_tensors,
     split_targets,
 )
 
@@ -103,12 +103,7 @@ def read_targets(file: Path, rows: Sequence[QuestionRow], tokenizer: TextTokeniz
 
     Raise TrainingError if the file is none, or is of other rows or of a teacher with other tokens than `tokenizer` has.
     """
-    try:
-        with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{file} cannot be read: {error}; write the targets again") from None
+    tensors, metadata = read_tensors(file, "write the targets again")
     if tensors.keys() != TENSORS or len(tensors[LENGTHS]) != len(rows):
         held = f"{len(tensors[LENGTHS])} answers" if LENGTHS in tensors else sorted(tensors)
         raise TrainingError(f"{file} holds {held}, but there are {len(rows)} questions; name the targets of these rows")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import filterfalse
 
 import numpy as np
 
@@ -76,9 +77,9 @@ class RowContexts:
 
     def _holding(self, text: str, answers: Sequence[str]) -> Iterator[int]:
         """Yield the numbers of the passage's chunks that hold a part of an accepted answer."""
-        for answer in answers:
-            # The word "no" in a passage is not where it says no.
-            for start, stop in () if _is_verdict(answer) else find_answer(text, answer):
+        # The word "no" in a passage is not where it says no.
+        for answer in filterfalse(_is_verdict, answers):
+            for start, stop in find_answer(text, answer):
                 yield from self.spans.covered_chunks(text, start, stop)
 
 
