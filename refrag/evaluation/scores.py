@@ -8,9 +8,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+
+from refrag.data.scripts import part_unspaced
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation)
+PUNCTUATION = str.maketrans("", "", string.punctuation + "、。，！？：；（）「」『』【】《》〈〉")
+# Letters and digits of any script.
+WORD = re.compile(r"[^\W_]+")
 # Parts of normalised sentences that say that the passages do not tell, so without articles and apostrophes.
 REFUSALS = (
     "not in passages",
@@ -48,6 +53,12 @@ REFUSALS = (
     "dont know",
     "do not have information",
     "dont have information",
+    "do not have that information",
+    "dont have that information",
+    "do not have this information",
+    "dont have this information",
+    "do not have enough information",
+    "dont have enough information",
 )
 # Whole answers that say the same.
 REFUSING_WORDS = ("unknown", "none", "not available", "na", "")
@@ -56,8 +67,11 @@ References = Literal["best", "mean"]
 
 
 def normalise(text: str) -> str:
-    """Return the text as SQuAD's scorer compares it: lower case, no punctuation, no articles, single spaces."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+    """Return the text as SQuAD's scorer compares it: lower case, no punctuation, no articles, single spaces.
+
+    Unlike there, each character counts as a word in scripts that part none by spaces, as MLQA's scorer has it.
+    """
+    return " ".join(ARTICLES.sub(" ", part_unspaced(text.lower().translate(PUNCTUATION))).split())
 
 
 def exact_match(text: str, answers: Sequence[str]) -> float:
@@ -76,16 +90,21 @@ def contains_answer(text: str, answers: Sequence[str]) -> float:
 
 
 def rouge_l(text: str, references: Sequence[str], over: References = "best") -> float:
-    """Return the F-measure of the longest common subsequence: the best over the references, or the mean."""
+    """Return the F-measure of the longest common subsequence: the best over the references, or the mean.
+
+    Words of ASCII letters are those of Google's scorer, stemmed; that drops all others, which count here as they are.
+    """
     scores = [_rouge_scorer().score(reference, text)["rougeL"].fmeasure for reference in references]
     if not scores:
         return 0.0
     return max(scores) if over == "best" else sum(scores) / len(scores)
 
 
-def is_refusal(text: str) -> float:
-    """Return 1 if the answer says that the passages do not tell, or says nothing."""
+def is_refusal(text: str, answers: Sequence[str] = ()) -> float:
+    """Return 1 if the answer says that the passages do not tell, or says nothing; 0 if it is an accepted one."""
     words = normalise(text)
+    if words and exact_match(text, answers):
+        return 0.0
     padded = f" {words} "
     return float(words in REFUSING_WORDS or any(f" {normalise(phrase)} " in padded for phrase in REFUSALS))
 
@@ -97,6 +116,17 @@ def _word_f1(words: Sequence[str], expected: Sequence[str]) -> float:
     return 2 * num_common / (len(words) + len(expected))
 
 
+class _Words(Tokenizer):
+    """Words of any script; a single character is one where no spaces part them."""
+
+    def __init__(self) -> None:
+        self.ascii = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        words = WORD.findall(part_unspaced(text.lower()))
+        return [part for word in words for part in (self.ascii.tokenize(word) if word.isascii() else [word])]
+
+
 @functools.cache
 def _rouge_scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Words())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from refrag.data.questions.contexts import NOT_FOUND, RowContexts, is_stranger
+from refrag.data.questions.evidence import find_answer
 from refrag.data.questions.row import QuestionRow, SourcePassage
 
 BRIDGE = (
@@ -108,8 +109,15 @@ def test_a_verdict_is_not_where_its_word_stands(maker):
 def test_without_named_evidence_the_answer_must_stand_in_a_passage(maker):
     missing = replace(ROW, gold=None, answers=("Viggo Upton",))
     assert maker.make(missing, 2, seed=0).questions[0].answer == NOT_FOUND
-    for verdict in ("Yes", "No.", "false"):
+    for verdict in ("Yes", "No.", "false", "Yes, she did."):
         assert maker.make(replace(missing, answers=(verdict,)), 2, seed=0).questions[0].answer == verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "places"), [("北京", [0]), ("1998", [8]), ("CERN", [16]), ("CER", []), ("998", []), ("首都", [5])]
+)
+def test_answers_are_found_where_no_spaces_part_words(answer, places):
+    assert [start for start, _ in find_answer("北京是中国首都，1998年他去了CERN。", answer)] == places
 
 
 def test_passages_that_do_not_answer_are_no_strangers_where_earlier_turns_do():

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from question_files import ROW, write_beir, write_rows
@@ -16,7 +17,7 @@ from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation.models import Models, load_models
 from refrag.evaluation.questions.answers_file import AnswersFile
 from refrag.evaluation.questions.base_encoder import BaseEncoder
-from refrag.evaluation.questions.choices import find_answer_chunks
+from refrag.evaluation.questions.choices import choose_by_oracle, find_answer_chunks
 from refrag.evaluation.questions.conditions import DEFAULT_CONDITIONS, parse_condition, parse_conditions, spell
 from refrag.evaluation.questions.contexts import Contexts
 from refrag.evaluation.questions.controls import find_control
@@ -201,6 +202,14 @@ def test_the_oracle_takes_the_chunks_with_an_answer_those_of_the_evidence_first(
     assert find_answer_chunks(replace(row, answers=()), Spans(chunker), places) == []
 
 
+def test_the_oracle_takes_all_of_the_evidence_where_no_passage_has_the_answers_words(tiny_checkpoint, rows):
+    chunker = tiny_checkpoint.with_chunk_size(4).chunker
+    row = replace(rows[0], gold=(1,), answers=("Somebody who could build.",))
+    places = chunker.context_chunks([passage.content for passage in row.passages]).passages
+    found = choose_by_oracle(row, Spans(chunker), places)
+    assert found and found == np.flatnonzero(places == 1).tolist()
+
+
 def test_the_oracle_finds_answers_as_words_of_their_own(tiny_checkpoint, rows):
     spans = Spans(tiny_checkpoint.chunker)
     nobody, no = (SourcePassage(text, "", text) for text in ("Nobody knows.", "They said no."))
@@ -240,6 +249,14 @@ def test_a_row_is_never_its_own_control(rows):
     assert find_control([rows[0], without], 1) == rows[0]
     with pytest.raises(InvalidRequest, match=r"row 'q1': the control `shuffled` .* no other row has any; ask two"):
         find_control([rows[0], without], 0)
+
+
+def test_rows_whose_evidence_is_not_all_among_the_passages_read_are_counted(plain_models, rows, tmp_path):
+    asked = [replace(rows[0], gold=(1,)), rows[1]]
+    for keep_gold, count in ((False, 1), (True, 0)):
+        options = replace(OPTIONS, num_passages=1, keep_gold=keep_gold)
+        run, file = run_all(plain_models, asked, tmp_path / f"{keep_gold}.jsonl", ["p=0"], options)
+        assert summarise(run, file)["num_lacking_evidence"] == count
 
 
 def test_controls_that_share_a_passage_are_counted(plain_models, rows, tmp_path):

@@ -46,6 +46,7 @@ def test_rouge_l_takes_the_best_reference_or_the_mean():
         "Unknown",
         "The passages do not mention who built it.",
         "This cannot be answered from the text",
+        "I'm sorry, I do not have that information.",
         "",
     ],
 )
@@ -56,3 +57,23 @@ def test_saying_that_the_passages_do_not_tell_is_a_refusal(text):
 @pytest.mark.parametrize("text", ["Ana Korvin", "the unknown soldier", "There is no bridge", "in the passage of Drake"])
 def test_an_answer_is_no_refusal(text):
     assert is_refusal(text) == 0
+
+
+def test_an_accepted_answer_is_no_refusal_whatever_it_says():
+    assert (is_refusal("None.", ["none"]), is_refusal("None.", ["nobody"]), is_refusal("", [""])) == (0, 1, 1)
+
+
+def test_characters_are_words_in_scripts_without_spaces():
+    assert normalise("北京，the 首都。") == "北 京 首 都"
+    assert contains_answer("首都是北京。", ["北京"]) == 1
+    assert contains_answer("首都是北京。", ["东京"]) == 0
+    # 2 common characters; 3 against 2: precision 2/3, recall 1.
+    assert token_f1("是北京", ["北京"]) == pytest.approx(4 / 5)
+    assert rouge_l("是北京", ["北京"]) == pytest.approx(4 / 5)
+
+
+def test_rouge_l_reads_letters_beyond_ascii_and_stems_the_others():
+    assert rouge_l("Ein Café in Köln", ["ein café in köln"]) == 1
+    assert rouge_l("Café", ["Caf"]) == 0
+    assert rouge_l("Мельница сгорела", ["Мельница стоит"]) == pytest.approx(1 / 2)
+    assert rouge_l("mills burning, in_1911", ["mill burned in 1911"]) == 1

@@ -1,5 +1,6 @@
 """Makes contexts of question rows: passages cut into chunks, and the question with its answer in tokens."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import filterfalse
@@ -16,8 +17,8 @@ from refrag.data.spans import Spans
 
 # What a decoder is trained to answer where the passages do not.
 NOT_FOUND = "Not in the passages."
-# Answers that a passage gives without saying them.
-VERDICTS = {"yes", "no", "true", "false"}
+# Answers that a passage gives without saying them, alone or with what follows a comma: "Yes, it does."
+VERDICT = re.compile(r"\s*(yes|no|true|false)\s*([,.!;:].*)?", re.IGNORECASE | re.DOTALL)
 # Longer answers are put in words of their own, so that not finding them in a passage tells nothing.
 LONGEST_QUOTED_WORDS = 10
 
@@ -115,4 +116,4 @@ def _may_be_quoted(answer: str) -> bool:
 
 
 def _is_verdict(answer: str) -> bool:
-    return answer.strip().rstrip(".!").lower() in VERDICTS
+    return VERDICT.fullmatch(answer) is not None

@@ -3,15 +3,22 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from refrag.data.scripts import UNSPACED, is_unspaced
+
+# A part of a word that its script would have gone on with.
+PART = rf"[^\W{UNSPACED}]"
+
 
 def find_answer(text: str, answer: str) -> Iterator[tuple[int, int]]:
     """Yield start and end of each place where the answer stands as words of their own, whatever their case.
 
-    An answer inside a word is none: "no" does not stand in "nobody".
+    An answer inside a word is none: "no" does not stand in "nobody". In scripts without spaces between words nothing
+    tells where one ends, so that the answer's characters are enough.
     """
-    if not answer.strip():
+    if not (answer := answer.strip()):
         return
-    for match in re.finditer(rf"(?<!\w){re.escape(answer.strip())}(?!\w)", text, re.IGNORECASE):
+    before, after = "" if is_unspaced(answer[0]) else f"(?<!{PART})", "" if is_unspaced(answer[-1]) else f"(?!{PART})"
+    for match in re.finditer(before + re.escape(answer) + after, text, re.IGNORECASE):
         yield match.span()
 
 

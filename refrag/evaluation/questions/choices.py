@@ -9,6 +9,14 @@ from refrag.data.spans import Spans
 # C chunks
 
 
+def choose_by_oracle(row: QuestionRow, spans: Spans, places: np.ndarray) -> list[int]:
+    """Return the chunks with the answer, best first.
+
+    Where its words stand nowhere, as those of a sentence, these are all chunks of the passages with the evidence.
+    """
+    return find_answer_chunks(row, spans, places) or np.flatnonzero(np.isin(places, row.gold or ())).tolist()
+
+
 def find_answer_chunks(row: QuestionRow, spans: Spans, places: np.ndarray) -> list[int]:
     """Return the numbers of the chunks with a part of an accepted answer, those of the evidence first.
 

@@ -21,7 +21,7 @@ from refrag.evaluation.conditions import Condition
 from refrag.evaluation.models import Models
 from refrag.evaluation.questions import base_encoder
 from refrag.evaluation.questions.base_encoder import BaseEncoder
-from refrag.evaluation.questions.choices import find_answer_chunks
+from refrag.evaluation.questions.choices import choose_by_oracle
 from refrag.pipeline import Pipeline
 from refrag.policies.budget import expansion_budget
 from refrag.request import ExpansionOptions, Request
@@ -155,7 +155,7 @@ class Contexts:
         if selection == base_encoder.NAME:
             return self._base_encoder.rank(kept.context.chunks, self.make_request(kept.row).question)[:budget]
         if selection == "oracle":
-            return find_answer_chunks(kept.row, Spans(pipeline.chunker), kept.places)[:budget]
+            return choose_by_oracle(kept.row, Spans(pipeline.chunker), kept.places)[:budget]
         options = ExpansionOptions(fraction, VARIANTS.get(selection, selection), self._seed(kept.row))
         return list(pipeline.select(options, kept.context, kept.vectors, kept.question_vectors).numbers)
 

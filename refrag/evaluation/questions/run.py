@@ -196,7 +196,7 @@ def make_request(row: QuestionRow, options: QuestionOptions) -> Request:
 
 def score(text: str, row: QuestionRow) -> dict[str, Any]:
     """Return the scores that apply to the row; a row without answers is judged by refusal and fidelity alone."""
-    scores = {"refused": is_refusal(text)}
+    scores = {"refused": is_refusal(text, row.answers if row.answerable else ())}
     if row.answerable and row.answers:
         scores["exact_match"] = exact_match(text, row.answers)
         scores["f1"] = token_f1(text, row.answers)

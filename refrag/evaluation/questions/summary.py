@@ -67,6 +67,7 @@ def summarise(run: "QuestionRun", file: AnswersFile) -> dict[str, Any]:
         "kind": KIND,
         "num_rows": len(run.rows),
         "num_answerable": sum(row.answerable for row in run.rows),
+        "num_lacking_evidence": sum(len(run.sources[row.id].gold or ()) > len(row.gold or ()) for row in run.rows),
         "rows": [
             {
                 "condition": spell(one),
@@ -119,10 +120,13 @@ def _budget(condition: Condition) -> tuple[int, float]:
 def render(report: Values) -> str:
     """Return the report as Markdown: answers, fidelity and sizes, recovery, differences."""
     rows, differences = report["rows"], report["differences"]
+    lacking = ""
+    if count := report.get("num_lacking_evidence"):
+        lacking = f" For {count} some of the evidence is not among the passages read; `--keep-gold` puts it there."
     head = (
         f"`{report['command']}` at {report['commit']} on {report['machine']}, seed {report['seed']}\n\n"
-        f"{report['data']}: {report['num_rows']} rows, {report['num_answerable']} of them answerable. Intervals are of "
-        "95%, in differences of the same rows; those that exclude zero are bold."
+        f"{report['data']}: {report['num_rows']} rows, {report['num_answerable']} of them answerable.{lacking} Intervals "
+        "are of 95%, in differences of the same rows; those that exclude zero are bold."
     )
     sections = [
         head,
