@@ -125,8 +125,8 @@ def render(report: Values) -> str:
         lacking = f" For {count} some of the evidence is not among the passages read; `--keep-gold` puts it there."
     head = (
         f"`{report['command']}` at {report['commit']} on {report['machine']}, seed {report['seed']}\n\n"
-        f"{report['data']}: {report['num_rows']} rows, {report['num_answerable']} of them answerable.{lacking} Intervals "
-        "are of 95%, in differences of the same rows; those that exclude zero are bold."
+        f"{report['data']}: {report['num_rows']} rows, {report['num_answerable']} of them answerable.{lacking} "
+        "Intervals are of 95%, in differences of the same rows; those that exclude zero are bold."
     )
     sections = [
         head,
