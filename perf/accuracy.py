@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from openai import BadRequestError, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 from tqdm import tqdm
 
 from perf.accuracy_report import PLAIN, Setting, markdown, summarise_answers
@@ -53,11 +54,12 @@ from perf.retrieval import COLLECTION, fill_collection
 from refrag.data.questions.passages import find_pool, read_pool
 from refrag.data.questions.read import read_questions
 from refrag.data.questions.row import QuestionRow, SourcePassage
-from refrag.data.questions.turns import with_last_turns
+from refrag.data.questions.turns import as_turns
 from refrag.errors import InvalidRequest
 from refrag.evaluation.questions.answers_file import Answer, AnswersFile
 from refrag.evaluation.questions.identity import digest_files, digest_model
 from refrag.evaluation.scores import contains_answer, exact_match, token_f1
+from refrag.history import USER, Turn
 from refrag.machine.environment import describe_environment
 
 SCORES = {"contains": contains_answer, "f1": token_f1, "exact_match": exact_match}
@@ -167,7 +169,7 @@ def ask(api: OpenAI, row: QuestionRow, setting: Setting, max_tokens: int) -> Ans
     try:
         stream = api.chat.completions.create(
             model="refrag",
-            messages=[{"role": "user", "content": with_last_turns(row)}],
+            messages=[_message(turn) for turn in [*as_turns(row), Turn(USER, row.question)]],
             max_tokens=max_tokens,
             temperature=0,
             stream=True,
@@ -183,6 +185,12 @@ def ask(api: OpenAI, row: QuestionRow, setting: Setting, max_tokens: int) -> Ans
         seconds = time.perf_counter() - began
         parts = [part.model_dump() for part in (first, *stream)]
     return {"first_token_seconds": seconds, **read_answer(row, parts)}
+
+
+def _message(turn: Turn) -> ChatCompletionMessageParam:
+    if turn.role == USER:
+        return {"role": "user", "content": turn.content}
+    return {"role": "assistant", "content": turn.content}
 
 
 def _own_fields(setting: Setting) -> dict[str, Any]:

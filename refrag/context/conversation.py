@@ -32,9 +32,9 @@ class Room:
     """
 
     num_slots: int
-    num_chunks: int
-    text_tokens: int
-    is_plain: bool
+    num_chunks: int = 2**31
+    text_tokens: int = DEFAULT_TEXT_TOKENS
+    is_plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ def as_passage(pair: Pair, template: PromptTemplate) -> str:
     if template.is_chat:
         return f"{USER}: {pair.question}\n{ASSISTANT}: {pair.answer}"
     return f"{template.question_prefix.strip()} {pair.question} {template.answer_prefix.strip()} {pair.answer}"
+
+
+def policy_question(question: str, pairs: Sequence[Pair], template: PromptTemplate) -> str:
+    """Return what policies read of a question: behind the newest pair, which often tells what it is about."""
+    if not pairs:
+        return question
+    newest = as_passage(pairs[-1], template)
+    return f"{newest}\n{USER}: {question}" if template.is_chat else f"{newest} {question}"
 
 
 def _begin_text(first: int, sizes: np.ndarray, text_tokens: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from refrag.citations import NO_SOURCES, Sources, locate
 from refrag.context.chunking import Chunker, PackedChunks
-from refrag.context.conversation import DEFAULT_TEXT_TOKENS, Room, lay_out_history
+from refrag.context.conversation import DEFAULT_TEXT_TOKENS, Room, lay_out_history, policy_question
 from refrag.context.spans import PassageTokens
 from refrag.errors import InvalidRequest
 from refrag.request import EXPAND_ALL, ExpansionOptions, Request
@@ -31,7 +31,7 @@ class PreparedContext:
 
     chunks: of the passages, then of earlier turns. sources: the places that they come from.
     question_ids: all that follows the chunks in the prompt: turns that stay text, and the question.
-    question_chunks: the question for the encoder, for policies that read it.
+    question_chunks: what policies read, for the encoder: the question, behind the newest of the earlier turns.
     new_tokens: tokens of the passages and turns that the chunker's cache did not know.
     num_cut_turns: earlier turns that are left out, since the window is full.
     max_prompt_slots: slots that the prompt may take, for one with earlier turns, with a limit, or that gives way; None
@@ -56,12 +56,11 @@ class PreparedContext:
 
 def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -> PreparedContext:
     """Return the request as tokens; raise InvalidRequest if turns would be cut that must not be."""
-    question_ids, question_chunks = chunker.question_ids(request.question), chunker.question_chunks(request.question)
     read = chunker.read_passages(request.passages)
     context = PreparedContext(
         chunks=read.chunks,
-        question_ids=question_ids,
-        question_chunks=question_chunks,
+        question_ids=chunker.question_ids(request.question),
+        question_chunks=_read_question(request, chunker, limits.num_chunks - len(read.chunks)),
         new_tokens=read.new_tokens,
         sources=Sources(locate(read.chunks.passages, read.spans), len(request.passages)),
         answer_tokens=limits.answer_tokens,
@@ -71,6 +70,13 @@ def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -
     if _may_give_way(request.expansion) and context.max_prompt_slots is None:
         context = _give_way(context, request, chunker, limits)
     return context
+
+
+def _read_question(request: Request, chunker: Chunker, max_chunks: int) -> PackedChunks:
+    """Return the chunks of what policies read; of the question alone where the newest turns would be too many."""
+    pairs = request.earlier_pairs
+    whole = chunker.question_chunks(policy_question(request.question, pairs, chunker.config.template))
+    return chunker.question_chunks(request.question) if pairs and len(whole) > max_chunks else whole
 
 
 def _may_give_way(options: ExpansionOptions) -> bool:

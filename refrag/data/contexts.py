@@ -43,9 +43,9 @@ class TokenisedQuestion:
     """Question in text and in tokens.
 
     task: one of the made-up world's, or what a file of questions says.
-    prompt_ids: the question inside its template.
+    prompt_ids: all that follows the chunks: earlier turns that stay text, and the question inside its template.
     answer_ids: the answer with EOS.
-    chunks: chunks of the question without its template, which the policy reads.
+    chunks: of what the policy reads: the question without its template, behind the newest of the earlier turns.
     evidence_chunks: numbers of the context's chunks that an answer needs; none where it has no answer.
     target: a teacher's distribution before each token of the answer; None without a teacher.
     """
@@ -165,7 +165,9 @@ class ContextMaker:
                 if found is not None:
                     covered = self.spans.covered_chunks(texts[found], span.start, span.stop)
                     evidence |= {first_chunks[found] + number for number in covered}
-            tokenised.append(self._tokenise_question(question, sorted(evidence)))
+            # As a server's policies read it: behind the newest turn.
+            read = " ".join([*history[-1:], question.text])
+            tokenised.append(self._tokenise_question(question, read, sorted(evidence)))
         return TokenisedContext(texts, chunks, tokenised)
 
     def _retrieve_for(
@@ -186,14 +188,14 @@ class ContextMaker:
         assert question is not None, f"a world of {len(self.everything)} passages has matter for every task"
         return question
 
-    def _tokenise_question(self, question: Question, evidence_chunks: list[int]) -> TokenisedQuestion:
+    def _tokenise_question(self, question: Question, read: str, evidence_chunks: list[int]) -> TokenisedQuestion:
         return TokenisedQuestion(
             task=question.task,
             text=question.text,
             answer=question.answer,
             prompt_ids=self.chunker.question_ids(question.text),
             answer_ids=self.chunker.answer_ids(question.answer),
-            chunks=self.chunker.question_chunks(question.text),
+            chunks=self.chunker.question_chunks(read),
             evidence_chunks=evidence_chunks,
         )
 

@@ -29,7 +29,7 @@ class Case:
     passages: token ids of each passage.
     target_ids: the tokens to predict.
     prompt_ids: the tokens between the context and the target.
-    question_ids: the bare question, for the policy.
+    question_ids: what the policy reads: the question, behind the newest of the earlier turns.
     evidence: numbers of the context tokens that the answer needs.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from refrag.data.scripts import part_unspaced
 
@@ -116,7 +116,7 @@ def _word_f1(words: Sequence[str], expected: Sequence[str]) -> float:
     return 2 * num_common / (len(words) + len(expected))
 
 
-class _Words(Tokenizer):
+class _Words:
     """Words of any script; a single character is one where no spaces part them."""
 
     def __init__(self) -> None:

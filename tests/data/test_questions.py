@@ -22,11 +22,15 @@ def numbers(row):
 
 
 def test_a_listed_row_has_the_passages_it_names_in_their_order(tmp_path):
-    row = {**ROW, "history": [{"role": "user", "text": "And the mill?"}], "true_answer": "Odo", "source": "town"}
+    turns = [{"role": "user", "text": "And the mill?"}, {"role": "assistant", "text": "It burned."}]
+    row = {**ROW, "history": turns, "true_answer": "Odo", "source": "town"}
     [read] = read_questions(write_rows(tmp_path, [row]))
     assert [passage.id for passage in read.passages] == ["ferry", "bridge", "mill"]
     assert (read.gold, read.answers, read.answerable) == ((1,), ("Ana Korvin", "Korvin"), True)
-    assert (read.history, dict(read.extra)) == ((("user", "And the mill?"),), {"true_answer": "Odo"})
+    assert (read.history, dict(read.extra)) == (
+        (("user", "And the mill?"), ("assistant", "It burned.")),
+        {"true_answer": "Odo"},
+    )
     assert read.passages[1].content == "The bridge\nAna Korvin built the bridge over the Lurd."
 
 
@@ -144,6 +148,7 @@ FAULTS = {
     "passage twice": ([{**ROW, "passages": ["bees", "bees"]}], "line 1, field passages: is .*give each passage once"),
     "answers": ([{**ROW, "answers": "Korvin"}], "line 1, field answers: is 'Korvin'; give a list of texts"),
     "flag": ([{**ROW, "answerable": "no"}], "line 1, field answerable: is 'no'; give true or false"),
+    "turns of one alone": ([{**ROW, "history": [{"role": "user", "text": "Who?"}]}], "field history: .* give turns of"),
     "turns": ([{**ROW, "history": [{"role": "user"}]}], r"field history\[0\], field text: is missing"),
     "twice": ([ROW, ROW], "line 2, field id: 'q1' is there twice"),
     "no object": ([ROW, ["q2"]], "line 2: holds .*give an object"),

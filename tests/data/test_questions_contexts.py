@@ -7,6 +7,9 @@ import pytest
 from refrag.data.questions.contexts import NOT_FOUND, RowContexts, is_stranger
 from refrag.data.questions.evidence import find_answer
 from refrag.data.questions.row import QuestionRow, SourcePassage
+from refrag.history import Turn
+from refrag.pipeline import Pipeline
+from refrag.request import Request
 
 BRIDGE = (
     "For ninety years nobody dared to cross the river on anything but a boat. Then Ana Korvin built the bridge over "
@@ -140,10 +143,20 @@ def test_answers_in_words_of_their_own_stand_in_no_passage_and_are_learned(maker
         assert maker.make(replace(row, answerable=False), 2, seed=0).questions[0].answer == NOT_FOUND
 
 
-def test_a_conversation_is_asked_with_its_last_turns(maker):
-    turns = (("user", "Which river?"), ("assistant", "The Lurd."), ("user", "Is it wide?"), ("assistant", "Yes."))
-    [question] = maker.make(replace(ROW, history=turns), 2, seed=0).questions
-    assert question.text == "user: Is it wide?\nassistant: Yes.\nuser: Who built the bridge?"
+@pytest.mark.parametrize("length", [1, 100])
+def test_a_conversation_is_laid_out_as_a_server_lays_it_out(maker, tiny_checkpoint, length):
+    turns = (("user", "Which river?"), ("assistant", "The Lurd. " * length), ("user", "Is it?"), ("assistant", "Yes."))
+    context = maker.make(replace(ROW, history=turns), 2, seed=0)
+    [question] = context.questions
+    request = Request(ROW.question, context.passages[:2], history=[Turn(*turn) for turn in turns])
+    served = Pipeline(tiny_checkpoint).prepare(request, max_tokens=len(question.answer_ids))
+    assert context.chunks.token_ids.tolist() == served.chunks.token_ids.tolist()
+    assert context.chunks.passages.tolist() == served.chunks.passages.tolist()
+    assert question.prompt_ids == served.question_ids
+    assert question.chunks.token_ids.tolist() == served.question_chunks.token_ids.tolist()
+    assert len(context.passages) == 2 + (length > 1) == context.chunks.passages.max() + 1
+    read = maker.chunker.decoder_tokenizer.decode([chunk.token_ids for chunk in question.chunks])
+    assert "".join(read).strip() == "Question: Is it? Answer: Yes. Who built the bridge?"
 
 
 def test_a_document_stays_whole_and_in_order(maker):

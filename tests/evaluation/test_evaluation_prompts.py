@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from refrag.context.chunking import PackedChunks
 from refrag.errors import CheckpointError, InvalidRequest
 from refrag.evaluation.case_set import CaseSet
 from refrag.evaluation.conditions import POLICIES, Condition, compressed
@@ -39,8 +40,8 @@ def as_request(case, checkpoint, options):
     passages = [
         tokenizer.decode(ids)[len(template.passage_prefix) : -len(template.passage_suffix)] for ids in case.passages
     ]
-    question = tokenizer.decode(case.question_ids).removeprefix(template.passage_prefix)
-    return Request(question, passages, options)
+    question = tokenizer.decode(case.prompt_ids).removeprefix(template.question_prefix)
+    return Request(question.removesuffix(template.answer_prefix), passages, options)
 
 
 SERVED = {"learned as served": "learned", "similarity": "similarity", "random": "random", "none": "none", "all": "all"}
@@ -53,6 +54,8 @@ def test_vectors_picks_and_prompts_are_those_of_the_pipeline(cases, models, sele
     for number, case in enumerate(cases.cases):
         options = ExpansionOptions(0.3, SERVED[selection], request_seed(cases, number))
         context = pipeline.prepare(as_request(case, checkpoint, options), max_tokens=32)
+        if case.task == "followup":  # its turns are passages here, so that a request does not tell the newest
+            context = replace(context, question_chunks=PackedChunks.cut([case.question_ids], 8))
         vectors, question_vectors = pipeline.encode(context)
         expanded = pipeline.select(options, context, vectors, question_vectors).numbers
         _, prompt = pipeline.build_prompt(context, expanded, vectors)

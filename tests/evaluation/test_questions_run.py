@@ -27,6 +27,7 @@ from refrag.evaluation.questions.options import QuestionOptions
 from refrag.evaluation.questions.run import QuestionRun, make_request, score
 from refrag.evaluation.questions.summary import render, render_policies, summarise
 from refrag.evaluation.reading import TargetedPrompt, read
+from refrag.history import Turn
 from refrag.model.attention_heads import AttentionHeads
 from refrag.pipeline import Pipeline
 from refrag.request import ExpansionOptions, Request, SamplingParams
@@ -218,19 +219,22 @@ def test_the_oracle_finds_answers_as_words_of_their_own(tiny_checkpoint, rows):
     assert {int(places[number]) for number in find_answer_chunks(row, spans, places)} == {1}
 
 
-def test_the_last_turns_stand_before_the_question_and_the_others_are_dropped_or_passages(rows):
-    request = make_request(rows[3], replace(OPTIONS, question_turns=1))
-    assert request.question == "assistant: It burned down.\nuser: Who built it?" and len(request.passages) == 2
-    kept = make_request(rows[3], replace(OPTIONS, question_turns=1, earlier_turns="passages"))
-    assert kept.passages[:3] == ["user: Is there a mill?", "assistant: It burned down.", "user: Is there a mill?"]
-    assert kept.passages[3:] == request.passages
-    assert make_request(rows[0], OPTIONS) == Request(rows[0].question, [one.content for one in rows[0].passages])
+def test_a_conversation_is_sent_as_a_client_does_whole_or_its_last_turns_alone(rows):
+    passages = [one.content for one in rows[3].passages]
+    turns = [Turn(turn["role"], turn["text"]) for turn in TURNS]
+    assert make_request(rows[3], OPTIONS) == Request("Who built it?", passages, history=turns * 2)
+    for limit, sent in ((2, turns), (0, []), (8, turns * 2)):
+        assert make_request(rows[3], replace(OPTIONS, history_turns=limit)).history == sent
+    with pytest.raises(InvalidRequest, match=r"history_turns is 3; turns are sent in pairs .* give an even number"):
+        replace(OPTIONS, history_turns=3)
 
 
-def test_evidence_is_known_by_its_place_behind_the_earlier_turns(plain_models, rows):
-    options = replace(OPTIONS, question_turns=1, earlier_turns="passages")
-    built = build(plain_models, rows[3], "p=0.5:random", options)
-    assert built.places.tolist()[:3] == [-3, -2, -1] and set(built.places.tolist()) == {-3, -2, -1, 0, 1}
+def test_older_turns_are_chunks_behind_the_passages_and_cost_no_evidence(plain_models, rows):
+    long = replace(rows[3], history=(("user", "Is there a mill?"), ("assistant", "It burned down. " * 200)))
+    built = build(plain_models, long, "p=0.5:random")
+    assert set(built.places.tolist()) == {0, 1, 2}
+    assert set(build(plain_models, long, "gold").places.tolist()) == {0, 1}
+    assert 2 not in build(plain_models, rows[3], "p=0.5:random").places
 
 
 # q1 ferry bridge mill, q2 mill, q3 bees mill, q4 bees bridge

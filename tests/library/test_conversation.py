@@ -8,6 +8,7 @@ from tiny import CHAT, as_chat
 
 from refrag.config import PromptTemplate
 from refrag.context.frame import open_frame
+from refrag.context.prepare import ContextLimits, prepare_context
 from refrag.errors import InvalidRequest
 from refrag.history import Turn
 from refrag.pipeline import Pipeline
@@ -77,6 +78,30 @@ def test_most_questions_keep_the_text_of_the_one_before_so_that_their_prompts_be
     for before, after in itertools.pairwise(contexts):
         common = len(before.chunks)
         assert list(after.chunks[:common]) == list(before.chunks)
+
+
+def test_policies_read_the_question_behind_the_newest_pair(tiny_checkpoint):
+    plain, chat = Pipeline(tiny_checkpoint), Pipeline(as_chat(tiny_checkpoint))
+    newest = "What of ship 2? Answer: Ship 3 is in port."
+    told = {plain: f"Question: {newest} And the last one?"}
+    told[chat] = "user: What of ship 2?\nassistant: Ship 3 is in port.\nuser: And the last one?"
+    for pipeline, text in told.items():
+        chunks = prepared(pipeline, turns(4)).question_chunks
+        assert chunks.token_ids.tolist() == pipeline.chunker.question_chunks(text).token_ids.tolist()
+        alone = prepared(pipeline, []).question_chunks
+        assert alone.token_ids.tolist() == pipeline.chunker.question_chunks("And the last one?").token_ids.tolist()
+
+
+def test_policies_read_the_question_alone_where_the_encoder_takes_no_more(pipeline):
+    history = turns(2)
+    request = Request("And the last one?", PASSAGES, history=history)
+    whole = prepared(pipeline, history)
+    num_passages = int((whole.chunks.passages < len(PASSAGES)).sum())
+    limit = num_passages + len(whole.question_chunks)
+    for num_chunks, asked in ((limit, history), (limit - 1, [])):
+        context = prepare_context(request, pipeline.chunker, ContextLimits(4, num_chunks))
+        expected = prepared(pipeline, asked).question_chunks
+        assert context.question_chunks.token_ids.tolist() == expected.token_ids.tolist()
 
 
 def test_a_newest_pair_that_fits_is_always_text(pipeline):

@@ -255,11 +255,16 @@ def test_the_command_needs_nothing_but_passages(checkpoint, tmp_path, capsys):
 
 def test_the_command_answers_a_question_set(checkpoint, tmp_path, capsys):
     checkpoint.save(tmp_path / "checkpoint")
-    path = write_rows(tmp_path, [{**ROW, "history": [{"role": "user", "text": "Which river?"}]}])
+    turns = [{"role": "user", "text": "Which river?"}, {"role": "assistant", "text": "The Lurd."}]
+    path = write_rows(tmp_path, [{**ROW, "history": turns}])
     options = ["--checkpoint", str(tmp_path / "checkpoint"), "--questions", str(path), "--max-tokens", "4"]
     assert main(["train", "targets", str(tmp_path / "out"), *options]) == 0
     [row] = read_questions(tmp_path / "out" / "questions.jsonl")
-    assert (row.id, row.question, row.history) == ("q1", ROW["question"], (("user", "Which river?"),))
+    assert (row.id, row.question, row.history) == (
+        "q1",
+        ROW["question"],
+        (("user", "Which river?"), ("assistant", "The Lurd.")),
+    )
 
 
 def test_likeliest_tokens_beyond_the_vocabulary_are_not_asked_for(monkeypatch):

@@ -8,12 +8,14 @@ from itertools import filterfalse
 import numpy as np
 
 from refrag.context.chunking import Chunker, PackedChunks
+from refrag.context.conversation import Room, as_passage, lay_out_history, policy_question
 from refrag.data.contexts import TokenisedContext, TokenisedQuestion
 from refrag.data.questions.arrange import arrange
 from refrag.data.questions.evidence import find_answer, holds_any
 from refrag.data.questions.row import QuestionRow
-from refrag.data.questions.turns import with_last_turns
+from refrag.data.questions.turns import earlier_pairs
 from refrag.data.spans import Spans
+from refrag.history import Pair
 
 # What a decoder is trained to answer where the passages do not.
 NOT_FOUND = "Not in the passages."
@@ -53,17 +55,31 @@ class RowContexts:
     def _tokenise(self, row: QuestionRow, is_answered: bool) -> TokenisedContext:
         texts = [passage.content for passage in row.passages]
         chunks = PackedChunks.cut([self.spans.token_ids(text) for text in texts], self.chunker.config.chunk_size)
-        answer, text = row.answers[0] if is_answered else NOT_FOUND, with_last_turns(row)
+        answer, pairs = row.answers[0] if is_answered else NOT_FOUND, earlier_pairs(row)
         question = TokenisedQuestion(
             task=row.task,
-            text=text,
+            text=row.question,
             answer=answer,
-            prompt_ids=self.chunker.question_ids(text),
+            prompt_ids=self.chunker.question_ids(row.question),
             answer_ids=self.chunker.answer_ids(answer),
-            chunks=self.chunker.question_chunks(text),
+            chunks=self.chunker.question_chunks(policy_question(row.question, pairs, self.chunker.config.template)),
             evidence_chunks=self._evidence(row, texts, chunks) if is_answered else [],
         )
-        return TokenisedContext(texts, chunks, [question])
+        context = TokenisedContext(texts, chunks, [question])
+        return self._add_turns(context, pairs) if pairs else context
+
+    def _add_turns(self, context: TokenisedContext, pairs: Sequence[Pair]) -> TokenisedContext:
+        """Return the context with the earlier turns of its question, laid out as a server does."""
+        [question], chunks, config = context.questions, context.chunks, self.chunker.config
+        needed = len(chunks) + self.chunker.num_other_slots(question.prompt_ids) + len(question.answer_ids)
+        history = lay_out_history(pairs, self.chunker, Room(config.max_prompt_slots - needed))
+        turns, num_cut = history.read.chunks, history.num_cut
+        older = pairs[num_cut : num_cut + len(set(turns.passages.tolist()))]
+        return TokenisedContext(
+            passages=[*context.passages, *(as_passage(pair, config.template) for pair in older)],
+            chunks=PackedChunks.of(chunks, PackedChunks(turns.token_ids, turns.passages + len(context.passages))),
+            questions=[replace(question, prompt_ids=history.text_ids + question.prompt_ids)],
+        )
 
     def _evidence(self, row: QuestionRow, texts: Sequence[str], chunks: PackedChunks) -> list[int]:
         starts = np.searchsorted(chunks.passages, np.arange(len(texts) + 1)).tolist()

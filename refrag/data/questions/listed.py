@@ -3,7 +3,7 @@
     {"id": "q1", "question": "…", "answers": ["…"], "passages": ["p7", "p2"], "gold": [0]}
 
 Optional: source, task, answerable, gold (positions in `passages`), keeps_order, and history, a list of
-{"role": "user", "text": "…"}. All other fields go into `extra`.
+{"role": "user", "text": "…"}, whose roles alternate and end with the assistant's. All other fields go into `extra`.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from refrag.data.questions.passages import Pool
 from refrag.data.questions.records import Record, add_unique, read_json_lines
 from refrag.data.questions.row import QuestionRow, SourcePassage
 from refrag.errors import InvalidRequest
+from refrag.history import Turn, pair_turns
 
 KNOWN = {"id", "source", "question", "answers", "answerable", "passages", "gold", "history", "task", "keeps_order"}
 # Its passages are the parts of one document.
@@ -71,5 +72,11 @@ def _gold(record: Record, num_passages: int) -> tuple[int, ...] | None:
 
 
 def _history(record: Record) -> tuple[tuple[str, str], ...]:
-    turns = record.records("history") if record.has("history") else []
-    return tuple((turn.text("role"), turn.text("text")) for turn in turns)
+    """Return the turns; raise InvalidRequest unless they alternate as those of a request."""
+    records = record.records("history") if record.has("history") else []
+    turns = [Turn(turn.text("role"), turn.text("text")) for turn in records]
+    try:
+        pair_turns(turns)
+    except InvalidRequest:
+        raise record.fault("history", "turns of user and assistant, one after the other, to the assistant's") from None
+    return tuple((turn.role, turn.content) for turn in turns)

@@ -29,7 +29,7 @@ class QuestionRow:
         references for saying it.
     passages: the retrieved ones, best first, or in the source's own order.
     gold: positions of the passages that hold the evidence; None if unknown.
-    history: the earlier turns as pairs of role and text.
+    history: the earlier turns as pairs of role and text; the roles are user and assistant in turn.
     extra: further fields of the source, such as `true_answer`.
     keeps_order: true if the passages are parts of one document, whose order must stay.
     num_found: of the passages, how many were found; those behind them hold evidence that was not. None if all were.

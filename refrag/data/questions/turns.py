@@ -1,15 +1,12 @@
-"""Puts the last turns of a conversation before its question, for training and evaluation alike."""
+"""The earlier turns of a row as a client sends them, for training and evaluation alike."""
 
 from refrag.data.questions.row import QuestionRow
-
-# Turns that are put before a question unless somebody says otherwise: the last question and its answer.
-QUESTION_TURNS = 2
-USER = "user"
+from refrag.history import Pair, Turn, pair_turns
 
 
-def with_last_turns(row: QuestionRow, num_turns: int = QUESTION_TURNS) -> str:
-    """Return the question behind the last `num_turns` turns, a line for each with its role; alone without any."""
-    last = row.history[max(0, len(row.history) - num_turns) :]
-    if not last:
-        return row.question
-    return "\n".join([*(f"{role}: {text}" for role, text in last), f"{USER}: {row.question}"])
+def as_turns(row: QuestionRow) -> list[Turn]:
+    return [Turn(role, text) for role, text in row.history]
+
+
+def earlier_pairs(row: QuestionRow) -> list[Pair]:
+    return pair_turns(as_turns(row))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from refrag.config import LEARNED_POLICY
 from refrag.data.questions.arrange import arrange
 from refrag.data.questions.row import QuestionRow
+from refrag.data.questions.turns import as_turns
 from refrag.data.spans import Spans
 from refrag.evaluation.questions.choices import find_answer_chunks
 from refrag.model.attention_heads import AttentionHeads, Scoring
@@ -71,7 +72,7 @@ class Reader:
                 yield reading
 
     def _read(self, row: QuestionRow, is_compared: bool) -> Reading | None:
-        request = Request(row.question, [passage.content for passage in row.passages])
+        request = Request(row.question, [passage.content for passage in row.passages], history=as_turns(row))
         context = self.pipeline.prepare(request, max_tokens=1)
         passages = context.chunks.passages
         gold = range(len(row.passages)) if row.gold is None else row.gold

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from refrag.config import LEARNED_POLICY
 from refrag.context.chunking import PackedChunks
+from refrag.context.conversation import policy_question
 from refrag.context.prepare import PreparedContext
 from refrag.data.questions.arrange import only_gold
 from refrag.data.questions.row import QuestionRow
@@ -35,18 +36,17 @@ VARIANTS = {AS_SERVED: LEARNED_POLICY, ALL_HEADS: "attention"}
 
 @dataclass(frozen=True)
 class RowContext:
-    """An arranged row at one chunk size, encoded by the pipeline; earlier turns may stand before its passages."""
+    """An arranged row at one chunk size, encoded by the pipeline."""
 
     row: QuestionRow
     context: PreparedContext
-    num_turns: int
     vectors: Tensor  # (C, E)
     question_vectors: Tensor  # (Q, E)
 
     @property
     def places(self) -> np.ndarray:
-        """Return the position of each chunk's passage in the row, below 0 for an earlier turn.  (C,)"""
-        return self.context.chunks.passages - self.num_turns
+        """Return the position of each chunk's passage in the row; those of earlier turns are behind the last.  (C,)"""
+        return self.context.chunks.passages
 
     def first(self, num_chunks: int) -> "RowContext":
         """Return the same row with its first chunks alone."""
@@ -153,11 +153,15 @@ class Contexts:
         fraction, selection = condition.expand_fraction, condition.selection
         budget = expansion_budget(fraction, len(kept.context.chunks))
         if selection == base_encoder.NAME:
-            return self._base_encoder.rank(kept.context.chunks, self.make_request(kept.row).question)[:budget]
+            return self._base_encoder.rank(kept.context.chunks, self._policy_question(kept.row))[:budget]
         if selection == "oracle":
             return choose_by_oracle(kept.row, Spans(pipeline.chunker), kept.places)[:budget]
         options = ExpansionOptions(fraction, VARIANTS.get(selection, selection), self._seed(kept.row))
         return list(pipeline.select(options, kept.context, kept.vectors, kept.question_vectors).numbers)
+
+    def _policy_question(self, row: QuestionRow) -> str:
+        request = self.make_request(row)
+        return policy_question(request.question, request.earlier_pairs, self.models.checkpoint.config.template)
 
     @cached_property
     def _base_encoder(self) -> BaseEncoder:
@@ -175,34 +179,32 @@ class Contexts:
         if rest > window:
             raise InvalidRequest(
                 f"row {whole.row.id!r}: its question needs {rest} slots with max_tokens, the window is {window}; lower "
-                "max_tokens or question_turns, or leave the row out"
+                "max_tokens or history_turns, or leave the row out"
             )
         return window - rest
 
     def _slots(self, row: QuestionRow, condition: Condition) -> int:
         """Return the slots of the row's context if it were compressed at the condition's size and fraction."""
-        num_chunks = len(self._prepare(row, self._pipeline(condition))[0].chunks)
+        num_chunks = len(self._prepare(row, self._pipeline(condition)).chunks)
         return _most_slots(num_chunks, condition.expand_fraction, condition.chunk_size)
 
     def _without_vectors(self, row: QuestionRow, pipeline: Pipeline) -> RowContext:
         """Return the row for a prompt in which no chunk stays compressed: nothing reads its vectors, all zeros."""
-        context, num_turns = self._prepare(row, pipeline)
+        context = self._prepare(row, pipeline)
         encoder = self.models.checkpoint.encoder
         vectors = torch.zeros(len(context.chunks), encoder.width, device=encoder.device)
-        return RowContext(row, context, num_turns, vectors, vectors[:0])
+        return RowContext(row, context, vectors, vectors[:0])
 
     def _encode(self, row: QuestionRow, condition: Condition) -> RowContext:
         key = row.id, condition.chunk_size
         if key not in self._encoded:
             pipeline = self._pipeline(condition)
-            context, num_turns = self._prepare(row, pipeline)
-            self._encoded[key] = RowContext(row, context, num_turns, *pipeline.encode(context))
+            context = self._prepare(row, pipeline)
+            self._encoded[key] = RowContext(row, context, *pipeline.encode(context))
         return self._encoded[key]
 
-    def _prepare(self, row: QuestionRow, pipeline: Pipeline) -> tuple[PreparedContext, int]:
-        """Return the row as tokens, and how many earlier turns stand before its passages."""
-        request = self.make_request(row)
-        return pipeline.prepare(request, self.max_tokens), len(request.passages) - len(row.passages)
+    def _prepare(self, row: QuestionRow, pipeline: Pipeline) -> PreparedContext:
+        return pipeline.prepare(self.make_request(row), self.max_tokens)
 
     def _pipeline(self, condition: Condition) -> Pipeline:
         """Return the served pipeline, whose learned policy spends the whole budget unless it is asked as served.

@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from refrag.data.questions.read import DEFAULT_DEPTH
-from refrag.data.questions.turns import QUESTION_TURNS
 from refrag.errors import InvalidRequest
 from refrag.retrieval.bm25 import Strength
 
-EarlierTurns = Literal["drop", "passages"]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -34,15 +32,8 @@ class QuestionOptions:
     window: int | None = field(
         default=None, metadata={"type": int, "help": "slots of prompt and answer (default: each decoder's own)"}
     )
-    question_turns: int = field(
-        default=QUESTION_TURNS, metadata={"help": "last turns of a conversation to put before the question"}
-    )
-    earlier_turns: EarlierTurns = field(
-        default="drop",
-        metadata={
-            "choices": ["drop", "passages"],
-            "help": "what becomes of the other turns: dropped, or passages before the retrieved ones",
-        },
+    history_turns: int | None = field(
+        default=None, metadata={"type": int, "help": "last turns of a conversation to send (default: all)"}
     )
     depth: int = field(default=DEFAULT_DEPTH, metadata={"help": "passages to search for, where a question lists none"})
     dtype: Dtype = field(
@@ -53,9 +44,14 @@ class QuestionOptions:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            value, lowest = getattr(self, one.name), 0 if one.name in ("question_turns", "seed") else 1
+            value, lowest = getattr(self, one.name), 0 if one.name in ("history_turns", "seed") else 1
             if type(value) is int and value < lowest:
                 raise InvalidRequest(f"{one.name} is {value}; it must be at least {lowest}")
+        if (self.history_turns or 0) % 2:
+            raise InvalidRequest(
+                f"history_turns is {self.history_turns}; turns are sent in pairs of a question and its answer: give an "
+                "even number"
+            )
 
     def identity(self) -> Mapping[str, Any]:
         """Return the options on which an answer depends: two runs that differ in one cannot share a file."""

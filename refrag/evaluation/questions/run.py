@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from refrag.config import LEARNED_POLICY
 from refrag.data.questions.arrange import arrange
-from refrag.data.questions.row import QuestionRow, SourcePassage
-from refrag.data.questions.turns import with_last_turns
+from refrag.data.questions.row import QuestionRow
+from refrag.data.questions.turns import as_turns
 from refrag.errors import InvalidRequest
 from refrag.evaluation.batch_reader import BatchReader
 from refrag.evaluation.conditions import Condition
@@ -186,12 +186,10 @@ def arrange_row(row: QuestionRow, options: QuestionOptions) -> QuestionRow:
 
 
 def make_request(row: QuestionRow, options: QuestionOptions) -> Request:
-    """Return the request that a client would send: the last turns before the question, and the passages."""
-    split = max(0, len(row.history) - options.question_turns)
-    turns = [SourcePassage("", "", f"{role}: {text}") for role, text in row.history[:split]]
-    question = with_last_turns(row, options.question_turns)
-    passages = [*(turns if options.earlier_turns == "passages" else []), *row.passages]
-    return Request(question, [passage.content for passage in passages])
+    """Return the request that a client would send: the question, the passages and the last turns."""
+    turns, limit = as_turns(row), options.history_turns
+    last = turns if limit is None else turns[max(0, len(turns) - limit) :]
+    return Request(row.question, [passage.content for passage in row.passages], history=last)
 
 
 def score(text: str, row: QuestionRow) -> dict[str, Any]:

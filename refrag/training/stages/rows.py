@@ -12,7 +12,6 @@ from refrag.data.contexts import ContextMaker, TokenisedContext
 from refrag.data.questions.contexts import NOT_FOUND, RowContexts, is_stranger
 from refrag.data.questions.read import Form, read_questions
 from refrag.data.questions.row import QuestionRow
-from refrag.data.questions.turns import with_last_turns
 from refrag.errors import TrainingError
 from refrag.model.checkpoint import Checkpoint
 from refrag.training.settings import Finetune, Gains, Policy, QuestionFile, Questions, Select
@@ -131,8 +130,7 @@ def _read(file: QuestionFile, chunker: Chunker) -> list[QuestionRow]:
 def _refuse_long_question(file: QuestionFile, row: QuestionRow, chunker: Chunker) -> None:
     """Raise TrainingError for a question that is beyond the window without any context, which could be cut."""
     window, answer = chunker.config.max_prompt_slots, row.answers[0] if row.answers else NOT_FOUND
-    prompt_ids = chunker.frame.head_ids + chunker.question_ids(with_last_turns(row))
-    needed = len(prompt_ids) + len(chunker.answer_ids(answer))
+    needed = chunker.num_other_slots(chunker.question_ids(row.question)) + len(chunker.answer_ids(answer))
     if needed > window:
         raise TrainingError(
             f"{file.path}: row {row.id!r} needs {needed} slots for its question and answer alone, and max_prompt_slots "
