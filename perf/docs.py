@@ -41,7 +41,9 @@ from refrag.embedded.settings import ServerSettings
 from refrag.evaluation.heads.report import render_recall
 from refrag.evaluation.questions.comparison import render_comparison
 from refrag.evaluation.questions.summary import (
+    BRIEF,
     BRIEF_OF_LONG,
+    RECALL,
     render_briefly,
     render_chunk_sizes,
     render_passages,
@@ -66,6 +68,8 @@ POLICY_SETS = ("policies-xquad", "policies-nq", "policies-hotpotqa", "policies-m
 LONG_ANSWER_SETS = ("mtrag-last", "qmsum", "squality")
 # Numbers of passages that a weak retriever found.
 WEAK_PASSAGES = (1, 5, 10, 20, 40)
+# What taught the learned policy -> the result of what it then answers.
+POLICY_TEACHERS = {"labels": "retuned", "gains": "xquad-weighed", "GRPO": "xquad-reinforced"}
 # Number of lines shown of the demo's transcript: the first question with both answers.
 NUM_SHOWN = 4
 # The README quotes the performance at this context length and this number of callers.
@@ -145,6 +149,19 @@ def weak_retriever() -> str:
     """Return the table of a question set over more and more passages that a weak retriever found."""
     reports = [read(RESULTS / "smollm2" / f"nq-weak-{number}.json") for number in WEAK_PASSAGES]
     return with_count(reports[0], render_passages(reports))
+
+
+def policy_teachers() -> str:
+    """Return the learned policy's answers to the same questions, by what taught it."""
+    taught = {name: read(RESULTS / "smollm2" / f"{stem}.json") for name, stem in POLICY_TEACHERS.items()}
+    rows = [
+        {**row, "condition": name}
+        for name, report in taught.items()
+        for row in report["rows"]
+        if row["condition"] == "k=16:p=0.1:learned"
+    ]
+    sources = [source_line(report) for report in taught.values()]
+    return "\n\n".join([render_briefly({"rows": rows}, {**BRIEF, **RECALL}, recovered=None), *sources])
 
 
 def with_count(report: Report, figures: str) -> str:
@@ -260,6 +277,7 @@ FROM_SOURCE: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "headline": headline,
     "nq-weak": weak_retriever,
+    "policy-teachers": policy_teachers,
     "serve": serve_options,
     "openai": openai_options,
     "imports": source_map.draw_imports,
