@@ -141,6 +141,7 @@ def identify(options: argparse.Namespace, counts: Report) -> Report:
         "questions": digest_files([options.questions], options.questions.parent),
         "pool": digest_files([pool], pool.parent),
         "machine": describe_environment()["machine"],
+        "earlier_turns": "messages",
         **numbers,
         **counts,
     }

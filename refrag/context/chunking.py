@@ -214,7 +214,7 @@ class Chunker:
         return len(self.frame.head_ids) + len(question_ids)
 
     def question_chunks(self, question: str) -> PackedChunks:
-        """Return the bare question's chunks, which a question-aware policy compares with those of the context."""
+        """Return the chunks of what a question-aware policy compares with those of the context, in no template."""
         token_ids = self.decoder_tokenizer.encode([self.config.template.passage_prefix + question])
         return PackedChunks.cut(token_ids, self.config.chunk_size)
 

@@ -75,12 +75,19 @@ def as_passage(pair: Pair, template: PromptTemplate) -> str:
     return f"{template.question_prefix.strip()} {pair.question} {template.answer_prefix.strip()} {pair.answer}"
 
 
-def policy_question(question: str, pairs: Sequence[Pair], template: PromptTemplate) -> str:
-    """Return what policies read of a question: behind the newest pair, which often tells what it is about."""
+def policy_question(
+    question: str, pairs: Sequence[Pair], chunker: Chunker, text_tokens: int = DEFAULT_TEXT_TOKENS
+) -> str:
+    """Return what policies read of a question: behind the newest pair, which often tells what it is about.
+
+    The question alone where both have more than `text_tokens` tokens: it would be lost among them.
+    """
     if not pairs:
         return question
+    template = chunker.config.template
     newest = as_passage(pairs[-1], template)
-    return f"{newest}\n{USER}: {question}" if template.is_chat else f"{newest} {question}"
+    whole = f"{newest}\n{USER}: {question}" if template.is_chat else f"{newest} {question}"
+    return whole if chunker.question_chunks(whole).num_tokens <= text_tokens else question
 
 
 def _begin_text(first: int, sizes: np.ndarray, text_tokens: int) -> int:

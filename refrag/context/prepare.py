@@ -31,7 +31,7 @@ class PreparedContext:
 
     chunks: of the passages, then of earlier turns. sources: the places that they come from.
     question_ids: all that follows the chunks in the prompt: turns that stay text, and the question.
-    question_chunks: what policies read, for the encoder: the question, behind the newest of the earlier turns.
+    question_chunks: what policies read, for the encoder: the question, behind the newest of the earlier turns if short.
     new_tokens: tokens of the passages and turns that the chunker's cache did not know.
     num_cut_turns: earlier turns that are left out, since the window is full.
     max_prompt_slots: slots that the prompt may take, for one with earlier turns, with a limit, or that gives way; None
@@ -60,23 +60,27 @@ def prepare_context(request: Request, chunker: Chunker, limits: ContextLimits) -
     context = PreparedContext(
         chunks=read.chunks,
         question_ids=chunker.question_ids(request.question),
-        question_chunks=_read_question(request, chunker, limits.num_chunks - len(read.chunks)),
+        question_chunks=chunker.question_chunks(request.question),
         new_tokens=read.new_tokens,
         sources=Sources(locate(read.chunks.passages, read.spans), len(request.passages)),
         answer_tokens=limits.answer_tokens,
     )
     if request.history:
         context = _add_history(context, request, chunker, limits)
+        context = _read_newest_pair(context, request, chunker, limits)
     if _may_give_way(request.expansion) and context.max_prompt_slots is None:
         context = _give_way(context, request, chunker, limits)
     return context
 
 
-def _read_question(request: Request, chunker: Chunker, max_chunks: int) -> PackedChunks:
-    """Return the chunks of what policies read; of the question alone where the newest turns would be too many."""
-    pairs = request.earlier_pairs
-    whole = chunker.question_chunks(policy_question(request.question, pairs, chunker.config.template))
-    return chunker.question_chunks(request.question) if pairs and len(whole) > max_chunks else whole
+def _read_newest_pair(
+    context: PreparedContext, request: Request, chunker: Chunker, limits: ContextLimits
+) -> PreparedContext:
+    """Return the context whose policies read the newest turns too, if the encoder takes as many chunks more."""
+    text = policy_question(request.question, request.earlier_pairs, chunker, limits.text_tokens)
+    question_chunks = chunker.question_chunks(text)
+    is_fitting = len(context.chunks) + len(question_chunks) <= limits.num_chunks
+    return replace(context, question_chunks=question_chunks) if is_fitting else context
 
 
 def _may_give_way(options: ExpansionOptions) -> bool:

@@ -165,7 +165,7 @@ class ContextMaker:
                 if found is not None:
                     covered = self.spans.covered_chunks(texts[found], span.start, span.stop)
                     evidence |= {first_chunks[found] + number for number in covered}
-            # As a server's policies read it: behind the newest turn.
+            # As a server's policies read it where no chat template is: behind the newest turn.
             read = " ".join([*history[-1:], question.text])
             tokenised.append(self._tokenise_question(question, read, sorted(evidence)))
         return TokenisedContext(texts, chunks, tokenised)

@@ -6,16 +6,14 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
+from unicodedata import category
 
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from refrag.data.scripts import part_unspaced
+from refrag.data.scripts import part_unspaced, split_words
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation + "、。，！？：；（）「」『』【】《》〈〉")
-# Letters and digits of any script.
-WORD = re.compile(r"[^\W_]+")
 # Parts of normalised sentences that say that the passages do not tell, so without articles and apostrophes.
 REFUSALS = (
     "not in passages",
@@ -69,9 +67,11 @@ References = Literal["best", "mean"]
 def normalise(text: str) -> str:
     """Return the text as SQuAD's scorer compares it: lower case, no punctuation, no articles, single spaces.
 
-    Unlike there, each character counts as a word in scripts that part none by spaces, as MLQA's scorer has it.
+    Unlike there, punctuation beyond ASCII is none of the text either, and each character counts as a word in scripts
+    that part none by spaces, as MLQA's scorer has both.
     """
-    return " ".join(ARTICLES.sub(" ", part_unspaced(text.lower().translate(PUNCTUATION))).split())
+    kept = "".join(one for one in text.lower() if one not in string.punctuation and category(one)[0] != "P")
+    return " ".join(ARTICLES.sub(" ", part_unspaced(kept)).split())
 
 
 def exact_match(text: str, answers: Sequence[str]) -> float:
@@ -123,7 +123,7 @@ class _Words:
         self.ascii = DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
-        words = WORD.findall(part_unspaced(text.lower()))
+        words = split_words(text.lower())
         return [part for word in words for part in (self.ascii.tokenize(word) if word.isascii() else [word])]
 
 

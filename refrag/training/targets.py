@@ -47,6 +47,8 @@ from refrag.training.target_tensors import (
 # R rows, T tokens of all answers, N likeliest tokens
 
 QUESTIONS, PASSAGES, TARGETS, PARTS = "questions.jsonl", "passages.jsonl", "targets.safetensors", "parts"
+# Of the earlier turns in a teacher's prompt; another one makes other answers.
+LAYOUT = "turns of the chat, older ones behind the passages"
 # Of the metadata: what the answers were given to, how many passages of each row the teacher read at most, and the
 # vocabulary that gives the ids their meaning.
 ROWS, NUM_PASSAGES, VOCABULARY = "rows", "num_passages", "vocabulary"
@@ -131,8 +133,12 @@ def _refuse_others(file: Path, metadata: dict[str, str], rows: Sequence[Question
 
 
 def digest_rows(rows: Sequence[QuestionRow]) -> str:
-    """Return a hash of the rows' order, questions and passages, all of which their targets depend on."""
-    asked = [(row.id, row.history, row.question, [passage.content for passage in row.passages]) for row in rows]
+    """Return a hash of the rows' order, questions, passages and turns with their layout, as targets depend on them."""
+    asked: list[object] = [
+        (row.id, row.history, row.question, [passage.content for passage in row.passages]) for row in rows
+    ]
+    if any(row.history for row in rows):
+        asked.append(LAYOUT)
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
@@ -180,7 +186,7 @@ def _refuse_long(rows: Sequence[QuestionRow], prompts: Sequence[Tensor], limit: 
         if len(prompt) > limit:
             raise TrainingError(
                 f"row {row.id!r} has a plain prompt of {len(prompt)} tokens, and {limit} leave room for the answer; "
-                "take fewer passages, or shorter answers"
+                "take fewer passages, shorter answers, or fewer turns of the conversation"
             )
 
 

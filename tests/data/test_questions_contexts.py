@@ -114,6 +114,8 @@ def test_without_named_evidence_the_answer_must_stand_in_a_passage(maker):
     assert maker.make(missing, 2, seed=0).questions[0].answer == NOT_FOUND
     for verdict in ("Yes", "No.", "false", "Yes, she did."):
         assert maker.make(replace(missing, answers=(verdict,)), 2, seed=0).questions[0].answer == verdict
+    for name in ("No. 10 Downing Street", "True: A Novel"):
+        assert maker.make(replace(missing, answers=(name,)), 2, seed=0).questions[0].answer == NOT_FOUND
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,13 @@ def test_without_named_evidence_the_answer_must_stand_in_a_passage(maker):
 )
 def test_answers_are_found_where_no_spaces_part_words(answer, places):
     assert [start for start, _ in find_answer("北京是中国首都，1998年他去了CERN。", answer)] == places
+
+
+def test_answers_are_whole_words():
+    assert not list(find_answer("रामायण", "राम"))
+    assert list(find_answer("राम आया", "राम")) == [(0, 3)]
+    assert list(find_answer("xa a a", "a a")) == [(3, 6)]
+    assert list(find_answer("Snow, snow_drift; snowy", "SNOW")) == [(0, 4), (6, 10)]
 
 
 def test_passages_that_do_not_answer_are_no_strangers_where_earlier_turns_do():
@@ -138,6 +147,8 @@ def test_answers_in_words_of_their_own_stand_in_no_passage_and_are_learned(maker
     assert maker.make(summary, 1, seed=0).questions[0].answer == "A bridge"
     sentence = replace(ROW, gold=None, answers=(OWN_WORDS,))
     assert maker.make(sentence, 2, seed=0).questions[0].answer == OWN_WORDS
+    chinese = replace(ROW, gold=None, answers=("他于1998年在北京大学获得博士学位，并在那里任教直到2010年退休。",))
+    assert maker.make(chinese, 2, seed=0).questions[0].answer == chinese.answers[0]
     for row in (summary, sentence):
         assert maker.make(replace(row, gold=()), 2, seed=0).questions[0].answer == NOT_FOUND
         assert maker.make(replace(row, answerable=False), 2, seed=0).questions[0].answer == NOT_FOUND

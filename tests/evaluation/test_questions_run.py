@@ -154,7 +154,9 @@ def test_a_context_beyond_the_window_is_cut_and_the_cut_reported(plain_models, r
     assert compressed.cut_tokens and len(compressed.prompt.input_ids) <= small.window - OPTIONS.max_tokens
     with pytest.raises(InvalidRequest, match=r"window is 9999; the decoders have \d+ \(compressed\) and \d+"):
         build(plain_models, rows[0], "plain", replace(OPTIONS, window=9999))
-    with pytest.raises(InvalidRequest, match=r"row 'q1': its question needs .* slots with max_tokens, the window is 9"):
+    with pytest.raises(
+        InvalidRequest, match=r"row 'q1': its question and newest turns need .* slots with max_tokens, the window is 9"
+    ):
         build(plain_models, rows[0], "plain", replace(OPTIONS, window=9))
 
 
@@ -213,10 +215,11 @@ def test_the_oracle_takes_all_of_the_evidence_where_no_passage_has_the_answers_w
 
 def test_the_oracle_finds_answers_as_words_of_their_own(tiny_checkpoint, rows):
     spans = Spans(tiny_checkpoint.chunker)
-    nobody, no = (SourcePassage(text, "", text) for text in ("Nobody knows.", "They said no."))
-    row = replace(rows[0], passages=(nobody, no), gold=None, answers=("no",))
-    places = spans.chunker.context_chunks([nobody.content, no.content]).passages
+    nobody, body = (SourcePassage(text, "", text) for text in ("Nobody knows.", "They found no body."))
+    row = replace(rows[0], passages=(nobody, body), gold=None, answers=("body",))
+    places = spans.chunker.context_chunks([nobody.content, body.content]).passages
     assert {int(places[number]) for number in find_answer_chunks(row, spans, places)} == {1}
+    assert find_answer_chunks(replace(row, answers=("No.",)), spans, places) == []
 
 
 def test_a_conversation_is_sent_as_a_client_does_whole_or_its_last_turns_alone(rows):
@@ -235,6 +238,16 @@ def test_older_turns_are_chunks_behind_the_passages_and_cost_no_evidence(plain_m
     assert set(built.places.tolist()) == {0, 1, 2}
     assert set(build(plain_models, long, "gold").places.tolist()) == {0, 1}
     assert 2 not in build(plain_models, rows[3], "p=0.5:random").places
+
+
+def test_beyond_the_window_the_oldest_turns_are_cut_first(plain_models, rows):
+    pairs = [("user", "Is there a mill?"), ("assistant", "It burned down. " * 60)] * 3
+    row = replace(rows[3], history=tuple(pairs))
+    places = {}
+    for window in (4096, 900, 300):
+        options = replace(OPTIONS, window=window)
+        places[window] = set(build(plain_models, row, "plain", options).places.tolist())
+    assert places == {4096: {0, 1, 2, 3, 4}, 900: {0, 1, 3, 4}, 300: {0, 1, 4}}
 
 
 # q1 ferry bridge mill, q2 mill, q3 bees mill, q4 bees bridge

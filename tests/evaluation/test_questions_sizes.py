@@ -64,6 +64,8 @@ def test_a_question_longer_than_the_window_is_refused_before_anything_is_answere
     tiny_checkpoint.save(tmp_path / "checkpoint")
     long = {**ROW, "id": "q3", "question": "Who built the bridge? " * 2000}
     inputs = Inputs(tmp_path / "checkpoint", None, write_rows(tmp_path, [*ROWS, long]))
-    with pytest.raises(InvalidRequest, match=r"row 'q3': its question needs .* slots with max_tokens, the window is"):
+    with pytest.raises(
+        InvalidRequest, match=r"row 'q3': its question and newest turns need .* slots with max_tokens, the window is"
+    ):
         evaluate_questions(inputs, ["p=0"], QuestionOptions(max_tokens=4, source_order=True), tmp_path / "long.json")
     assert not (tmp_path / "long.json").exists()

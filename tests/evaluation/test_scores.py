@@ -72,6 +72,18 @@ def test_characters_are_words_in_scripts_without_spaces():
     assert rouge_l("是北京", ["北京"]) == pytest.approx(4 / 5)
 
 
+def test_punctuation_of_any_script_is_none_of_the_text():
+    assert exact_match("“北京”…", ["北京"]) == 1
+    assert exact_match("アルベルト・アインシュタイン", ["アルベルトアインシュタイン"]) == 1
+    assert is_refusal("I don’t know") == 1
+    assert exact_match("$5", ["5"]) == 1  # as SQuAD has it
+
+
+def test_marks_stay_with_their_letters():
+    assert rouge_l("की", ["का"]) == 0
+    assert rouge_l("हिन्दी किताब", ["हिन्दी की किताब"]) == pytest.approx(4 / 5)
+
+
 def test_rouge_l_reads_letters_beyond_ascii_and_stems_the_others():
     assert rouge_l("Ein Café in Köln", ["ein café in köln"]) == 1
     assert rouge_l("Café", ["Caf"]) == 0

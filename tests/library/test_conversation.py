@@ -92,16 +92,22 @@ def test_policies_read_the_question_behind_the_newest_pair(tiny_checkpoint):
         assert alone.token_ids.tolist() == pipeline.chunker.question_chunks("And the last one?").token_ids.tolist()
 
 
-def test_policies_read_the_question_alone_where_the_encoder_takes_no_more(pipeline):
-    history = turns(2)
+def test_policies_read_the_question_alone_where_the_encoder_takes_no_more_and_no_turn_is_lost_for_it(pipeline):
+    history = [*turns(2), Turn("user", "What of the fleet?"), Turn("assistant", "It is at sea. " * 8)]
     request = Request("And the last one?", PASSAGES, history=history)
-    whole = prepared(pipeline, history)
-    num_passages = int((whole.chunks.passages < len(PASSAGES)).sum())
-    limit = num_passages + len(whole.question_chunks)
-    for num_chunks, asked in ((limit, history), (limit - 1, [])):
-        context = prepare_context(request, pipeline.chunker, ContextLimits(4, num_chunks))
-        expected = prepared(pipeline, asked).question_chunks
+    whole, alone = (prepared(pipeline, asked).question_chunks for asked in (history, []))
+    shortest = ContextLimits(4, text_tokens=whole.num_tokens)
+    chunks = prepare_context(request, pipeline.chunker, shortest).chunks
+    for num_chunks, expected in ((len(chunks) + len(whole), whole), (len(chunks) + len(whole) - 1, alone)):
+        context = prepare_context(request, pipeline.chunker, replace(shortest, num_chunks=num_chunks))
         assert context.question_chunks.token_ids.tolist() == expected.token_ids.tolist()
+        assert context.chunks.token_ids.tolist() == chunks.token_ids.tolist() and not context.num_cut_turns
+
+
+def test_policies_read_the_question_alone_behind_a_long_pair(pipeline):
+    history = [Turn("user", "What of the fleet?"), Turn("assistant", "It is at sea. " * 100)]
+    alone = prepared(pipeline, []).question_chunks
+    assert prepared(pipeline, history).question_chunks.token_ids.tolist() == alone.token_ids.tolist()
 
 
 def test_a_newest_pair_that_fits_is_always_text(pipeline):

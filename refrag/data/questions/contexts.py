@@ -8,19 +8,20 @@ from itertools import filterfalse
 import numpy as np
 
 from refrag.context.chunking import Chunker, PackedChunks
-from refrag.context.conversation import Room, as_passage, lay_out_history, policy_question
+from refrag.context.conversation import DEFAULT_TEXT_TOKENS, Room, as_passage, lay_out_history, policy_question
 from refrag.data.contexts import TokenisedContext, TokenisedQuestion
 from refrag.data.questions.arrange import arrange
-from refrag.data.questions.evidence import find_answer, holds_any
+from refrag.data.questions.evidence import find_answer, holds_any, is_verdict
 from refrag.data.questions.row import QuestionRow
 from refrag.data.questions.turns import earlier_pairs
+from refrag.data.scripts import count_words
 from refrag.data.spans import Spans
 from refrag.history import Pair
 
 # What a decoder is trained to answer where the passages do not.
 NOT_FOUND = "Not in the passages."
-# Answers that a passage gives without saying them, alone or with what follows a comma: "Yes, it does."
-VERDICT = re.compile(r"\s*(yes|no|true|false)\s*([,.!;:].*)?", re.IGNORECASE | re.DOTALL)
+# Begins a sentence of its own, such as "Yes, it does."
+JUDGEMENT = re.compile(r"\s*(yes|no|true|false), ", re.IGNORECASE)
 # Longer answers are put in words of their own, so that not finding them in a passage tells nothing.
 LONGEST_QUOTED_WORDS = 10
 
@@ -62,7 +63,7 @@ class RowContexts:
             answer=answer,
             prompt_ids=self.chunker.question_ids(row.question),
             answer_ids=self.chunker.answer_ids(answer),
-            chunks=self.chunker.question_chunks(policy_question(row.question, pairs, self.chunker.config.template)),
+            chunks=self.chunker.question_chunks(policy_question(row.question, pairs, self.chunker)),
             evidence_chunks=self._evidence(row, texts, chunks) if is_answered else [],
         )
         context = TokenisedContext(texts, chunks, [question])
@@ -72,7 +73,9 @@ class RowContexts:
         """Return the context with the earlier turns of its question, laid out as a server does."""
         [question], chunks, config = context.questions, context.chunks, self.chunker.config
         needed = len(chunks) + self.chunker.num_other_slots(question.prompt_ids) + len(question.answer_ids)
-        history = lay_out_history(pairs, self.chunker, Room(config.max_prompt_slots - needed))
+        # Where the passages fill the window by themselves, these give way to the newest turns.
+        room = max(config.max_prompt_slots - needed, DEFAULT_TEXT_TOKENS)
+        history = lay_out_history(pairs, self.chunker, Room(room))
         turns, num_cut = history.read.chunks, history.num_cut
         older = pairs[num_cut : num_cut + len(set(turns.passages.tolist()))]
         return TokenisedContext(
@@ -94,8 +97,7 @@ class RowContexts:
 
     def _holding(self, text: str, answers: Sequence[str]) -> Iterator[int]:
         """Yield the numbers of the passage's chunks that hold a part of an accepted answer."""
-        # The word "no" in a passage is not where it says no.
-        for answer in filterfalse(_is_verdict, answers):
+        for answer in filterfalse(is_verdict, answers):
             for start, stop in find_answer(text, answer):
                 yield from self.spans.covered_chunks(text, start, stop)
 
@@ -128,8 +130,5 @@ def _is_answered(row: QuestionRow) -> bool:
 
 
 def _may_be_quoted(answer: str) -> bool:
-    return not _is_verdict(answer) and len(answer.split()) <= LONGEST_QUOTED_WORDS
-
-
-def _is_verdict(answer: str) -> bool:
-    return VERDICT.fullmatch(answer) is not None
+    is_judgement = is_verdict(answer) or JUDGEMENT.match(answer)
+    return not is_judgement and count_words(answer) <= LONGEST_QUOTED_WORDS

@@ -3,10 +3,15 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from refrag.data.scripts import UNSPACED, is_unspaced
+from refrag.data.scripts import is_inside_word
 
-# A part of a word that its script would have gone on with.
-PART = rf"[^\W{UNSPACED}]"
+# Answers that a passage gives without saying them.
+VERDICT = re.compile(r"\s*(yes|no|true|false)[.!]?\s*", re.IGNORECASE)
+
+
+def is_verdict(answer: str) -> bool:
+    """Return whether the answer is yes, no, true or false: where these words stand is not where a text says so."""
+    return VERDICT.fullmatch(answer) is not None
 
 
 def find_answer(text: str, answer: str) -> Iterator[tuple[int, int]]:
@@ -17,9 +22,12 @@ def find_answer(text: str, answer: str) -> Iterator[tuple[int, int]]:
     """
     if not (answer := answer.strip()):
         return
-    before, after = "" if is_unspaced(answer[0]) else f"(?<!{PART})", "" if is_unspaced(answer[-1]) else f"(?!{PART})"
-    for match in re.finditer(before + re.escape(answer) + after, text, re.IGNORECASE):
-        yield match.span()
+    pattern, start = re.compile(re.escape(answer), re.IGNORECASE), 0
+    while match := pattern.search(text, start):
+        is_part = is_inside_word(text, match.start()) or is_inside_word(text, match.end())
+        start = match.start() + 1 if is_part else match.end()
+        if not is_part:
+            yield match.span()
 
 
 def holds_any(text: str, answers: Iterable[str]) -> bool:

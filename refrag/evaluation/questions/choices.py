@@ -1,8 +1,10 @@
 """A choice of chunks to expand that no server offers: an oracle that knows the answer."""
 
+from itertools import filterfalse
+
 import numpy as np
 
-from refrag.data.questions.evidence import find_answer
+from refrag.data.questions.evidence import find_answer, is_verdict
 from refrag.data.questions.row import QuestionRow
 from refrag.data.spans import Spans
 
@@ -10,7 +12,7 @@ from refrag.data.spans import Spans
 
 
 def choose_by_oracle(row: QuestionRow, spans: Spans, places: np.ndarray) -> list[int]:
-    """Return the chunks with the answer, best first.
+    """Return the chunks with the answer, as `find_answer_chunks` orders them.
 
     Where its words stand nowhere, as those of a sentence, these are all chunks of the passages with the evidence.
     """
@@ -32,4 +34,5 @@ def find_answer_chunks(row: QuestionRow, spans: Spans, places: np.ndarray) -> li
 
 def _covered(text: str, answers: tuple[str, ...], spans: Spans) -> list[list[int]]:
     """Return for each place where an answer stands the chunks of the passage that it covers."""
-    return [spans.covered_chunks(text, *place) for answer in answers for place in find_answer(text, answer)]
+    words = filterfalse(is_verdict, answers)
+    return [spans.covered_chunks(text, *place) for answer in words for place in find_answer(text, answer)]

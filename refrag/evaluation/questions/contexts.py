@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from refrag.config import LEARNED_POLICY
-from refrag.context.chunking import PackedChunks
 from refrag.context.conversation import policy_question
 from refrag.context.prepare import PreparedContext
 from refrag.data.questions.arrange import only_gold
@@ -32,6 +31,8 @@ from refrag.request import ExpansionOptions, Request
 # The served policies with other settings than the checkpoint's -> the policy.
 AS_SERVED, ALL_HEADS = "learned as served", "attention all heads"
 VARIANTS = {AS_SERVED: LEARNED_POLICY, ALL_HEADS: "attention"}
+# Window of the pipelines: `Contexts` itself cuts what is beyond that of a condition.
+UNLIMITED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,17 @@ class RowContext:
         """Return the position of each chunk's passage in the row; those of earlier turns are behind the last.  (C,)"""
         return self.context.chunks.passages
 
-    def first(self, num_chunks: int) -> "RowContext":
-        """Return the same row with its first chunks alone."""
-        context = replace(self.context, chunks=self.context.chunks[:num_chunks])
-        return replace(self, context=context, vectors=self.vectors[:num_chunks])
+    @property
+    def by_worth(self) -> np.ndarray:
+        """Return the numbers of the chunks, those first that are cut last: passages in order, then the newest turns."""
+        is_turn = self.places >= len(self.row.passages)
+        return np.concatenate([np.flatnonzero(~is_turn), np.flatnonzero(is_turn)[::-1]])
+
+    def keep(self, num_chunks: int) -> "RowContext":
+        """Return the same row with as many chunks, the others cut."""
+        kept = np.sort(self.by_worth[:num_chunks])
+        context = replace(self.context, chunks=self.context.chunks[kept])
+        return replace(self, context=context, vectors=self.vectors[torch.from_numpy(kept)])
 
 
 @dataclass(frozen=True)
@@ -124,13 +132,13 @@ class Contexts:
         room = self._room(pipeline, whole, condition)
         if condition.form == "truncated":
             room = min(room, self._slots(row, condition))
-        kept = whole.first(_num_fitting(whole.context.chunks, 1.0, room))
+        kept = whole.keep(_num_fitting(whole, 1.0, room))
         return self._lay_out(pipeline, whole, kept, range(len(kept.context.chunks)), kept.vectors)
 
     def _build_compressed(self, row: QuestionRow, control: QuestionRow | None, condition: Condition) -> RowPrompt:
         pipeline, whole = self._pipeline(condition), self._encode(row, condition)
         room = self._room(pipeline, whole, condition)
-        kept = whole.first(_num_fitting(whole.context.chunks, condition.expand_fraction, room))
+        kept = whole.keep(_num_fitting(whole, condition.expand_fraction, room))
         expanded = self._select(pipeline, kept, condition)
         vectors = kept.vectors
         if condition.embeddings == "shuffled":
@@ -161,7 +169,7 @@ class Contexts:
 
     def _policy_question(self, row: QuestionRow) -> str:
         request = self.make_request(row)
-        return policy_question(request.question, request.earlier_pairs, self.models.checkpoint.config.template)
+        return policy_question(request.question, request.earlier_pairs, self.models.checkpoint.chunker)
 
     @cached_property
     def _base_encoder(self) -> BaseEncoder:
@@ -174,12 +182,12 @@ class Contexts:
     def _room(self, pipeline: Pipeline, whole: RowContext, condition: Condition) -> int:
         """Return the slots that the window leaves for the context."""
         window = self.window or self.models.window(condition.form)
-        empty = whole.first(0)
+        empty = whole.keep(0)
         rest = pipeline.build_prompt(empty.context, [], empty.vectors)[0].num_slots + self.max_tokens
         if rest > window:
             raise InvalidRequest(
-                f"row {whole.row.id!r}: its question needs {rest} slots with max_tokens, the window is {window}; lower "
-                "max_tokens or history_turns, or leave the row out"
+                f"row {whole.row.id!r}: its question and newest turns need {rest} slots with max_tokens, the window is "
+                f"{window}; lower max_tokens or history_turns, or leave the row out"
             )
         return window - rest
 
@@ -216,8 +224,8 @@ class Contexts:
         key = condition.chunk_size, spends_all, reads_all, is_plain
         if key not in self._pipelines:
             checkpoint = self.models.checkpoint.with_chunk_size(condition.chunk_size)
-            if spends_all:
-                checkpoint = replace(checkpoint, config=replace(checkpoint.config, policy_confidence=1.0))
+            config = replace(checkpoint.config, max_prompt_slots=UNLIMITED)
+            checkpoint = replace(checkpoint, config=replace(config, policy_confidence=1.0) if spends_all else config)
             if reads_all:
                 checkpoint = replace(checkpoint, heads=None)
             if is_plain:
@@ -235,10 +243,11 @@ def _refuse_window(models: Models, window: int | None) -> None:
         )
 
 
-def _num_fitting(chunks: PackedChunks, expand_fraction: float, room: int) -> int:
-    """Return how many of the first chunks fit the room, whichever of them are expanded."""
+def _num_fitting(whole: RowContext, expand_fraction: float, room: int) -> int:
+    """Return how many of the chunks that are cut last fit the room, whichever of them are expanded."""
+    chunks = whole.context.chunks
     if expand_fraction == 1:
-        return int((chunks.lengths.cumsum() <= room).sum())
+        return int((chunks.lengths[whole.by_worth].cumsum() <= room).sum())
     size = chunks.token_ids.shape[1]
     num_chunks = len(chunks)
     while _most_slots(num_chunks, expand_fraction, size) > room:

@@ -122,7 +122,7 @@ def render(report: Values) -> str:
     rows, differences = report["rows"], report["differences"]
     lacking = ""
     if count := report.get("num_lacking_evidence"):
-        lacking = f" For {count} some of the evidence is not among the passages read; `--keep-gold` puts it there."
+        lacking = f" For {count} some of the evidence is not among the passages read."
     head = (
         f"`{report['command']}` at {report['commit']} on {report['machine']}, seed {report['seed']}\n\n"
         f"{report['data']}: {report['num_rows']} rows, {report['num_answerable']} of them answerable.{lacking} "
