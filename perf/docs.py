@@ -65,7 +65,7 @@ TASK_ROWS = (
 )
 QUESTION_SETS = ("xquad", "nq", "hotpotadv", "counterfactual", "rejection")
 POLICY_SETS = ("policies-xquad", "policies-nq", "policies-hotpotqa", "policies-musique", "policies-nq-weak")
-LONG_ANSWER_SETS = ("mtrag-last", "qmsum", "squality")
+LONG_ANSWER_SETS = ("qmsum", "squality")
 # Numbers of passages that a weak retriever found.
 WEAK_PASSAGES = (1, 5, 10, 20, 40)
 # What taught the learned policy -> the result of what it then answers.
@@ -261,7 +261,8 @@ FROM_RESULTS: dict[str, tuple[Path, Callable[[Report], str]]] = {
     "hotpotadv-gold": (RESULTS / "smollm2" / "hotpotadv-gold.json", questions),
     "musique-gold": (RESULTS / "smollm2" / "musique-gold.json", questions),
     "clapnq": (RESULTS / "smollm2" / "clapnq.json", long_answers),
-    "mtrag-turns": (RESULTS / "smollm2" / "mtrag-turns.json", long_answers),
+    "conversations": (RESULTS / "smollm2" / "conversations.json", long_answers),
+    "conversations-last": (RESULTS / "smollm2" / "conversations-last.json", long_answers),
     "squality-taught": (RESULTS / "smollm2" / "squality-taught.json", long_answers),
     "untuned": (PAIR / "questions" / "untuned.json", without_recovery),
     "chunk-sizes": (PAIR / "questions" / "chunk-sizes.json", chunk_sizes),
