@@ -170,6 +170,20 @@ def test_a_conversation_is_laid_out_as_a_server_lays_it_out(maker, tiny_checkpoi
     assert "".join(read).strip() == "Question: Is it? Answer: Yes. Who built the bridge?"
 
 
+def test_the_newest_turns_stay_where_passages_fill_the_window_but_never_beyond_it(maker, tiny_checkpoint):
+    turns = (("user", "Which river?"), ("assistant", "The Lurd. " * 5))
+    row = replace(ROW, history=turns, passages=(replace(MILL, text=MILL.text * 40), *ROW.passages[1:]))
+    kept = {}
+    for window in (100, 40):
+        config = replace(tiny_checkpoint.config, max_prompt_slots=window)
+        narrow = RowContexts(replace(tiny_checkpoint, config=config).chunker)
+        [question] = narrow.make(row, 2, seed=0).questions
+        needed = narrow.chunker.num_other_slots(question.prompt_ids) + len(question.answer_ids)
+        assert needed <= window
+        kept[window] = "Lurd" in maker.chunker.decoder_tokenizer.decode([question.prompt_ids])[0]
+    assert kept == {100: True, 40: False}
+
+
 def test_a_document_stays_whole_and_in_order(maker):
     context = maker.make(replace(ROW, keeps_order=True), 1, seed=3)
     assert context.passages == [passage.content for passage in ROW.passages]

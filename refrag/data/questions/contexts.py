@@ -72,10 +72,11 @@ class RowContexts:
     def _add_turns(self, context: TokenisedContext, pairs: Sequence[Pair]) -> TokenisedContext:
         """Return the context with the earlier turns of its question, laid out as a server does."""
         [question], chunks, config = context.questions, context.chunks, self.chunker.config
-        needed = len(chunks) + self.chunker.num_other_slots(question.prompt_ids) + len(question.answer_ids)
+        needed = self.chunker.num_other_slots(question.prompt_ids) + len(question.answer_ids)
+        left = config.max_prompt_slots - needed
         # Where the passages fill the window by themselves, these give way to the newest turns.
-        room = max(config.max_prompt_slots - needed, DEFAULT_TEXT_TOKENS)
-        history = lay_out_history(pairs, self.chunker, Room(room))
+        room = Room(max(left - len(chunks), min(left, DEFAULT_TEXT_TOKENS)))
+        history = lay_out_history(pairs, self.chunker, room)
         turns, num_cut = history.read.chunks, history.num_cut
         older = pairs[num_cut : num_cut + len(set(turns.passages.tolist()))]
         return TokenisedContext(

@@ -78,5 +78,7 @@ def _history(record: Record) -> tuple[tuple[str, str], ...]:
     try:
         pair_turns(turns)
     except InvalidRequest:
-        raise record.fault("history", "turns of user and assistant, one after the other, to the assistant's") from None
+        raise record.fault(
+            "history", "turns of the user and the assistant that alternate, the assistant's last"
+        ) from None
     return tuple((turn.role, turn.content) for turn in turns)
